@@ -1,0 +1,63 @@
+"""What every reader returns: questions and statements, frozen, with the data set they came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Dataset", "Question", "Statement"]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question with its reference answers.
+
+    ``choices`` are the options of a multiple-choice task, in their order (empty when the source has none);
+    ``correct`` holds ``best``. ``category`` and ``kind`` (for example "Adversarial") are the source's own words.
+    """
+
+    id: str
+    question: str
+    best: str
+    correct: tuple[str, ...]
+    incorrect: tuple[str, ...]
+    choices: tuple[str, ...] = ()
+    category: str | None = None
+    kind: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """One statement with its truth label (1 true, 0 false).
+
+    ``entity`` is what the statement is about and ``pair`` joins a statement with its twins (true/false, negated):
+    rows that share either must stay on one side of a split. ``negated`` marks the negated form.
+    """
+
+    id: str
+    statement: str
+    label: int
+    topic: str
+    entity: str | None = None
+    pair: str | None = None
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Records of one kind with their provenance.
+
+    ``sha256`` is over the source's bytes; ``notes`` are the lines a reader reports
+    ("18 duplicates, 12 with conflicting labels: dropped").
+    """
+
+    name: str
+    source: str
+    sha256: str
+    kind: Literal["questions", "statements"]
+    questions: tuple[Question, ...] = ()
+    statements: tuple[Statement, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.questions) if self.kind == "questions" else len(self.statements)

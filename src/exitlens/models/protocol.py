@@ -1,0 +1,127 @@
+"""The contract every room works against: a causal language model seen layer by layer.
+
+Layer index ``j`` runs 0..N everywhere: layer 0 is the embedding output, layer j the residual stream after block j,
+and the readout at layer N equals the model's own logits (checked when a model is loaded).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+__all__ = ["LayeredModel", "Parity", "Pass", "Post"]
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """The model's last transformation of its logits, ``post(z) = cap * tanh(scale * z / cap)`` (no cap: ``scale * z``).
+
+    Identity is ``Post(1.0, None)``. It acts on each logit alone and grows with it, so it never changes ranks.
+    """
+
+    scale: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Apply to logits of any shape; returns a new tensor unless it is the identity."""
+        if self.scale != 1.0:
+            z = z * self.scale
+        if self.cap is not None:
+            z = torch.tanh(z / self.cap) * self.cap
+        return z
+
+    @property
+    def identity(self) -> bool:
+        """True when nothing is changed."""
+        return self.scale == 1.0 and self.cap is None
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How closely the readout at layer N reproduced the model's logits: largest absolute difference, and the bound."""
+
+    max_abs: float
+    tolerance: float
+    tokens: int
+
+
+@dataclass(slots=True)
+class Pass:
+    """What one forward pass left behind.
+
+    ``hidden[j]``: residual stream at layer j, ``[batch, positions, d_model]`` (only the layers asked for; positions =
+    all of the input, or 1 with ``positions="last"``), *before* the final norm also at j = N. ``cache``: the model's
+    key-value cache, or None.
+    """
+
+    hidden: dict[int, Tensor] = field(default_factory=dict)
+    cache: Any = None
+
+
+@runtime_checkable
+class LayeredModel(Protocol):
+    """A causal LM, seen as embeddings, blocks, norm, unembedding and the last transformation of logits."""
+
+    name: str
+    fingerprint: str
+    n_layers: int
+    d_model: int
+    vocab_size: int
+    context: int | None
+    dtype: torch.dtype
+    device: torch.device
+    tokenizer: Any
+    parity: Parity
+    post: Post
+
+    @property
+    def weight(self) -> Tensor:
+        """Unembedding matrix ``[vocab, d_head]`` in the model's dtype."""
+        ...
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Unembedding bias ``[vocab]``, or None."""
+        ...
+
+    def norm(self, h: Tensor) -> Tensor:
+        """Residual stream ``[..., d_model]`` → input of the unembedding ``[..., d_head]`` (final norm, projections)."""
+        ...
+
+    def unembed(self, x: Tensor) -> Tensor:
+        """``[..., d_head]`` → raw logits ``[..., vocab]``, before :attr:`post`."""
+        ...
+
+    def logits(self, h: Tensor, layer: int, lens: Literal["raw", "logit"] = "logit") -> Tensor:
+        """Logits ``[..., vocab]`` of residual stream ``h`` at ``layer`` (0..N); at N every lens is the model itself."""
+        ...
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        layers: Sequence[int] | Literal["all"] = (),
+        positions: Literal["all", "last"] = "all",
+        cache: Any = None,
+        use_cache: bool = False,
+    ) -> Pass:
+        """Run the blocks on ``input_ids [batch, seq]`` and record the residual stream at ``layers``.
+
+        ``attention_mask [batch, past + seq]``: 1 real, 0 padding (padding on the left for generation, either side
+        otherwise); position ids are derived from it. The unembedding is *not* run: ask :meth:`logits` for what
+        is wanted.
+        """
+        ...
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids of ``text``; with ``special`` the tokenizer's own beginning-of-text token where it adds one."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out, spaces not cleaned up."""
+        ...
