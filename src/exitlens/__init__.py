@@ -1,0 +1,41 @@
+"""exitlens: look inside a language model layer by layer, and act on what is seen.
+
+The public names load what they need on first use, so that ``import exitlens`` stays fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .data import Dataset as Dataset
+    from .data import read as read_data
+    from .decoding import Generation, generate
+    from .models import Layered, load, wrap
+
+__all__ = ["Dataset", "Generation", "Layered", "__version__", "generate", "load", "read_data", "wrap"]
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Dataset": ("data", "Dataset"),
+    "Generation": ("decoding", "Generation"),
+    "Layered": ("models", "Layered"),
+    "generate": ("decoding", "generate"),
+    "load": ("models", "load"),
+    "read_data": ("data", "read"),
+    "wrap": ("models", "wrap"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module, attribute = _HOME[name]
+    except KeyError:
+        raise AttributeError(f"module 'exitlens' has no attribute {name!r}") from None
+    return getattr(import_module(f".{module}", __name__), attribute)
+
+
+def __dir__() -> list[str]:
+    return __all__
