@@ -1,0 +1,162 @@
+"""What a run is asked to do: one frozen, validated object, from defaults, a TOML file and the command line.
+
+The file holds the same names as the options of ``exitlens run`` (``max_new_tokens`` for ``--max-new-tokens``); a
+name that does not exist is refused with the nearest one that does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from exitlens.errors import ConfigError
+
+__all__ = ["STUDIES", "RunConfig", "load_config"]
+
+STUDIES = ("layers", "entropy", "probes", "decoding")
+# Settings that change where or how fast results appear, never what they are: a run may go on with other values.
+_NOT_IDENTITY = frozenset({"only", "out"})
+
+
+class RunConfig(BaseModel):
+    """Settings of ``exitlens run``. Every field is also an option of the command line and a name of the TOML file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str = Field("smollm2-135m", description="catalogue name, Hub id, local folder or .gguf file")
+    revision: str | None = Field(None, description="revision of a Hub model")
+    trust_remote_code: bool = Field(False, description="let a Hub model run code of its own")
+    device: str = Field("auto", description="cpu, cuda, mps or auto")
+    dtype: str = Field("auto", description="float32, bfloat16, float16 or auto")
+
+    data: tuple[str, ...] = Field(("facts-qa",), description="questions: built-in name, file or Hub id")
+    statements: tuple[str, ...] = Field(("facts-tf",), description="true/false statements: name, file or folder")
+    limit: int | None = Field(None, ge=1, description="at most this many questions, drawn with the seed")
+    limit_statements: int | None = Field(None, ge=1, description="at most this many statements, drawn with the seed")
+    prompts: str | None = Field(None, description="JSON lines of prompts with choices, looked at as well")
+
+    only: tuple[str, ...] = Field(STUDIES, description="studies to run: layers, entropy, probes, decoding")
+    out: str = Field("exitlens-run", description="run directory")
+    seed: int = Field(0, ge=0, description="seed of every random choice")
+    batch_size: int = Field(16, ge=1, description="prompts that are generated together")
+
+    max_new_tokens: int = Field(50, ge=1, description="longest answer, in tokens")
+    repetition_penalty: float = Field(1.0, gt=0, description="of every decoder that names none of its own")
+    decoders: tuple[str, ...] = Field(
+        ("vanilla", "dola:high", "dola:low"), description="decoders compared; NAME@1.2 sets a repetition penalty"
+    )
+    judges: tuple[str, ...] = Field(("similarity", "margin:rougeL"), description="who says which answers are right")
+    entropy_estimators: tuple[Literal["per-group", "pooled-weights"], ...] = Field(
+        ("per-group",), description="pooled-weights reproduces a published artefact, see METHODS"
+    )
+    bertscore_model: str | None = Field("minilm", description="encoder of BERTScore; none: leave BERTScore out")
+    bertscore_layer: int | None = Field(None, ge=0, description="layer of that encoder; none: its recommended one")
+
+    lens: tuple[str, ...] = Field(("logit", "raw"), description="lenses of the layer study")
+    layers: tuple[int, ...] | Literal["all"] = Field("all", description="layers of the layer study")
+    rule: Literal["auto", "first-token", "sequence"] = Field("auto", description="what stands for a choice")
+    picks: int = Field(3, ge=0, description="right and wrong answers shown layer by layer, of each at most")
+    top_k: int = Field(5, ge=1, description="likeliest tokens kept per layer")
+
+    taps: tuple[int, ...] | None = Field(None, description="probed layers; none: 1/2, 5/8 and 3/4 of the depth")
+    epochs: int = Field(5, ge=1, description="epochs of the probes")
+    test_topic: str | None = Field(None, description="topic held out; none: cities, or the last topic")
+    bare: bool = Field(True, description="probe the bare statements too, without instruction and examples")
+
+    @field_validator("only")
+    @classmethod
+    def _known_studies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if name not in STUDIES:
+                raise ValueError(
+                    f"no study is named {name!r}{_nearest(name, STUDIES)}; choose from {', '.join(STUDIES)}"
+                )
+        if not value:
+            raise ValueError(f"no study is asked for; choose from {', '.join(STUDIES)}")
+        return tuple(name for name in STUDIES if name in value)
+
+    @field_validator("data", "statements", "decoders", "judges", "lens", "taps", "layers", mode="after")
+    @classmethod
+    def _no_repeats(cls, value: Any) -> Any:
+        if isinstance(value, tuple):
+            repeated = next((v for i, v in enumerate(value) if v in value[:i]), None)
+            if repeated is not None:
+                raise ValueError(f"{repeated!r} is given twice")
+        return value
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the results (a run goes on only with equal ones)."""
+        return {k: v for k, v in self.model_dump(mode="json").items() if k not in _NOT_IDENTITY}
+
+
+def load_config(file: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    """Defaults, then the TOML ``file``, then ``overrides`` (None values are options that were not given).
+
+    Raises ConfigError with one line: the unknown name with its nearest known one, or the value and what it should be.
+    """
+    values: dict[str, Any] = {}
+    where = "the command line"
+    if file is not None:
+        values = _read_toml(Path(file))
+        where = f"'{file}'"
+        for name in values:
+            if name not in RunConfig.model_fields:
+                raise ConfigError(f"{where}: unknown setting {name!r}{_nearest(name, RunConfig.model_fields)}")
+    values = {k: _listed(k, v) for k, v in values.items()}
+    values.update({k: _listed(k, v) for k, v in (overrides or {}).items() if v is not None})
+    try:
+        return RunConfig(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "?"
+        message = str(first["msg"]).removeprefix("Value error, ")
+        value = values.get(name)
+        raise ConfigError(f"setting '{name}' = {value!r} (from {where}): {message[:1].lower()}{message[1:]}") from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration file '{path}': check --config") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration file '{path}': {error}") from error
+    try:
+        values = tomllib.loads(text.replace("\r\n", "\n"))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"'{path}' is not TOML: {error}") from error
+    # A table [run] is accepted, so that a project may keep other tools' settings in the same file.
+    run = values.get("run")
+    return run if isinstance(run, dict) and len(values) == 1 else values
+
+
+def _listed(name: str, value: Any) -> Any:
+    """One value where a list is meant: a string is split at commas; a number stands alone. TOML "none" means None."""
+    field = RunConfig.model_fields.get(name)
+    if field is None:
+        return value
+    annotation = str(field.annotation)
+    if isinstance(value, str) and value.lower() == "none" and "None" in annotation:
+        return None
+    if "tuple" not in annotation or (name == "layers" and value == "all"):
+        return value
+    if isinstance(value, str):
+        # A path may hold a comma; data sets are never split, the option is repeated instead.
+        # "dola:2,4,6" is one decoder: only a comma before a name separates.
+        comma = r",\s*(?=[A-Za-z])" if name == "decoders" else ","
+        parts = [value] if name in ("data", "statements") else [p.strip() for p in re.split(comma, value) if p.strip()]
+        return [int(p) if "int" in annotation and p.lstrip("-").isdigit() else p for p in parts]
+    if isinstance(value, int):
+        return [value]
+    return list(value)
+
+
+def _nearest(name: str, known: Any) -> str:
+    near = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1, cutoff=0.5)
+    return f": did you mean '{near[0]}'?" if near else f"; known: {', '.join(known)}"
