@@ -267,8 +267,8 @@ def _writable(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ModelNotFound(
-            f"cannot write the model cache '{folder}': {error.strerror or error}; free or allow it, or set EXITLENS_CACHE "
-            "to a folder you may write to"
+            f"cannot write the model cache '{folder}': {error.strerror or error}; set EXITLENS_CACHE to a folder "
+            "you may write to, with room for it"
         ) from error
 
 

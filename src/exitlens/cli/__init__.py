@@ -1,0 +1,132 @@
+"""The command line: `exitlens COMMAND`. One file a group of commands, each with ``register(app)``.
+
+Nothing heavy is imported here or at the top of a command's file, so that ``exitlens --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated, NoReturn
+
+import typer
+
+from exitlens.errors import ExitlensError
+
+from .common import safe
+
+__all__ = ["GROUPS", "build", "main"]
+
+GROUPS = (
+    "run",
+    "look",
+    "entropy",
+    "probe",
+    "generate",
+    "score",
+    "read",
+    "lens",
+    "exits",
+    "judge",
+    "serve",
+    "data",
+    "models",
+)
+"""The files beside this one that add commands, in the order in which --help lists them."""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from exitlens import __version__
+
+        typer.echo(f"exitlens {__version__}")
+        raise typer.Exit
+
+
+def build() -> typer.Typer:
+    """The whole command line as a typer application."""
+    app = typer.Typer(
+        name="exitlens",
+        no_args_is_help=True,
+        # Plain help and plain one-line errors: the same in a terminal, a log and a pipe.
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def root(
+        version: Annotated[
+            bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+        ] = False,
+    ) -> None:
+        """What every layer of a language model would have said, what that tells about truth, what acting on it saves.
+
+        Start with `exitlens run`: the whole study on the built-in model and data, one report at the end.
+        """
+
+    for group in GROUPS:
+        if find_spec(f"{__name__}.{group}") is not None:
+            import_module(f".{group}", __name__).register(app)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code.
+
+    0: done. 2: the command, its input or its model cannot be used (one line on the error stream). 130: interrupted.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # Model text holds any character; a terminal with a narrow encoding must not end the command.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            build()(args=None if argv is None else list(argv), prog_name="exitlens")
+        except SystemExit as end:  # how typer ends every command
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        else:
+            code = 0
+        sys.stdout.flush()
+    except ExitlensError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        code = 130
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            _stop_writing()
+            return 1
+        if error.filename is None:
+            raise
+        return _fail(f"cannot use '{error.filename}': {error.strerror}; check that it exists and that you may use it")
+    except MemoryError:
+        return _fail("out of memory; use a smaller --batch-size, --limit, or a smaller model")
+    if code == 130:
+        sys.stderr.write("\ninterrupted; finished work is kept, the same command goes on from there\n")
+    return code
+
+
+def _fail(message: str) -> int:
+    if os.environ.get("EXITLENS_DEBUG"):
+        _raise_again()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.write(f"error: {safe(message)}\n")
+    return 2
+
+
+def _raise_again() -> NoReturn:
+    raise  # noqa: PLE0704 - called from an except block, to show the whole traceback when someone asks for it
+
+
+def _stop_writing() -> None:
+    """The reader of our output went away (`| head`): send the rest nowhere, also what Python flushes as it ends."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

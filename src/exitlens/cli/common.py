@@ -1,0 +1,294 @@
+"""What every command shares: options, tables, JSON, progress, and text of models and data made safe for a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any, Protocol, TextIO
+
+import typer
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "Column",
+    "DeviceOption",
+    "DtypeOption",
+    "JsonOption",
+    "ModelOption",
+    "QuietOption",
+    "RevisionOption",
+    "SeedOption",
+    "Tick",
+    "TrustOption",
+    "echo",
+    "plain",
+    "print_json",
+    "print_table",
+    "progress",
+    "safe",
+    "say",
+]
+
+DEFAULT_MODEL = "smollm2-135m"
+
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", "-m", help="Catalogue name, Hub id (org/name or org/name@revision), folder or .gguf file."),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps or auto.")]
+DtypeOption = Annotated[
+    str, typer.Option("--dtype", help="float32, bfloat16, float16, or auto: bfloat16 where it is faster here.")
+]
+RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub model.")]
+TrustOption = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python code that a Hub model brings along.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON with full precision instead of a table.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks; results only.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="The same seed gives the same numbers.")]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a printed table: heading, how numbers are written, and whether it may be cut to fit the terminal."""
+
+    name: str
+    format: str = ".4g"
+    shrink: bool = False
+
+
+# Control characters, and the marks that reorder a whole line of text (right-to-left letters themselves are fine).
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
+def safe(text: str) -> str:
+    """``text`` with control characters written out (``\\x1b``, ``\\n``): it cannot move the cursor or clear a screen."""
+    return _UNSAFE.sub(_written_out, text)
+
+
+def _written_out(match: re.Match[str]) -> str:
+    character = match.group()
+    code = ord(character)
+    return _SHORT.get(character) or (f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}")
+
+
+def echo(text: str = "") -> None:
+    """A line of results on the output stream; control characters are written out."""
+    sys.stdout.write(safe(text) + "\n")
+
+
+def say(text: str, quiet: bool = False) -> None:
+    """A remark on the error stream, unless ``quiet``."""
+    if not quiet:
+        sys.stderr.write(safe(text) + "\n")
+        sys.stderr.flush()
+
+
+def print_table(
+    columns: Sequence[str | Column], rows: Sequence[Sequence[Any]], *, title: str | None = None, note: str | None = None
+) -> None:
+    """Print rows under headings on the output stream.
+
+    In a terminal the table fits its width (columns with ``shrink`` are cut, others wrap); elsewhere every cell is
+    whole, and columns are two spaces apart. None is printed as "–"; strings are never read as markup.
+    """
+    heads = [column if isinstance(column, Column) else Column(column) for column in columns]
+    cells = [[_cell(value, head.format) for value, head in zip(row, heads, strict=True)] for row in rows]
+    numeric = [
+        any(_is_number(row[i]) for row in rows) and all(row[i] is None or _is_number(row[i]) for row in rows)
+        for i in range(len(heads))
+    ]
+    if sys.stdout.isatty():
+        _draw(heads, cells, numeric, title, note)
+        return
+    lines = [] if title is None else [safe(title)]
+    lines += _align([[safe(head.name) for head in heads], *cells], numeric)
+    lines += [] if note is None else [safe(note)]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _draw(
+    heads: Sequence[Column],
+    cells: Sequence[Sequence[str]],
+    numeric: Sequence[bool],
+    title: str | None,
+    note: str | None,
+) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        title=None if title is None else Text(safe(title), style="bold"),
+        caption=None if note is None else Text(safe(note), style="dim"),
+        title_justify="left",
+        caption_justify="left",
+    )
+    for head, number in zip(heads, numeric, strict=True):
+        table.add_column(
+            Text(safe(head.name)),
+            justify="right" if number else "left",
+            no_wrap=number or head.shrink,
+            overflow="ellipsis" if head.shrink else "fold",
+        )
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(file=sys.stdout, highlight=False).print(table)
+
+
+def _align(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]:
+    from rich.cells import cell_len
+
+    widths = [max(cell_len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    aligned = []
+    for line in lines:
+        padded = []
+        for cell, width, to_right in zip(line, widths, right, strict=True):
+            space = " " * (width - cell_len(cell))
+            padded.append(space + cell if to_right else cell + space)
+        aligned.append("  ".join(padded).rstrip())
+    return aligned
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _cell(value: Any, form: str) -> str:
+    value = _scalar(value)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return format(value, form)
+    if isinstance(value, int):
+        return format(value, form if form.endswith("d") else "d")
+    return safe(str(value))
+
+
+def _scalar(value: Any) -> Any:
+    """numpy and torch scalars as Python's own."""
+    item = getattr(value, "item", None)
+    return item() if callable(item) and getattr(value, "ndim", 0) == 0 else value
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: dataclasses and mappings as objects, arrays as lists, NaN and infinities as null."""
+    value = _scalar(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    listed = getattr(value, "tolist", None)
+    if callable(listed):
+        return plain(listed())
+    if isinstance(value, Sequence | set | frozenset):
+        return [plain(each) for each in value]
+    return str(value)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value on the output stream: full precision, ASCII only, so that any pipe takes it."""
+    sys.stdout.write(json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+
+class Tick(Protocol):
+    """Call it with how many more are done."""
+
+    def __call__(self, count: int = 1, /) -> None:
+        """``count`` more are done."""
+
+
+def _silent(_count: int = 1, /) -> None:
+    pass
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int | None = None, quiet: bool = False) -> Iterator[Tick]:
+    """Show how far a long job is, on the error stream: ``with progress("generating", total=n) as tick: tick(k)``.
+
+    ``tick(k)`` says that k more are done (``tick()`` is one). A terminal gets a bar with rate and time left, redrawn in
+    place and removed at the end; a file or pipe gets a line every 15 seconds; ``quiet`` shows nothing.
+    """
+    if quiet:
+        yield _silent
+        return
+    if not sys.stderr.isatty():
+        yield _Lines(what, total, sys.stderr).tick
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:.3g}/s")
+
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(compact=True),
+        console=Console(file=sys.stderr),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(safe(what), total=total)
+
+        def tick(count: int = 1, /) -> None:
+            bar.advance(task, count)
+
+        yield tick
+
+
+class _Lines:
+    """Progress for a log: at most a line every 15 seconds."""
+
+    every = 15.0
+
+    def __init__(self, what: str, total: int | None, out: TextIO) -> None:
+        self.what = what
+        self.total = total
+        self.out = out
+        self.done = 0
+        self.begun = self.last = time.monotonic()
+
+    def tick(self, count: int = 1, /) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.last < self.every:
+            return
+        self.last = now
+        rate = self.done / (now - self.begun)
+        line = f"{self.what}: {self.done}"
+        if self.total is not None:
+            line += f" of {self.total}, {rate:.3g}/s"
+            if rate > 0:
+                line += f", {max(self.total - self.done, 0) / rate:.0f} s left"
+        else:
+            line += f", {rate:.3g}/s"
+        say(line)

@@ -1,0 +1,140 @@
+"""`exitlens models list | pull | check`: the built-in models, and whether a model can be read layer by layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .common import (
+    Column,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    QuietOption,
+    RevisionOption,
+    TrustOption,
+    echo,
+    print_json,
+    print_table,
+    say,
+)
+
+__all__ = ["register"]
+
+NameArgument = Annotated[str, typer.Argument(help="A name that `exitlens models list` shows.", show_default=False)]
+AnyModelArgument = Annotated[
+    str, typer.Argument(help="Catalogue name, Hub id, folder or .gguf file.", metavar="MODEL", show_default=False)
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The built-in models; check any model.")
+    group.command("list")(list_models)
+    group.command("pull")(pull_model)
+    group.command("check")(check_model)
+    app.add_typer(group, name="models")
+
+
+def list_models(as_json: JsonOption = False) -> None:
+    """The built-in models: what they are, their licence, and whether they are on this machine."""
+    from exitlens.models import catalog
+
+    rows = []
+    for entry in catalog.CATALOG.values():
+        rows.append(
+            {
+                "name": entry.name,
+                "kind": entry.kind,
+                "about": entry.about,
+                "licence": entry.licence,
+                "bytes": entry.size,
+                "source": f"{entry.package}=={entry.version}",
+                "sha256": entry.members[0].sha256,
+                "here": _state(entry.name),
+                "path": catalog.target(entry.name),
+            }
+        )
+    if as_json:
+        print_json({"cache": catalog.cache_dir(), "models": rows})
+        return
+    print_table(
+        ["name", "kind", Column("MB", ".1f"), "licence", "here", "about"],
+        [[r["name"], r["kind"], r["bytes"] / 1e6, r["licence"], r["here"], r["about"]] for r in rows],
+        note=f"kept in {catalog.cache_dir()}",
+    )
+
+
+def pull_model(name: NameArgument, quiet: QuietOption = False) -> None:
+    """Fetch a built-in model (a damaged copy is replaced); prints its path."""
+    from exitlens.models import catalog
+
+    echo(str(catalog.pull(name, progress=not quiet)))
+
+
+def check_model(
+    model: AnyModelArgument,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Hash a built-in model in full; load any model and measure that its last layer reproduces its logits.
+
+    Exit code 2 when the file is damaged, or when the model cannot be read layer by layer.
+    """
+    from exitlens.models import catalog
+
+    found: dict[str, Any] = {"model": model}
+    entry = catalog.CATALOG.get(model)
+    if entry is not None:
+        say(f"hashing {model}", quiet)
+        found["path"] = catalog.verify(model)
+        found["sha256"] = entry.members[0].sha256
+        found["kind"] = entry.kind
+    if entry is None or entry.kind == "causal-lm":
+        say(f"loading {model}", quiet)
+        found |= _loaded(model, device, dtype, revision, trust_remote_code)
+    if as_json:
+        print_json(found)
+        return
+    print_table(["what", "value"], [[key.replace("_", " "), _shown(value)] for key, value in found.items()])
+
+
+def _loaded(name: str, device: str, dtype: str, revision: str | None, trust: bool) -> dict[str, Any]:
+    """What loading shows: the shape, where it runs, and the measured parity of the last layer."""
+    from exitlens.models import load
+
+    lm = load(name, device=device, dtype=dtype, revision=revision, trust_remote_code=trust)
+    return {
+        "layers": lm.n_layers,
+        "d_model": lm.d_model,
+        "vocabulary": lm.vocab_size,
+        "context": lm.context,
+        "dtype": str(lm.dtype).removeprefix("torch."),
+        "device": str(lm.device),
+        "fingerprint": lm.fingerprint,
+        "parity_max_abs": lm.parity.max_abs,
+        "parity_tolerance": lm.parity.tolerance,
+        "parity_tokens": lm.parity.tokens,
+    }
+
+
+def _state(name: str) -> str:
+    from exitlens.errors import CorruptModel
+    from exitlens.models import catalog
+
+    try:
+        return "no" if catalog.cached(name) is None else "yes"
+    except CorruptModel:
+        return "damaged"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return str(value) if isinstance(value, str | int | Path) else "–" if value is None else str(value)
