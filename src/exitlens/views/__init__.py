@@ -1,0 +1,1 @@
+"""Figures, the report and terminal tables: everything here draws what tables hold and computes no statistic."""
