@@ -69,7 +69,7 @@ _SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 def safe(text: str) -> str:
-    """``text`` with control characters written out (``\\x1b``, ``\\n``): it cannot move the cursor or clear a screen."""
+    """Text with control characters written out (``\\x1b``, ``\\n``): it cannot move a cursor or clear a screen."""
     return _UNSAFE.sub(_written_out, text)
 
 

@@ -42,21 +42,20 @@ def list_models(as_json: JsonOption = False) -> None:
     """The built-in models: what they are, their licence, and whether they are on this machine."""
     from exitlens.models import catalog
 
-    rows = []
-    for entry in catalog.CATALOG.values():
-        rows.append(
-            {
-                "name": entry.name,
-                "kind": entry.kind,
-                "about": entry.about,
-                "licence": entry.licence,
-                "bytes": entry.size,
-                "source": f"{entry.package}=={entry.version}",
-                "sha256": entry.members[0].sha256,
-                "here": _state(entry.name),
-                "path": catalog.target(entry.name),
-            }
-        )
+    rows: list[dict[str, Any]] = [
+        {
+            "name": entry.name,
+            "kind": entry.kind,
+            "about": entry.about,
+            "licence": entry.licence,
+            "bytes": entry.size,
+            "source": f"{entry.package}=={entry.version}",
+            "sha256": entry.members[0].sha256,
+            "here": _state(entry.name),
+            "path": catalog.target(entry.name),
+        }
+        for entry in catalog.CATALOG.values()
+    ]
     if as_json:
         print_json({"cache": catalog.cache_dir(), "models": rows})
         return

@@ -1,0 +1,48 @@
+"""What all tests share: no network for the Hub, one thread, shape checks at run time, and the built-in models."""
+
+from __future__ import annotations
+
+import os
+
+# Before any library reads them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["COLUMNS"] = "100"
+
+if os.environ.get("EXITLENS_TYPECHECK") == "1":
+    from jaxtyping import install_import_hook
+
+    # Every function and dataclass of the package checks its annotations when it runs, shapes included.
+    install_import_hook("exitlens", "tests.typecheck.checked")
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """The order of additions, and so the last bits of a sum, depends on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def builtin_path() -> Path:
+    """The built-in model's GGUF file, fetched once a machine."""
+    from exitlens.models import catalog
+
+    return catalog.resolve("smollm2-135m", progress=False)
+
+
+@pytest.fixture(scope="session")
+def encoder_path() -> Path:
+    """The built-in sentence encoder's folder, fetched once a machine."""
+    from exitlens.models import catalog
+
+    return catalog.resolve("all-minilm-l6-v2", progress=False)
