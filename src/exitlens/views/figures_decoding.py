@@ -4,30 +4,19 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame
 
 from exitlens.views.frames import Row, column, distinct, errors, groups, layers_of, rows
-from exitlens.views.style import BLUE, INK, MUTED, drawing, layer_axis, panels, title
+from exitlens.views.style import BLUE, INK, MUTED, drawing, layer_axis, panels, short_number, title
 from exitlens.views.text import figure_text, is_number, number_text, shorten, to_float
 
 __all__ = ["differences", "layer_choices", "scores"]
 
 
+@drawing
 def scores(decoding: DataFrame, *, note: str = "") -> Figure:
     """Mean of every metric for every decoder with its interval; one panel for each metric, each on its own scale."""
-    return _scores(decoding, note=note)
-
-
-def differences(decoding: DataFrame, *, note: str = "") -> Figure:
-    """Difference of every decoder to the first, paired by question, with intervals and the zero line.
-
-    Filled dots: the interval leaves zero out.
-    """
-    return _differences(decoding, note=note)
-
-
-@drawing
-def _scores(decoding: DataFrame, *, note: str) -> Figure:
     items = rows(decoding)
     figure, places, metrics, names = _panels(items)
     for axes, metric in zip(places, metrics, strict=False):
@@ -36,14 +25,25 @@ def _scores(decoding: DataFrame, *, note: str) -> Figure:
             low, high = to_float(row.get("low")), to_float(row.get("high"))
             axes.hlines(place, low, high, color=MUTED, linewidth=1.1)
             axes.plot([value], [place], "o", color=BLUE, markersize=5)
-            axes.annotate(number_text(value, 3), (value, place), (0, 4), textcoords="offset points", ha="center",
-                          fontsize=7, color=MUTED)
+            axes.annotate(
+                number_text(value, 3),
+                (value, place),
+                (0, 4),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7,
+                color=MUTED,
+            )
     title(figure, "Scores by decoder: mean over questions, with intervals", note or _n(items))
     return figure
 
 
 @drawing
-def _differences(decoding: DataFrame, *, note: str) -> Figure:
+def differences(decoding: DataFrame, *, note: str = "") -> Figure:
+    """Difference of every decoder to the first, paired by question, with intervals and the zero line.
+
+    Filled dots: the interval leaves zero out.
+    """
     items = rows(decoding)
     first = items[0].get("decoder") if items else ""
     items = [row for row in items if is_number(row.get("difference")) and row.get("decoder") != first]
@@ -54,8 +54,16 @@ def _differences(decoding: DataFrame, *, note: str) -> Figure:
             place, value = names.index(row.get("decoder")), to_float(row["difference"])
             down, up = errors([row], "difference")
             certain = to_float(row.get("difference_low")) > 0 or to_float(row.get("difference_high")) < 0
-            axes.errorbar([value], [place], xerr=[down, up], fmt="o", color=BLUE, markersize=5, elinewidth=1.2,
-                          markerfacecolor=BLUE if certain else "#ffffff")
+            axes.errorbar(
+                [value],
+                [place],
+                xerr=[down, up],
+                fmt="o",
+                color=BLUE,
+                markersize=5,
+                elinewidth=1.2,
+                markerfacecolor=BLUE if certain else "#ffffff",
+            )
         reach = max((abs(limit) for limit in axes.get_xlim()), default=1.0)
         axes.set_xlim(-reach, reach)
     heading = f"Difference to {figure_text(first)}, paired by question"
@@ -71,7 +79,8 @@ def _panels(items: list[Row]) -> tuple[Figure, list[Axes], dict[str, list[Row]],
         axes.set_title(metric_name(metric))
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
-        axes.locator_params(axis="x", nbins=5)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(short_number)
         axes.margins(x=0.12)
     if names:
         places[0].set_yticks(range(len(names)), [shorten(figure_text(name), 30) for name in names])
@@ -91,13 +100,9 @@ def _n(items: list[Row]) -> str:
     return "n = " + ", ".join(str(int(n)) for n in counts if is_number(n)) + " questions" if counts else ""
 
 
+@drawing
 def layer_choices(decoding_layers: DataFrame, *, note: str = "") -> Figure:
     """How often each decoder chose each early layer. Columns: decoder, layer, count (or ``share``)."""
-    return _choices(decoding_layers, note=note)
-
-
-@drawing
-def _choices(decoding_layers: DataFrame, *, note: str) -> Figure:
     items = rows(decoding_layers)
     value = "share" if items and "share" in items[0] else "count"
     systems = groups(items, "decoder")

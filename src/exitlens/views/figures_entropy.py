@@ -61,9 +61,7 @@ def _figure(
 ) -> Figure:
     judges = groups(rows(frame, estimator=estimator), "judge")
     columns = 1 if len(judges) <= 1 else 2
-    figure, places = panels(
-        len(judges), columns, 2.7 if columns == 1 else 2.3, extra=0.75, sharex=True, sharey=True
-    )
+    figure, places = panels(len(judges), columns, 2.7 if columns == 1 else 2.3, extra=0.75, sharex=True, sharey=True)
     for place, (axes, (judge, items)) in enumerate(zip(places, judges.items(), strict=False)):
         items = sorted(items, key=lambda row: int(row["layer"]))
         draw(axes, items)

@@ -12,24 +12,26 @@ from exitlens.views.text import figure_text, number_text, shorten, to_float
 __all__ = ["calibration", "risk_coverage", "transfer"]
 
 
+@drawing
 def calibration(probe_calibration: DataFrame, *, note: str = "") -> Figure:
     """Reliability curve: the share that is true among statements given a probability, against that probability.
 
     Columns: kind, confidence (mean probability of the bin), observed, observed_low, observed_high, n.
     """
-    return _calibration(probe_calibration, note=note)
-
-
-@drawing
-def _calibration(probe_calibration: DataFrame, *, note: str) -> Figure:
     figure = new_figure(4.2, 5.4)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, label="perfect")
     for index, (kind, items) in enumerate(groups(rows(probe_calibration), "kind").items()):
         items = sorted(items, key=lambda row: to_float(row["confidence"]))
         down, up = errors(items, "observed")
-        axes.errorbar(column(items, "confidence"), column(items, "observed"), yerr=[down, up], elinewidth=0.9,
-                      label=shorten(figure_text(kind), 40), **pick(index))
+        axes.errorbar(
+            column(items, "confidence"),
+            column(items, "observed"),
+            yerr=[down, up],
+            elinewidth=0.9,
+            label=shorten(figure_text(kind), 40),
+            **pick(index),
+        )
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability given by the probe", ylabel="share that is true")
     axes.set_aspect("equal")
     axes.grid()
@@ -38,25 +40,32 @@ def _calibration(probe_calibration: DataFrame, *, note: str) -> Figure:
     return figure
 
 
+@drawing
 def risk_coverage(probe_risk: DataFrame, *, note: str = "") -> Figure:
     """Error among the statements that are answered, against the share answered (most confident first).
 
     Columns: kind, coverage, risk, risk_low, risk_high.
     """
-    return _risk(probe_risk, note=note)
-
-
-@drawing
-def _risk(probe_risk: DataFrame, *, note: str) -> Figure:
     figure = new_figure(3.4)
     axes = figure.subplots()
     for index, (kind, items) in enumerate(groups(rows(probe_risk), "kind").items()):
         items = sorted(items, key=lambda row: to_float(row["coverage"]))
         look = pick(index)
-        axes.fill_between(column(items, "coverage"), column(items, "risk_low"), column(items, "risk_high"),
-                          color=look["color"], alpha=0.14, linewidth=0)
-        axes.plot(column(items, "coverage"), column(items, "risk"), label=shorten(figure_text(kind), 40),
-                  markevery=max(len(items) // 8, 1), **look)
+        axes.fill_between(
+            column(items, "coverage"),
+            column(items, "risk_low"),
+            column(items, "risk_high"),
+            color=look["color"],
+            alpha=0.14,
+            linewidth=0,
+        )
+        axes.plot(
+            column(items, "coverage"),
+            column(items, "risk"),
+            label=shorten(figure_text(kind), 40),
+            markevery=max(len(items) // 8, 1),
+            **look,
+        )
     axes.set(xlim=(0, 1), xlabel="coverage: share of statements answered", ylabel="risk: error among them")
     axes.set_ylim(bottom=0)
     axes.grid(axis="y")
@@ -66,16 +75,12 @@ def _risk(probe_risk: DataFrame, *, note: str) -> Figure:
     return figure
 
 
+@drawing
 def transfer(probe_transfer: DataFrame, *, value: str = "accuracy", note: str = "") -> Figure:
     """Topic × topic matrix: trained on the row's topic, tested on the column's; white at chance (0.5).
 
     Columns: train_topic, test_topic, ``{value}``, n.
     """
-    return _transfer(probe_transfer, value=value, note=note)
-
-
-@drawing
-def _transfer(probe_transfer: DataFrame, *, value: str, note: str) -> Figure:
     items = rows(probe_transfer)
     trained, tested = distinct(items, "train_topic"), distinct(items, "test_topic")
     figure = new_figure(0.36 * max(len(trained), 1) + 1.7, min(0.72 * max(len(tested), 1) + 2.0, 7.6))
@@ -88,8 +93,13 @@ def _transfer(probe_transfer: DataFrame, *, value: str, note: str) -> Figure:
         axes.text(x, y, number_text(number, 2), ha="center", va="center", fontsize=8, color=on_colour(colour[:3]))
     axes.set_xlim(-0.5, max(len(tested), 1) - 0.5)
     axes.set_ylim(max(len(trained), 1) - 0.5, -0.5)
-    axes.set_xticks(range(len(tested)), [shorten(figure_text(name), 14) for name in tested], rotation=30, ha="right",
-                    rotation_mode="anchor")
+    axes.set_xticks(
+        range(len(tested)),
+        [shorten(figure_text(name), 14) for name in tested],
+        rotation=30,
+        ha="right",
+        rotation_mode="anchor",
+    )
     axes.set_yticks(range(len(trained)), [shorten(figure_text(name), 24) for name in trained])
     axes.tick_params(length=0)
     for side in ("left", "bottom"):

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from pandas import DataFrame
 
 from exitlens.views.frames import column, errors, groups, layers_of, rows
-from exitlens.views.style import BLUE, INK, MUTED, drawing, layer_axis, new_figure, panels, pick, title
+from exitlens.views.style import BLUE, INK, MUTED, drawing, layer_axis, new_figure, panels, percent, pick, title
 from exitlens.views.text import figure_text, number_text, shorten, to_float
 
 __all__ = ["exit_layers", "pareto"]
 
-SAVINGS = {"flops_saved": "FLOPs saved, cost of asking included", "layers_saved": "layers saved (mean a token)",
-           "predicted_time": "predicted time (1 = the full model)"}
+SAVINGS = {
+    "flops_saved": "FLOPs saved, cost of asking included",
+    "layers_saved": "layers saved (mean a token)",
+    "predicted_time": "predicted time (1 = the full model)",
+}
 
 
+@drawing
 def pareto(exits: DataFrame, *, cost: str = "flops_saved", note: str = "") -> Figure:
     """Agreement with the full model against what is saved: a curve a policy, with intervals; the oracle as the bound.
 
     ``exits`` columns: policy, threshold, agreement, agreement_low, agreement_high, flops_saved (share), layers_saved,
     predicted_time. ``cost``: which of the last three is the x axis. The policy named ``oracle`` is the bound.
     """
-    return _pareto(exits, cost=cost, note=note)
-
-
-@drawing
-def _pareto(exits: DataFrame, *, cost: str, note: str) -> Figure:
     figure = new_figure(4.4)
     axes = figure.subplots()
     index = 0
@@ -44,9 +42,9 @@ def _pareto(exits: DataFrame, *, cost: str, note: str) -> Figure:
     axes.axvline(1.0 if cost == "predicted_time" else 0.0, color=MUTED, linewidth=0.8)
     axes.set_xlabel(SAVINGS.get(cost, cost))
     axes.set_ylabel("agreement with the full model")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes.yaxis.set_major_formatter(percent)
     if cost == "flops_saved":
-        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axes.xaxis.set_major_formatter(percent)
     if cost == "predicted_time":
         axes.invert_xaxis()  # better is to the right in every version of this figure
     axes.grid()
@@ -56,13 +54,12 @@ def _pareto(exits: DataFrame, *, cost: str, note: str) -> Figure:
     return figure
 
 
-def exit_layers(exits_layers: DataFrame, *, note: str = "") -> Figure:
-    """Share of tokens leaving at each layer, a panel a policy and threshold. Columns: policy, threshold, layer, share."""
-    return _exit_layers(exits_layers, note=note)
-
-
 @drawing
-def _exit_layers(exits_layers: DataFrame, *, note: str) -> Figure:
+def exit_layers(exits_layers: DataFrame, *, note: str = "") -> Figure:
+    """Share of tokens leaving at each layer, a panel a policy and threshold.
+
+    Columns: policy, threshold, layer, share.
+    """
     items = [{**row, "_panel": (row.get("policy"), row.get("threshold"))} for row in rows(exits_layers)]
     systems = groups(items, "_panel")
     figure, places = panels(len(systems), 2, 1.6, extra=0.7, sharex=True, sharey=True)
@@ -71,7 +68,7 @@ def _exit_layers(exits_layers: DataFrame, *, note: str) -> Figure:
         at = "" if to_float(threshold) != to_float(threshold) else f", threshold {number_text(threshold, 2)}"
         axes.set_title(shorten(figure_text(policy), 30) + at)
         layer_axis(axes, label=place + 2 >= len(systems))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axes.yaxis.set_major_formatter(percent)
         axes.grid(axis="y")
         if place % 2 == 0:
             axes.set_ylabel("share of tokens")

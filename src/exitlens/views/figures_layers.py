@@ -31,6 +31,7 @@ MOST_CHOICES = 12
 REST = "#a9b2bc"
 
 
+@drawing
 def choice_bars(
     layers: DataFrame,
     *,
@@ -44,11 +45,6 @@ def choice_bars(
     vocabulary) or ``share`` (among the choices). ``layers_shown``: which layers; default six, evenly spaced, the last
     one included. ``note`` is the line under the question (model, lens, rule).
     """
-    return _bars(layers, layers_shown=layers_shown, value=value, note=note)
-
-
-@drawing
-def _bars(layers: DataFrame, *, layers_shown: Sequence[int] | None, value: str, note: str) -> Figure:
     items = rows(layers)
     choices = _choices(items)
     shown = list(layers_shown) if layers_shown is not None else evenly(layers_of(items), 6)
@@ -100,16 +96,12 @@ def _bars(layers: DataFrame, *, layers_shown: Sequence[int] | None, value: str, 
     return figure
 
 
+@drawing
 def choice_lines(layers: DataFrame, *, value: str = "share", note: str = "") -> Figure:
     """Each choice's share by layer, the right one thick and marked, the model's own wrong answer in its colour.
 
     ``layers``: rows of one question and one lens. ``value``: ``share`` or ``probability``.
     """
-    return _lines(layers, value=value, note=note)
-
-
-@drawing
-def _lines(layers: DataFrame, *, value: str, note: str) -> Figure:
     items = rows(layers)
     choices = _choices(items)
     figure = new_figure(3.3)
@@ -145,16 +137,14 @@ def _lines(layers: DataFrame, *, value: str, note: str) -> Figure:
     return figure
 
 
-def top_grid(layers_top: DataFrame, *, question: str = "", note: str = "", ranks: int = 5, most_rows: int = 16) -> Figure:
+@drawing
+def top_grid(
+    layers_top: DataFrame, *, question: str = "", note: str = "", ranks: int = 5, most_rows: int = 16
+) -> Figure:
     """The ``ranks`` most probable next tokens of each layer as a grid, the last layer on top, shaded by probability.
 
     ``layers_top``: rows of one question and one lens. At most ``most_rows`` layers, evenly spaced.
     """
-    return _grid(layers_top, question=question, note=note, ranks=ranks, most_rows=most_rows)
-
-
-@drawing
-def _grid(layers_top: DataFrame, *, question: str, note: str, ranks: int, most_rows: int) -> Figure:
     items = [row for row in rows(layers_top) if int(row["rank"]) < ranks]
     shown = evenly(layers_of(items), most_rows)
     figure = new_figure(0.235 * max(len(shown), 1) + 1.3)
@@ -170,7 +160,15 @@ def _grid(layers_top: DataFrame, *, question: str, note: str, ranks: int, most_r
         token = figure_text(token_text(row.get("token")))
         token = shorten(token, 12 if "⟨" in token or token.isupper() else 15)
         axes.text(x + 0.04, y, token, va="center", fontsize=8, color=ink)
-        axes.text(x + 0.93, y, "<.01" if probability < 0.01 else number_text(probability, 2), va="center", ha="right", fontsize=7, color=ink)
+        axes.text(
+            x + 0.93,
+            y,
+            "<.01" if probability < 0.01 else number_text(probability, 2),
+            va="center",
+            ha="right",
+            fontsize=7,
+            color=ink,
+        )
     widest = max((int(row["rank"]) for row in items), default=0) + 1
     axes.set_xlim(0, widest)
     axes.set_ylim(-0.55, max(len(shown), 1) - 0.45)

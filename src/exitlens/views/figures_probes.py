@@ -1,4 +1,4 @@
-"""Figures of the probe study: the original's table as dots, its training curves, and accuracy by layer for every kind."""
+"""Figures of the probe study: the original's table as dots, training curves, accuracy by layer."""
 
 from __future__ import annotations
 
@@ -21,28 +21,47 @@ def method_name(row: Row) -> str:
     return f"{name}, layer {int(to_float(layer))}" if is_number(layer) else name
 
 
+@drawing
 def accuracy_dots(probes: DataFrame, *, note: str = "") -> Figure:
     """Test accuracy of each method as a dot with its interval, one panel for each setting, with the chance line."""
-    return _dots(probes, note=note)
-
-
-@drawing
-def _dots(probes: DataFrame, *, note: str) -> Figure:
     settings = groups(rows(probes), "setting")
     names = list(dict.fromkeys(method_name(row) for items in settings.values() for row in items))
     figure, places = panels(len(settings), 2, 0.27 * max(len(names), 2) + 0.6, extra=0.65, sharex=True, sharey=True)
     for axes, (setting, items) in zip(places, settings.items(), strict=False):
         axes.axvline(CHANCE, color=INK, linewidth=0.8, linestyle=(0, (3, 2)))
-        axes.annotate("chance", (CHANCE, 1.0), (3, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
-                      va="top", fontsize=7.5, color=MUTED)
+        axes.annotate(
+            "chance",
+            (CHANCE, 1.0),
+            (3, -2),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            va="top",
+            fontsize=7.5,
+            color=MUTED,
+        )
         for row in items:
-            trained = is_number(row.get("train_accuracy"))
+            trained = not str(row.get("method")).startswith("LM")
             place, value = names.index(method_name(row)), to_float(row.get("test_accuracy"))
             down, up = errors([row], "test_accuracy")
-            axes.errorbar([value], [place], xerr=[down, up], fmt="o" if trained else "s", markersize=5, capsize=0,
-                          color=BLUE if trained else VERMILION, markerfacecolor=BLUE if trained else "#ffffff")
-            axes.annotate(number_text(value, 2), (value + up[0], place), (4, 0), textcoords="offset points",
-                          va="center", fontsize=7.5, color=MUTED)
+            axes.errorbar(
+                [value],
+                [place],
+                xerr=[down, up],
+                fmt="o" if trained else "s",
+                markersize=5,
+                capsize=0,
+                color=BLUE if trained else VERMILION,
+                markerfacecolor=BLUE if trained else "#ffffff",
+            )
+            axes.annotate(
+                number_text(value, 2),
+                (value + up[0], place),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7.5,
+                color=MUTED,
+            )
         axes.set_title(f"Setting: {figure_text(setting)}")
         axes.set_xlabel("test accuracy")
         axes.grid(axis="x")
@@ -51,17 +70,17 @@ def _dots(probes: DataFrame, *, note: str) -> Figure:
     if names:
         places[0].set_yticks(range(len(names)), [shorten(name, 34) for name in names])
         places[0].set_ylim(len(names) - 0.4, -0.9)
-    title(figure, "Test accuracy by method", note or "round: probe on hidden states · square: no training on them")
+    title(
+        figure,
+        "Test accuracy by method",
+        note or "round: probes on hidden states · square: the language model's own answer",
+    )
     return figure
 
 
+@drawing
 def training_curves(probe_curves: DataFrame, *, note: str = "") -> Figure:
     """Training loss and accuracy by epoch, one line for each layer, one row of panels for each setting."""
-    return _curves(probe_curves, note=note)
-
-
-@drawing
-def _curves(probe_curves: DataFrame, *, note: str) -> Figure:
     settings = groups(rows(probe_curves), "setting")
     figure, places = panels(2 * len(settings) or 2, 2, 2.0, extra=0.75, sharex=True)
     for number, (setting, items) in enumerate(settings.items()):
@@ -86,17 +105,13 @@ def _curves(probe_curves: DataFrame, *, note: str) -> Figure:
     return figure
 
 
+@drawing
 def layer_curves(probe_layers: DataFrame, *, value: str = "accuracy", note: str = "") -> Figure:
     """Accuracy (or ``auroc``) by layer for every kind of probe, with bands, floor, control, LM and chance lines.
 
     ``probe_layers`` columns: kind, role (``probe``, ``control``, ``floor``, ``lm``), layer (missing for a line that
     has no layer), n, ``{value}``, ``{value}_low``, ``{value}_high``.
     """
-    return _layer_curves(probe_layers, value=value, note=note)
-
-
-@drawing
-def _layer_curves(probe_layers: DataFrame, *, value: str, note: str) -> Figure:
     figure = new_figure(4.0)
     axes = figure.subplots()
     axes.axhline(CHANCE, color=INK, linewidth=0.8, label="chance (0.5)")
@@ -116,10 +131,23 @@ def _layer_curves(probe_layers: DataFrame, *, value: str, note: str) -> Figure:
         control = items[0].get("role") == "control"
         look = {"color": MUTED, "marker": "x", "linestyle": "-"} if control else pick(series)
         series += not control
-        axes.fill_between(layers, column(items, f"{value}_low"), column(items, f"{value}_high"), color=look["color"],
-                          alpha=0.14, linewidth=0)
-        axes.plot(layers, column(items, value), label=name, markevery=max(len(layers) // 8, 1), markersize=3.6,
-                  linewidth=1.0 if control else 1.6, **{k: v for k, v in look.items()})
+        axes.fill_between(
+            layers,
+            column(items, f"{value}_low"),
+            column(items, f"{value}_high"),
+            color=look["color"],
+            alpha=0.14,
+            linewidth=0,
+        )
+        axes.plot(
+            layers,
+            column(items, value),
+            label=name,
+            markevery=max(len(layers) // 8, 1),
+            markersize=3.6,
+            linewidth=1.0 if control else 1.6,
+            **look,
+        )
     layer_axis(axes)
     axes.set_ylabel("AUROC" if value == "auroc" else value)
     axes.grid(axis="y")

@@ -43,8 +43,11 @@ __all__ = [
     "new_figure",
     "on_colour",
     "panels",
+    "percent",
     "pick",
+    "replace_file",
     "save",
+    "short_number",
     "styled",
     "svg_text",
     "title",
@@ -124,7 +127,8 @@ P = ParamSpec("P")
 @contextmanager
 def styled() -> Iterator[None]:
     """Our settings for the length of the block, from matplotlib's defaults on; then the caller's settings again."""
-    with _LOCK, matplotlib.rc_context({**_defaults(), **_RC}):
+    settings: Any = {**_defaults(), **_RC}  # the stubs want the name of every setting as a literal
+    with _LOCK, matplotlib.rc_context(settings):
         yield
 
 
@@ -174,7 +178,7 @@ def title(figure: Figure, text: object, note: str = "", width: int = 96) -> None
     """A left-aligned title, wrapped to the figure; ``note`` (judge, lens, model, n) on a line of its own below."""
     lines = wrap(figure_text(text), width, 2)
     if note:
-        lines += "\n" + wrap(figure_text(note), width + 2, 2)
+        lines += "\n" + wrap(figure_text(note), width + 6, 2)
     figure.suptitle(lines, x=0.012, ha="left", fontsize=9.5, linespacing=1.45)
 
 
@@ -184,6 +188,16 @@ def layer_axis(axes: Axes, label: bool = True) -> None:
     axes.margins(x=0.02)
     if label:
         axes.set_xlabel("layer")
+
+
+def short_number(value: float, _: object = None) -> str:
+    """A tick's label with no more digits than it needs, and a true minus sign."""
+    return f"{round(value, 9):g}".replace("-", "−")
+
+
+def percent(value: float, _: object = None) -> str:
+    """A share as a tick's label in per cent."""
+    return short_number(100 * value) + "%"
 
 
 def pick(index: int) -> dict[str, Any]:
@@ -228,7 +242,14 @@ def end_labels(axes: Axes, labels: Sequence[tuple[float, str, str]], gap: float 
             fontsize=8.5,
             color=colour,
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 0, "relpos": (0, 0.5)},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.5,
+                "shrinkA": 1,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
+            },
         )
 
 

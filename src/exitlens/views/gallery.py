@@ -1,0 +1,215 @@
+"""Which figures a run has, what each is called, its caption and its alternative text."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from matplotlib.figure import Figure
+from pandas import DataFrame
+
+from exitlens.views import (
+    figures_decoding,
+    figures_entropy,
+    figures_evaluation,
+    figures_exits,
+    figures_layers,
+    figures_probes,
+    style,
+)
+from exitlens.views.frames import distinct, layers_of, rows
+from exitlens.views.text import is_number, slug, to_float, visible
+from exitlens.views.words import join, judges, ranges
+
+__all__ = ["Plate", "draw_all", "plates"]
+
+
+@dataclass(frozen=True)
+class Plate:
+    """One figure of a run: file name, study, caption, alternative text, and how to draw it."""
+
+    name: str
+    study: str
+    caption: str
+    alt: str
+    draw: Callable[[], Figure]
+
+
+def draw_all(
+    manifest: Mapping[str, Any], tables: Mapping[str, DataFrame], folder: str | os.PathLike[str]
+) -> dict[str, str]:
+    """Draw every figure that the tables allow, save each as SVG, PDF and PNG in the folder; SVG text by name.
+
+    Raises :class:`exitlens.errors.RunError` when the folder cannot be written.
+    """
+    out: dict[str, str] = {}
+    for plate in plates(manifest, tables):
+        paths = style.save(plate.draw(), folder, plate.name)
+        out[plate.name] = paths["svg"].read_text(encoding="utf-8")
+    return out
+
+
+def plates(manifest: Mapping[str, Any], tables: Mapping[str, DataFrame]) -> list[Plate]:
+    """The figures that these tables allow, in the order of the report."""
+    present = {name: frame for name, frame in tables.items() if len(frame)}
+    model = _model(manifest)
+    return [
+        *_layers(present, model),
+        *_entropy(present, model),
+        *_probes(present, model),
+        *_decoding(present, model),
+        *_exits(present, model),
+    ]
+
+
+def _model(manifest: Mapping[str, Any]) -> str:
+    model = manifest.get("model")
+    return visible(model.get("name")) if isinstance(model, Mapping) and model.get("name") else "model not recorded"
+
+
+def _layers(tables: Mapping[str, DataFrame], model: str) -> Iterator[Plate]:
+    if "layers" not in tables:
+        return
+    frame = tables["layers"]
+    picks = rows(tables.get("layers_picks")) or [
+        {"question_id": key, "verdict": "question"} for key in distinct(rows(frame), "question_id")[:2]
+    ]
+    seen: dict[str, int] = {}
+    for pick in picks:
+        mine = frame[frame["question_id"] == pick["question_id"]]
+        lens = pick.get("lens") or (mine["lens"].iloc[0] if len(mine) else None)
+        mine = mine[mine["lens"] == lens]
+        if not len(mine):
+            continue
+        verdict = visible(pick.get("verdict"))
+        seen[verdict] = seen.get(verdict, 0) + 1
+        tag = slug(verdict) + (f"-{seen[verdict]}" if seen[verdict] > 1 else "")
+        question = visible(mine["question"].iloc[0]) if "question" in mine else ""
+        rule = join([visible(name) for name in distinct(rows(mine), "rule")])
+        answered = f"answered {verdict} · " if verdict in ("right", "wrong") else ""
+        note = f"{answered}{model} · {visible(lens)} lens · choices by {rule}"
+        where = f"Model {model}, {visible(lens)} lens, choices by {rule}, n = 1 question: “{question}”."
+        yield Plate(
+            f"layers-bars-{tag}",
+            "layers",
+            f"Probability of each choice at six layers, of the whole vocabulary; the right choice is marked ✓. {where}",
+            f"Bars of the probability of each choice at six layers for the question {question}",
+            partial(figures_layers.choice_bars, mine, note=note),
+        )
+        yield Plate(
+            f"layers-share-{tag}",
+            "layers",
+            f"Share of each choice among the choices, by layer. {where}",
+            f"Lines of each choice's share by layer for the question {question}",
+            partial(figures_layers.choice_lines, mine, note=note),
+        )
+        if "layers_top" in tables:
+            top = tables["layers_top"]
+            top = top[(top["question_id"] == pick["question_id"]) & (top["lens"] == lens)]
+            if len(top):
+                yield Plate(
+                    f"layers-top-{tag}",
+                    "layers",
+                    f"Most probable next tokens of each layer, darker where more probable; · is a leading space. {where}",
+                    f"Grid of the most probable next tokens by layer for the question {question}",
+                    partial(figures_layers.top_grid, top, question=question, note=note),
+                )
+
+
+def _entropy(tables: Mapping[str, DataFrame], model: str) -> Iterator[Plate]:
+    if "entropy_layers" not in tables:
+        return
+    frame = tables["entropy_layers"]
+    items = rows(frame, estimator="per-group")
+    who = f"Judge{'s' if len(judges(tables)) > 1 else ''}: {join(judges(tables))}. Model {model}; n in each panel's title."
+    make = (
+        ("entropy-mean", figures_entropy.means, "Mean entropy over the tokens of right and of wrong answers, by layer; "
+         "bands: bootstrap intervals by question."),
+        ("entropy-difference", figures_entropy.difference, "Mean entropy of wrong answers minus that of right answers, "
+         "by layer, with intervals; filled dots survive Holm's correction over layers."),
+        ("entropy-auroc", figures_entropy.auroc, "Probability that a wrong answer has the higher entropy (AUROC), by layer, "
+         "with intervals; 0.5 is chance."),
+    )  # fmt: skip
+    if items:
+        for name, draw, caption in make:
+            yield Plate(name, "entropy", f"{caption} {who}", caption, partial(draw, frame, note=model))
+    if rows(frame, estimator="pooled-weights"):
+        caption = (
+            "The artefact, on request: each group's sum is divided by the tokens of all answers (pooled weights), so the "
+            "smaller group looks lower at every layer whatever its entropy."
+        )
+        yield Plate(
+            "entropy-pooled-weights",
+            "entropy",
+            f"{caption} {who}",
+            caption,
+            partial(figures_entropy.means, frame, estimator="pooled-weights", note=model),
+        )
+
+
+def _probes(tables: Mapping[str, DataFrame], model: str) -> Iterator[Plate]:
+    if "probes" in tables:
+        items = rows(tables["probes"])
+        sizes = join([str(int(to_float(n))) for n in distinct(items, "n_test") if is_number(n)])
+        caption = "Test accuracy by method with intervals; dashed line: chance."
+        where = f"Model {model}, n = {sizes} test statements. Squares: the language model's own answers, not trained."
+        draw = partial(figures_probes.accuracy_dots, tables["probes"])
+        yield Plate("probes-accuracy", "probes", f"{caption} {where}", caption, draw)
+    simple: tuple[tuple[str, str, Callable[..., Figure], str], ...] = (
+        ("probe_layers", "probes-layers", figures_probes.layer_curves,
+         "Accuracy by layer for each kind of probe, with intervals, chance, text-only floor, random-label control and the "
+         "language model."),
+        ("probe_curves", "probes-training", figures_probes.training_curves,
+         "Training loss and accuracy after each epoch, by layer."),
+        ("probe_calibration", "probes-calibration", figures_evaluation.calibration,
+         "Calibration: share of true statements against the probability given."),
+        ("probe_risk", "probes-risk", figures_evaluation.risk_coverage,
+         "Risk against coverage: error among the statements answered when the least confident are left out."),
+        ("probe_transfer", "probes-transfer", figures_evaluation.transfer,
+         "Accuracy when trained on one topic (row) and tested on another (column); white is chance."),
+    )  # fmt: skip
+    for table, name, draw_one, caption in simple:
+        if table in tables:
+            drawn = partial(draw_one, tables[table], note=_protocol(tables[table], model))
+            yield Plate(name, "probes", f"{caption} Model {model}.", caption, drawn)
+
+
+def _protocol(frame: DataFrame, model: str) -> str:
+    protocols = [visible(name) for name in distinct(rows(frame), "protocol") if name is not None]
+    return " · ".join([model, *protocols])
+
+
+def _decoding(tables: Mapping[str, DataFrame], model: str) -> Iterator[Plate]:
+    if "decoding" in tables:
+        items = rows(tables["decoding"])
+        sizes = join([str(int(to_float(n))) for n in distinct(items, "n") if is_number(n)])
+        where = f"Model {model}, n = {sizes} questions."
+        caption = "Mean score of each decoder by metric, with intervals."
+        draw = partial(figures_decoding.scores, tables["decoding"], note=f"{model} · n = {sizes} questions")
+        yield Plate("decoding-scores", "decoding", f"{caption} {where}", caption, draw)
+        if any(is_number(row.get("difference")) for row in items):
+            caption = "Difference of each decoder to the first, paired by question; filled dots: the interval leaves zero out."
+            draw = partial(figures_decoding.differences, tables["decoding"], note=f"{model} · n = {sizes} questions")
+            yield Plate("decoding-differences", "decoding", f"{caption} {where}", caption, draw)
+    if "decoding_layers" in tables:
+        frame = tables["decoding_layers"]
+        caption = f"How often each early layer was chosen (candidates {ranges(layers_of(rows(frame)))})."
+        draw = partial(figures_decoding.layer_choices, frame, note=model)
+        yield Plate("decoding-layers", "decoding", f"{caption} Model {model}.", caption, draw)
+
+
+def _exits(tables: Mapping[str, DataFrame], model: str) -> Iterator[Plate]:
+    if "exits" in tables:
+        caption = (
+            "Agreement with the full model against the compute saved, the cost of asking included, one curve a policy; "
+            "the oracle is the upper bound."
+        )
+        draw = partial(figures_exits.pareto, tables["exits"], note=model)
+        yield Plate("exits-pareto", "exits", f"{caption} Model {model}.", caption, draw)
+    if "exits_layers" in tables:
+        caption = "Share of tokens leaving at each layer."
+        draw = partial(figures_exits.exit_layers, tables["exits_layers"], note=model)
+        yield Plate("exits-layers", "exits", f"{caption} Model {model}.", caption, draw)
