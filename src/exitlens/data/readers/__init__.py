@@ -1,0 +1,1 @@
+"""One reader a format; each turns a source into records and the lines to report."""

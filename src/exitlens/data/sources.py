@@ -1,0 +1,101 @@
+"""The bytes behind a data set: read once, hashed, decoded, with one-line errors."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from exitlens.errors import DataError
+
+__all__ = ["Source", "csv_header", "csv_rows", "folder_sha256", "quote_columns", "read_source"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file's text (byte-order mark removed, otherwise unchanged) with the hash of its bytes."""
+
+    path: Path
+    text: str
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """The file's name without its last ending."""
+        return self.path.stem
+
+
+def read_source(path: Path) -> Source:
+    """Reads ``path`` as UTF-8; raises DataError when it is missing, unreadable, empty or not UTF-8."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"no such data file or folder: {str(path)!r}; check the path") from None
+    except OSError as error:
+        raise DataError(f"cannot read {str(path)!r}: {error.strerror or error}; check its permissions") from None
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{str(path)!r} is not UTF-8 (byte 0x{raw[error.start]:02x} in line {line}); save it as UTF-8"
+        ) from None
+    if not text.strip():
+        raise DataError(f"{str(path)!r} is empty; give a file with questions or statements")
+    return Source(path, text, hashlib.sha256(raw).hexdigest())
+
+
+def folder_sha256(paths: Sequence[Path]) -> str:
+    """One hash over a folder's files: each name, a NUL, its length, a NUL, its bytes; in order of name."""
+    digest = hashlib.sha256()
+    for path in sorted(paths, key=lambda p: p.name):
+        raw = path.read_bytes()
+        digest.update(f"{path.name}\0{len(raw)}\0".encode())
+        digest.update(raw)
+    return digest.hexdigest()
+
+
+def quote_columns(columns: Sequence[str]) -> str:
+    """Column names for a message, shortened when there are many or long ones."""
+    shown = ", ".join(repr(c if len(c) <= 40 else c[:37] + "...") for c in columns[:12])
+    return shown + (f" and {len(columns) - 12} more" if len(columns) > 12 else "")
+
+
+def csv_header(source: Source) -> list[str]:
+    """The column names of a CSV as written, white space at their ends removed."""
+    reader = csv.reader(io.StringIO(source.text, newline=""))
+    try:
+        return next(([cell.strip() for cell in cells] for cells in reader if any(c.strip() for c in cells)), [])
+    except csv.Error as error:
+        raise DataError(f"{str(source.path)!r} line 1 is not readable as CSV ({error}); check its quotes") from None
+
+
+def csv_rows(source: Source) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows of a CSV with a header: (line number where the row ends, {lower-case column: cell}).
+
+    Empty lines are skipped. NUL bytes and any other text pass through. Raises DataError for a broken quote and for
+    a row with more or fewer cells than the header.
+    """
+    reader = csv.reader(io.StringIO(source.text, newline=""), strict=True)
+    header: list[str] | None = None
+    try:
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if header is None:
+                header = [cell.strip().casefold() for cell in cells]
+                continue
+            if len(cells) != len(header):
+                raise DataError(
+                    f"{str(source.path)!r} line {reader.line_num}: {len(cells)} cells where the header has"
+                    f" {len(header)}; put texts that hold commas in double quotes"
+                )
+            yield reader.line_num, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise DataError(
+            f"{str(source.path)!r} line {reader.line_num} is not readable as CSV ({error});"
+            " check the double quotes around its cells"
+        ) from None
