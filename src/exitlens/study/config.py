@@ -148,8 +148,8 @@ def _listed(name: str, value: Any) -> Any:
         return value
     if isinstance(value, str):
         # A path may hold a comma; data sets are never split, the option is repeated instead.
-        # "dola:2,4,6" is one decoder: only a comma before a name separates.
-        comma = r",\s*(?=[A-Za-z])" if name == "decoders" else ","
+        # "sled:k=10,rate=0.5" is one decoder: only a comma before a name without a value separates.
+        comma = r",\s*(?=[A-Za-z_]\w*(?:[:@,\s]|$))" if name == "decoders" else ","
         parts = [value] if name in ("data", "statements") else [p.strip() for p in re.split(comma, value) if p.strip()]
         return [int(p) if "int" in annotation and p.lstrip("-").isdigit() else p for p in parts]
     if isinstance(value, int):

@@ -28,7 +28,7 @@ class DirectoryLock:
     def acquire(self) -> None:
         """Take the lock; raises RunError that names the holder when another process has it."""
         try:
-            handle = self.path.open("a+", encoding="utf-8")  # noqa: SIM115 - held open for as long as the lock is
+            handle = self.path.open("a+", encoding="utf-8")
         except OSError as error:
             raise RunError(
                 f"cannot write '{self.path.parent}': {error.strerror or error}; choose a folder you may write to "
