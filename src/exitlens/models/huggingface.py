@@ -133,6 +133,9 @@ def _load_gguf(path: Path, label: str, device: torch.device, dtype: torch.dtype)
             except (ValueError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError) as error:
                 raise UnsupportedModel(f"{label}: transformers cannot read this GGUF: {_line(error)}") from error
         fix_pre_tokenizer(tokenizer, path)
+        # The weights are plain float32 now; the note that they came from GGUF would forbid saving them.
+        model.hf_quantizer = None
+        model.is_quantized = False
         model.config.__dict__.pop("quantization_config", None)
         if sum(p.numel() for p in model.parameters()) * 4 > _CONVERTED_LIMIT or not _keep(model, tokenizer, kept):
             return _finish(model.to(device=device, dtype=dtype), tokenizer, label, digest)

@@ -166,6 +166,17 @@ class Layered:
         """Token ids of ``text``; ``special`` adds what the tokenizer itself puts before a text."""
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
+    def encode_chat(self, text: str) -> list[int]:
+        """Token ids of ``text`` as a user's turn in the tokenizer's chat template, ready for the reply.
+
+        Raises :class:`InputError` when the tokenizer has no template.
+        """
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise InputError(f"{self.name}'s tokenizer has no chat template: leave --chat out")
+        turns = [{"role": "user", "content": text}]
+        ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True)
+        return list(ids["input_ids"] if hasattr(ids, "keys") else ids)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out, spaces untouched."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))

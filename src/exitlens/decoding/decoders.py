@@ -1,0 +1,309 @@
+"""Decoders: from the final logits and the early ones to scores for the next token, each row on its own.
+
+Sources: DoLa (Chuang et al. 2023, arXiv 2309.03883), SLED (Zhang et al. 2024), ACD (Gera et al. 2023), END (Wu et al.
+2025), DeLTa. In every one ``final`` is ``[batch, vocab]`` and ``early`` is
+``[layers, batch, vocab]``, both float32 logits after the model's own last transformation.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError, LayerError
+
+__all__ = [
+    "ACD",
+    "END",
+    "SLED",
+    "DeLTa",
+    "Decoder",
+    "DoLa",
+    "Scores",
+    "Vanilla",
+    "candidate_layers",
+    "plausible",
+]
+
+Candidates = Literal["low", "high", "all"] | tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Scores:
+    """Scores ``[batch, vocab]`` (−inf: never), and what the step reports: one value or row of values a row."""
+
+    scores: Tensor
+    info: dict[str, Tensor] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Decoder(Protocol):
+    """What a decoder reads and how it scores. ``lens`` is how early layers are read."""
+
+    name: str
+    lens: Literal["raw", "logit"]
+
+    def layers(self, n_layers: int, tied: bool) -> tuple[int, ...]:
+        """The early layers (0..N−1) that are read, in order."""
+        ...
+
+    def __call__(self, final: Tensor, early: Tensor, n_layers: int) -> Scores:
+        """Scores for the next token."""
+        ...
+
+
+def candidate_layers(wanted: Candidates, n_layers: int, tied: bool, *, every: int = 2) -> tuple[int, ...]:
+    """Even layers of the lower (``low``) or upper (``high``) half, or a list as given.
+
+    With tied embeddings layer 0 only repeats the input token, so it is left out unless asked for by number.
+    Raises :class:`LayerError` for a layer outside 0..N−1 and :class:`InputError` for an empty set.
+    """
+    if isinstance(wanted, tuple):
+        for layer in wanted:
+            if not 0 <= layer < n_layers:
+                raise LayerError(f"candidate layer {layer} is out of range: early layers are 0 to {n_layers - 1}")
+        found = wanted
+    else:
+        half = n_layers / 2
+        start = every if tied else 0
+        bounds = {"low": (start, half), "high": (half, n_layers), "all": (start, n_layers)}
+        if wanted not in bounds:
+            raise InputError(f"unknown candidate layers {wanted!r}: use low, high, all or a list such as 4/8/12")
+        low, high = bounds[wanted]
+        found = tuple(j for j in range(0, n_layers, every) if low <= j < high)
+    if not found:
+        raise InputError(f"no candidate layers in {wanted!r} for a model of {n_layers} layers: give a list such as 1/2")
+    return found
+
+
+def plausible(log_p: Tensor, relative_top: float) -> Tensor:
+    """The plausibility filter ``[batch, vocab]``: True where ``log p ≥ max log p + log α`` (all True for α = 0)."""
+    if relative_top <= 0.0:
+        return torch.ones_like(log_p, dtype=torch.bool)
+    return log_p >= log_p.amax(-1, keepdim=True) + math.log(relative_top)
+
+
+def _check_top(relative_top: float) -> None:
+    if not 0.0 <= relative_top <= 1.0:
+        raise InputError(f"relative_top {relative_top} is out of range: it is a share of the top probability, 0 to 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Vanilla:
+    """The model's own logits."""
+
+    name: str = "vanilla"
+    lens: Literal["raw", "logit"] = "logit"
+
+    def layers(self, n_layers: int, tied: bool) -> tuple[int, ...]:  # noqa: ARG002 (the protocol's arguments)
+        """None."""
+        return ()
+
+    def __call__(self, final: Tensor, early: Tensor, n_layers: int) -> Scores:  # noqa: ARG002
+        """The final logits."""
+        return Scores(final)
+
+
+@dataclass(frozen=True, slots=True)
+class DoLa:
+    """DoLa: ``log p − log q_j`` within the plausible tokens, ``j`` the candidate furthest from the final layer.
+
+    ``choice``: ``jsd`` (the paper's Jensen–Shannon divergence) or ``reference`` (what the published code computes:
+    ``½[mean KL(m‖p) + mean KL(m‖q_j)]``, and raw logits subtracted when α = 0). One candidate makes it static;
+    ``pick="random"`` is the control that takes a candidate by the step's number instead.
+    """
+
+    candidates: Candidates = "high"
+    choice: Literal["jsd", "reference"] = "jsd"
+    relative_top: float = 0.1
+    lens: Literal["raw", "logit"] = "raw"
+    pick: Literal["divergence", "random"] = "divergence"
+    name: str = "dola"
+
+    def __post_init__(self) -> None:
+        _check_top(self.relative_top)
+        if self.choice not in ("jsd", "reference"):
+            raise InputError(f"unknown DoLa choice {self.choice!r}: use jsd or reference")
+
+    def layers(self, n_layers: int, tied: bool) -> tuple[int, ...]:
+        """The candidate layers."""
+        return candidate_layers(self.candidates, n_layers, tied)
+
+    def __call__(self, final: Tensor, early: Tensor, n_layers: int) -> Scores:  # noqa: ARG002
+        """Contrast with the chosen candidate; ``info``: ``choice`` (index), ``divergence`` ``[batch, k]``, ``kept``."""
+        log_p = final.log_softmax(-1)
+        info: dict[str, Tensor] = {}
+        if early.shape[0] == 1:
+            index = torch.zeros(final.shape[0], dtype=torch.long, device=final.device)
+        elif self.pick == "random":
+            # Keyed by the row's own numbers, so that a row's layer does not depend on its batch.
+            key = (final.double().sum(-1) * 1e4).frac().abs() * early.shape[0]
+            index = key.long().clamp_(max=early.shape[0] - 1)
+        else:
+            divergence = self.divergence(log_p, early)
+            info["divergence"] = divergence
+            index = divergence.argmax(-1)
+        chosen = early[index, torch.arange(final.shape[0], device=final.device)]
+        if self.relative_top == 0.0 and self.choice == "reference":
+            scores = final - chosen
+            kept = torch.full((final.shape[0],), final.shape[-1], device=final.device)
+        else:
+            mask = plausible(log_p, self.relative_top)
+            scores = (log_p - chosen.log_softmax(-1)).masked_fill_(~mask, -math.inf)
+            kept = mask.sum(-1)
+        return Scores(scores, {**info, "choice": index, "kept": kept})
+
+    def divergence(self, log_p: Tensor, early: Tensor) -> Tensor:
+        """``[batch, k]``: how far each candidate lies from the final layer, by ``choice``."""
+        out = []
+        p = log_p.exp()
+        for z in early:
+            log_q = z.log_softmax(-1)
+            q = log_q.exp()
+            log_m = p.add(q).mul_(0.5).clamp_min_(1e-45).log_()
+            if self.choice == "jsd":
+                value = 0.5 * ((p * (log_p - log_m)).sum(-1) + (q * (log_q - log_m)).sum(-1))
+            else:
+                m = log_m.exp()
+                value = 0.5 * ((m * (log_m - log_p)).mean(-1) + (m * (log_m - log_q)).mean(-1))
+            out.append(value)
+        return torch.stack(out, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class SLED:
+    """Self logits evolution: the top-k logits move against the direction in which early layers still differ."""
+
+    k: int = 10
+    rate: float = 2.0
+    candidates: Candidates | None = None
+    floor: float = -1000.0
+    lens: Literal["raw", "logit"] = "raw"
+    name: str = "sled"
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise InputError(f"SLED k={self.k} is out of range: use 5 to 20")
+        if self.rate <= 0:
+            raise InputError(f"SLED rate={self.rate} is out of range: use 0.5 to 3")
+
+    def layers(self, n_layers: int, tied: bool) -> tuple[int, ...]:
+        """All early layers, unless a list is given."""
+        if self.candidates is None:
+            return tuple(range(n_layers))
+        return candidate_layers(self.candidates, n_layers, tied)
+
+    def __call__(self, final: Tensor, early: Tensor, n_layers: int) -> Scores:  # noqa: ARG002
+        """One step of the evolution on the top-k of ``p``; every other token goes to the floor."""
+        k = min(self.k, final.shape[-1])
+        p = final.softmax(-1)
+        top_p, top = p.topk(k, dim=-1)
+        weighted = final.new_zeros(final.shape[0], k)
+        total = final.new_zeros(final.shape[0])
+        for z in early:
+            q = z.softmax(-1)
+            d = z - final
+            # cos(q − onehot_i, d) for i in T, without writing the one-hot matrix out
+            dot = (q * d).sum(-1, keepdim=True) - d.gather(-1, top)
+            squared = (q * q).sum(-1, keepdim=True) - 2 * q.gather(-1, top) + 1.0
+            cosine = dot / (squared.clamp_min(0).sqrt() * d.norm(dim=-1, keepdim=True)).clamp_min(1e-30)
+            m = cosine.clamp_min(0.0).square()
+            weight = m.sum(-1)
+            # w_j · (m normalised over i) = m, so the normalisation over tokens cancels with the layer's weight
+            weighted += m
+            total += weight
+        shift = torch.where(total[:, None] > 0, -weighted / total.clamp_min(1e-30)[:, None], torch.zeros_like(weighted))
+        moved = final.gather(-1, top) - self.rate * (top_p + shift)
+        scores = torch.full_like(final, self.floor).scatter_(-1, top, moved)
+        return Scores(scores, {"kept": torch.full((final.shape[0],), k, device=final.device)})
+
+
+@dataclass(frozen=True, slots=True)
+class ACD:
+    """Auto-contrastive decoding: plausible tokens share their own mass as ``softmax(log p − log q_j)``."""
+
+    layer: int | None = None
+    relative_top: float = 0.1
+    lens: Literal["raw", "logit"] = "logit"
+    name: str = "acd"
+
+    def __post_init__(self) -> None:
+        _check_top(self.relative_top)
+
+    def layers(self, n_layers: int, tied: bool) -> tuple[int, ...]:
+        """One early layer: the given one, else three quarters of the depth."""
+        return candidate_layers((round(0.75 * n_layers) if self.layer is None else self.layer,), n_layers, tied)
+
+    def __call__(self, final: Tensor, early: Tensor, n_layers: int) -> Scores:  # noqa: ARG002
+        """Log-probabilities of the mixed distribution."""
+        log_p = final.log_softmax(-1)
+        mask = plausible(log_p, self.relative_top)
+        contrast = (log_p - early[0].log_softmax(-1)).masked_fill(~mask, -math.inf)
+        mass = log_p.masked_fill(~mask, -math.inf).logsumexp(-1, keepdim=True)
+        return Scores(torch.where(mask, contrast.log_softmax(-1) + mass, log_p), {"kept": mask.sum(-1)})
+
+
+@dataclass(frozen=True, slots=True)
+class END:
+    """Cross-layer entropy: ``z(v) − λ·H(softmax over layers of Z_j(v))`` for plausible tokens, others unchanged."""
+
+    weight: float = 1.0
+    candidates: Candidates = "high"
+    relative_top: float = 0.01
+    lens: Literal["raw", "logit"] = "logit"
+    name: str = "end"
+
+    def __post_init__(self) -> None:
+        _check_top(self.relative_top)
+
+    def layers(self, n_layers: int, tied: bool) -> tuple[int, ...]:
+        """Even layers of the upper half, unless told otherwise; the final layer joins them."""
+        return candidate_layers(self.candidates, n_layers, tied)
+
+    def __call__(self, final: Tensor, early: Tensor, n_layers: int) -> Scores:  # noqa: ARG002
+        """Final logits less the entropy of each plausible token's growth over the layers."""
+        mask = plausible(final.log_softmax(-1), self.relative_top)
+        rows, tokens = mask.nonzero(as_tuple=True)
+        growth = torch.cat([early[:, rows, tokens], final[rows, tokens][None]])
+        log_share = growth.log_softmax(0)
+        entropy = -(log_share.exp() * log_share).sum(0)
+        scores = final.clone()
+        scores[rows, tokens] -= self.weight * entropy
+        return Scores(scores, {"kept": mask.sum(-1)})
+
+
+@dataclass(frozen=True, slots=True)
+class DeLTa:
+    """Logit trajectory: a least-squares line through the logits of layers M..N, read off at a layer beyond N."""
+
+    start: int | None = None
+    at: float | None = None
+    relative_top: float = 0.1
+    lens: Literal["raw", "logit"] = "logit"
+    name: str = "delta"
+
+    def __post_init__(self) -> None:
+        _check_top(self.relative_top)
+
+    def layers(self, n_layers: int, tied: bool) -> tuple[int, ...]:
+        """Layers M..N−1; M is half the depth unless given."""
+        start = n_layers // 2 if self.start is None else self.start
+        return candidate_layers(tuple(range(start, n_layers)) or (start,), n_layers, tied)
+
+    def __call__(self, final: Tensor, early: Tensor, n_layers: int) -> Scores:
+        """The line's value at the virtual layer, for plausible tokens only."""
+        k = early.shape[0]
+        # Layers are N−k..N; distances from N keep the formula free of N itself.
+        x = torch.arange(-k, 1, dtype=torch.float64)
+        where = 0.1 * n_layers if self.at is None else self.at - n_layers
+        centred = x - x.mean()
+        w = (1.0 / (k + 1) + (where - x.mean()) * centred / centred.square().sum()).to(final.dtype)
+        scores = final * w[-1]
+        for weight, z in zip(w[:-1].tolist(), early, strict=True):
+            scores = scores.add_(z, alpha=weight)
+        mask = plausible(final.log_softmax(-1), self.relative_top)
+        return Scores(scores.masked_fill_(~mask, -math.inf), {"kept": mask.sum(-1)})

@@ -1,0 +1,298 @@
+"""The one generation loop: batches with a key-value cache, any decoder, and what the layers said on the way."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ContextError, InputError
+from .batching import plan_batches
+from .decoders import Decoder
+from .registry import parse_decoder
+from .sampling import Sampling, penalise, row_generator
+from .session import Prefix, Session
+from .stopping import StopStrings
+
+__all__ = ["Generation", "generate", "stream"]
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One answer.
+
+    ``token_ids`` write ``text`` and nothing after it (stop strings and end-of-text tokens are left out).
+    ``reads[name]`` is ``[layers, tokens, …]``: each token's column describes the distributions that it was chosen from. ``steps[name]``
+    is ``[tokens, …]``: what the decoder reported (``choice`` is a layer number).
+    """
+
+    prompt: str
+    text: str
+    token_ids: tuple[int, ...]
+    tokens: tuple[str, ...]
+    finish: Literal["stop", "eos", "length"]
+    reads: Mapping[str, np.ndarray] = field(default_factory=dict)
+    steps: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Row:
+    index: int
+    ids: list[int]
+    generator: torch.Generator | None
+    new: list[int] = field(default_factory=list)
+    finish: Literal["stop", "eos", "length"] | None = None
+    hidden: list[Tensor] = field(default_factory=list)
+    steps: list[dict[str, Tensor]] = field(default_factory=list)
+
+
+def generate(
+    lm: Any,
+    prompts: Sequence[str],
+    *,
+    decoder: str | Decoder = "vanilla",
+    max_new_tokens: int = 50,
+    stop: Sequence[str] = (),
+    batch_size: int = 8,
+    repetition_penalty: float = 1.0,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    read: Sequence[str] = (),
+    read_lens: Any = "logit",
+    read_layers: Sequence[int] | Literal["all"] = "all",
+    trace: bool = False,
+    chat: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Generation]:
+    """Answer every prompt.
+
+    A text that all prompts begin with is run once. The repetition penalty acts on prompt and output, after the
+    decoder's own scores. ``read`` names statistics (:func:`exitlens.lenses.readout`) of every layer at every answer
+    token, at no second pass; ``trace`` keeps what the decoder reports at each step. ``chat`` puts each prompt through
+    the tokenizer's chat template. ``progress(done, total)`` counts prompts.
+
+    Raises :class:`ContextError` for a prompt that leaves no room in the context, :class:`InputError` for an empty
+    prompt or a value out of range.
+    """
+    decoder = parse_decoder(decoder)
+    if max_new_tokens < 1 or batch_size < 1:
+        raise InputError(f"max_new_tokens={max_new_tokens} and batch_size={batch_size} must both be at least 1")
+    if not repetition_penalty > 0:
+        raise InputError(f"repetition_penalty {repetition_penalty} is out of range: above 0 (1 is none)")
+    ids = [_encode(lm, prompt, chat, max_new_tokens) for prompt in prompts]
+    plan = plan_batches(ids, batch_size, gap_exact=getattr(lm, "gap_exact", lm.pads_exactly))
+    run = _Run(lm, decoder, max_new_tokens, stop, repetition_penalty, sampling or Sampling(), trace)
+    layers: list[int] = []
+    if read:
+        layers = list(range(lm.n_layers + 1)) if read_layers == "all" else [lm.check_layer(j) for j in read_layers]
+    prefix = Prefix(lm, plan.prefix)
+    occurrences: Counter[tuple[int, ...]] = Counter()
+    generators = []
+    for row in ids:
+        key = tuple(row)
+        generators.append(None if run.sampling.greedy else row_generator(seed, row, occurrences[key]))
+        occurrences[key] += 1
+    out: list[Generation | None] = [None] * len(ids)
+    done = 0
+    for batch in plan.batches:
+        rows = [_Row(i, ids[i], generators[i]) for i in batch]
+        for _ in run.batch(rows, prefix, layers):
+            pass
+        for row, reads in zip(rows, _read(lm, rows, layers, read, read_lens, run), strict=True):
+            out[row.index] = run.result(row, prompts[row.index], reads)
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(ids))
+    return [g for g in out if g is not None]
+
+
+def stream(
+    lm: Any,
+    prompt: str,
+    *,
+    decoder: str | Decoder = "vanilla",
+    max_new_tokens: int = 50,
+    stop: Sequence[str] = (),
+    repetition_penalty: float = 1.0,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    chat: bool = False,
+) -> Iterator[str | Generation]:
+    """Answer one prompt piece by piece: pieces of text as they become certain, then the whole :class:`Generation`.
+
+    Text that may still turn out to be the start of a stop string, or half a character, is held back.
+    """
+    ids = _encode(lm, prompt, chat, max_new_tokens)
+    run = _Run(lm, parse_decoder(decoder), max_new_tokens, stop, repetition_penalty, sampling or Sampling(), False)
+    row = _Row(0, ids, None if run.sampling.greedy else row_generator(seed, ids, 0))
+    sent = 0
+    hold = max((len(s) for s in stop), default=0)
+    for _ in run.batch([row], Prefix(lm, ()), []):
+        text = lm.decode(row.new)
+        if text.endswith("�") or row.finish is not None:
+            continue
+        safe = len(text) - _overlap(text, stop, hold)
+        if safe > sent:
+            yield text[sent:safe]
+            sent = safe
+    result = run.result(row, prompt, {})
+    if len(result.text) > sent:
+        yield result.text[sent:]
+    yield result
+
+
+def _overlap(text: str, stops: Sequence[str], hold: int) -> int:
+    """Length of the longest end of ``text`` that begins a stop string."""
+    for n in range(min(hold, len(text)), 0, -1):
+        if any(stop.startswith(text[-n:]) for stop in stops):
+            return n
+    return 0
+
+
+def _encode(lm: Any, prompt: str, chat: bool, max_new_tokens: int) -> list[int]:
+    if chat:
+        ids = lm.encode_chat(prompt)
+    else:
+        ids = lm.encode(prompt)
+    if not ids:
+        raise InputError("a prompt is empty: there is nothing to continue")
+    if lm.context is not None and len(ids) + max_new_tokens > lm.context:
+        raise ContextError(
+            f"a prompt of {len(ids)} tokens with {max_new_tokens} to come does not fit the context of {lm.context} "
+            f"of {lm.name}: shorten it ({prompt[:40]!r}...) or ask for fewer tokens"
+        )
+    return list(ids)
+
+
+class _Run:
+    """What is the same for all batches of one call."""
+
+    def __init__(
+        self,
+        lm: Any,
+        decoder: Decoder,
+        max_new_tokens: int,
+        stop: Sequence[str],
+        penalty: float,
+        sampling: Sampling,
+        trace: bool,
+    ) -> None:
+        self.lm, self.decoder, self.limit, self.penalty = lm, decoder, max_new_tokens, penalty
+        self.sampling, self.trace = sampling, trace
+        self.stops = StopStrings(stop, lm.decode)
+        self.eos = frozenset(lm.eos_ids)
+        tied = lm.weight.data_ptr() == lm.embed.weight.data_ptr()
+        self.early = decoder.layers(lm.n_layers, tied)
+
+    @torch.no_grad()
+    def batch(self, rows: list[_Row], prefix: Prefix, read_layers: Sequence[int]) -> Iterator[None]:
+        """Run ``rows`` to their ends, yielding after each step; finished rows leave the batch."""
+        lm = self.lm
+        session = Session(lm, prefix, sorted({*self.early, *read_layers, lm.n_layers}))
+        hidden = session.start([row.ids for row in rows])
+        active = list(rows)
+        seen = self._seen(active)
+        while True:
+            final = lm.logits(hidden[lm.n_layers], lm.n_layers).float()
+            if self.early:
+                early = torch.stack([lm.logits(hidden[j], j, self.decoder.lens).float() for j in self.early])
+            else:
+                early = final.new_empty(0, *final.shape)
+            scored = self.decoder(final, early, lm.n_layers)
+            scores = scored.scores if seen is None else penalise(scored.scores, seen, self.penalty)
+            tokens = self.sampling.choose(scores, [row.generator for row in active])
+            if seen is not None:
+                seen[torch.arange(len(active), device=seen.device), tokens] = True
+            self._note(active, tokens, scored.info, final, hidden, read_layers)
+            yield
+            going = [i for i, row in enumerate(active) if row.finish is None]
+            if not going:
+                return
+            if len(going) < len(active):
+                keep = torch.tensor(going, device=tokens.device)
+                session.keep(keep)
+                tokens = tokens[keep]
+                seen = None if seen is None else seen[keep]
+                active = [active[i] for i in going]
+            hidden = session.step(tokens)
+
+    def _seen(self, rows: list[_Row]) -> Tensor | None:
+        if self.penalty == 1.0:
+            return None
+        seen = torch.zeros(len(rows), self.lm.vocab_size, dtype=torch.bool)
+        for i, row in enumerate(rows):
+            seen[i, torch.tensor(row.ids)] = True
+        return seen.to(self.lm.device)
+
+    def _note(
+        self,
+        active: list[_Row],
+        tokens: Tensor,
+        info: dict[str, Tensor],
+        final: Tensor,
+        hidden: dict[int, Tensor],
+        read_layers: Sequence[int],
+    ) -> None:
+        if self.trace:
+            if "choice" in info:
+                info["choice"] = torch.tensor(self.early, device=info["choice"].device)[info["choice"]]
+            info["vanilla"] = final.argmax(-1)
+            info = {name: value.cpu() for name, value in info.items()}
+        states = torch.stack([hidden[j] for j in read_layers], dim=1) if read_layers else None
+        for i, (row, token) in enumerate(zip(active, tokens.tolist(), strict=True)):
+            if token in self.eos:
+                row.finish = "eos"
+                continue
+            row.new.append(token)
+            if self.trace:
+                row.steps.append({name: value[i] for name, value in info.items()})
+            if states is not None:
+                row.hidden.append(states[i])
+            if self.stops.found(row.new):
+                row.finish = "stop"
+            elif len(row.new) >= self.limit:
+                row.finish = "length"
+
+    def result(self, row: _Row, prompt: str, reads: Mapping[str, np.ndarray]) -> Generation:
+        """The answer of a finished row, cut at its stop string."""
+        text, n = self.stops.cut(row.new)
+        ids = row.new[:n]
+        steps = {}
+        if row.steps:
+            steps = {name: torch.stack([s[name] for s in row.steps[:n]]).numpy() for name in row.steps[0]} if n else {}
+        return Generation(
+            prompt=prompt,
+            text=text,
+            token_ids=tuple(ids),
+            tokens=tuple(self.lm.token(i) for i in ids),
+            finish=row.finish or "length",
+            reads=reads,
+            steps=steps,
+        )
+
+
+def _read(
+    lm: Any, rows: list[_Row], layers: Sequence[int], stats: Sequence[str], lens: Any, run: _Run
+) -> list[dict[str, np.ndarray]]:
+    """Statistics of each row's own answer tokens, all rows in one readout."""
+    if not layers:
+        return [{} for _ in rows]
+    from ..lenses import readout
+
+    counts = [run.stops.cut(row.new)[1] for row in rows]
+    if sum(counts) == 0:
+        return [{} for _ in rows]
+    states = torch.cat([torch.stack(row.hidden[:n]) for row, n in zip(rows, counts, strict=True) if n])
+    targets = torch.tensor([t for row, n in zip(rows, counts, strict=True) for t in row.new[:n]], device=states.device)
+    found = readout(lm, {j: states[:, k] for k, j in enumerate(layers)}, lens=lens, stats=stats, targets=targets)
+    out: list[dict[str, np.ndarray]] = []
+    at = 0
+    for n in counts:
+        out.append({name: value[:, at : at + n].cpu().numpy() for name, value in found.items()})
+        at += n
+    return out
