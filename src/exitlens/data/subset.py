@@ -23,7 +23,7 @@ def limited(data: Dataset, limit: int | None) -> Dataset:
     """
     if limit is None:
         return data
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+    if limit < 1:
         raise InputError(f"limit {limit!r} is not a positive whole number; leave it out for all records")
     if limit >= len(data):
         return data
