@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from matplotlib.figure import Figure
 from pandas import DataFrame
@@ -25,6 +25,44 @@ from exitlens.views.text import is_number, slug, to_float, visible
 from exitlens.views.words import join, judges, ranges
 
 __all__ = ["Plate", "draw_all", "plates"]
+
+
+CAPTIONS: Final[Mapping[str, str]] = {
+    "entropy-mean": (
+        "Mean entropy over the tokens of right and of wrong answers, by layer; bands: bootstrap intervals by question."
+    ),
+    "entropy-difference": (
+        "Mean entropy of wrong answers minus that of right answers, by layer, with intervals; "
+        "filled dots survive Holm's correction over layers."
+    ),
+    "entropy-auroc": (
+        "Probability that a wrong answer has the higher entropy (AUROC), by layer, with intervals; 0.5 is chance."
+    ),
+    "entropy-pooled-weights": (
+        "The artefact, on request: each group's sum is divided by the tokens of all answers (pooled weights), "
+        "so the smaller group looks lower at every layer whatever its entropy."
+    ),
+    "probes-accuracy": "Test accuracy by method with intervals; dashed line: chance.",
+    "probes-layers": (
+        "Accuracy by layer for each kind of probe, with intervals, chance, text-only floor, "
+        "random-label control and the language model."
+    ),
+    "probes-training": "Training loss and accuracy after each epoch, by layer.",
+    "probes-calibration": "Calibration: share of true statements against the probability given.",
+    "probes-risk": (
+        "Risk against coverage: error among the statements answered when the least confident are left out."
+    ),
+    "probes-transfer": "Accuracy when trained on one topic (row) and tested on another (column); white is chance.",
+    "decoding-scores": "Mean score of each decoder by metric, with intervals.",
+    "decoding-differences": (
+        "Difference of each decoder to the first, paired by question; filled dots: the interval leaves zero out."
+    ),
+    "exits-pareto": (
+        "Agreement with the full model against the compute saved, the cost of asking included, one curve a policy; "
+        "the oracle is the upper bound."
+    ),
+    "exits-layers": "Share of tokens leaving at each layer.",
+}
 
 
 @dataclass(frozen=True)
@@ -113,7 +151,7 @@ def _layers(tables: Mapping[str, DataFrame], model: str) -> Iterator[Plate]:
                 yield Plate(
                     f"layers-top-{tag}",
                     "layers",
-                    f"Most probable next tokens of each layer, darker where more probable; · is a leading space. {where}",
+                    f"Most probable next tokens of each layer, darker: more probable; · is a leading space. {where}",
                     f"Grid of the most probable next tokens by layer for the question {question}",
                     partial(figures_layers.top_grid, top, question=question, note=note),
                 )
@@ -124,57 +162,40 @@ def _entropy(tables: Mapping[str, DataFrame], model: str) -> Iterator[Plate]:
         return
     frame = tables["entropy_layers"]
     items = rows(frame, estimator="per-group")
-    who = f"Judge{'s' if len(judges(tables)) > 1 else ''}: {join(judges(tables))}. Model {model}; n in each panel's title."
-    make = (
-        ("entropy-mean", figures_entropy.means, "Mean entropy over the tokens of right and of wrong answers, by layer; "
-         "bands: bootstrap intervals by question."),
-        ("entropy-difference", figures_entropy.difference, "Mean entropy of wrong answers minus that of right answers, "
-         "by layer, with intervals; filled dots survive Holm's correction over layers."),
-        ("entropy-auroc", figures_entropy.auroc, "Probability that a wrong answer has the higher entropy (AUROC), by layer, "
-         "with intervals; 0.5 is chance."),
-    )  # fmt: skip
-    if items:
-        for name, draw, caption in make:
-            yield Plate(name, "entropy", f"{caption} {who}", caption, partial(draw, frame, note=model))
+    named = judges(tables)
+    who = f"Judge{'s' if len(named) > 1 else ''}: {join(named)}. Model {model}; n in each panel's title."
+    make = {
+        "entropy-mean": figures_entropy.means,
+        "entropy-difference": figures_entropy.difference,
+        "entropy-auroc": figures_entropy.auroc,
+    }
+    for name, draw in make.items() if items else ():
+        yield Plate(name, "entropy", f"{CAPTIONS[name]} {who}", CAPTIONS[name], partial(draw, frame, note=model))
     if rows(frame, estimator="pooled-weights"):
-        caption = (
-            "The artefact, on request: each group's sum is divided by the tokens of all answers (pooled weights), so the "
-            "smaller group looks lower at every layer whatever its entropy."
-        )
-        yield Plate(
-            "entropy-pooled-weights",
-            "entropy",
-            f"{caption} {who}",
-            caption,
-            partial(figures_entropy.means, frame, estimator="pooled-weights", note=model),
-        )
+        name = "entropy-pooled-weights"
+        pooled = partial(figures_entropy.means, frame, estimator="pooled-weights", note=model)
+        yield Plate(name, "entropy", f"{CAPTIONS[name]} {who}", CAPTIONS[name], pooled)
 
 
 def _probes(tables: Mapping[str, DataFrame], model: str) -> Iterator[Plate]:
     if "probes" in tables:
         items = rows(tables["probes"])
         sizes = join([str(int(to_float(n))) for n in distinct(items, "n_test") if is_number(n)])
-        caption = "Test accuracy by method with intervals; dashed line: chance."
+        caption = CAPTIONS["probes-accuracy"]
         where = f"Model {model}, n = {sizes} test statements. Squares: the language model's own answers, not trained."
         draw = partial(figures_probes.accuracy_dots, tables["probes"])
         yield Plate("probes-accuracy", "probes", f"{caption} {where}", caption, draw)
-    simple: tuple[tuple[str, str, Callable[..., Figure], str], ...] = (
-        ("probe_layers", "probes-layers", figures_probes.layer_curves,
-         "Accuracy by layer for each kind of probe, with intervals, chance, text-only floor, random-label control and the "
-         "language model."),
-        ("probe_curves", "probes-training", figures_probes.training_curves,
-         "Training loss and accuracy after each epoch, by layer."),
-        ("probe_calibration", "probes-calibration", figures_evaluation.calibration,
-         "Calibration: share of true statements against the probability given."),
-        ("probe_risk", "probes-risk", figures_evaluation.risk_coverage,
-         "Risk against coverage: error among the statements answered when the least confident are left out."),
-        ("probe_transfer", "probes-transfer", figures_evaluation.transfer,
-         "Accuracy when trained on one topic (row) and tested on another (column); white is chance."),
-    )  # fmt: skip
-    for table, name, draw_one, caption in simple:
+    simple: dict[str, tuple[str, Callable[..., Figure]]] = {
+        "probes-layers": ("probe_layers", figures_probes.layer_curves),
+        "probes-training": ("probe_curves", figures_probes.training_curves),
+        "probes-calibration": ("probe_calibration", figures_evaluation.calibration),
+        "probes-risk": ("probe_risk", figures_evaluation.risk_coverage),
+        "probes-transfer": ("probe_transfer", figures_evaluation.transfer),
+    }
+    for name, (table, draw_one) in simple.items():
         if table in tables:
             drawn = partial(draw_one, tables[table], note=_protocol(tables[table], model))
-            yield Plate(name, "probes", f"{caption} Model {model}.", caption, drawn)
+            yield Plate(name, "probes", f"{CAPTIONS[name]} Model {model}.", CAPTIONS[name], drawn)
 
 
 def _protocol(frame: DataFrame, model: str) -> str:
@@ -187,11 +208,11 @@ def _decoding(tables: Mapping[str, DataFrame], model: str) -> Iterator[Plate]:
         items = rows(tables["decoding"])
         sizes = join([str(int(to_float(n))) for n in distinct(items, "n") if is_number(n)])
         where = f"Model {model}, n = {sizes} questions."
-        caption = "Mean score of each decoder by metric, with intervals."
+        caption = CAPTIONS["decoding-scores"]
         draw = partial(figures_decoding.scores, tables["decoding"], note=f"{model} · n = {sizes} questions")
         yield Plate("decoding-scores", "decoding", f"{caption} {where}", caption, draw)
         if any(is_number(row.get("difference")) for row in items):
-            caption = "Difference of each decoder to the first, paired by question; filled dots: the interval leaves zero out."
+            caption = CAPTIONS["decoding-differences"]
             draw = partial(figures_decoding.differences, tables["decoding"], note=f"{model} · n = {sizes} questions")
             yield Plate("decoding-differences", "decoding", f"{caption} {where}", caption, draw)
     if "decoding_layers" in tables:
@@ -203,13 +224,10 @@ def _decoding(tables: Mapping[str, DataFrame], model: str) -> Iterator[Plate]:
 
 def _exits(tables: Mapping[str, DataFrame], model: str) -> Iterator[Plate]:
     if "exits" in tables:
-        caption = (
-            "Agreement with the full model against the compute saved, the cost of asking included, one curve a policy; "
-            "the oracle is the upper bound."
-        )
+        caption = CAPTIONS["exits-pareto"]
         draw = partial(figures_exits.pareto, tables["exits"], note=model)
         yield Plate("exits-pareto", "exits", f"{caption} Model {model}.", caption, draw)
     if "exits_layers" in tables:
-        caption = "Share of tokens leaving at each layer."
+        caption = CAPTIONS["exits-layers"]
         draw = partial(figures_exits.exit_layers, tables["exits_layers"], note=model)
         yield Plate("exits-layers", "exits", f"{caption} Model {model}.", caption, draw)

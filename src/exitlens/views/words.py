@@ -112,9 +112,10 @@ def entropy(tables: Mapping[str, DataFrame]) -> list[str]:
             )
             if is_number(largest.get("adjusted_p")):
                 kept = to_float(largest.get("adjusted_p")) < LEVEL
+                adjusted = number_text(largest.get("adjusted_difference"), 2)
                 text += (
-                    f" With answer length as a covariate it is {number_text(largest.get('adjusted_difference'), 2)} nats "
-                    f"(p {_p(largest.get('adjusted_p'))}){'' if kept else ': not certain once length is accounted for'}."
+                    f" With answer length as a covariate it is {adjusted} nats (p {_p(largest.get('adjusted_p'))})"
+                    + ("." if kept else ": not certain once length is accounted for.")
                 )
         else:
             alone = outside(largest, "difference", 0.0)
@@ -163,8 +164,8 @@ def probes(tables: Mapping[str, DataFrame]) -> list[str]:
         if not fitted:
             continue
         best = max(fitted, key=lambda row: to_float(row.get("test_accuracy")))
-        text = f"{visible(setting).capitalize()}: the highest test accuracy is {shown(best, 'test_accuracy')} ({method_name(best)}"
-        text += f", n = {_count(best, 'n_test')})"
+        text = f"{visible(setting).capitalize()}: the highest test accuracy is {shown(best, 'test_accuracy')} "
+        text += f"({method_name(best)}, n = {_count(best, 'n_test')})"
         text += (
             "."
             if outside(best, "test_accuracy", 0.5)
@@ -194,10 +195,8 @@ def probe_layers(tables: Mapping[str, DataFrame]) -> list[str]:
         return []
     best = max(fitted, key=lambda row: to_float(row.get("accuracy")))
     where = f", layer {int(to_float(best['layer']))}" if is_number(best.get("layer")) else ""
-    out = [
-        f"The most accurate probe by layer is {visible(best.get('kind'))}{where}: {shown(best, 'accuracy')}; "
-        f"the figure's best of {len(fitted)} points is chosen after looking, so it is optimistic."
-    ]
+    text = f"The most accurate probe by layer is {visible(best.get('kind'))}{where}: {shown(best, 'accuracy')}; "
+    out = [text + f"as the best of {len(fitted)} points it is chosen after looking, and so optimistic."]
     for role, name in (("floor", "the text-only floor"), ("lm", "the language model itself")):
         rivals = [row for row in items if row.get("role") == role]
         if rivals:
@@ -260,9 +259,11 @@ def exits(tables: Mapping[str, DataFrame]) -> list[str]:
             continue
         best = max(able, key=lambda row: to_float(row.get("flops_saved")))
         bound = "" if outside(best, "agreement", level) else f" (its interval reaches below {level:.0%})"
+        policy = f"{visible(best.get('policy'))} at {number_text(best.get('threshold'), 2)}"
+        saved = f"{to_float(best['flops_saved']):.1%} of the FLOPs"
         out.append(
-            f"At {level:.0%} agreement or more, {visible(best.get('policy'))} at {number_text(best.get('threshold'), 2)} "
-            f"saves most: {to_float(best['flops_saved']):.1%} of the FLOPs, agreement {shown(best, 'agreement')}{bound}."
+            f"At {level:.0%} agreement or more, {policy} saves most: {saved}, "
+            f"agreement {shown(best, 'agreement')}{bound}."
         )
     return out
 
