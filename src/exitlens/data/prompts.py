@@ -78,7 +78,8 @@ LABEL_WORDS: dict[int, tuple[str, ...]] = {
 }
 """Spellings of each label's word, the one expected after "A:" first (byte-level BPE keeps its leading space).
 
-The probability of a label is the sum over the first tokens of its spellings, each token counted once.
+The probability of a label is the sum over the spellings that are one token in the model's vocabulary, each token
+counted once. A spelling of several tokens (" TR" + "UE") is left out: its first token opens other words too.
 """
 
 
