@@ -1,0 +1,100 @@
+"""Contrast-consistent search (Burns et al. 2022, arXiv 2212.03827): a truth direction without labels.
+
+A contrast pair is a statement and its negation: rows of one group with the two polarities. Loss
+``mean[(p(+) - (1 - p(-)))² + min(p(+), p(-))²]`` on states centred and scaled per polarity. Unsupervised: labels are
+used only to decide which way round the found direction is read. Unstable: restarts differ, and it may find any
+feature that negation flips; results carry that warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import ProbeError
+from .bank import Bank, LinearBank
+from .data import ProbeData
+
+__all__ = ["CCS", "contrast_pairs"]
+
+
+def contrast_pairs(data: ProbeData, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of affirmed statements and of their negations, paired: same group and topic, other polarity, other label.
+
+    Raises :class:`ProbeError` when no such pair is among ``rows``.
+    """
+    if data.negated is None:
+        raise ProbeError("CCS needs contrast pairs, and no row says whether it is negated: give 'negated', or drop ccs")
+    waiting: dict[tuple[int, int, int], list[int]] = {}
+    plus: list[int] = []
+    minus: list[int] = []
+    for i in rows[data.negated[rows]].tolist():
+        waiting.setdefault((int(data.groups[i]), int(data.topics[i]), int(data.labels[i])), []).append(i)
+    for i in rows[~data.negated[rows]].tolist():
+        partners = waiting.get((int(data.groups[i]), int(data.topics[i]), 1 - int(data.labels[i])), [])
+        if partners:
+            plus.append(i)
+            minus.append(partners.pop(0))
+    if not plus:
+        raise ProbeError(f"no statement among {len(rows)} rows shares its group with its negation: CCS has no pairs")
+    return np.array(plus), np.array(minus)
+
+
+@dataclass(frozen=True)
+class CCS:
+    """CCS with ``restarts`` random starts a seed; the one with the least loss (not the best accuracy) is kept."""
+
+    restarts: int = 8
+    epochs: int = 300
+    lr: float = 0.02
+    settings: tuple[float | None, ...] = (None,)
+    name: str = "ccs"
+    random: bool = True
+    stack: int = 5
+    inner: int | None = 2
+    notes: str = "unsupervised and unstable: labels only choose its sign, and restarts differ"
+
+    def fit(self, states: Tensor, data: ProbeData, trains: Sequence[Tensor], seeds: Sequence[int]) -> list[Bank]:
+        """One bank a layer; seeds lie on the bank's seed axis."""
+        return [self._fit_layer(x, data, trains, seeds) for x in states]
+
+    def _fit_layer(self, x: Tensor, data: ProbeData, trains: Sequence[Tensor], seeds: Sequence[int]) -> Bank:
+        weights, biases = [], []
+        for rows in trains:
+            plus, minus = contrast_pairs(data, rows.numpy())
+            a, b = x[torch.from_numpy(plus)], x[torch.from_numpy(minus)]
+            middle_a, middle_b = a.mean(0), b.mean(0)
+            spread = torch.cat([a - middle_a, b - middle_b]).square().mean().sqrt().clamp_min(1e-12)
+            a, b = (a - middle_a) / spread, (b - middle_b) / spread
+            w, c = self._search(a, b, seeds)
+            y = data.y.to(x.dtype)[torch.from_numpy(plus)]
+            p = (torch.sigmoid(a @ w.T + c) + 1 - torch.sigmoid(b @ w.T + c)) / 2
+            sign = torch.where(((p - 0.5) * (y - 0.5)[:, None]).sum(0) < 0, -1.0, 1.0).to(x.dtype)
+            w, c = w * sign[:, None] / spread, c * sign
+            # One offset serves both polarities: the states are read around the mean of the two.
+            weights.append(w)
+            biases.append(c - w @ ((middle_a + middle_b) / 2))
+        return LinearBank(self.name, torch.stack(weights), torch.stack(biases), per_seed=True)
+
+    def _search(self, a: Tensor, b: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
+        d, k = a.shape[1], self.restarts
+        starts = [torch.randn(k, d, generator=torch.Generator().manual_seed(s), dtype=a.dtype) for s in seeds]
+        w = torch.cat(starts)
+        w = (w / w.norm(dim=1, keepdim=True)).requires_grad_()
+        c = torch.zeros(len(w), dtype=a.dtype, requires_grad=True)
+        optimiser = torch.optim.Adam([w, c], lr=self.lr, weight_decay=0.0)
+        loss = torch.zeros(len(w))
+        with torch.enable_grad():
+            for _ in range(self.epochs):
+                optimiser.zero_grad()
+                pa, pb = torch.sigmoid(a @ w.T + c), torch.sigmoid(b @ w.T + c)
+                loss = ((pa - (1 - pb)).square() + torch.minimum(pa, pb).square()).mean(0)
+                loss.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
+                optimiser.step()
+        best = loss.detach().view(len(seeds), k).argmin(1) + torch.arange(len(seeds)) * k
+        return w.detach()[best], c.detach()[best]

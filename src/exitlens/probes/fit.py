@@ -1,0 +1,140 @@
+"""Fit one probe, or a whole grid: layers × folds × settings × seeds of a kind as batched computations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..errors import ProbeError
+from .bank import Kind
+from .base import Probe, Provenance
+from .data import ProbeData, check_labels, make_data
+from .kinds import kind_named
+
+__all__ = ["Fold", "Grid", "fit", "fit_grid", "fit_rows"]
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Row numbers to train on and to predict; ``name`` says what was held out."""
+
+    name: str
+    train: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a grid of probes said about each fold's test rows.
+
+    ``probabilities[f]``: P(true) ``[layers, settings, seeds, test rows of fold f]`` float32. The seed axis has length
+    1 for kinds that a seed does not change.
+    """
+
+    kind: str
+    layers: tuple[int, ...]
+    settings: tuple[float | None, ...]
+    seeds: tuple[int, ...]
+    folds: tuple[Fold, ...]
+    probabilities: tuple[Tensor, ...]
+
+
+def fit_grid(
+    kind: str | Kind,
+    data: ProbeData,
+    folds: Sequence[Fold],
+    *,
+    seeds: Sequence[int] = (0,),
+    progress: Progress | None = None,
+) -> Grid:
+    """Train a kind on every layer × fold × setting × seed and predict each fold's test rows.
+
+    A few layers are worked on at a time, so memory beyond the states themselves is that of one layer's models.
+    ``progress(done, total)`` counts layers × folds. Raises :class:`ProbeError` when a fold's training rows hold one
+    class only.
+    """
+    k = kind_named(kind)
+    if not folds or not seeds:
+        raise ProbeError(f"{len(folds)} folds and {len(seeds)} seeds: a grid needs at least one of each")
+    for fold in folds:
+        check_labels(data.labels[fold.train], f"training rows of fold '{fold.name}'")
+    used = tuple(seeds) if k.random else tuple(seeds[:1])
+    n_layers = len(data.layers)
+    step = max(1, k.stack // len(used))
+    tests = [torch.from_numpy(f.test) for f in folds]
+    trains = [torch.from_numpy(f.train) for f in folds]
+    out = [torch.empty(n_layers, len(k.settings), len(used), len(t)) for t in tests]
+    total = n_layers * len(folds)
+    # Random kinds train fold after fold anyway; handing them one fold at a time keeps only its weights alive.
+    blocks = [[f] for f in range(len(folds))] if k.random else [list(range(len(folds)))]
+    done = 0
+    with torch.no_grad():
+        for start in range(0, n_layers, step):
+            states = data.states[start : start + step]
+            for block in blocks:
+                banks = k.fit(states, data, [trains[f] for f in block], used)
+                for i, bank in enumerate(banks):
+                    for at, f in enumerate(block):
+                        out[f][start + i] = bank.predict(at, states[i][tests[f]])
+                done += len(banks) * len(block)
+                if progress is not None:
+                    progress(done, total)
+    return Grid(k.name, data.layers, k.settings, used, tuple(folds), tuple(out))
+
+
+def fit_rows(
+    kind: str | Kind,
+    data: ProbeData,
+    layer: int,
+    *,
+    rows: NDArray[np.int64] | None = None,
+    setting: float | None = None,
+    seed: int = 0,
+    provenance: Provenance | None = None,
+) -> Probe:
+    """One frozen probe of ``layer`` (a number from ``data.layers``) fitted on ``rows`` (all rows when None).
+
+    ``setting`` is the kind's hyper-parameter; None takes the middle one of its path.
+    """
+    k = kind_named(kind)
+    if layer not in data.layers:
+        raise ProbeError(f"layer {layer} is not among the states' layers {', '.join(map(str, data.layers))}")
+    value = setting if setting is not None else k.settings[len(k.settings) // 2]
+    single: Kind = replace(k, settings=(value,))  # type: ignore[type-var]  # every kind is a frozen dataclass
+    train = np.arange(data.n) if rows is None else rows
+    check_labels(data.labels[train], "training rows")
+    at = data.layers.index(layer)
+    with torch.no_grad():
+        bank = single.fit(data.states[at : at + 1], data, [torch.from_numpy(train)], (seed,))[0]
+    base = provenance if provenance is not None else Provenance()
+    notes = "; ".join(x for x in (base.notes, k.notes) if x)
+    where = replace(base, layer=layer, data=base.data or data.fingerprint(), notes=notes)
+    return bank.probe(0, 0, 0, where)
+
+
+def fit(
+    kind: str | Kind,
+    states: Tensor | NDArray[Any],
+    labels: Sequence[int] | NDArray[Any],
+    groups: Sequence[Any] | NDArray[Any] | None = None,
+    *,
+    topics: Sequence[Any] | NDArray[Any] | None = None,
+    negated: Sequence[bool] | NDArray[Any] | None = None,
+    setting: float | None = None,
+    seed: int = 0,
+    provenance: Provenance | None = None,
+) -> Probe:
+    """Fit one probe on states ``[n, d]`` of one layer. See :func:`make_data` for the checks and errors."""
+    base = provenance if provenance is not None else Provenance()
+    layer = 0 if base.layer is None else base.layer
+    x = states if states.ndim == 3 else states[None]
+    data = make_data(x, labels, groups, topics, layers=(layer,), negated=negated)
+    return fit_rows(kind, data, layer, setting=setting, seed=seed, provenance=base)
