@@ -60,11 +60,11 @@ $(BIN)/python:
 		echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
 $(STAMP_RUN): $(PINS) | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e . || $(PIP_FAILED)
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e . || $(PIP_FAILED)
 	@touch $@
 
 $(STAMP_TEST): $(PINS) | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' || $(PIP_FAILED)
+	@$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]' || $(PIP_FAILED)
 	@touch $(STAMP_RUN) $@
 
 clean: ## remove .venv and every cache; runs/ stays

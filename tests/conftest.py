@@ -13,6 +13,8 @@ os.environ["COLUMNS"] = "100"
 if os.environ.get("EXITLENS_TYPECHECK") == "1":
     from jaxtyping import install_import_hook
 
+    import tests.typecheck  # noqa: F401 - jaxtyping looks it up by name
+
     # Every function and dataclass of the package checks its annotations when it runs, shapes included.
     install_import_hook("exitlens", "tests.typecheck.checked")
 

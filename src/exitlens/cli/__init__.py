@@ -40,12 +40,13 @@ GROUPS = (
 """The files beside this one that add commands, in the order in which --help lists them."""
 
 
-def _version(wanted: bool) -> None:
+def _version(wanted: bool) -> bool:
     if wanted:
         from exitlens import __version__
 
         typer.echo(f"exitlens {__version__}")
         raise typer.Exit
+    return wanted
 
 
 def build() -> typer.Typer:

@@ -10,7 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Protocol, TextIO
+from typing import Annotated, Any, Protocol
 
 import typer
 
@@ -134,15 +134,24 @@ def _draw(
         title_justify="left",
         caption_justify="left",
     )
-    for head, number in zip(heads, numeric, strict=True):
+    columns = list(zip(*cells, strict=True)) or [()] * len(heads)
+    for head, number, column in zip(heads, numeric, columns, strict=True):
         table.add_column(
             Text(safe(head.name)),
             justify="right" if number else "left",
-            no_wrap=number or head.shrink,
-            overflow="ellipsis" if head.shrink else "fold",
+            no_wrap=number,
+            overflow="fold",
+            # Numbers are never cut; words give way first.
+            min_width=max(map(len, [head.name, *column])) if number else None,
         )
     for row in cells:
-        table.add_row(*(Text(cell) for cell in row))
+        # A column that is no_wrap as a whole would not be narrowed; its cells are cut instead.
+        table.add_row(
+            *(
+                Text(cell, no_wrap=True, overflow="ellipsis") if head.shrink else Text(cell)
+                for cell, head in zip(row, heads, strict=True)
+            )
+        )
     Console(file=sys.stdout, highlight=False).print(table)
 
 
@@ -161,6 +170,7 @@ def _align(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]:
 
 
 def _is_number(value: object) -> bool:
+    value = _scalar(value)
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -229,7 +239,7 @@ def progress(what: str, total: int | None = None, quiet: bool = False) -> Iterat
         yield _silent
         return
     if not sys.stderr.isatty():
-        yield _Lines(what, total, sys.stderr).tick
+        yield _Lines(what, total).tick
         return
     from rich.console import Console
     from rich.progress import (
@@ -270,10 +280,9 @@ class _Lines:
 
     every = 15.0
 
-    def __init__(self, what: str, total: int | None, out: TextIO) -> None:
+    def __init__(self, what: str, total: int | None) -> None:
         self.what = what
         self.total = total
-        self.out = out
         self.done = 0
         self.begun = self.last = time.monotonic()
 

@@ -1,0 +1,214 @@
+"""The command line's shared parts: exit codes, one-line errors, tables and JSON, text that cannot drive a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import typer
+
+import exitlens
+from exitlens import cli
+from exitlens.cli import common
+from exitlens.errors import DataError
+
+HOSTILE = "a\x1b[2J\x00b\n[red]c[/red]\u202etxt\ud800"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_control_characters_are_written_out() -> None:
+    assert common.safe(HOSTILE) == "a\\x1b[2J\\x00b\\n[red]c[/red]\\u202etxt\\ud800"
+    kept = "naïve שלום 日本 🧑‍🚀 ½"
+    assert common.safe(kept) == kept
+
+
+def test_table_in_a_pipe_is_whole_and_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "x" * 300
+    common.print_table(
+        ["name", common.Column("p", ".3f"), "n"],
+        [[long, 0.12345, 7], [HOSTILE, None, None], ["日本", np.float32(1.5), np.int64(12)]],
+        title="title",
+        note="[bold]note",
+    )
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[0] == "title"
+    assert lines[5:] == ["[bold]note", ""]
+    assert lines[2] == long + "  0.123   7"
+    assert "[red]c[/red]" in lines[3]
+    assert lines[3].endswith("–   –")
+    assert lines[4] == "日本" + " " * 296 + "  1.500  12"
+
+
+def test_table_in_a_terminal_fits_and_reads_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    common.print_table(["layer", common.Column("text", shrink=True)], [[1, HOSTILE], [2, "y" * 200]])
+    text = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())  # colours are ours
+    assert "[red]c[/red]" in text
+    assert "\x1b" not in text
+    assert " layer " in text
+    assert "…" in text
+    assert max(map(len, text.splitlines())) <= 60
+
+
+def test_json_keeps_full_precision(capsys: pytest.CaptureFixture[str]) -> None:
+    @dataclass(frozen=True)
+    class Result:
+        mean: float
+        where: Path
+
+    value = 0.1 + 0.2
+    common.print_json(
+        {
+            "r": Result(value, Path("a/b")),
+            "bad": [math.nan, math.inf],
+            "np": np.array([[1.5]]),
+            "torch": torch.tensor(2),
+            1: np.bool_(True),
+            "text": HOSTILE,
+        }
+    )
+    out = capsys.readouterr().out
+    assert out.isascii()
+    assert json.loads(out) == {
+        "r": {"mean": value, "where": "a/b"},
+        "bad": [None, None],
+        "np": [[1.5]],
+        "torch": 2,
+        "1": True,
+        "text": HOSTILE,
+    }
+
+
+def test_progress_shows_rate_in_a_terminal_and_nothing_when_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    err = Terminal()
+    monkeypatch.setattr(sys, "stderr", err)
+    with common.progress("working", total=4, quiet=True) as tick:
+        tick(4)
+    assert err.getvalue() == ""
+    with common.progress("[b]working", total=4) as tick:
+        tick()
+        tick(3)
+    assert "[b]working" in err.getvalue()
+    assert "4/4" in err.getvalue()
+
+
+def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    err = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", err)
+    with common.progress("working", total=4) as tick:
+        tick(1)
+        assert err.getvalue() == ""
+        monkeypatch.setattr(common._Lines, "every", 0.0)
+        tick(1)
+    assert err.getvalue().startswith("working: 2 of 4, ")
+
+
+def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"exitlens {exitlens.__version__}\n"
+    for argv in (["--nope"], ["nope"], ["models", "list", "--nope"], ["models", "pull"]):
+        assert cli.main(argv) == 2
+        assert "Error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "says"),
+    [
+        (DataError("no rows in 'a\x1b[2J.csv'"), 2, "error: no rows in 'a\\x1b[2J.csv'\n"),
+        (PermissionError(13, "Permission denied", "/root/x"), 2, "error: cannot use '/root/x': Permission denied"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (BrokenPipeError(32, "Broken pipe"), 1, ""),
+    ],
+)
+def test_exit_codes(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    raised: BaseException,
+    code: int,
+    says: str,
+) -> None:
+    def build() -> typer.Typer:
+        app = typer.Typer(pretty_exceptions_enable=False)
+
+        @app.command()
+        def fails() -> None:
+            raise raised
+
+        return app
+
+    monkeypatch.setattr(cli, "build", build)
+    monkeypatch.delenv("EXITLENS_DEBUG", raising=False)
+    if isinstance(raised, BrokenPipeError):
+        monkeypatch.setattr(cli, "_stop_writing", lambda: None)  # it would silence the test run itself
+    assert cli.main([]) == code
+    err = capfd.readouterr().err
+    assert err.lstrip().startswith(says)
+    assert "Traceback" not in err
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build() -> typer.Typer:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "build", build)
+    with pytest.raises(ZeroDivisionError):
+        cli.main([])
+
+
+def test_reader_that_goes_away() -> None:
+    shown = """
+import sys, typer
+from exitlens import cli
+from exitlens.cli import common
+app = typer.Typer(pretty_exceptions_enable=False)
+@app.command()
+def lines() -> None:
+    for _ in range(9999):
+        common.echo("x" * 99)
+cli.build = lambda: app
+sys.exit(cli.main([]))
+"""
+    with subprocess.Popen([sys.executable, "-c", shown], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        said = process.stderr.read()
+    assert (process.returncode, said) == (1, b"")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from exitlens.cli import main; main(['--help']);"
+        "print(sorted({'torch', 'transformers', 'numpy', 'pandas', 'matplotlib'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "[]\n"
+    assert "models" in done.stdout
+
+
+def test_models_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("EXITLENS_CACHE", str(tmp_path))
+    assert cli.main(["models", "list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["cache"] == str(tmp_path)
+    assert {row["name"]: row["here"] for row in listed["models"]} == {"smollm2-135m": "no", "all-minilm-l6-v2": "no"}
+    assert cli.main(["models", "list"]) == 0
+    assert "Apache-2.0" in capsys.readouterr().out
+    assert cli.main(["models", "check", "all-minilm-l6-v2"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: 'all-minilm-l6-v2' is not on this machine")
