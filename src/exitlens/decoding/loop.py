@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from ..errors import ContextError, InputError
+from ..models.native import runner_of
 from .batching import plan_batches
 from .decoders import Decoder
 from .registry import parse_decoder
 from .sampling import Sampling, penalise, row_generator
-from .session import Prefix, Session
+from .session import Prefix, open_prefix
 from .stopping import StopStrings
 
 __all__ = ["Generation", "generate", "stream"]
@@ -85,12 +86,13 @@ def generate(
     if not repetition_penalty > 0:
         raise InputError(f"repetition_penalty {repetition_penalty} is out of range: above 0 (1 is none)")
     ids = [_encode(lm, prompt, chat, max_new_tokens) for prompt in prompts]
-    plan = plan_batches(ids, batch_size, gap_exact=getattr(lm, "gap_exact", lm.pads_exactly))
+    # Without its own blocks a model needs padding between the shared prefix and a short prompt; not all can bear it.
+    plan = plan_batches(ids, batch_size, gap_exact=runner_of(lm) is not None or lm.gap_exact)
     run = _Run(lm, decoder, max_new_tokens, stop, repetition_penalty, sampling or Sampling(), trace)
     layers: list[int] = []
     if read:
         layers = list(range(lm.n_layers + 1)) if read_layers == "all" else [lm.check_layer(j) for j in read_layers]
-    prefix = Prefix(lm, plan.prefix)
+    prefix = open_prefix(lm, plan.prefix)
     occurrences: Counter[tuple[int, ...]] = Counter()
     generators = []
     for row in ids:
@@ -132,7 +134,7 @@ def stream(
     row = _Row(0, ids, None if run.sampling.greedy else row_generator(seed, ids, 0))
     sent = 0
     hold = max((len(s) for s in stop), default=0)
-    for _ in run.batch([row], Prefix(lm, ()), []):
+    for _ in run.batch([row], open_prefix(lm, ()), []):
         text = lm.decode(row.new)
         if text.endswith("�") or row.finish is not None:
             continue
@@ -193,7 +195,7 @@ class _Run:
     def batch(self, rows: list[_Row], prefix: Prefix, read_layers: Sequence[int]) -> Iterator[None]:
         """Run ``rows`` to their ends, yielding after each step; finished rows leave the batch."""
         lm = self.lm
-        session = Session(lm, prefix, sorted({*self.early, *read_layers, lm.n_layers}))
+        session = prefix.session(sorted({*self.early, *read_layers, lm.n_layers}), self.limit)
         hidden = session.start([row.ids for row in rows])
         active = list(rows)
         seen = self._seen(active)

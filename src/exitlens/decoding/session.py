@@ -1,47 +1,154 @@
-"""One batch of rows with their key-value cache: run the prompts, then a token a row at a time."""
+"""One batch of rows with their key-value cache: run the prompts, then a token a row at a time.
+
+Two ways, one interface. :class:`NativePrefix` runs the model's blocks one by one on a cache without padding, wherever
+:func:`exitlens.models.native.runner_of` gives a runner. :class:`ModelPrefix` runs the model's own forward pass.
+"""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Prefix", "Session"]
+from ..models.native import KV, Runner, Where, runner_of
+
+__all__ = ["ModelPrefix", "NativePrefix", "Prefix", "Session", "open_prefix"]
 
 
-class Prefix:
-    """The cache of what all prompts begin with, computed once."""
+class Session(Protocol):
+    """Rows of one batch; every call gives ``{layer: [rows, d_model]}`` at each row's last position."""
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> dict[int, Tensor]:
+        """Run the prompts (whole ids, prefix included)."""
+        ...
+
+    def step(self, tokens: Tensor) -> dict[int, Tensor]:
+        """Feed one token a row, ``[rows]``."""
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every row but ``rows`` (indices, ascending)."""
+        ...
+
+
+class Prefix(Protocol):
+    """What all prompts begin with, computed once."""
+
+    def session(self, layers: Sequence[int], max_new_tokens: int) -> Session:
+        """A batch that goes on from the prefix and records ``layers``."""
+        ...
+
+
+def open_prefix(lm: Any, ids: Sequence[int]) -> Prefix:
+    """Run the shared ``ids`` (there may be none) the quickest way this model allows."""
+    runner = runner_of(lm)
+    return ModelPrefix(lm, ids) if runner is None else NativePrefix(runner, ids)
+
+
+class NativePrefix:
+    """The prefix's keys and values in one row, on the model's blocks run one by one."""
+
+    def __init__(self, runner: Runner, ids: Sequence[int]) -> None:
+        self.runner, self.ids = runner, tuple(ids)
+        self.kv: KV | None = None
+        if self.ids:
+            tokens = torch.tensor([self.ids], device=runner.lm.device)
+            self.kv = runner.new_kv(1, len(self.ids))
+            where = runner.where(0, len(self.ids))
+            runner.run(runner.embed(tokens, where), self.kv, where)
+
+    def session(self, layers: Sequence[int], max_new_tokens: int) -> NativeSession:
+        """See :class:`Prefix`."""
+        return NativeSession(self, layers, max_new_tokens)
+
+    def open(self, rows: int, capacity: int) -> KV:
+        """A cache of its own for ``rows`` rows, holding the prefix."""
+        kv = self.runner.new_kv(rows, capacity)
+        if self.kv is not None:
+            p = len(self.ids)
+            for mine, theirs in zip((*kv.keys, *kv.values), (*self.kv.keys, *self.kv.values), strict=True):
+                mine[:, :, :p] = theirs
+        return kv
+
+
+class NativeSession:
+    """See :class:`Session`. Rows begin at position 0 whatever their length, so there is no padding to mask."""
+
+    def __init__(self, prefix: NativePrefix, layers: Sequence[int], max_new_tokens: int) -> None:
+        self._prefix, self._runner = prefix, prefix.runner
+        self._layers, self._room = frozenset(layers), max_new_tokens
+        self._kv: KV
+        self._lengths: Tensor  # tokens held, a row
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> dict[int, Tensor]:
+        """See :class:`Session`."""
+        p = len(self._prefix.ids)
+        width = max(map(len, prompts)) - p
+        ids = torch.zeros(len(prompts), width, dtype=torch.long)
+        for i, row in enumerate(prompts):
+            ids[i, : len(row) - p] = torch.tensor(row[p:])
+        device = self._runner.lm.device
+        self._lengths = torch.tensor([len(row) for row in prompts])
+        self._kv = self._prefix.open(len(prompts), p + width + self._room)
+        where = self._runner.where(p, width)
+        kept = self._run(ids.to(device), where)
+        last = (self._lengths - p - 1).to(device)
+        rows = torch.arange(len(prompts), device=device)
+        # What short rows wrote past their end is never seen: later tokens take those places before they are read.
+        return {layer: h[rows, last] for layer, h in kept.items()}
+
+    def step(self, tokens: Tensor) -> dict[int, Tensor]:
+        """See :class:`Session`."""
+        where = self._runner.where(self._lengths, 1)
+        self._lengths = self._lengths + 1
+        return {layer: h[:, 0] for layer, h in self._run(tokens[:, None], where).items()}
+
+    def keep(self, rows: Tensor) -> None:
+        """See :class:`Session`."""
+        self._kv = self._kv.select(rows)
+        self._lengths = self._lengths[rows.cpu()]
+
+    def _run(self, ids: Tensor, where: Where) -> dict[int, Tensor]:
+        return self._runner.run(self._runner.embed(ids, where), self._kv, where, keep=self._layers)
+
+
+class ModelPrefix:
+    """The prefix in the model's own cache."""
 
     def __init__(self, lm: Any, ids: Sequence[int]) -> None:
-        self.ids = tuple(ids)
+        self.lm, self.ids = lm, tuple(ids)
         self.cache: Any = None
         if self.ids:
             tokens = torch.tensor([self.ids], device=lm.device)
             self.cache = lm.forward(tokens, torch.ones_like(tokens), layers=(), use_cache=True).cache
 
-    def cache_for(self, lm: Any, rows: int) -> Any:
+    def session(self, layers: Sequence[int], max_new_tokens: int) -> ModelSession:  # noqa: ARG002 (the protocol's)
+        """See :class:`Prefix`."""
+        return ModelSession(self, layers)
+
+    def open(self, rows: int) -> Any:
         """A cache of its own for ``rows`` rows, holding the prefix."""
         if self.cache is None:
-            return lm.new_cache()
+            return self.lm.new_cache()
         cache = copy.deepcopy(self.cache)
         if rows > 1:
             cache.batch_repeat_interleave(rows)
         return cache
 
 
-class Session:
-    """Rows of one batch. ``layers`` are recorded at the last position of every step: ``{layer: [rows, d_model]}``."""
+class ModelSession:
+    """See :class:`Session`. Short rows are padded on the left, between the prefix and their own tokens."""
 
-    def __init__(self, lm: Any, prefix: Prefix, layers: Sequence[int]) -> None:
-        self._lm, self._prefix, self._layers = lm, prefix, tuple(layers)
+    def __init__(self, prefix: ModelPrefix, layers: Sequence[int]) -> None:
+        self._prefix, self._lm, self._layers = prefix, prefix.lm, tuple(layers)
         self._cache: Any = None
         self._mask: Tensor
 
     def start(self, prompts: Sequence[Sequence[int]]) -> dict[int, Tensor]:
-        """Run the prompts (whole ids, prefix included)."""
+        """See :class:`Session`."""
         p = len(self._prefix.ids)
         rest = [list(row[p:]) for row in prompts]
         width = max(map(len, rest))
@@ -51,18 +158,17 @@ class Session:
         for i, row in enumerate(rest):
             ids[i, width - len(row) :] = torch.tensor(row)
             mask[i, p + width - len(row) :] = 1
-        device = self._lm.device
-        self._cache = self._prefix.cache_for(self._lm, len(rest))
-        self._mask = mask.to(device)
-        return self._run(ids.to(device))
+        self._cache = self._prefix.open(len(rest))
+        self._mask = mask.to(self._lm.device)
+        return self._run(ids.to(self._lm.device))
 
     def step(self, tokens: Tensor) -> dict[int, Tensor]:
-        """Feed one token a row, ``[rows]``."""
+        """See :class:`Session`."""
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
         return self._run(tokens[:, None])
 
     def keep(self, rows: Tensor) -> None:
-        """Drop every row but ``rows`` (indices)."""
+        """See :class:`Session`."""
         self._cache.batch_select_indices(rows)
         self._mask = self._mask[rows]
 

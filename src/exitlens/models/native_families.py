@@ -1,0 +1,236 @@
+"""The three kinds of block that can be run apart, each read off the model's own modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["Family", "family_of"]
+
+# Above this the fused copies of the projections would cost more memory than their speed is worth.
+_FUSE_LIMIT = 1_000_000_000
+
+Qkv = tuple[Tensor, Tensor, Tensor]
+
+
+class Family(Protocol):
+    """What :class:`~exitlens.models.native.Runner` needs of a family; block indices run from 0."""
+
+    kv_heads: int
+    head_dim: int
+    scaling: float
+    rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
+
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Token ids and positions → layer 0."""
+        ...
+
+    def project(self, j: int, x: Tensor, cos: Tensor | None, sin: Tensor | None) -> Qkv:
+        """Queries, keys and values, each ``[rows, heads, width, head_dim]``, rotated."""
+        ...
+
+    def finish(self, j: int, x: Tensor, mixed: Tensor) -> Tensor:
+        """The block's output from its input and the heads' mixed values."""
+        ...
+
+    def window(self, j: int) -> int | None:
+        """How many positions back block ``j`` sees, or None for all."""
+        ...
+
+
+def family_of(lm: Any) -> Family | None:
+    """The family of ``lm``'s blocks, or None when it is not one of these (or its modules were replaced)."""
+    block = lm.blocks[0]
+    has = lambda *names: all(hasattr(block, name) for name in names)  # noqa: E731 (read once, below)
+    try:
+        if has("input_layernorm", "self_attn", "post_attention_layernorm", "mlp") and hasattr(block.mlp, "gate_proj"):
+            return LlamaLike(lm)
+        if has("ln_1", "attn", "ln_2", "mlp") and hasattr(block.attn, "c_attn"):
+            return GPT2Like(lm)
+        if has("input_layernorm", "attention", "post_attention_layernorm", "mlp"):
+            return NeoXLike(lm)
+    except (AttributeError, TypeError, KeyError, ValueError):
+        return None
+    return None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of the first ``cos.shape[-1]`` channels of ``[rows, width, heads, head_dim]``."""
+    n = cos.shape[-1]
+    turned = x[..., :n]
+    half = n // 2
+    swapped = torch.cat((-turned[..., half:], turned[..., :half]), dim=-1)
+    turned = torch.addcmul(turned * cos, swapped, sin)
+    return turned if n == x.shape[-1] else torch.cat((turned, x[..., n:]), dim=-1)
+
+
+def _plain(module: nn.Module) -> bool:
+    return type(module) is nn.Linear
+
+
+def _fused(parts: Sequence[nn.Module], small: bool) -> Callable[[Tensor], Tensor]:
+    """Several projections of one input as one product (kept apart for large, quantised or adapted models)."""
+    if not small or not all(_plain(p) for p in parts):
+        return lambda x: torch.cat([p(x) for p in parts], dim=-1)
+    weight = torch.cat([p.weight.detach() for p in parts])  # type: ignore[arg-type, misc]
+    biases = [p.bias for p in parts]
+    bias = torch.cat([b.detach() for b in biases]) if all(b is not None for b in biases) else None  # type: ignore[union-attr, misc]
+    if bias is None and any(b is not None for b in biases):
+        return lambda x: torch.cat([p(x) for p in parts], dim=-1)
+    return lambda x: F.linear(x, weight, bias)
+
+
+def _norm(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """RMS norms of plain form in one kernel (float32 only: in half precision the model's own rounding is kept)."""
+    weight = getattr(module, "weight", None)
+    eps = getattr(module, "variance_epsilon", None)
+    plain = type(module).__name__ in ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
+    if plain and eps is not None and isinstance(weight, Tensor) and weight.dtype == torch.float32:
+        return lambda x: F.rms_norm(x, (x.shape[-1],), weight, eps)
+    return module
+
+
+class LlamaLike:
+    """Llama, Mistral, Qwen2, Qwen3 and whoever shares their block."""
+
+    def __init__(self, lm: Any) -> None:
+        body = lm._body
+        self._embedding = lm.embed
+        self._act = lm.blocks[0].mlp.act_fn
+        attention = lm.blocks[0].self_attn
+        self.head_dim = int(attention.head_dim)
+        self.scaling = float(attention.scaling)
+        self.rotary = body.rotary_emb
+        if getattr(body.rotary_emb, "rope_type", "default") not in ("default", "linear", "llama3", "yarn"):
+            raise ValueError("this rotary embedding depends on the length of the text")
+        small = sum(p.numel() for p in lm.model.parameters()) < _FUSE_LIMIT
+        self._qkv, self._out, self._up, self._down = [], [], [], []
+        self._norm1, self._norm2, self._qk_norm, self._windows = [], [], [], []
+        for block in lm.blocks:
+            a, m = block.self_attn, block.mlp
+            self._qkv.append(_fused([a.q_proj, a.k_proj, a.v_proj], small))
+            self._out.append(a.o_proj)
+            self._up.append(_fused([m.gate_proj, m.up_proj], small))
+            self._down.append(m.down_proj)
+            self._norm1.append(_norm(block.input_layernorm))
+            self._norm2.append(_norm(block.post_attention_layernorm))
+            q_norm = getattr(a, "q_norm", None)
+            self._qk_norm.append(None if q_norm is None else (_norm(q_norm), _norm(a.k_norm)))
+            self._windows.append(getattr(a, "sliding_window", getattr(lm.config, "sliding_window", None)))
+        kv = attention.k_proj.out_features // self.head_dim
+        self.kv_heads, self._heads = int(kv), int(attention.q_proj.out_features // self.head_dim)
+
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:  # noqa: ARG002 (the protocol's arguments)
+        """Token embeddings; positions enter through the rotation."""
+        return self._embedding(ids)  # type: ignore[no-any-return]
+
+    def project(self, j: int, x: Tensor, cos: Tensor | None, sin: Tensor | None) -> Qkv:
+        """See :class:`Family`."""
+        r, s, _ = x.shape
+        heads, kv = self._heads, self.kv_heads
+        all_heads = self._qkv[j](self._norm1[j](x)).view(r, s, heads + 2 * kv, self.head_dim)
+        norms = self._qk_norm[j]
+        if norms is None:
+            turn = all_heads[:, :, : heads + kv]
+        else:
+            turn = torch.cat([norms[0](all_heads[:, :, :heads]), norms[1](all_heads[:, :, heads : heads + kv])], dim=2)
+        if cos is not None and sin is not None:
+            turn = _rotate(turn, cos, sin)
+        v = all_heads[:, :, heads + kv :].transpose(1, 2)
+        return turn[:, :, :heads].transpose(1, 2), turn[:, :, heads:].transpose(1, 2), v
+
+    def finish(self, j: int, x: Tensor, mixed: Tensor) -> Tensor:
+        """See :class:`Family`."""
+        x = x + self._out[j](mixed)
+        gate, up = self._up[j](self._norm2[j](x)).chunk(2, dim=-1)
+        return x + self._down[j](self._act(gate) * up)
+
+    def window(self, j: int) -> int | None:
+        """See :class:`Family`."""
+        return self._windows[j]
+
+
+class GPT2Like:
+    """GPT-2 and whoever shares its block: learned positions, one fused projection, layer norms."""
+
+    rotary = None
+
+    def __init__(self, lm: Any) -> None:
+        body = lm._body
+        self._tokens, self._positions = body.wte, body.wpe
+        self._blocks = lm.blocks
+        attention = lm.blocks[0].attn
+        self.head_dim = int(attention.head_dim)
+        self.kv_heads = int(attention.num_heads)
+        self.scaling = self.head_dim**-0.5 if attention.scale_attn_weights else 1.0
+        if attention.scale_attn_by_inverse_layer_idx:
+            raise ValueError("attention scaled by layer is not run here")
+
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Token plus position embeddings."""
+        return self._tokens(ids) + self._positions(positions)  # type: ignore[no-any-return]
+
+    def project(self, j: int, x: Tensor, cos: Tensor | None, sin: Tensor | None) -> Qkv:  # noqa: ARG002
+        """See :class:`Family`."""
+        r, s, d = x.shape
+        block = self._blocks[j]
+        q, k, v = block.attn.c_attn(block.ln_1(x)).view(r, s, 3, self.kv_heads, d // self.kv_heads).unbind(2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def finish(self, j: int, x: Tensor, mixed: Tensor) -> Tensor:
+        """See :class:`Family`."""
+        block = self._blocks[j]
+        x = x + block.attn.c_proj(mixed)
+        return x + block.mlp(block.ln_2(x))  # type: ignore[no-any-return]
+
+    def window(self, j: int) -> int | None:  # noqa: ARG002
+        """All positions."""
+        return None
+
+
+class NeoXLike:
+    """GPT-NeoX and Pythia: a partial rotation, heads interleaved in one projection, parallel residual."""
+
+    def __init__(self, lm: Any) -> None:
+        body = lm._body
+        self._tokens = lm.embed
+        self._blocks = lm.blocks
+        attention = lm.blocks[0].attention
+        self.head_dim = int(attention.head_size)
+        self.kv_heads = int(attention.query_key_value.out_features // (3 * self.head_dim))
+        self.scaling = float(attention.scaling)
+        self._parallel = bool(lm.blocks[0].use_parallel_residual)
+        self.rotary = body.rotary_emb
+        if getattr(body.rotary_emb, "rope_type", "default") not in ("default", "linear", "llama3", "yarn"):
+            raise ValueError("this rotary embedding depends on the length of the text")
+
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:  # noqa: ARG002
+        """Token embeddings."""
+        return self._tokens(ids)  # type: ignore[no-any-return]
+
+    def project(self, j: int, x: Tensor, cos: Tensor | None, sin: Tensor | None) -> Qkv:
+        """See :class:`Family`."""
+        r, s, _ = x.shape
+        block = self._blocks[j]
+        joint = block.attention.query_key_value(block.input_layernorm(x)).view(r, s, self.kv_heads, 3 * self.head_dim)
+        q, k, v = joint.chunk(3, dim=-1)
+        if cos is not None and sin is not None:
+            q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def finish(self, j: int, x: Tensor, mixed: Tensor) -> Tensor:
+        """See :class:`Family`."""
+        block = self._blocks[j]
+        attended = block.attention.dense(mixed)
+        if self._parallel:
+            return x + attended + block.mlp(block.post_attention_layernorm(x))  # type: ignore[no-any-return]
+        x = x + attended
+        return x + block.mlp(block.post_attention_layernorm(x))  # type: ignore[no-any-return]
+
+    def window(self, j: int) -> int | None:  # noqa: ARG002
+        """All positions."""
+        return None
