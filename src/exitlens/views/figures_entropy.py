@@ -65,8 +65,9 @@ def _figure(
     for place, (axes, (judge, items)) in enumerate(zip(places, judges.items(), strict=False)):
         items = sorted(items, key=lambda row: int(row["layer"]))
         draw(axes, items)
-        size = f" ({_n(items, 'n_right')} right, {_n(items, 'n_wrong')} wrong)"
-        axes.set_title(wrap(figure_text(f"Judge: {judge}") + size, 50 if columns == 2 else 96, 2), fontsize=8.5)
+        size = f"{_n(items, 'n_right')} right, {_n(items, 'n_wrong')} wrong answers"
+        name = wrap(figure_text(f"Judge: {judge}"), 50 if columns == 2 else 96, 2)
+        axes.set_title(f"{name}\n{size}", fontsize=8.5)
         layer_axis(axes, label=place + columns >= len(judges))
         axes.grid(axis="y")
         if place % columns == 0:

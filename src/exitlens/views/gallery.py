@@ -173,6 +173,7 @@ def _entropy(tables: Mapping[str, DataFrame], model: str) -> Iterator[Plate]:
         yield Plate(name, "entropy", f"{CAPTIONS[name]} {who}", CAPTIONS[name], partial(draw, frame, note=model))
     if rows(frame, estimator="pooled-weights"):
         name = "entropy-pooled-weights"
+        who = f"Model {model}; judge and n in each panel's title."
         pooled = partial(figures_entropy.means, frame, estimator="pooled-weights", note=model)
         yield Plate(name, "entropy", f"{CAPTIONS[name]} {who}", CAPTIONS[name], pooled)
 

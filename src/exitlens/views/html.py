@@ -26,8 +26,8 @@ def bdi(value: object) -> str:
 
 
 def paragraphs(lines: Sequence[str], css: str = "") -> str:
-    """One paragraph for each line of plain text."""
-    inner = "".join(f"<p>{text(line)}</p>" for line in lines)
+    """One paragraph for each plain text; line breaks in it become spaces."""
+    inner = "".join(f"<p>{text(line.replace(chr(10), ' '))}</p>" for line in lines)
     return f'<div class="{css}">{inner}</div>' if css and inner else inner
 
 

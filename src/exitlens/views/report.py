@@ -23,6 +23,19 @@ __all__ = ["headlines", "render", "write_report"]
 
 _FINISHED: Final = ("done", "complete", "completed", "ok", "finished")
 _BAD: Final = ("failed", "refused", "error", "interrupted", "running", "pending")
+# Stages named after what they do rather than after their study.
+_ALSO: Final[Mapping[str, str]] = {
+    "look": "layers",
+    "layer": "layers",
+    "judge": "entropy",
+    "judgements": "entropy",
+    "probe": "probes",
+    "extract": "probes",
+    "extraction": "probes",
+    "score": "decoding",
+    "scores": "decoding",
+    "exit": "exits",
+}
 _REASONS: Final = ("reason", "error", "message", "detail")
 
 
@@ -49,7 +62,10 @@ def write_report(
 
 
 def headlines(tables: Mapping[str, DataFrame]) -> dict[str, list[str]]:
-    """The findings of each study in sentences, by study; studies that were not run are left out."""
+    """The findings of each study in sentences, by study; studies that were not run are left out.
+
+    Each finding is a headline, then its details after a line break.
+    """
     present = {name: frame for name, frame in tables.items() if len(frame)}
     said = {study: [line for say in says for line in say(present)] for study, says in HEADLINES.items()}
     return {study: lines for study, lines in said.items() if lines}
@@ -62,20 +78,20 @@ def render(manifest: Mapping[str, Any], tables: Mapping[str, DataFrame], figures
     found = headlines(present)
     troubles = {study: _troubles(study, stages) for study in TITLES}
     made = plates(manifest, present)
-    sections = [
-        _section(study, present, found.get(study, []), troubles[study], _drawn(study, made, figures))
-        for study in TITLES
-        if troubles[study] or any(name in present for name in OWN_TABLES[study])
-    ]
     shown = [study for study in TITLES if troubles[study] or any(name in present for name in OWN_TABLES[study])]
+    sections = [
+        _section(study, present, found.get(study, []), troubles[study], _drawn(study, made, figures)) for study in shown
+    ]
     other = [
         line for name, stage in stages.items() if _study_of(name) is None for line in _trouble(name, _mapping(stage))
     ]
     model = _mapping(manifest.get("model"))
     name = visible(model.get("name")) or "model not recorded"
     links = "".join(f'<li><a href="#{study}">{html.text(TITLES[study])}</a></li>' for study in shown)
+    # Here the headlines only; each section repeats them with their details.
     summary = "".join(
-        f'<h3>{html.text(TITLES[study])}</h3><div class="said">{html.paragraphs(lines)}</div>'
+        f'<h3><a href="#{study}">{html.text(TITLES[study])}</a></h3>'
+        + html.paragraphs([line.split("\n")[0] for line in lines])
         for study, lines in found.items()
     )
     body = [
@@ -135,9 +151,7 @@ def _drawn(study: str, made: Iterable[Plate], figures: Mapping[str, str]) -> lis
 
 def _study_of(name: str) -> str | None:
     first = re.split(r"[^a-z]+", name.lower())[0]
-    also = {"look": "layers", "layer": "layers", "generate": "entropy", "judge": "entropy", "judgements": "entropy",
-            "probe": "probes", "extract": "probes", "score": "decoding", "scores": "decoding", "exit": "exits"}  # fmt: skip
-    return first if first in TITLES else also.get(first)
+    return first if first in TITLES else _ALSO.get(first)
 
 
 def _troubles(study: str, stages: Mapping[str, Any]) -> list[str]:

@@ -40,11 +40,13 @@ html{-webkit-text-size-adjust:100%}
 body{margin:0 auto;padding:2.2rem 1.2rem 4rem;max-width:50rem;background:var(--fig-paper);color:var(--fig-ink);
  font:1rem/1.55 "Source Serif 4","Source Serif Pro",Charter,"Bitstream Charter","Iowan Old Style",Georgia,serif;
  overflow-wrap:break-word}
-h1,h2,h3,th,nav,figcaption,summary,.meta,.notice strong,dt{font-family:system-ui,-apple-system,"Segoe UI",Roboto,
+h1,h2,h3,th,caption,nav,figcaption,summary,.meta,dt{font-family:system-ui,-apple-system,"Segoe UI",Roboto,
  "Helvetica Neue","DejaVu Sans",Arial,sans-serif}
 h1{font-size:1.75rem;line-height:1.2;margin:0 0 .4rem;letter-spacing:-.01em}
 h2{font-size:1.28rem;margin:3rem 0 .6rem;padding-top:1rem;border-top:1px solid var(--fig-grid)}
 h3{font-size:1rem;margin:1.7rem 0 .4rem}
+h3 a{color:inherit;text-decoration-color:var(--fig-grid);text-underline-offset:.2em}
+#findings p{margin:.35rem 0;padding-left:1rem;text-indent:-1rem}
 p,ul,ol{margin:.55rem 0}
 a{color:var(--fig-blue)}
 .meta{color:var(--fig-muted);font-size:.86rem;margin:.1rem 0}

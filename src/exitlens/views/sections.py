@@ -23,9 +23,9 @@ TITLES: Final[Mapping[str, str]] = {
     "exits": "Leaving early",
 }
 ASKED: Final[Mapping[str, str]] = {
-    "layers": "If the model had to answer at an inner layer, which of the choices would it give, and from which layer on?",
+    "layers": "If the model had to answer at an inner layer, which of the choices would it give, from which layer on?",
     "entropy": "Are the inner layers less sure when the answer turns out to be wrong?",
-    "probes": "Can true statements be told from false ones by the hidden states, on topics that were not trained on?",
+    "probes": "Can true statements be told from false ones by the hidden states, on unseen topics?",
     "decoding": "Do answers get better when early layers are contrasted with the last one?",
     "exits": "How much compute would be saved by stopping at an inner layer, and how often would the token differ?",
 }
@@ -39,34 +39,37 @@ OWN_TABLES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 HOW: Final[Mapping[str, str]] = {
     "layers": (
-        "At every layer j the residual stream is read out to a distribution over the vocabulary: lens raw is W·h, lens "
-        "logit is W·norm(h); at the last layer both are the model itself. Rule first-token compares choices by their "
-        "first distinguishing token, rule sequence by the probability of the whole choice. Share is the probability "
-        "divided by the sum over the choices. The questions were picked by the program as the most interesting right and "
-        "wrong answers, so they illustrate and prove nothing."
+        "At every layer j the residual stream is read out to a distribution over the vocabulary: lens raw is W·h, "
+        "lens logit is W·norm(h); at the last layer both are the model itself. Rule first-token compares choices "
+        "by their first distinguishing token, rule sequence by the probability of the whole choice. Share is the "
+        "probability divided by the sum over the choices. The questions were picked by the program as the most "
+        "interesting right and wrong answers, so they illustrate and prove nothing."
     ),
     "entropy": (
-        "Entropy in nats of each layer's distribution at every token of the generated answer, stop string excluded. "
-        "Estimator per-group: the sum over a group's tokens divided by the tokens of that group. Intervals: bootstrap "
-        "by question, 95 %. Tests: corrected over layers by Holm (p Holm) and Benjamini–Hochberg (p BH). Length-adjusted: "
-        "the same difference with the answer's length as a covariate. AUROC: the probability that a wrong answer has "
-        "the higher entropy. Which answers are right is decided by the judge named with each number."
+        "Entropy in nats of each layer's distribution at every token of the generated answer, stop string "
+        "excluded. Estimator per-group: the sum over a group's tokens divided by the tokens of that group. "
+        "Intervals: bootstrap by question, 95 %. Tests: corrected over layers by Holm (p Holm) and "
+        "Benjamini–Hochberg (p BH). Length-adjusted: the same difference with the answer's length as a covariate. "
+        "AUROC: the probability that a wrong answer has the higher entropy. Which answers are right is decided by "
+        "the judge named with each number."
     ),
     "probes": (
-        "Probes are trained on the hidden state of the last token at a layer and tested on statements of other topics. "
-        "LM next token: the model's most probable next word is the right one. LM token probability: the more probable of "
-        "the two label words. Majority: the vote of the layers probed. Train accuracy is measured after training, test "
-        "loss over the whole test set; intervals: bootstrap, 95 %."
+        "Probes are trained on the hidden state of the last token at a layer and tested on statements of other "
+        "topics. LM next token: the model's most probable next word is the right one. LM token probability: the "
+        "more probable of the two label words. Majority: the vote of the layers probed. Train accuracy is "
+        "measured after training, test loss over the whole test set; intervals: bootstrap, 95 %."
     ),
     "decoding": (
-        "Every decoder answered the same questions. Each score is a mean over questions with a bootstrap interval (95 %); "
-        "differences to the first decoder are paired by question, with a paired test. max: similarity to the best matching "
-        "correct answer; diff: best correct minus best incorrect; acc: share of questions where diff is above zero."
+        "Every decoder answered the same questions. Each score is a mean over questions with a bootstrap interval "
+        "(95 %); differences to the first decoder are paired by question, with a paired test. max: similarity to "
+        "the best matching correct answer; diff: best correct minus best incorrect; acc: share of questions where "
+        "diff is above zero."
     ),
     "exits": (
-        "From one full pass: for each policy and threshold the layer at which a token would leave, and whether its token "
-        "is the full model's. FLOPs saved count what asking costs (an unembedding at every layer asked). The oracle leaves "
-        "at the settling depth, from which the top token no longer changes: no policy can do better."
+        "From one full pass: for each policy and threshold the layer at which a token would leave, and whether "
+        "its token is the full model's. FLOPs saved count what asking costs (an unembedding at every layer "
+        "asked). The oracle leaves at the settling depth, from which the top token no longer changes: no policy "
+        "can do better."
     ),
 }
 

@@ -2,6 +2,8 @@
 
 Every sentence reads numbers off the tables (the largest, the smallest, which intervals leave a value out); none is
 computed here. Where the largest of many layers is named, the sentence says that it was chosen after looking.
+
+Each finding is one text: the headline, then details after a line break (text from data never holds one).
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ def layers(tables: Mapping[str, DataFrame]) -> list[str]:
         final = [layer for layer, (name, _) in leaders.items() if name == str(pick.get("answer"))]
         settled = _settled(sorted(leaders), set(final))
         if settled is not None:
-            text += f" Read with the {pick.get('lens')} lens, this choice leads the others from layer {settled} on."
+            text += f"\nRead with the {pick.get('lens')} lens, this choice leads the others from layer {settled} on."
         led = [layer for layer, (_, correct) in leaders.items() if correct]
         if pick.get("verdict") != "right" and leaders:
             text += (
@@ -95,7 +97,9 @@ def entropy(tables: Mapping[str, DataFrame]) -> list[str]:
     out: list[str] = []
     for judge, items in groups(rows(tables.get("entropy_layers"), estimator="per-group"), "judge").items():
         first = items[0]
-        text = f"Judge {visible(judge)} ({_count(first, 'n_right')} right, {_count(first, 'n_wrong')} wrong answers): "
+        text = (
+            f"Judge “{visible(judge)}” ({_count(first, 'n_right')} right, {_count(first, 'n_wrong')} wrong answers): "
+        )
         measured = [row for row in items if is_number(row.get("difference"))]
         if not measured:
             out.append(text + "one of the two groups is empty, so nothing can be compared.")
@@ -114,7 +118,7 @@ def entropy(tables: Mapping[str, DataFrame]) -> list[str]:
                 kept = to_float(largest.get("adjusted_p")) < LEVEL
                 adjusted = number_text(largest.get("adjusted_difference"), 2)
                 text += (
-                    f" With answer length as a covariate it is {adjusted} nats (p {_p(largest.get('adjusted_p'))})"
+                    f"\nWith answer length as a covariate it is {adjusted} nats (p {_p(largest.get('adjusted_p'))})"
                     + ("." if kept else ": not certain once length is accounted for.")
                 )
         else:
@@ -130,7 +134,7 @@ def entropy(tables: Mapping[str, DataFrame]) -> list[str]:
         ranked = [row for row in items if is_number(row.get("auroc"))]
         if ranked:
             best = max(ranked, key=lambda row: abs(to_float(row.get("auroc")) - 0.5))
-            text += f" AUROC furthest from chance: {shown(best, 'auroc', 2)} at layer {int(best['layer'])}, " + (
+            text += f"\nAUROC furthest from chance: {shown(best, 'auroc', 2)} at layer {int(best['layer'])}, " + (
                 "the best of many layers and so optimistic."
                 if outside(best, "auroc", 0.5)
                 else "which covers 0.5: no certain ranking."
@@ -173,7 +177,7 @@ def probes(tables: Mapping[str, DataFrame]) -> list[str]:
         )
         if own:
             rival = max(own, key=lambda row: to_float(row.get("test_accuracy")))
-            text += f" The language model itself reaches {shown(rival, 'test_accuracy')} ({method_name(rival)}): "
+            text += f"\nThe language model itself reaches {shown(rival, 'test_accuracy')} ({method_name(rival)}): "
             text += _apart(best, rival, "test_accuracy", "the probe is better", "the probe is worse")
         out.append(text)
     return out
@@ -226,7 +230,7 @@ def decoding(tables: Mapping[str, DataFrame]) -> list[str]:
             rest = len(compared) - len(certain)
             text += f"; no certain difference on the other {rest}." if rest else "."
             if len(compared) > 1:
-                text += f" The intervals are not corrected for looking at {len(compared)} metrics."
+                text += f"\nThe intervals are not corrected for looking at {len(compared)} metrics."
         else:
             text += f"no certain difference on any of {len(compared)} metrics: every interval covers zero."
         out.append(text)
@@ -278,6 +282,6 @@ HEADLINES: Mapping[str, tuple[Callable[[Mapping[str, DataFrame]], list[str]], ..
 
 
 def judges(tables: Mapping[str, DataFrame]) -> list[str]:
-    """The judges named in the tables."""
+    """The judges named in the tables, quoted."""
     named = distinct(rows(tables.get("entropy_layers")), "judge") or distinct(rows(tables.get("judgements")), "judge")
-    return [visible(name) for name in named]
+    return [f"“{visible(name)}”" for name in named]
