@@ -61,6 +61,7 @@ class RunConfig(BaseModel):
     lens: tuple[str, ...] = Field(("logit", "raw"), description="lenses of the layer study")
     layers: tuple[int, ...] | Literal["all"] = Field("all", description="layers of the layer study")
     rule: Literal["auto", "first-token", "sequence"] = Field("auto", description="what stands for a choice")
+    look_limit: int | None = Field(50, ge=1, description="questions of the layer study at most; none: all")
     picks: int = Field(3, ge=0, description="right and wrong answers shown layer by layer, of each at most")
     top_k: int = Field(5, ge=1, description="likeliest tokens kept per layer")
 

@@ -1,0 +1,207 @@
+"""`exitlens run`: the whole study in one command: layers, entropy, probes, decoding; one folder, one report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .common import Column, JsonOption, QuietOption, echo, print_json, print_table, say
+from .study_progress import StudyProgress
+
+if TYPE_CHECKING:
+    from exitlens.study.run import Finished
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("run")(run_command)
+
+
+def run_command(
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Catalogue name, Hub id, folder or .gguf file [smollm2-135m].")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", "-d", help="Questions (or statements): built-in name, file, folder, Hub id [facts-qa]."),
+    ] = None,
+    statements: Annotated[
+        list[str] | None, typer.Option("--statements", help="True/false statements for the probes [facts-tf].")
+    ] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", help="Studies, separated by commas: layers,entropy,probes,decoding.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="At most this many questions.")] = None,
+    limit_statements: Annotated[
+        int | None, typer.Option("--limit-statements", help="At most this many statements.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same tables [0].")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Run directory [exitlens-run].")] = None,
+    config: Annotated[Path | None, typer.Option("--config", help="TOML file with the same settings.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over, also where the folder holds a run.")] = False,
+    prompts: Annotated[
+        str | None, typer.Option("--prompts", help='JSON lines {"prompt": ..., "choices": [...]} to look at as well.')
+    ] = None,
+    decoders: Annotated[
+        str | None, typer.Option("--decoders", help="Decoders compared, by commas [vanilla,dola:high,dola:low].")
+    ] = None,
+    judges: Annotated[str | None, typer.Option("--judges", help="Who says which answers are right, by commas.")] = None,
+    entropy_estimators: Annotated[
+        str | None, typer.Option("--entropy-estimators", help="per-group; pooled-weights reproduces an artefact.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option("--repetition-penalty", help="Of every decoder that names none itself [1.0].")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="Longest answer [50].")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Prompts generated together [16].")] = None,
+    lens: Annotated[str | None, typer.Option("--lens", help="Lenses of the layer study [logit,raw].")] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", help="Layers of the layer study, by commas, or all.")
+    ] = None,
+    taps: Annotated[str | None, typer.Option("--taps", help="Probed layers [1/2, 5/8, 3/4 of the depth].")] = None,
+    bertscore_model: Annotated[
+        str | None, typer.Option("--bertscore-model", help="Encoder of BERTScore, or none [minilm].")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps or auto.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16 or auto.")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub model.")] = None,
+    trust_remote_code: Annotated[
+        bool | None, typer.Option("--trust-remote-code", help="Run the Python code that a Hub model brings along.")
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """The whole study: what each layer would answer, how sure it is, whether it knows the truth, and decoding.
+
+    Without options it runs on the built-in model and data. Killed and started again it goes on where it stopped.
+    --json prints run, report, findings (sentences by study), and tables (rows by table: decoding, probes,
+    entropy_layers, layers_accuracy, layers_picks), as docs/tables describes them.
+    """
+    import shlex
+    import sys
+
+    from exitlens.study.config import load_config
+
+    given = {
+        "model": model, "data": data, "statements": statements, "only": only, "limit": limit,
+        "limit_statements": limit_statements, "seed": seed, "out": out, "prompts": prompts, "decoders": decoders,
+        "judges": judges, "entropy_estimators": entropy_estimators, "repetition_penalty": repetition_penalty,
+        "max_new_tokens": max_new_tokens, "batch_size": batch_size, "lens": lens, "layers": layers, "taps": taps,
+        "bertscore_model": bertscore_model, "device": device, "dtype": dtype, "revision": revision,
+        "trust_remote_code": trust_remote_code,
+    }  # fmt: skip
+    settings = load_config(config, given)
+
+    from exitlens.study.run import run
+
+    with StudyProgress(quiet) as report:
+        finished = run(
+            settings,
+            command=shlex.join(["exitlens", *sys.argv[1:]]),
+            fresh=fresh,
+            report=report,
+            say=lambda line: say(line, quiet),
+        )
+    if as_json:
+        print_json(_json(finished))
+    else:
+        print_headlines(finished)
+
+
+HEADLINE_TABLES = ("decoding", "probes", "entropy_layers", "layers_accuracy", "layers_picks")
+
+
+def _json(finished: Finished) -> dict[str, Any]:
+    from exitlens.views.report import headlines
+
+    return {
+        "run": str(finished.path),
+        "report": str(finished.report),
+        "findings": headlines(finished.tables),
+        "tables": {
+            name: finished.tables[name].astype(object).where(finished.tables[name].notna(), None).to_dict("records")
+            for name in HEADLINE_TABLES
+            if name in finished.tables
+        },
+    }
+
+
+def print_headlines(finished: Finished) -> None:
+    """The tables a reader wants first, the findings in sentences, and where the report is."""
+    from exitlens.views.report import headlines
+    from exitlens.views.sections import TITLES
+
+    tables = finished.tables
+    said = headlines(tables)
+    for study in ("layers", "entropy", "probes", "decoding"):
+        rows = _HEADLINES[study](tables)
+        if rows is None:
+            continue
+        columns, body = rows
+        print_table(columns, body, title=TITLES[study])
+        for line in said.get(study, []):
+            echo(line)
+        echo()
+    echo(f"report: {finished.report}")
+
+
+def _layers(tables: Any) -> tuple[list[str | Column], list[list[Any]]] | None:
+    frame = tables.get("layers_accuracy")
+    if frame is None:
+        return None
+    lens = frame["lens"].iloc[0]
+    mine = frame[frame["lens"] == lens].sort_values("layer")
+    shown = mine.iloc[_spread(len(mine))]
+    body = [[int(r.layer), int(r.n), r.accuracy, r.low, r.high, r.right_share] for r in shown.itertuples()]
+    return [Column("layer", "d"), "questions", Column("right first", ".3f"), Column("low", ".3f"),
+            Column("high", ".3f"), Column("share of the right", ".3f")], body  # fmt: skip
+
+
+def _entropy(tables: Any) -> tuple[list[str | Column], list[list[Any]]] | None:
+    frame = tables.get("entropy_layers")
+    if frame is None:
+        return None
+    body: list[list[Any]] = []
+    for (judge, estimator), rows in frame.groupby(["judge", "estimator"], sort=False):
+        rows = rows.sort_values("layer")
+        body += [
+            [judge, estimator, int(r.layer), r.right, r.wrong, r.difference, r.auroc, r.p_holm]
+            for r in rows.iloc[_spread(len(rows), 4)].itertuples()
+        ]
+    return ["judge", "estimator", Column("layer", "d"), Column("right", ".3f"), Column("wrong", ".3f"),
+            Column("wrong − right", ".3f"), Column("AUROC", ".3f"), Column("p (Holm)", ".3g")], body  # fmt: skip
+
+
+def _probes(tables: Any) -> tuple[list[str | Column], list[list[Any]]] | None:
+    frame = tables.get("probes")
+    if frame is None:
+        return None
+    columns = ["setting", "method", "layer", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "auroc"]
+    plain = frame[columns].astype(object).where(frame[columns].notna(), None)
+    body = [[int(v) if name == "layer" and v is not None else v for name, v in zip(columns, row, strict=True)]
+            for row in plain.to_numpy().tolist()]  # fmt: skip
+    return [Column(name.replace("_", " "), "d" if name == "layer" else ".3f") for name in columns], body
+
+
+def _decoding(tables: Any) -> tuple[list[str | Column], list[list[Any]]] | None:
+    frame = tables.get("decoding")
+    if frame is None:
+        return None
+    names = ["decoder", "metric", "mean", "low", "high", "difference", "difference_low", "difference_high", "p"]
+    plain = frame[names].astype(object).where(frame[names].notna(), None)
+    heads = ["decoder", "metric", "mean", "low", "high", "difference", "d. low", "d. high", "p"]
+    return [Column(h, ".3g" if h == "p" else ".3f") for h in heads], plain.to_numpy().tolist()
+
+
+_HEADLINES = {"layers": _layers, "entropy": _entropy, "probes": _probes, "decoding": _decoding}
+
+
+def _spread(count: int, most: int = 7) -> list[int]:
+    """At most ``most`` places out of ``count``, evenly spread, first and last included."""
+    if count <= most:
+        return list(range(count))
+    return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})

@@ -1,0 +1,104 @@
+"""What the studies of one run share: settings, engine, inputs, and answers that are generated once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from exitlens.data.records import Question
+from exitlens.study.config import RunConfig
+from exitlens.study.engine import Engine
+from exitlens.study.inputs import Inputs
+from exitlens.study.stage_generate import DecoderSpec, GenerateStage, ask
+
+__all__ = ["Answers", "Context", "answer_all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """One decoder's answers to all questions (``answers``), what its layers said, and its speed."""
+
+    spec: DecoderSpec
+    answers: pd.DataFrame
+    entropy_tokens: pd.DataFrame | None
+    decoding_layers: pd.DataFrame | None
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Answer tokens over seconds of work (readouts included)."""
+        tokens = int(self.answers["n_tokens"].sum())
+        return tokens / self.seconds if self.seconds > 0 and tokens else None
+
+
+def answer_all(
+    engine: Engine,
+    questions: Sequence[Question],
+    spec: DecoderSpec,
+    *,
+    max_new_tokens: int = 50,
+    batch_size: int = 16,
+    entropy: bool = False,
+    style: str = "six-shot",
+) -> Answers:
+    """Answers of one decoder to every question, in the questions' order; finished batches are kept."""
+    stage = GenerateStage(spec, max_new_tokens=max_new_tokens, batch_size=batch_size, entropy=entropy)
+    # Two generation batches make a unit of work: the shared prompt is run once a unit, and a kill costs a unit.
+    done = engine.map(stage, ask(questions, style), batch_size=2 * batch_size, label=f"generate-{_slug(spec.text)}")
+    chosen = done.tables.get("decoding_layers")
+    if chosen is not None and len(chosen):
+        chosen = chosen.groupby(["decoder", "layer"], as_index=False, sort=True)["count"].sum()
+    return Answers(spec, done.tables["answers"], done.tables.get("entropy_tokens"), chosen, done.seconds)
+
+
+@dataclass
+class Context:
+    """One run in progress."""
+
+    config: RunConfig
+    engine: Engine
+    inputs: Inputs
+    say: Callable[[str], None] = lambda _line: None
+    _answers: dict[tuple[str, float], Answers] = field(default_factory=dict)
+
+    def specs(self) -> list[DecoderSpec]:
+        """The decoders of the decoding study."""
+        return [DecoderSpec.parse(text, self.config.repetition_penalty) for text in self.config.decoders]
+
+    def vanilla(self) -> DecoderSpec:
+        """The model's own greedy decoding: the one of the decoding study where it has one at the run's penalty."""
+        return DecoderSpec.parse("vanilla", self.config.repetition_penalty)
+
+    def answers(self, spec: DecoderSpec) -> Answers:
+        """Answers of one decoder; asked for again, or by another study at equal settings, they are not made again."""
+        key = (spec.decoder, spec.penalty)
+        if key not in self._answers:
+            own = self.vanilla()
+            entropy = "entropy" in self.config.only and key == (own.decoder, own.penalty)
+            directory = self.engine.directory
+            if not entropy and key == (own.decoder, own.penalty) and directory is not None:
+                # An earlier call of this run may have read entropies already: those units are the ones to use.
+                entropy = "entropy_tokens" in directory.manifest.get("made", [])
+            self._answers[key] = answer_all(
+                self.engine,
+                self.inputs.questions,
+                spec,
+                max_new_tokens=self.config.max_new_tokens,
+                batch_size=self.config.batch_size,
+                entropy=entropy,
+            )
+        return self._answers[key]
+
+    def write(self, name: str, frame: pd.DataFrame, order: Sequence[str] = ()) -> None:
+        """Write a result table of the run."""
+        directory = self.engine.directory
+        if directory is not None:
+            directory.write_table(name, frame, order)
+            made = set(directory.manifest.get("made", []))
+            directory.note(made=sorted(made | {name}))
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in text).strip("-") or "decoder"

@@ -1,0 +1,32 @@
+"""The layer study of a run: choices at every layer, accuracy by layer, and the answers worth looking at."""
+
+from __future__ import annotations
+
+from exitlens.study.context import Context
+from exitlens.study.inputs import look_records, prompt_records
+from exitlens.study.stage_layers import LayersStage, accuracy_by_layer, pick_interesting
+
+__all__ = ["run"]
+
+BATCH = 8
+
+
+def run(ctx: Context) -> None:
+    """Tables ``layers``, ``layers_top``, ``layers_picks``, ``layers_accuracy``."""
+    config, lm = ctx.config, ctx.engine.lm
+    records, notes = look_records(lm, ctx.inputs.questions, rule=config.rule, most=config.look_limit)
+    if config.prompts is not None:
+        records += prompt_records(config.prompts)
+    for note in notes:
+        ctx.say(note)
+    if not records:
+        ctx.say("layers: no question has choices to compare, so this study is left out")
+        return
+    stage = LayersStage(config.lens, config.layers, config.rule, config.top_k)
+    tables = ctx.engine.map(stage, records, batch_size=BATCH).tables
+    layers = tables["layers"]
+    ctx.write("layers", layers)
+    ctx.write("layers_top", tables["layers_top"])
+    if len(layers) and bool(layers["correct"].any()):
+        ctx.write("layers_picks", pick_interesting(layers, lens=config.lens[0], most=config.picks))
+        ctx.write("layers_accuracy", accuracy_by_layer(layers, seed=config.seed))

@@ -1,0 +1,73 @@
+"""Settings: defaults, file and command line say the same thing, and unknown names are refused with the nearest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from exitlens.errors import ConfigError
+from exitlens.study.config import STUDIES, RunConfig, load_config
+
+
+def test_file_and_command_line_say_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(
+        '\ufeffmodel = "m"\ndata = ["a.csv", "b,c.csv"]\nonly = ["decoding", "entropy"]\nlimit = 50\nseed = 7\n'
+        'decoders = ["vanilla", "sled:k=10,rate=0.5"]\nbertscore_model = "none"\ntaps = [4, 8]\n',
+        encoding="utf-8",
+    )
+    given = {
+        "model": "m",
+        "data": ["a.csv", "b,c.csv"],
+        "only": "entropy,decoding",
+        "limit": 50,
+        "seed": 7,
+        "decoders": "vanilla,sled:k=10,rate=0.5",
+        "bertscore_model": "none",
+        "taps": "4,8",
+        "out": None,
+    }
+    assert load_config(file) == load_config(None, given)
+    assert load_config(file).only == ("entropy", "decoding")
+    assert load_config(file, {"limit": 3}).limit == 3
+
+
+def test_one_value_stands_for_a_list() -> None:
+    config = load_config(None, {"data": "x.csv", "taps": 3, "layers": "all", "decoders": "vanilla@1.2, dola:high@1.2"})
+    assert config.data == ("x.csv",)
+    assert config.taps == (3,)
+    assert config.layers == "all"
+    assert config.decoders == ("vanilla@1.2", "dola:high@1.2")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("limt = 5", "'limt': did you mean 'limit'"),
+        ("limit = 0", "'limit' = 0"),
+        ('limit = "many"', "'limit' = 'many'"),
+        ('only = ["entrpy"]', "'entrpy': did you mean 'entropy'"),
+        ("only = []", "no study is asked for"),
+        ('data = ["a", "a"]', "'a' is given twice"),
+        ("limit = ", "is not TOML"),
+        ('entropy_estimators = ["mean"]', "entropy_estimators"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_line(tmp_path: Path, text: str, expected: str) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=expected.replace("[", r"\[")) as caught:
+        load_config(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no configuration file .*gone\.toml.*--config"):
+        load_config(tmp_path / "gone.toml")
+
+
+def test_what_is_run_and_where_does_not_make_another_run() -> None:
+    one, other = RunConfig(only=("layers",), out="a"), RunConfig(only=STUDIES, out="b")
+    assert one.identity() == other.identity()
+    assert one.identity() != RunConfig(seed=1).identity()

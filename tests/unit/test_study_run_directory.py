@@ -1,0 +1,152 @@
+"""Run directories: whole files, sealed units, one process at a time, one run a folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from exitlens.errors import RunError
+from exitlens.study import atomic
+from exitlens.study.run_directory import RunDirectory
+
+TABLE = pd.DataFrame({"id": ["b", "a"], "value": [1.5, 2.5], "text": ["<script>\x00", "\u202eשלום 🦔"]})
+
+
+def opened(path: Path, **identity: object) -> RunDirectory:
+    return RunDirectory.open(path, {"seed": 1, **identity})
+
+
+def test_a_unit_comes_back_as_it_was_stored(tmp_path: Path) -> None:
+    with opened(tmp_path / "run") as run:
+        assert run.load_unit("stage", 0, "key") is None
+        run.store_unit("stage", 0, "key", {"t": TABLE}, {"seconds": 2.0})
+        tables, facts = run.load_unit("stage", 0, "key") or ({}, {})
+        pd.testing.assert_frame_equal(tables["t"], TABLE)
+        assert facts == {"seconds": 2.0}
+        assert run.load_unit("stage", 0, "other key") is None
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "no seal", "half a seal", "missing"])
+def test_a_damaged_unit_does_not_exist(tmp_path: Path, damage: str) -> None:
+    with opened(tmp_path / "run") as run:
+        run.store_unit("stage", 3, "key", {"t": TABLE}, {})
+        table = tmp_path / "run/work/stage/00003-key.t.parquet"
+        seal = tmp_path / "run/work/stage/00003-key.seal.json"
+        content = table.read_bytes()
+        if damage == "truncate":
+            table.write_bytes(content[: len(content) // 2])
+        elif damage == "flip":
+            table.write_bytes(content[:40] + bytes([content[40] ^ 1]) + content[41:])
+        elif damage == "no seal":
+            seal.unlink()
+        elif damage == "half a seal":
+            seal.write_bytes(seal.read_bytes()[:20])
+        else:
+            table.unlink()
+        assert run.load_unit("stage", 3, "key") is None
+
+
+def test_equal_tables_give_equal_bytes_whatever_their_order(tmp_path: Path) -> None:
+    with opened(tmp_path / "a") as a, opened(tmp_path / "b") as b:
+        a.write_table("t", TABLE, ["id"])
+        b.write_table("t", TABLE.iloc[::-1], ["id"])
+    assert (tmp_path / "a/tables/t.parquet").read_bytes() == (tmp_path / "b/tables/t.parquet").read_bytes()
+
+
+def test_half_a_surrogate_pair_is_stored_as_a_replacement_character(tmp_path: Path) -> None:
+    with opened(tmp_path / "run") as run:
+        run.write_table("t", pd.DataFrame({"text": pd.Series(["a\ud800b", "whole"], dtype=object)}))
+        table = run.table("t")
+    assert table is not None
+    assert "\ufffd" in table["text"][0]
+    assert table["text"][1] == "whole"
+
+
+def test_a_second_holder_is_refused_and_a_dead_one_taken_over(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with opened(folder), pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
+        opened(folder)
+    script = (
+        "import os, signal, sys; sys.path.insert(0, 'src')\n"
+        "from exitlens.study.run_directory import RunDirectory\n"
+        f"RunDirectory.open({str(folder)!r}, {{'seed': 1}}); print('held', flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "held" in done.stdout, done.stderr
+    opened(folder).close()
+
+
+def test_another_run_is_refused_with_what_differs_and_the_remedy(tmp_path: Path) -> None:
+    opened(tmp_path / "run").close()
+    with pytest.raises(RunError, match=r"its seed is 1, this one's is 2.*--out.*--fresh"):
+        RunDirectory.open(tmp_path / "run", {"seed": 2})
+    (tmp_path / "run/tables").mkdir()
+    (tmp_path / "run/mine.txt").write_text("kept")
+    RunDirectory.open(tmp_path / "run", {"seed": 2}, fresh=True).close()
+    assert (tmp_path / "run/mine.txt").read_text() == "kept"
+    assert not (tmp_path / "run/tables").exists()
+
+
+def test_a_folder_of_other_files_is_refused_also_with_fresh(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    for fresh in (False, True):
+        with pytest.raises(RunError, match=r"not a run directory.*thesis\.tex.*--out"):
+            RunDirectory.open(tmp_path, {"seed": 1}, fresh=fresh)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"cannot write .*file/run.*--out") as caught:
+        opened(tmp_path / "file" / "run")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_one_line(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(RunError, match="cannot write"):
+        opened(tmp_path / "run")
+    tmp_path.chmod(0o700)
+
+
+def test_a_full_disk_says_so_and_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "t.json"
+    atomic.write_json(file, {"old": True})
+
+    def full(_handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(atomic.os, "fsync", full)
+    with pytest.raises(RunError, match=r"no space left.*finished work is kept"):
+        atomic.write_json(file, {"new": True})
+    assert atomic.read_json(file) == {"old": True}
+    assert [p.name for p in tmp_path.iterdir()] == ["t.json"]
+
+
+def test_leftovers_of_a_kill_are_swept(tmp_path: Path) -> None:
+    opened(tmp_path / "run").close()
+    left = tmp_path / "run" / "work" / "stage" / ".00001-key.t.parquet.77.tmp"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half")
+    opened(tmp_path / "run").close()
+    assert not left.exists()
+
+
+def test_a_lost_manifest_keeps_the_units(tmp_path: Path) -> None:
+    with opened(tmp_path / "run") as run:
+        run.store_unit("stage", 0, "key", {"t": TABLE}, {})
+    (tmp_path / "run/manifest.json").write_text("{ half")
+    with opened(tmp_path / "run") as run:
+        assert run.load_unit("stage", 0, "key") is not None
+
+
+def test_reading_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no run"):
+        RunDirectory.read(tmp_path)

@@ -1,0 +1,154 @@
+"""The store of hidden states: reads only what is asked, finds damage, grows, refuses another model's states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from tests import tiny
+
+from exitlens.data.records import Statement
+from exitlens.errors import LayerError, ProbeError
+from exitlens.models import wrap
+from exitlens.study import extraction
+from exitlens.study.extraction import extract, label_tokens
+from exitlens.study.passes import common_prefix, passes
+from exitlens.study.state_store import Origin, StateStore
+
+ORIGIN = Origin("m", "f", "float32", 4, (0, 1, 2), "last", "bare", "{}")
+
+
+def rows(*ids: str) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"id": ids, "label": 1, "topic": "t", "group": ids, "hash": [f"h-{i}" for i in ids], "n_tokens": 3}
+    )
+
+
+def filled(path: Path, *ids: str, shard_rows: int = 2) -> StateStore:
+    store = StateStore.open(path, ORIGIN)
+    store.plan(rows(*ids), shard_rows)
+    for shard in store.unfinished():
+        planned = store.planned(shard)
+        states = {j: torch.tensor([[j * 100.0 + int(i)] * 4 for i in planned["id"]]) for j in ORIGIN.layers}
+        store.write(shard, states, pd.DataFrame({"position": [2] * len(planned), "token": ["x"] * len(planned)}))
+    store.finish()
+    return store
+
+
+def test_layers_and_examples_are_read_in_the_order_asked_for(tmp_path: Path) -> None:
+    store = filled(tmp_path, "1", "2", "3", "4", "5")
+    assert store.layer(1)[:, 0].tolist() == [101, 102, 103, 104, 105]
+    states = StateStore.read(tmp_path).states((2, 0), ["5", "1", "4"])
+    assert states[:, :, 0].tolist() == [[205, 201, 204], [5, 1, 4]]
+    with pytest.raises(LayerError, match=r"layer 3 is not in .*layers 0 to 2"):
+        store.layer(3)
+    with pytest.raises(ProbeError, match="no hidden states of example '9'"):
+        store.states((0,), ["9"])
+
+
+def test_new_examples_are_added_and_old_shards_stay(tmp_path: Path) -> None:
+    filled(tmp_path, "1", "2", "3")
+    before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "shards").iterdir()}
+    store = filled(tmp_path, "3", "4", "1", "5", "6")
+    after = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "shards").iterdir()}
+    assert before.items() <= after.items()
+    assert len(after) > len(before)
+    assert store.layer(0, ["6", "1"])[:, 0].tolist() == [6, 1]
+    assert store.index()["id"].tolist() == ["1", "2", "3", "4", "5", "6"]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "seal", "rows"])
+def test_a_damaged_shard_is_found_and_only_it_is_redone(tmp_path: Path, damage: str) -> None:
+    store = filled(tmp_path, "1", "2", "3", "4")
+    file = tmp_path / "shards" / "00001.safetensors"
+    content = file.read_bytes()
+    if damage == "flip":
+        file.write_bytes(content[:-3] + bytes([content[-3] ^ 4]) + content[-2:])
+    elif damage == "truncate":
+        file.write_bytes(content[:50])
+    elif damage == "seal":
+        (tmp_path / "shards" / "00001.seal.json").unlink()
+    else:
+        (tmp_path / "shards" / "00001.rows.parquet").write_bytes(b"")
+    assert store.unfinished() == [1]
+    again = filled(tmp_path, "1", "2", "3", "4")
+    assert again.unfinished() == []
+    assert file.read_bytes() == content
+
+
+def test_states_of_another_model_and_states_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    store = filled(tmp_path, "1", "2")
+    with pytest.raises(ProbeError, match="with fingerprint 'f', not 'other'"):
+        StateStore.open(tmp_path, Origin("m", "other", "float32", 4, (0, 1, 2), "last", "bare", "{}"))
+    store.plan(rows("3"), 2)
+    states = {j: torch.zeros(1, 4) for j in ORIGIN.layers}
+    states[2][0, 1] = torch.nan
+    with pytest.raises(ProbeError, match="example '3' at layer 2 is not finite"):
+        store.write(1, states, pd.DataFrame({"position": [0], "token": ["x"]}))
+
+
+@pytest.fixture(scope="module")
+def lm() -> Any:
+    return wrap(tiny.model("llama"), tiny.tokenizer())
+
+
+def statements(count: int) -> list[Statement]:
+    texts = ["A cat has {} legs.", "The number {} is even, emoji 🦔 included.", "<script>{}</script> \x00 שלום"]
+    return [Statement(f"s{i}", texts[i % 3].format(i), i % 2, f"t{i % 2}", pair=f"p{i // 2}") for i in range(count)]
+
+
+@pytest.mark.parametrize("setting", ["prompted", "bare"])
+def test_extracted_states_are_those_of_the_plain_pass(tmp_path: Path, lm: Any, setting: Any) -> None:
+    items = statements(7)
+    store = extract(lm, items, tmp_path, setting=setting, shard_rows=3)
+    index = store.index().set_index("id")
+    for item in items:
+        ids = lm.encode("".join(extraction.truth_prompt(item.statement, setting == "prompted")))
+        hidden = lm.forward(torch.tensor([ids]), layers="all").hidden
+        stored = store.states(range(lm.n_layers + 1), [item.id])[:, 0]
+        plain = np.stack([hidden[j][0, -1].numpy() for j in range(lm.n_layers + 1)])
+        np.testing.assert_allclose(stored, plain, rtol=1e-4, atol=1e-4)
+        p = lm.logits(hidden[lm.n_layers][0, -1], lm.n_layers).softmax(-1)
+        assert index.loc[item.id, "p_true"] == pytest.approx(float(p[label_tokens(lm)[1]].sum()), rel=1e-3)
+        assert index.loc[item.id, "position"] == len(ids) - 1
+        assert index.loc[item.id, "label"] == item.label
+
+
+def test_extraction_goes_on_where_it_stopped(tmp_path: Path, lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = extract(lm, statements(9), tmp_path / "whole", shard_rows=3)
+    calls: list[int] = []
+    fill = extraction._fill
+
+    def counted(*args: Any) -> None:
+        calls.append(args[2])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        fill(*args)
+
+    monkeypatch.setattr(extraction, "_fill", counted)
+    with pytest.raises(KeyboardInterrupt):
+        extract(lm, statements(9), tmp_path / "cut", shard_rows=3)
+    extract(lm, statements(9), tmp_path / "cut", shard_rows=3)
+    assert calls == [0, 1, 1, 2]
+    for name in ("shards/00001.safetensors", "shards/00002.safetensors", "index.parquet"):
+        assert (tmp_path / "cut" / name).read_bytes() == (whole.path / name).read_bytes()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral-sliding", "gemma3"])
+def test_sharing_the_beginning_changes_no_number(family: str) -> None:
+    lm = wrap(tiny.model(family), tiny.tokenizer())
+    head = lm.encode("Q: What is true? A: A true statement. ")
+    texts = [head + lm.encode(t) for t in ("None.", "2 + 2 = 4.", "Paris", "A false statement is not true.")]
+    assert common_prefix(texts) >= len(head)
+    seen = set()
+    for batch in passes(lm, texts, positions="all", needed=len(head) - 1):
+        for row, index in enumerate(batch.index):
+            seen.add(index)
+            plain = lm.forward(torch.tensor([texts[index]]), layers="all").hidden
+            for layer, states in batch.hidden.items():
+                torch.testing.assert_close(states[row], plain[layer][0, batch.start :], rtol=1e-4, atol=1e-4)
+    assert seen == {0, 1, 2, 3}
