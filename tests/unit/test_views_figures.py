@@ -1,0 +1,206 @@
+"""Figures: the same bytes twice, nothing of the caller's matplotlib changed, small and empty tables drawn."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import pytest
+
+from exitlens.errors import RunError
+from exitlens.views import (
+    figures_decoding,
+    figures_entropy,
+    figures_evaluation,
+    figures_exits,
+    figures_layers,
+    figures_probes,
+    gallery,
+    style,
+)
+from exitlens.views.text import figure_text, number_text, visible
+
+NASTY = "<script>alert('x')</script> $x_1$ 😀 שלום 中文 \x00 \x1b[31m \u202e"
+
+
+def layers(question: str = "How many?", choices: tuple[str, ...] = ("two", "none"), last: int = 6) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "question_id": "q1",
+            "question": question,
+            "lens": "logit",
+            "layer": layer,
+            "choice": choice,
+            "correct": choice == choices[-1],
+            "rule": "first-token",
+            "probability": 0.1 + 0.01 * layer,
+            "share": 1 / len(choices),
+        }
+        for layer in range(last + 1)
+        for choice in choices
+    )
+
+
+def entropy(judges: tuple[str, ...] = ("judge A", "judge B")) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "judge": judge,
+            "estimator": estimator,
+            "layer": layer,
+            "n_right": 4,
+            "n_wrong": 6,
+            **{f"{name}{end}": value + shift for name, value in (("right", 2.0), ("wrong", 3.0), ("difference", 1.0),
+               ("auroc", 0.6)) for end, shift in (("", 0.0), ("_low", -0.2), ("_high", 0.2))},
+            "p_holm": 0.01,
+        }
+        for judge in judges
+        for estimator in ("per-group", "pooled-weights")
+        for layer in range(4)
+    )  # fmt: skip
+
+
+def probes() -> pd.DataFrame:
+    return pd.DataFrame(
+        {"setting": s, "method": m, "layer": layer, "train_accuracy": t, "test_accuracy": 0.7,
+         "test_accuracy_low": 0.65, "test_accuracy_high": 0.75, "n_test": 100}
+        for s in ("prompted", "bare") for m, layer, t in (("MLP", 3, 0.9), ("LM next token", None, None))
+    )  # fmt: skip
+
+
+def decoding() -> pd.DataFrame:
+    return pd.DataFrame(
+        {"decoder": d, "metric": m, "n": 10, "mean": 0.3, "low": 0.2, "high": 0.4, "difference": diff,
+         "difference_low": 0.01, "difference_high": 0.09, "p": 0.03, "repetition_penalty": 1.0}
+        for d, diff in (("vanilla", None), ("dola:low", 0.05)) for m in ("bleu_max", "rouge_acc")
+    )  # fmt: skip
+
+
+CURVES = pd.DataFrame(
+    {"setting": ["bare"] * 2, "layer": [3, 3], "epoch": [1, 2], "train_loss": [0.7, 0.4], "train_accuracy": [0.5, 0.8]}
+)
+TOP = pd.DataFrame(
+    {
+        "question_id": "q1",
+        "lens": "logit",
+        "layer": [0, 1],
+        "rank": 0,
+        "token": [" a", NASTY],
+        "probability": [0.2, 0.9],
+    }
+)
+KINDS = pd.DataFrame(
+    {"kind": ["logistic", "logistic", "floor"], "role": ["probe", "probe", "floor"], "layer": [0, 1, None],
+     "accuracy": [0.6, 0.7, 0.55], "accuracy_low": [0.5, 0.6, 0.5], "accuracy_high": [0.7, 0.8, 0.6]}
+)  # fmt: skip
+BINS = pd.DataFrame({"kind": "logistic", "confidence": [0.2, 0.8], "observed": [0.3, 0.7], "observed_low": [0.2, 0.6],
+                     "observed_high": [0.4, 0.8]})  # fmt: skip
+RISK = pd.DataFrame({"kind": "mlp", "coverage": [0.5, 1.0], "risk": [0.1, 0.2], "risk_low": [0.0, 0.1],
+                     "risk_high": [0.2, 0.3]})  # fmt: skip
+TOPICS = pd.DataFrame({"train_topic": ["a", "b"], "test_topic": ["b", "a"], "accuracy": [0.6, None]})
+CHOSEN = pd.DataFrame({"decoder": "dola:low", "layer": [2, 4], "count": [3, 9]})
+EXITS = pd.DataFrame(
+    {"policy": ["oracle", "margin"], "threshold": [None, 0.9], "agreement": [1.0, 0.9], "agreement_low": [1.0, 0.8],
+     "agreement_high": [1.0, 0.95], "flops_saved": [0.3, -0.1], "layers_saved": [4.0, 2.0],
+     "predicted_time": [0.7, 1.1]}
+)  # fmt: skip
+LEFT = pd.DataFrame({"policy": "margin", "threshold": 0.9, "layer": [5, 6], "share": [0.4, 0.6]})
+
+DRAWN = {
+    "bars": (figures_layers.choice_bars, layers()),
+    "lines": (figures_layers.choice_lines, layers()),
+    "grid": (figures_layers.top_grid, TOP),
+    "means": (figures_entropy.means, entropy()),
+    "difference": (figures_entropy.difference, entropy()),
+    "auroc": (figures_entropy.auroc, entropy()),
+    "dots": (figures_probes.accuracy_dots, probes()),
+    "training": (figures_probes.training_curves, CURVES),
+    "kinds": (figures_probes.layer_curves, KINDS),
+    "calibration": (figures_evaluation.calibration, BINS),
+    "risk": (figures_evaluation.risk_coverage, RISK),
+    "transfer": (figures_evaluation.transfer, TOPICS),
+    "scores": (figures_decoding.scores, decoding()),
+    "differences": (figures_decoding.differences, decoding()),
+    "chosen": (figures_decoding.layer_choices, CHOSEN),
+    "pareto": (figures_exits.pareto, EXITS),
+    "left": (figures_exits.exit_layers, LEFT),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_each_figure_is_drawn_whole_from_one_row_and_from_none(name: str) -> None:
+    draw, frame = DRAWN[name]
+    for part in (frame, frame.iloc[:1], frame.iloc[:0]):
+        assert "</svg>" in style.svg_text(draw(part))
+
+
+def test_the_same_table_gives_the_same_bytes_in_every_format(tmp_path: Path) -> None:
+    first = style.save(figures_entropy.means(entropy()), tmp_path / "a", "means")
+    second = style.save(figures_entropy.means(entropy()), tmp_path / "b", "means")
+    other = style.save(figures_entropy.means(entropy(("judge C",))), tmp_path / "c", "means")
+    assert set(first) == {"svg", "pdf", "png"}
+    for form, path in first.items():
+        assert path.read_bytes() == second[form].read_bytes()
+        assert path.read_bytes() != other[form].read_bytes()
+    assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["means.pdf", "means.png", "means.svg"]
+
+
+def test_the_callers_settings_neither_leak_into_a_figure_nor_change() -> None:
+    plain = style.svg_text(figures_probes.accuracy_dots(probes()))
+    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "svg.fonttype": "path"}):
+        before = matplotlib.rcParams.copy()
+        assert style.svg_text(figures_probes.accuracy_dots(probes())) == plain
+        after = matplotlib.rcParams.copy()
+    assert before == after
+
+
+def test_drawing_never_imports_pyplot() -> None:
+    code = "import sys; import exitlens.views.gallery; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
+
+
+def test_awkward_text_is_drawn_as_text_and_never_as_markup_or_formula() -> None:
+    frame = layers(NASTY, (NASTY, "x" * 300))
+    svg = style.svg_text(figures_layers.choice_bars(frame, note=NASTY))
+    assert "<script" not in svg
+    assert "$x_1$" in svg
+    assert "\x00" not in svg
+    assert "\x1b" not in svg
+
+
+def test_the_judge_and_the_artefact_are_named_in_the_figure() -> None:
+    svg = style.svg_text(figures_entropy.means(entropy(), estimator="pooled-weights"))
+    assert "Judge: judge A" in svg
+    assert "artefact" in svg
+    assert "artefact" not in style.svg_text(figures_entropy.means(entropy()))
+
+
+def test_an_unwritable_folder_is_one_line_with_its_name(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("in the way")
+    with pytest.raises(RunError, match=r"file.*choose a writable folder"):
+        style.save(style.new_figure(1.0), blocked, "x")
+
+
+def test_gallery_draws_what_the_tables_allow(tmp_path: Path) -> None:
+    tables = {"layers": layers(), "entropy_layers": entropy().iloc[:0], "decoding": decoding()}
+    figures = gallery.draw_all({"model": {"name": "m"}}, tables, tmp_path)
+    assert set(figures) == {"layers-bars-question", "layers-share-question", "decoding-scores", "decoding-differences"}
+    assert (tmp_path / "decoding-scores.pdf").stat().st_size > 1000
+
+
+def test_what_cannot_be_seen_is_shown() -> None:
+    assert visible("a\x00b\nc\x1b\u202e\ud800\ufffe") == "a␀b↵c␛⟨U+202E⟩⟨U+D800⟩⟨U+FFFE⟩"
+    assert visible(float("nan")) == ""
+    assert figure_text("中文a\x00") == "⟨U+4E2D U+6587⟩a⟨U+0000⟩"
+    assert visible("naïve 😀 مرحبا") == "naïve 😀 مرحبا"
+
+
+def test_numbers_are_short_and_never_rounded_to_nothing() -> None:
+    assert number_text(0.12345) == "0.123"
+    assert number_text(-0.5, 1) == "−0.5"
+    assert number_text(0.00002) == "2.0e-05"
+    assert number_text(None) == "–"
+    assert number_text(12345) == "12,345"
