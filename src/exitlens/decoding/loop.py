@@ -28,8 +28,8 @@ class Generation:
     """One answer.
 
     ``token_ids`` write ``text`` and nothing after it (stop strings and end-of-text tokens are left out).
-    ``reads[name]`` is ``[layers, tokens, …]``: each token's column describes the distributions that it was chosen from. ``steps[name]``
-    is ``[tokens, …]``: what the decoder reported (``choice`` is a layer number).
+    ``reads[name]`` is ``[layers, tokens, …]``: each token's column describes the distributions that it was chosen
+    from. ``steps[name]`` is ``[tokens, …]``: what the decoder reported (``choice`` is a layer number).
     """
 
     prompt: str
@@ -68,6 +68,7 @@ def generate(
     read_layers: Sequence[int] | Literal["all"] = "all",
     trace: bool = False,
     chat: bool = False,
+    open_with: Callable[[Sequence[int]], Prefix] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
     """Answer every prompt.
@@ -75,7 +76,8 @@ def generate(
     A text that all prompts begin with is run once. The repetition penalty acts on prompt and output, after the
     decoder's own scores. ``read`` names statistics (:func:`exitlens.lenses.readout`) of every layer at every answer
     token, at no second pass; ``trace`` keeps what the decoder reports at each step. ``chat`` puts each prompt through
-    the tokenizer's chat template. ``progress(done, total)`` counts prompts.
+    the tokenizer's chat template. ``open_with`` runs the shared token ids and gives the sessions another way than
+    the model's usual one (:class:`~exitlens.decoding.exits.ExitPrefix`). ``progress(done, total)`` counts prompts.
 
     Raises :class:`ContextError` for a prompt that leaves no room in the context, :class:`InputError` for an empty
     prompt or a value out of range.
@@ -92,7 +94,7 @@ def generate(
     layers: list[int] = []
     if read:
         layers = list(range(lm.n_layers + 1)) if read_layers == "all" else [lm.check_layer(j) for j in read_layers]
-    prefix = open_prefix(lm, plan.prefix)
+    prefix = open_prefix(lm, plan.prefix) if open_with is None else open_with(plan.prefix)
     occurrences: Counter[tuple[int, ...]] = Counter()
     generators = []
     for row in ids:
@@ -200,7 +202,7 @@ class _Run:
         active = list(rows)
         seen = self._seen(active)
         while True:
-            final = lm.logits(hidden[lm.n_layers], lm.n_layers).float()
+            final, report = session.final(hidden)
             if self.early:
                 early = torch.stack([lm.logits(hidden[j], j, self.decoder.lens).float() for j in self.early])
             else:
@@ -210,7 +212,7 @@ class _Run:
             tokens = self.sampling.choose(scores, [row.generator for row in active])
             if seen is not None:
                 seen[torch.arange(len(active), device=seen.device), tokens] = True
-            self._note(active, tokens, scored.info, final, hidden, read_layers)
+            self._note(active, tokens, {**scored.info, **report}, final, hidden, read_layers)
             yield
             going = [i for i, row in enumerate(active) if row.finish is None]
             if not going:

@@ -29,6 +29,10 @@ class Session(Protocol):
         """Feed one token a row, ``[rows]``."""
         ...
 
+    def final(self, hidden: dict[int, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Final logits ``[rows, vocab]`` (float32) of what a call gave, and what the session reports of each row."""
+        ...
+
     def keep(self, rows: Tensor) -> None:
         """Drop every row but ``rows`` (indices, ascending)."""
         ...
@@ -106,6 +110,11 @@ class NativeSession:
         self._lengths = self._lengths + 1
         return {layer: h[:, 0] for layer, h in self._run(tokens[:, None], where).items()}
 
+    def final(self, hidden: dict[int, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """See :class:`Session`."""
+        lm = self._runner.lm
+        return lm.logits(hidden[lm.n_layers], lm.n_layers).float(), {}
+
     def keep(self, rows: Tensor) -> None:
         """See :class:`Session`."""
         self._kv = self._kv.select(rows)
@@ -166,6 +175,11 @@ class ModelSession:
         """See :class:`Session`."""
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
         return self._run(tokens[:, None])
+
+    def final(self, hidden: dict[int, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """See :class:`Session`."""
+        lm = self._lm
+        return lm.logits(hidden[lm.n_layers], lm.n_layers).float(), {}
 
     def keep(self, rows: Tensor) -> None:
         """See :class:`Session`."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -93,9 +94,22 @@ class Runner:
             start = start.to(device)
             positions = start[:, None] + torch.arange(width, device=device)
             total = int(start.max()) + width
-        where = Where(start, width, rows, positions, total)
+        return self._turned(Where(start, width, rows, positions, total))
+
+    def where_at(self, positions: np.ndarray, rows: Tensor | None = None) -> Where:
+        """The same for any positions ``[rows, width]``, in any order: each token sees the positions up to its own."""
+        if positions.shape[1] == 1 or bool((np.diff(positions, axis=1) == 1).all()):
+            return self.where(torch.from_numpy(positions[:, 0].copy()), positions.shape[1], rows)
+        device = self.lm.device
+        at = torch.from_numpy(positions).to(device)
+        where = Where(at[:, 0], positions.shape[1], None if rows is None else rows.to(device), at, int(positions.max()) + 1)
+        return self._turned(where)
+
+    def _turned(self, where: Where) -> Where:
+        """With the rotary tables of its positions."""
+        positions = where.positions
         if self.family.rotary is not None:
-            self._rope(total)
+            self._rope(where.total)
             if self._cos is None or self._sin is None:
                 raise RuntimeError("the rotary table was not made")
             shape = (*positions.shape, 1, -1)
@@ -211,8 +225,7 @@ def native(lm: Any) -> Runner | None:
         return None
     with evaluating(lm.model):
         runner = Runner(lm, family, 64)
-        ids = lm._probe_ids()[:, :24].repeat(2, 1)
-        ids[1] = ids[1].roll(3)
+        ids = (torch.arange(48, device=lm.device).view(2, 24) * 37 + 5) % lm.vocab_size
         want = lm.forward(ids, layers="all").hidden
         kv = runner.new_kv(2, ids.shape[1])
         split = max(1, ids.shape[1] // 2)

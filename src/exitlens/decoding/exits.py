@@ -1,0 +1,193 @@
+"""Decoding that skips: blocks above the exit are not run. One more :class:`~exitlens.decoding.session.Session`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError, UnsupportedModel
+from ..models.native import runner_of
+from .depths import CachePolicy, Depths
+from .policies import Ask, ExitPolicy
+from .session import NativePrefix
+
+__all__ = ["ExitPrefix", "ExitSession", "Reader", "Tally", "logit_reader"]
+
+# Logits [rows, vocab] of states [rows, d_model] at a layer.
+Reader = Callable[[Tensor, int], Tensor]
+# The classifier's probability [rows] that a state's top token at a layer is the final one.
+Scorer = Callable[[Tensor, int], Tensor]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was really run: block × token, unembedding rows, and answer tokens by exit layer."""
+
+    blocks: int = 0
+    unembeddings: int = 0
+    exits: dict[int, int] | None = None
+
+
+def logit_reader(lm: Any) -> Reader:
+    """The model's own norm and unembedding at every layer."""
+    return lambda h, layer: lm.logits(h, layer).float()
+
+
+class ExitPrefix:
+    """Like :class:`~exitlens.decoding.session.NativePrefix`, its sessions leave early.
+
+    Raises :class:`UnsupportedModel` for a model whose blocks cannot be run apart.
+    """
+
+    def __init__(
+        self,
+        lm: Any,
+        ids: Sequence[int],
+        policy: ExitPolicy,
+        *,
+        cache: CachePolicy = "defer",
+        reader: Reader | None = None,
+        scorer: Scorer | None = None,
+        steps: int = 1,
+        tally: Tally | None = None,
+    ) -> None:
+        runner = runner_of(lm)
+        if runner is None:
+            raise UnsupportedModel(
+                f"{lm.name}: its blocks cannot be run apart (known: Llama-like, GPT-2-like, GPT-NeoX-like), so decoding "
+                "cannot leave early; the analysis of exits works without"
+            )
+        if cache not in ("defer", "propagate", "recompute"):
+            raise InputError(f"unknown cache policy {cache!r}: use defer, propagate or recompute")
+        if policy.kind == "classifier" and scorer is None:
+            raise InputError("exit policy 'classifier' needs trained exit heads: give --heads")
+        self.prefix = NativePrefix(runner, ids)
+        self.runner, self.lm, self.policy, self.cache = runner, lm, policy, cache
+        self.reader = reader or logit_reader(lm)
+        self.scorer = scorer
+        self.steps = steps
+        self.tally = tally or Tally()
+        if self.tally.exits is None:
+            self.tally.exits = {}
+
+    def session(self, layers: Sequence[int], max_new_tokens: int) -> ExitSession:
+        """See :class:`~exitlens.decoding.session.Prefix`. Raises :class:`InputError` when deep layers are to be read."""
+        if any(layer != self.lm.n_layers for layer in layers):
+            raise InputError("layers cannot be read while decoding leaves early: read them in a full pass")
+        return ExitSession(self, max_new_tokens)
+
+
+class ExitSession:
+    """See :class:`~exitlens.decoding.session.Session`. The first answer token comes from the prompt's pass, at full depth."""
+
+    def __init__(self, prefix: ExitPrefix, room: int) -> None:
+        self._p = prefix
+        self._room = room
+        self._n = prefix.lm.n_layers
+        self._exits = prefix.policy.exits(self._n)
+        self._step = 0
+        self._logits: Tensor
+        self._exit: np.ndarray
+        self.depths: Depths
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> dict[int, Tensor]:
+        """See :class:`~exitlens.decoding.session.Session`."""
+        inner = self._p.prefix.session([self._n], self._room)
+        hidden = inner.start(prompts)
+        self.depths = Depths(self._p.runner, inner._kv, inner._lengths)
+        self._logits = self._p.lm.logits(hidden[self._n], self._n).float()
+        self._exit = np.full(len(prompts), self._n)
+        self._count()
+        return hidden
+
+    def final(self, hidden: dict[int, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:  # noqa: ARG002 (the protocol's)
+        """Logits ``[rows, vocab]`` at each row's exit, and the exits."""
+        return self._logits, {"exit": torch.from_numpy(self._exit)}
+
+    def step(self, tokens: Tensor) -> dict[int, Tensor]:
+        """See :class:`~exitlens.decoding.session.Session`; the states are those at each row's exit."""
+        d, p = self.depths, self._p
+        everyone = np.arange(len(tokens))
+        d.append(everyone, tokens)
+        self._step += 1
+        limit = p.policy.limit(self._step, p.steps)
+        going = everyone
+        self._exit = np.full(len(tokens), self._n)
+        self._logits = torch.empty(len(tokens), p.lm.vocab_size, device=p.lm.device)
+        previous: Tensor | None = None
+        tops, same = np.full(len(tokens), -1), np.zeros(len(tokens), dtype=np.int64)
+        for block in range(1, self._n + 1):
+            self._advance(going, block)
+            if block == self._n:
+                self._logits[torch.from_numpy(going)] = p.lm.logits(d.last(going), self._n).float()
+                p.tally.unembeddings += len(going)
+            elif block in self._exits:
+                state = d.last(going)
+                leave = self._ask(state, previous, block, going, tops, same, limit)
+                out = going[leave]
+                if len(out) and p.cache == "propagate":
+                    d.propagate(out, block)
+                elif p.cache == "recompute":
+                    d.parked[out, d.lengths[out] - 1] = True
+                previous = state[torch.from_numpy(~leave)]
+                going = going[~leave]
+                if not len(going):
+                    break
+        self._count()
+        states = torch.stack([d.states[i, d.lengths[i] - 1] for i in everyone])
+        return {self._n: states}
+
+    def keep(self, rows: Tensor) -> None:
+        """See :class:`~exitlens.decoding.session.Session`."""
+        self.depths.select(rows.cpu().numpy())
+
+    def _advance(self, going: np.ndarray, block: int) -> None:
+        before = self.depths.blocks_run
+        if self._p.cache == "recompute":
+            self.depths.restart(going, block - 1)
+        self.depths.advance(going, block)
+        self._p.tally.blocks += self.depths.blocks_run - before
+
+    def _ask(
+        self,
+        state: Tensor,
+        previous: Tensor | None,
+        layer: int,
+        going: np.ndarray,
+        tops: np.ndarray,
+        same: np.ndarray,
+        limit: float,
+    ) -> np.ndarray:
+        """Who of ``going`` leaves at ``layer``; the logits of those who do are kept."""
+        p = self._p
+        ask = Ask(state=state, previous=previous)
+        if p.policy.needs_logits:
+            ask.logits = p.reader(state, layer)
+            p.tally.unembeddings += len(going)
+            top = ask.logits.argmax(-1).cpu().numpy()
+            same[going] = np.where(tops[going] == top, same[going] + 1, 1)
+            tops[going] = top
+            ask.unchanged = torch.from_numpy(same[going])
+        elif p.policy.kind == "classifier" and p.scorer is not None:
+            ask.score = p.scorer(state, layer)
+        leave = p.policy.decide(ask, len(going), limit).numpy()
+        if leave.any():
+            chosen = torch.from_numpy(leave)
+            if ask.logits is None:
+                logits = p.reader(state[chosen], layer)
+                p.tally.unembeddings += int(leave.sum())
+            else:
+                logits = ask.logits[chosen]
+            self._logits[torch.from_numpy(going[leave])] = logits
+            self._exit[going[leave]] = layer
+        return leave
+
+    def _count(self) -> None:
+        assert self._p.tally.exits is not None  # made by ExitPrefix
+        for layer in self._exit.tolist():
+            self._p.tally.exits[layer] = self._p.tally.exits.get(layer, 0) + 1
