@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ._check import Array, Numbers, columns, flags, numbers
+from ._check import Array, Numbers, flags, numbers
 
 __all__ = [
     "Reliability",
@@ -100,13 +100,12 @@ def risk_coverage(confidence: Numbers, right: Numbers) -> RiskCoverage:
     return RiskCoverage(kept / len(data), np.cumsum(even) / kept, ordered)
 
 
-def aurc(confidence: Numbers, right: Numbers) -> Array:
-    """Area under the risk–coverage curve, ``mean_k risk(k)``, of every column of ``confidence [n, k]`` → ``[k]``.
+def aurc(confidence: Numbers, right: Numbers) -> float:
+    """Area under the risk–coverage curve, ``mean_k risk(k)``, of ``confidence [n]`` and ``right [n]`` (0/1).
 
-    Lower is better; confidence that says nothing gives the plain error rate. A ``[n]`` input gives ``[1]``.
+    Lower is better; confidence that says nothing gives the plain error rate.
     """
-    data = columns(confidence, "confidence")
-    return np.array([risk_coverage(data[:, j], right).risk.mean() for j in range(data.shape[1])])
+    return float(risk_coverage(confidence, right).risk.mean())
 
 
 def selective_accuracy(confidence: Numbers, right: Numbers, coverage: float = 0.8) -> float:

@@ -224,7 +224,8 @@ def sign_flip_p(differences: Numbers, groups: Numbers | None = None, n: int = 10
     hits = np.zeros(total.shape[1])
     if 2**units <= n:
         signs = 1.0 - 2.0 * ((np.arange(2**units)[:, None] >> np.arange(units)) & 1)
-        return (np.abs(signs @ total) >= bar).mean(axis=0)
+        exact: Array = (np.abs(signs @ total) >= bar).mean(axis=0)
+        return exact
     rng = np.random.default_rng([seed, 1])  # not the stream of the bootstrap
     block = max(1, _BLOCK // units)
     for start in range(0, n, block):

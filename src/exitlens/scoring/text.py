@@ -1,0 +1,217 @@
+"""BLEU and ROUGE-L, row by row and over a corpus, equal to sacrebleu and rouge-score and fast enough for all pairs.
+
+A :class:`TextMetric` compares aligned lists of answers and references; everything else (best of several references,
+TruthfulQA's max/diff/acc) is built on that. All scores are 0..1; an empty answer or reference scores 0.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+from ..errors import InputError
+from .tokens import lcs_length, match_bits, words
+
+__all__ = ["Bleu", "RougeL", "TextMetric", "best_of", "bleu", "bleu_rows", "check_aligned", "rouge_l", "rouge_l_rows"]
+
+Smoothing = Literal["none", "exp"]
+_ORDER = 4
+_tokenize: Callable[[str], str] = Tokenizer13a()  # type: ignore[no-untyped-call]
+
+
+class TextMetric(Protocol):
+    """How alike an answer and a reference are."""
+
+    @property
+    def name(self) -> str:
+        """Short name in tables: ``bleu``, ``rouge``, ``bertscore``."""
+
+    @property
+    def label(self) -> str:
+        """What is printed beside the numbers: every choice that changes them."""
+
+    def pairs(self, answers: Sequence[str], references: Sequence[str]) -> NDArray[np.float64]:
+        """Similarity of ``answers[i]`` and ``references[i]``: ``[n]``, 0..1."""
+
+
+class Bleu:
+    """Sentence BLEU: 13a tokens, case kept, orders 1–4.
+
+    ``smoothing="none"`` (default): an answer that shares no 4-gram with the reference scores 0. ``"exp"``:
+    sacrebleu's exponential smoothing, for comparison with published per-sentence numbers.
+    """
+
+    name = "bleu"
+
+    def __init__(self, smoothing: Smoothing = "none") -> None:
+        if smoothing not in ("none", "exp"):
+            raise InputError(f"unknown smoothing {smoothing!r}: use 'none' or 'exp'")
+        self.smoothing: Smoothing = smoothing
+
+    @property
+    def label(self) -> str:
+        """Tokens and smoothing, as printed beside the numbers."""
+        return f"BLEU (13a, smoothing {self.smoothing}, 0..1)"
+
+    def pairs(self, answers: Sequence[str], references: Sequence[str]) -> NDArray[np.float64]:
+        """BLEU of each answer against its one reference: ``[n]``."""
+        check_aligned(answers, references)
+        return np.array(
+            [_bleu_score(_bleu_counts(a, (r,)), self.smoothing) for a, r in zip(answers, references, strict=True)],
+            dtype=np.float64,
+        )
+
+
+class RougeL:
+    """ROUGE-L F-measure: longest common subsequence of words, no stemming; any script (see ``tokens.words``)."""
+
+    name = "rouge"
+    label = "ROUGE-L (F-measure, no stemming, mean over rows, 0..1)"
+
+    def pairs(self, answers: Sequence[str], references: Sequence[str]) -> NDArray[np.float64]:
+        """ROUGE-L F of each answer against its one reference: ``[n]``."""
+        check_aligned(answers, references)
+        return np.array([_rouge_f(a, r) for a, r in zip(answers, references, strict=True)], dtype=np.float64)
+
+
+def best_of(metric: TextMetric, answers: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+    """Score of each answer against the most similar of its references: ``[n]``; NaN where it has none.
+
+    Raises InputError when the two lists differ in length.
+    """
+    check_aligned(answers, references)
+    counts = np.array([len(options) for options in references], dtype=np.int64)
+    flat = metric.pairs(
+        [answer for answer, options in zip(answers, references, strict=True) for _ in options],
+        [option for options in references for option in options],
+    )
+    out = np.full(len(answers), np.nan)
+    has = counts > 0
+    if has.any():
+        starts = (np.cumsum(counts) - counts)[has]
+        out[has] = np.maximum.reduceat(flat, starts)
+    return out
+
+
+def bleu(answers: Sequence[str], references: Sequence[Sequence[str]], smoothing: Smoothing = "none") -> float:
+    """Corpus BLEU, 0..1: counts are summed over rows before the ratio, as in sacrebleu (13a, case kept).
+
+    ``references[i]`` lists the references of row i: one or more, n-grams clipped by the most generous of them and
+    the length compared with the nearest. Raises InputError for no rows, or a row without references.
+    """
+    if not answers:
+        raise InputError("BLEU of no answers: give at least one")
+    total = np.sum([_bleu_counts(a, refs) for a, refs in _rows(answers, references)], axis=0)
+    return _bleu_score([int(x) for x in total], smoothing)
+
+
+def bleu_rows(
+    answers: Sequence[str], references: Sequence[Sequence[str]], smoothing: Smoothing = "none"
+) -> NDArray[np.float64]:
+    """Sentence BLEU of each row against all of its references together: ``[n]``, 0..1."""
+    scores = [_bleu_score(_bleu_counts(a, refs), smoothing) for a, refs in _rows(answers, references)]
+    return np.array(scores, dtype=np.float64)
+
+
+def rouge_l(answers: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Plain mean over rows of ROUGE-L F against the best of the row's references, 0..1.
+
+    Never a bootstrap median, which changes from run to run. Raises InputError as :func:`bleu`.
+    """
+    if not answers:
+        raise InputError("ROUGE-L of no answers: give at least one")
+    return float(rouge_l_rows(answers, references).mean())
+
+
+def rouge_l_rows(answers: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+    """ROUGE-L F of each row against the best of its references: ``[n]``, 0..1."""
+    return np.array([max(_rouge_f(a, r) for r in refs) for a, refs in _rows(answers, references)], dtype=np.float64)
+
+
+def check_aligned(answers: Sequence[Any], references: Sequence[Any]) -> None:
+    """Raise InputError unless both lists are as long."""
+    if len(answers) != len(references):
+        raise InputError(f"{len(answers)} answers do not match {len(references)} references: align them by question")
+    # A bare string is a sequence of letters, and would be scored as such.
+    if isinstance(answers, str) or isinstance(references, str):
+        raise InputError(f"answers and references must be lists, got {(answers or references)[:40]!r}")
+
+
+def _rows(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[str, tuple[str, ...]]]:
+    check_aligned(answers, references)
+    rows = []
+    for i, (answer, options) in enumerate(zip(answers, references, strict=True)):
+        if isinstance(options, str) or not options:
+            raise InputError(f"references of row {i} are {options!r}: give a list of at least one text")
+        rows.append((answer, tuple(options)))
+    return rows
+
+
+@lru_cache(maxsize=1 << 15)
+def _ngrams(text: str) -> tuple[Mapping[tuple[str, ...], int], int]:
+    """Counts of all n-grams of orders 1–4 of the 13a tokens, and the number of tokens."""
+    tokens = _tokenize(text.rstrip()).split()
+    grams = [tuple(tokens[i : i + n]) for n in range(1, _ORDER + 1) for i in range(len(tokens) - n + 1)]
+    return Counter(grams), len(tokens)
+
+
+def _reference_counts(references: tuple[str, ...]) -> tuple[Mapping[tuple[str, ...], int], tuple[int, ...]]:
+    """Each n-gram's largest count among the references, and the references' lengths."""
+    if len(references) == 1:
+        counts, size = _ngrams(references[0])
+        return counts, (size,)
+    merged: Counter[tuple[str, ...]] = Counter()
+    sizes = []
+    for text in references:
+        counts, size = _ngrams(text)
+        merged |= Counter(counts)
+        sizes.append(size)
+    return merged, tuple(sizes)
+
+
+def _bleu_counts(answer: str, references: tuple[str, ...]) -> list[int]:
+    """Answer length, nearest reference length (the shorter of two as near), matches and totals of each order."""
+    counts, size = _ngrams(answer)
+    known, sizes = _reference_counts(references)
+    matched = [0] * _ORDER
+    for gram in counts.keys() & known.keys():
+        matched[len(gram) - 1] += min(counts[gram], known[gram])
+    nearest = min(sizes, key=lambda length: (abs(length - size), length))
+    return [size, nearest, *matched, *(max(size - n, 0) for n in range(_ORDER))]
+
+
+def _bleu_score(counts: Sequence[int], smoothing: Smoothing) -> float:
+    # Without smoothing one order with no match makes the product 0; sacrebleu gives 0 too, only slower.
+    if smoothing == "none" and counts[1 + _ORDER] == 0:
+        return 0.0
+    score = BLEU.compute_bleu(
+        correct=list(counts[2 : 2 + _ORDER]),
+        total=list(counts[2 + _ORDER :]),
+        sys_len=counts[0],
+        ref_len=counts[1],
+        smooth_method=smoothing,
+    )
+    return float(score.score) / 100.0
+
+
+@lru_cache(maxsize=1 << 12)
+def _answer_bits(answer: str) -> tuple[Mapping[Any, int], int]:
+    tokens = words(answer)
+    return match_bits(tokens), len(tokens)
+
+
+def _rouge_f(answer: str, reference: str) -> float:
+    bits, size = _answer_bits(answer)
+    other = words(reference)
+    common = lcs_length(bits, size, other) if size and other else 0
+    if not common:
+        return 0.0
+    precision, recall = common / size, common / len(other)
+    return 2 * precision * recall / (precision + recall)
