@@ -64,7 +64,7 @@ def run_command(
     ] = None,
     taps: Annotated[str | None, typer.Option("--taps", help="Probed layers [1/2, 5/8, 3/4 of the depth].")] = None,
     bertscore_model: Annotated[
-        str | None, typer.Option("--bertscore-model", help="Encoder of BERTScore, or none [minilm].")
+        str | None, typer.Option("--bertscore-model", help="Encoder of BERTScore, or none [all-minilm-l6-v2].")
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps or auto.")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16 or auto.")] = None,

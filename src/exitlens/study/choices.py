@@ -50,8 +50,8 @@ def plan_choices(lm: LayeredModel, prompt: str, choices: Sequence[str], rule: Ru
     if start == 0:
         raise InputError("the prompt has no token before the choices: give a prompt that is not empty")
     tails = [ids[start:] for ids in whole]
-    for (i, a), (j, b) in combinations(enumerate(tails), 2):
-        if a == b or not a or not b:
+    for (i, first), (j, second) in combinations(enumerate(tails), 2):
+        if first == second or not first or not second:
             raise InputError(f"choices '{texts[i]}' and '{texts[j]}' collide: they have the same tokens")
     shared = _shared(tails)
     firsts = [tail[shared] if len(tail) > shared else None for tail in tails]
@@ -71,8 +71,8 @@ def plan_choices(lm: LayeredModel, prompt: str, choices: Sequence[str], rule: Ru
 def _shared(texts: Sequence[Sequence[int]]) -> int:
     """Length of the beginning that all token lists share."""
     count = 0
-    for ids in zip(*texts, strict=False):
-        if any(i != ids[0] for i in ids):
+    for column in zip(*texts, strict=False):
+        if any(token != column[0] for token in column):
             break
         count += 1
     return count

@@ -51,11 +51,13 @@ class RunConfig(BaseModel):
     decoders: tuple[str, ...] = Field(
         ("vanilla", "dola:high", "dola:low"), description="decoders compared; NAME@1.2 sets a repetition penalty"
     )
-    judges: tuple[str, ...] = Field(("similarity", "margin:rougeL"), description="who says which answers are right")
+    judges: tuple[str, ...] = Field(("similarity", "margin:rouge"), description="who says which answers are right")
     entropy_estimators: tuple[Literal["per-group", "pooled-weights"], ...] = Field(
         ("per-group",), description="pooled-weights reproduces a published artefact, see METHODS"
     )
-    bertscore_model: str | None = Field("minilm", description="encoder of BERTScore; none: leave BERTScore out")
+    bertscore_model: str | None = Field(
+        "all-minilm-l6-v2", description="encoder of BERTScore; none: leave BERTScore out"
+    )
     bertscore_layer: int | None = Field(None, ge=0, description="layer of that encoder; none: its recommended one")
 
     lens: tuple[str, ...] = Field(("logit", "raw"), description="lenses of the layer study")

@@ -11,6 +11,7 @@ from exitlens.data.records import Question
 from exitlens.study.config import RunConfig
 from exitlens.study.engine import Engine
 from exitlens.study.inputs import Inputs
+from exitlens.study.judging import Scorers
 from exitlens.study.stage_generate import DecoderSpec, GenerateStage, ask
 
 __all__ = ["Answers", "Context", "answer_all"]
@@ -49,7 +50,7 @@ def answer_all(
     done = engine.map(stage, ask(questions, style), batch_size=2 * batch_size, label=f"generate-{_slug(spec.text)}")
     chosen = done.tables.get("decoding_layers")
     if chosen is not None and len(chosen):
-        chosen = chosen.groupby(["decoder", "layer"], as_index=False, sort=True)["count"].sum()
+        chosen = chosen.groupby(["decoder", "layer"], sort=True)["count"].sum().reset_index()
     return Answers(spec, done.tables["answers"], done.tables.get("entropy_tokens"), chosen, done.seconds)
 
 
@@ -62,6 +63,14 @@ class Context:
     inputs: Inputs
     say: Callable[[str], None] = lambda _line: None
     _answers: dict[tuple[str, float], Answers] = field(default_factory=dict)
+    _scorers: Scorers | None = None
+
+    def scorers(self) -> Scorers:
+        """The text metrics, loaded once."""
+        if self._scorers is None:
+            config = self.config
+            self._scorers = Scorers(config.bertscore_model, config.bertscore_layer, config.device)
+        return self._scorers
 
     def specs(self) -> list[DecoderSpec]:
         """The decoders of the decoding study."""
@@ -98,6 +107,24 @@ class Context:
             directory.write_table(name, frame, order)
             made = set(directory.manifest.get("made", []))
             directory.note(made=sorted(made | {name}))
+
+    def merge(self, name: str, frame: pd.DataFrame) -> None:
+        """Write a table with a column ``decoder``; rows of decoders that ``frame`` does not have are kept.
+
+        Entropy and decoding both answer questions, in one call or in two: the table ends the same. Rows are in the
+        order of the run's decoders, then of the questions.
+        """
+        directory = self.engine.directory
+        if directory is None:
+            return
+        earlier = directory.table(name)
+        if earlier is not None and len(earlier):
+            others = earlier[~earlier["decoder"].isin(set(frame["decoder"]))]
+            frame = pd.concat([others, frame], ignore_index=True) if len(others) else frame
+        texts = [self.vanilla().text, *(spec.text for spec in self.specs())]
+        place = {text: i for i, text in reversed(list(enumerate(texts)))}
+        order = frame["decoder"].map(lambda text: place.get(text, len(texts)))
+        self.write(name, frame.loc[order.sort_values(kind="stable").index].reset_index(drop=True))
 
 
 def _slug(text: str) -> str:

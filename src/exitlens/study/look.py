@@ -51,7 +51,7 @@ def look(
     """
     if isinstance(record, str):
         record = question_record(record, choices, None)
-    numbers = "all" if layers == "all" else tuple(layers)
+    numbers: tuple[int, ...] | Literal["all"] = "all" if layers == "all" else tuple(layers)
     tables = LayersStage((lens,), numbers, rule, top_k).run(lm, [record])
     found = tables["layers"]
     used = str(found["rule"].iloc[0]) if len(found) else "next token"

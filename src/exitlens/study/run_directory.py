@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -270,9 +271,9 @@ def _clear(folder: Path) -> None:
             continue
         target = folder / name
         if target.is_dir() and not target.is_symlink():
-            guarded(lambda target=target: shutil.rmtree(target), target)
+            guarded(partial(shutil.rmtree, target), target)
         else:
-            guarded(lambda target=target: target.unlink(missing_ok=True), target)
+            guarded(partial(target.unlink, missing_ok=True), target)
 
 
 def _sweep(folder: Path) -> None:

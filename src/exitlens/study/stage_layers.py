@@ -195,7 +195,7 @@ def accuracy_by_layer(layers: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         rows.append(
             {
                 "lens": lens,
-                "layer": int(layer),
+                "layer": int(str(layer)),
                 "n": len(hit),
                 "accuracy": interval.value,
                 "low": interval.low,

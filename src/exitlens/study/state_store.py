@@ -151,7 +151,8 @@ class StateStore:
 
     def layer(self, layer: int, ids: Sequence[str] | None = None) -> NDArray[np.float32]:
         """States of one layer ``[n, d_model]``, float32: of all examples, or of ``ids`` in their order."""
-        return self.states((layer,), ids)[0]
+        found: NDArray[np.float32] = self.states((layer,), ids)[0]
+        return found
 
     def states(self, layers: Sequence[int], ids: Sequence[str] | None = None) -> NDArray[np.float32]:
         """States ``[layers, n, d_model]``, float32; only the tensors (and rows) asked for are read.

@@ -1,0 +1,149 @@
+"""`exitlens generate PROMPT --decoder dola:high`: continue a text with any decoder."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .common import (
+    DEFAULT_MODEL,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    QuietOption,
+    RevisionOption,
+    SeedOption,
+    TrustOption,
+    echo,
+    print_json,
+    progress,
+    safe,
+    say,
+)
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("generate")(generate_command)
+
+
+def generate_command(
+    prompt: Annotated[str | None, typer.Argument(help="A text to continue, or a question with --qa.")] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", help='JSON lines {"prompt": "..."}.')] = None,
+    decoder: Annotated[
+        str,
+        typer.Option(
+            "--decoder", help="vanilla, dola:high, dola:4/8/12, static:16, sled, ...; NAME@1.2 sets a penalty."
+        ),
+    ] = "vanilla",
+    qa: Annotated[bool, typer.Option("--qa", help="Put the text as a question under six worked examples.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Put the text through the model's chat template.")] = False,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 50,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", help="End the answer before this text (repeatable).")
+    ] = None,
+    repetition_penalty: Annotated[float, typer.Option("--repetition-penalty", help="1 is none.")] = 1.0,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, help="0 takes the best token each time.")
+    ] = 0.0,
+    top_p: Annotated[float, typer.Option("--top-p", help="Sample from this share of the probability.")] = 1.0,
+    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Sample from this many tokens (0: all).")] = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts generated together.")] = 8,
+    seed: SeedOption = 0,
+    model: ModelOption = DEFAULT_MODEL,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Continue a text. One prompt is written as it comes; many are batched.
+
+    --json prints a list with one object a prompt: prompt, text, tokens, token_ids, finish (stop, eos or length),
+    decoder, repetition_penalty.
+    """
+    from exitlens.data.prompts import QA_PROMPT, qa_prompt, read_prompts
+    from exitlens.decoding import generate
+    from exitlens.errors import InputError
+    from exitlens.study.stage_generate import DecoderSpec
+
+    if (prompt is None) == (prompts is None):
+        raise InputError('give one text, or --prompts FILE: exitlens generate "The capital of France is"')
+    if qa and chat:
+        raise InputError("--qa and --chat exclude each other: leave one out")
+    texts = [p.prompt for p in read_prompts(prompts)] if prompts is not None else [str(prompt)]
+    spec = DecoderSpec.parse(decoder, repetition_penalty)
+    sampling = _sampling(temperature, top_p, top_k)
+    asked = ["".join(qa_prompt(text, QA_PROMPT)) for text in texts] if qa else texts
+    stops = [*(stop or ()), *(QA_PROMPT.stop if qa else ())]
+
+    from exitlens.models import load
+
+    say(f"loading {model}", quiet)
+    lm = load(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+    options: dict[str, Any] = {
+        "decoder": spec.decoder,
+        "max_new_tokens": max_new_tokens,
+        "stop": stops,
+        "repetition_penalty": spec.penalty,
+        "sampling": sampling,
+        "seed": seed,
+        "chat": chat,
+    }
+    if len(asked) == 1 and not as_json:
+        _stream(lm, asked[0], options)
+        return
+    with progress("generating", len(asked), quiet) as tick:
+        done = 0
+
+        def more(count: int, _total: int) -> None:
+            nonlocal done
+            tick(count - done)
+            done = count
+
+        answers = generate(lm, asked, batch_size=batch_size, progress=more, **options)
+    if as_json:
+        print_json(
+            [
+                {
+                    "prompt": text,
+                    "text": answer.text,
+                    "tokens": answer.tokens,
+                    "token_ids": answer.token_ids,
+                    "finish": answer.finish,
+                    "decoder": spec.decoder,
+                    "repetition_penalty": spec.penalty,
+                }
+                for text, answer in zip(texts, answers, strict=True)
+            ]
+        )
+        return
+    for text, answer in zip(texts, answers, strict=True):
+        if len(answers) > 1:
+            echo(f"> {text}")
+        for line in answer.text.strip("\n").split("\n"):
+            echo(line)
+
+
+def _stream(lm: Any, prompt: str, options: dict[str, Any]) -> None:
+    """Write an answer as it comes; control characters are written out, line breaks kept."""
+    from exitlens.decoding import stream
+
+    for piece in stream(lm, prompt, **options):
+        if isinstance(piece, str):
+            sys.stdout.write("\n".join(safe(line) for line in piece.split("\n")))
+            sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def _sampling(temperature: float, top_p: float, top_k: int) -> Any:
+    from exitlens.decoding import Sampling
+
+    return None if temperature == 0.0 else Sampling(temperature=temperature, top_p=top_p, top_k=top_k)

@@ -1,0 +1,147 @@
+"""The probe study of a run: the original protocol on hidden states that are extracted once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exitlens.data import groups
+from exitlens.data.records import Statement
+from exitlens.errors import ProbeError
+from exitlens.models.protocol import LayeredModel
+from exitlens.study.context import Context
+from exitlens.study.engine import Report
+from exitlens.study.extraction import Setting, extract, label_tokens
+from exitlens.study.stage_layers import check_layers
+from exitlens.study.state_store import StateStore
+
+if TYPE_CHECKING:
+    from exitlens.probes.original import OriginalStudy
+
+__all__ = ["original_table", "pick_taps", "pick_test_topic", "probe_study", "run"]
+
+ORIGINAL_TEST = "cities"
+
+
+def probe_study(
+    lm: LayeredModel,
+    statements: Sequence[Statement],
+    folder: str | Path,
+    *,
+    settings: Sequence[Setting] = ("prompted", "bare"),
+    taps: Sequence[int] | None = None,
+    test_topic: str | None = None,
+    epochs: int = 5,
+    seed: int = 0,
+    report: Report | None = None,
+) -> OriginalStudy:
+    """Extract the states of ``statements`` into ``folder`` (kept, and extended when called again), then the original
+    study: tables ``probes`` and ``probe_curves``.
+
+    Raises ProbeError (one class, one topic, states of another model), LayerError, ContextError.
+    """
+    stores = {
+        setting: extract(lm, statements, Path(folder) / setting, setting=setting, report=report) for setting in settings
+    }
+    return original_table(lm, statements, stores, taps=taps, test_topic=test_topic, epochs=epochs, seed=seed)
+
+
+def original_table(
+    lm: LayeredModel,
+    statements: Sequence[Statement],
+    stores: Mapping[Setting, StateStore],
+    *,
+    taps: Sequence[int] | None = None,
+    test_topic: str | None = None,
+    epochs: int = 5,
+    seed: int = 0,
+) -> OriginalStudy:
+    """The original study on stored states; what the model itself said was stored beside them."""
+    from exitlens.probes.original import original_study
+
+    layers = pick_taps(lm, taps)
+    ids = [statement.id for statement in statements]
+    labels = np.array([statement.label for statement in statements])
+    next_token, probability = {}, {}
+    if "prompted" in stores:
+        next_token["prompted"], probability["prompted"] = _said(lm, stores["prompted"], ids, labels)
+    return original_study(
+        {setting: store.states(layers, ids) for setting, store in stores.items()},
+        labels,
+        [statement.topic for statement in statements],
+        next_token,
+        probability,
+        layers=layers,
+        taps=layers,
+        test_topic=pick_test_topic(statements, test_topic),
+        groups=groups(statements),
+        seed=seed,
+        epochs=epochs,
+    )
+
+
+def pick_taps(lm: LayeredModel, taps: Sequence[int] | None = None) -> list[int]:
+    """The probed layers: those given, or a half, five eighths and three quarters of the depth."""
+    if taps is not None:
+        return check_layers(lm, tuple(taps))
+    return sorted({round(lm.n_layers * part) for part in (0.5, 0.625, 0.75)})
+
+
+def pick_test_topic(statements: Sequence[Statement], wanted: str | None = None) -> str:
+    """The topic held out: the one asked for, the original's (cities), or the last. Raises ProbeError."""
+    topics = list(dict.fromkeys(statement.topic for statement in statements))
+    if wanted is not None and wanted not in topics:
+        raise ProbeError(f"no topic '{wanted}' among the statements: they have {', '.join(topics)}")
+    if len(topics) < 2:
+        raise ProbeError(f"all statements are of one topic ('{topics[0]}'): give two or more, one is held out")
+    return wanted or (ORIGINAL_TEST if ORIGINAL_TEST in topics else topics[-1])
+
+
+def _said(
+    lm: LayeredModel, store: StateStore, ids: Sequence[str], labels: NDArray[np.int64]
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Whether the most probable next token is the right word ``[n]``, and P(true) over P(true) + P(false) ``[n]``."""
+    rows = store.index().drop_duplicates("id", keep="last").set_index("id").loc[list(ids)]
+    words = {label: np.array(tokens) for label, tokens in label_tokens(lm).items()}
+    top = rows["top_id"].to_numpy()
+    right = np.where(labels == 1, np.isin(top, words[1]), np.isin(top, words[0]))
+    true, false = rows["p_true"].to_numpy(dtype=np.float64), rows["p_false"].to_numpy(dtype=np.float64)
+    total = true + false
+    # Both words may have no probability in float32: then it says nothing.
+    return right, np.divide(true, total, out=np.full_like(true, 0.5), where=total > 0)
+
+
+def run(ctx: Context) -> None:
+    """Tables ``probes`` and ``probe_curves``; hidden states in ``states/``."""
+    config, lm, directory = ctx.config, ctx.engine.lm, ctx.engine.directory
+    statements = ctx.inputs.statements
+    if directory is None:
+        raise ProbeError("the probe study of a run keeps its states in the run directory: give one")
+    pick_taps(lm, config.taps)
+    pick_test_topic(statements, config.test_topic)
+    settings: list[Setting] = ["prompted", "bare"] if config.bare else ["prompted"]
+    stores: dict[Setting, StateStore] = {}
+    for setting in settings:
+        label = f"states-{setting}"
+        directory.stage_state(label, "running")
+        stores[setting] = extract(
+            lm, statements, directory.path / "states" / setting, setting=setting, report=ctx.engine.report
+        )
+        directory.stage_state(label, "done", batches=int(stores[setting].index()["shard"].nunique()))
+    ctx.say("training probes")
+    # Training is short: it is kept whole or done again.
+    done = original_table(
+        lm,
+        statements,
+        stores,
+        taps=config.taps,
+        test_topic=config.test_topic,
+        epochs=config.epochs,
+        seed=config.seed,
+    )
+    ctx.write("probes", done.probes)
+    ctx.write("probe_curves", done.curves)
