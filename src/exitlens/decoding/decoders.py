@@ -81,10 +81,25 @@ def candidate_layers(wanted: Candidates, n_layers: int, tied: bool, *, every: in
 
 
 def plausible(log_p: Tensor, relative_top: float) -> Tensor:
-    """The plausibility filter ``[batch, vocab]``: True where ``log p ≥ max log p + log α`` (all True for α = 0)."""
+    """The plausibility filter ``[batch, vocab]``: True where ``log p ≥ max log p + log α``.
+
+    α = 0 keeps every token that the model can emit at all (``log p > −inf``).
+    """
     if relative_top <= 0.0:
-        return torch.ones_like(log_p, dtype=torch.bool)
+        return log_p > -math.inf
     return log_p >= log_p.amax(-1, keepdim=True) + math.log(relative_top)
+
+
+def _hashed(final: Tensor, choices: int) -> Tensor:
+    """A number ``[batch]`` below ``choices`` from each row's three most probable tokens.
+
+    Only their order counts, so that rounding, which differs with the size of a batch, changes nothing.
+    """
+    key = torch.zeros(final.shape[0], dtype=torch.long, device=final.device)
+    for token in final.topk(min(3, final.shape[-1]), dim=-1).indices.unbind(-1):
+        key = (key * 1_000_003 + token + 1) % 2_147_483_647
+        key = (key * 48_271) % 2_147_483_647
+    return key % choices
 
 
 def _check_top(relative_top: float) -> None:
@@ -114,7 +129,7 @@ class DoLa:
 
     ``choice``: ``jsd`` (the paper's Jensen–Shannon divergence) or ``reference`` (what the published code computes:
     ``½[mean KL(m‖p) + mean KL(m‖q_j)]``, and raw logits subtracted when α = 0). One candidate makes it static;
-    ``pick="random"`` is the control that takes a candidate by the step's number instead.
+    ``pick="random"`` is the control that ignores divergence: a hash of the three most probable tokens picks.
     """
 
     candidates: Candidates = "high"
@@ -140,22 +155,18 @@ class DoLa:
         if early.shape[0] == 1:
             index = torch.zeros(final.shape[0], dtype=torch.long, device=final.device)
         elif self.pick == "random":
-            # Keyed by the row's own numbers, so that a row's layer does not depend on its batch.
-            key = (final.double().sum(-1) * 1e4).frac().abs() * early.shape[0]
-            index = key.long().clamp_(max=early.shape[0] - 1)
+            index = _hashed(final, early.shape[0])
         else:
             divergence = self.divergence(log_p, early)
             info["divergence"] = divergence
             index = divergence.argmax(-1)
         chosen = early[index, torch.arange(final.shape[0], device=final.device)]
+        mask = plausible(log_p, self.relative_top)
         if self.relative_top == 0.0 and self.choice == "reference":
             scores = final - chosen
-            kept = torch.full((final.shape[0],), final.shape[-1], device=final.device)
         else:
-            mask = plausible(log_p, self.relative_top)
-            scores = (log_p - chosen.log_softmax(-1)).masked_fill_(~mask, -math.inf)
-            kept = mask.sum(-1)
-        return Scores(scores, {**info, "choice": index, "kept": kept})
+            scores = log_p - chosen.log_softmax(-1)
+        return Scores(scores.masked_fill_(~mask, -math.inf), {**info, "choice": index, "kept": mask.sum(-1)})
 
     def divergence(self, log_p: Tensor, early: Tensor) -> Tensor:
         """``[batch, k]``: how far each candidate lies from the final layer, by ``choice``."""
@@ -164,13 +175,17 @@ class DoLa:
         for z in early:
             log_q = z.log_softmax(-1)
             q = log_q.exp()
-            log_m = p.add(q).mul_(0.5).clamp_min_(1e-45).log_()
+            m = p.add(q).mul_(0.5)
             if self.choice == "jsd":
-                value = 0.5 * ((p * (log_p - log_m)).sum(-1) + (q * (log_q - log_m)).sum(-1))
+                log_m = m.clamp_min_(1e-38).log_()
+                # A token that one side cannot emit gives 0 · −inf, which counts as 0: nansum.
+                value = (p * (log_p - log_m)).nansum(-1) + (q * (log_q - log_m)).nansum(-1)
             else:
-                m = log_m.exp()
-                value = 0.5 * ((m * (log_m - log_p)).mean(-1) + (m * (log_m - log_q)).mean(-1))
-            out.append(value)
+                # Target and input as in the published code, so that near ties fall the same way.
+                kl = torch.nn.functional.kl_div
+                value = kl(log_p, m, reduction="none").nansum(-1) + kl(log_q, m, reduction="none").nansum(-1)
+                value = value / log_p.shape[-1]
+            out.append(0.5 * value)
         return torch.stack(out, -1)
 
 
@@ -188,7 +203,7 @@ class SLED:
     def __post_init__(self) -> None:
         if self.k < 1:
             raise InputError(f"SLED k={self.k} is out of range: use 5 to 20")
-        if self.rate <= 0:
+        if not 0.0 < self.rate < math.inf:
             raise InputError(f"SLED rate={self.rate} is out of range: use 0.5 to 3")
 
     def layers(self, n_layers: int, tied: bool) -> tuple[int, ...]:
@@ -204,9 +219,13 @@ class SLED:
         top_p, top = p.topk(k, dim=-1)
         weighted = final.new_zeros(final.shape[0], k)
         total = final.new_zeros(final.shape[0])
+        dead = final.isneginf()
+        closed = bool(dead.any())
         for z in early:
             q = z.softmax(-1)
             d = z - final
+            if closed:
+                d = d.masked_fill_(dead, 0.0)  # −inf − −inf: nothing to move
             # cos(q − onehot_i, d) for i in T, without writing the one-hot matrix out
             dot = (q * d).sum(-1, keepdim=True) - d.gather(-1, top)
             squared = (q * q).sum(-1, keepdim=True) - 2 * q.gather(-1, top) + 1.0
@@ -242,7 +261,9 @@ class ACD:
         """Log-probabilities of the mixed distribution."""
         log_p = final.log_softmax(-1)
         mask = plausible(log_p, self.relative_top)
-        contrast = (log_p - early[0].log_softmax(-1)).masked_fill(~mask, -math.inf)
+        # An early −inf would make the contrast +inf, and infinities do not share a mass.
+        log_q = early[0].log_softmax(-1).clamp_min_(torch.finfo(final.dtype).min / 2)
+        contrast = (log_p - log_q).masked_fill_(~mask, -math.inf)
         mass = log_p.masked_fill(~mask, -math.inf).logsumexp(-1, keepdim=True)
         return Scores(torch.where(mask, contrast.log_softmax(-1) + mass, log_p), {"kept": mask.sum(-1)})
 
@@ -259,6 +280,8 @@ class END:
 
     def __post_init__(self) -> None:
         _check_top(self.relative_top)
+        if not math.isfinite(self.weight):
+            raise InputError(f"END weight={self.weight} is out of range: use a finite number, 1 by default")
 
     def layers(self, n_layers: int, tied: bool) -> tuple[int, ...]:
         """Even layers of the upper half, unless told otherwise; the final layer joins them."""
@@ -269,8 +292,7 @@ class END:
         mask = plausible(final.log_softmax(-1), self.relative_top)
         rows, tokens = mask.nonzero(as_tuple=True)
         growth = torch.cat([early[:, rows, tokens], final[rows, tokens][None]])
-        log_share = growth.log_softmax(0)
-        entropy = -(log_share.exp() * log_share).sum(0)
+        entropy = torch.special.entr(growth.softmax(0)).sum(0)
         scores = final.clone()
         scores[rows, tokens] -= self.weight * entropy
         return Scores(scores, {"kept": mask.sum(-1)})
@@ -290,7 +312,9 @@ class DeLTa:
         _check_top(self.relative_top)
 
     def layers(self, n_layers: int, tied: bool) -> tuple[int, ...]:
-        """Layers M..N−1; M is half the depth unless given."""
+        """Layers M..N−1; M is half the depth unless given. The virtual layer must lie beyond N."""
+        if self.at is not None and not n_layers < self.at < math.inf:
+            raise LayerError(f"DeLTa at={self.at} is out of range: a virtual layer beyond {n_layers}, the last one")
         start = n_layers // 2 if self.start is None else self.start
         return candidate_layers(tuple(range(start, n_layers)) or (start,), n_layers, tied)
 

@@ -8,6 +8,7 @@ it away and starts again from layer 0 when it is needed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -67,6 +68,33 @@ class Depths:
         self.states[index, at] = self.runner.block(block, self.states[index, at], self.kv, where)
         self.blocks_run += sum(len(set(p)) for p in positions.tolist())
         self.depth[rows[:, None], positions] = block
+
+    def advance_last(self, rows: np.ndarray, block: int) -> None:
+        """Run ``block`` on the newest token of each row only (tokens drafted before it wait where they are)."""
+        positions = self.lengths[rows][:, None] - 1
+        where = self._where(rows, positions)
+        index = torch.from_numpy(rows)[:, None].to(self.states.device)
+        at = torch.from_numpy(positions).to(self.states.device)
+        self.states[index, at] = self.runner.block(block, self.states[index, at], self.kv, where)
+        self.blocks_run += len(rows)
+        self.depth[rows[:, None], positions] = block
+
+    def draft_rest(
+        self, rows: np.ndarray, first: int, skip_attention: Sequence[int], skip_mlp: Sequence[int]
+    ) -> Tensor:
+        """Take the newest token from ``first`` to the end without the skipped sub-layers; ``[rows, d_model]``.
+
+        The kept states stay at ``first``. Keys and values written on the way are a draft's, and verification writes
+        over them.
+        """
+        where = self._where(rows, self.lengths[rows][:, None] - 1)
+        x = self.last(rows)[:, None]
+        for block in range(first + 1, self.runner.n_layers + 1):
+            with_attention, with_mlp = block not in skip_attention, block not in skip_mlp
+            if with_attention or with_mlp:
+                x = self.runner.block(block, x, self.kv, where, attention=with_attention, mlp=with_mlp)
+                self.blocks_run += len(rows)
+        return x[:, 0]
 
     def last(self, rows: np.ndarray) -> Tensor:
         """State ``[rows, d_model]`` of each row's newest token."""

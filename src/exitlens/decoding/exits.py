@@ -59,8 +59,8 @@ class ExitPrefix:
         runner = runner_of(lm)
         if runner is None:
             raise UnsupportedModel(
-                f"{lm.name}: its blocks cannot be run apart (known: Llama-like, GPT-2-like, GPT-NeoX-like), so decoding "
-                "cannot leave early; the analysis of exits works without"
+                f"{lm.name}: its blocks cannot be run apart (known: Llama-like, GPT-2-like, GPT-NeoX-like), so "
+                "decoding cannot leave early; the analysis of exits works without"
             )
         if cache not in ("defer", "propagate", "recompute"):
             raise InputError(f"unknown cache policy {cache!r}: use defer, propagate or recompute")
@@ -76,14 +76,14 @@ class ExitPrefix:
             self.tally.exits = {}
 
     def session(self, layers: Sequence[int], max_new_tokens: int) -> ExitSession:
-        """See :class:`~exitlens.decoding.session.Prefix`. Raises :class:`InputError` when deep layers are to be read."""
+        """See :class:`~exitlens.decoding.session.Prefix`. Raises :class:`InputError` when layers are to be read."""
         if any(layer != self.lm.n_layers for layer in layers):
             raise InputError("layers cannot be read while decoding leaves early: read them in a full pass")
         return ExitSession(self, max_new_tokens)
 
 
 class ExitSession:
-    """See :class:`~exitlens.decoding.session.Session`. The first answer token comes from the prompt's pass, at full depth."""
+    """See :class:`~exitlens.decoding.session.Session`. The prompt's pass, at full depth, gives the first answer token."""
 
     def __init__(self, prefix: ExitPrefix, room: int) -> None:
         self._p = prefix
@@ -99,7 +99,7 @@ class ExitSession:
         """See :class:`~exitlens.decoding.session.Session`."""
         inner = self._p.prefix.session([self._n], self._room)
         hidden = inner.start(prompts)
-        self.depths = Depths(self._p.runner, inner._kv, inner._lengths)
+        self.depths = Depths(self._p.runner, inner.kv, inner.lengths)
         self._logits = self._p.lm.logits(hidden[self._n], self._n).float()
         self._exit = np.full(len(prompts), self._n)
         self._count()

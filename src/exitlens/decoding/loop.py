@@ -42,7 +42,9 @@ class Generation:
 
 
 @dataclass(slots=True)
-class _Row:
+class Row:
+    """A prompt while it is answered."""
+
     index: int
     ids: list[int]
     generator: torch.Generator | None
@@ -87,10 +89,10 @@ def generate(
         raise InputError(f"max_new_tokens={max_new_tokens} and batch_size={batch_size} must both be at least 1")
     if not repetition_penalty > 0:
         raise InputError(f"repetition_penalty {repetition_penalty} is out of range: above 0 (1 is none)")
-    ids = [_encode(lm, prompt, chat, max_new_tokens) for prompt in prompts]
+    ids = [encode(lm, prompt, chat, max_new_tokens) for prompt in prompts]
     # Without its own blocks a model needs padding between the shared prefix and a short prompt; not all can bear it.
     plan = plan_batches(ids, batch_size, gap_exact=runner_of(lm) is not None or lm.gap_exact)
-    run = _Run(lm, decoder, max_new_tokens, stop, repetition_penalty, sampling or Sampling(), trace)
+    run = Run(lm, decoder, max_new_tokens, stop, repetition_penalty, sampling or Sampling(), trace)
     layers: list[int] = []
     if read:
         layers = list(range(lm.n_layers + 1)) if read_layers == "all" else [lm.check_layer(j) for j in read_layers]
@@ -104,7 +106,7 @@ def generate(
     out: list[Generation | None] = [None] * len(ids)
     done = 0
     for batch in plan.batches:
-        rows = [_Row(i, ids[i], generators[i]) for i in batch]
+        rows = [Row(i, ids[i], generators[i]) for i in batch]
         for _ in run.batch(rows, prefix, layers):
             pass
         for row, reads in zip(rows, _read(lm, rows, layers, read, read_lens, run), strict=True):
@@ -131,9 +133,9 @@ def stream(
 
     Text that may still turn out to be the start of a stop string, or half a character, is held back.
     """
-    ids = _encode(lm, prompt, chat, max_new_tokens)
-    run = _Run(lm, parse_decoder(decoder), max_new_tokens, stop, repetition_penalty, sampling or Sampling(), False)
-    row = _Row(0, ids, None if run.sampling.greedy else row_generator(seed, ids, 0))
+    ids = encode(lm, prompt, chat, max_new_tokens)
+    run = Run(lm, parse_decoder(decoder), max_new_tokens, stop, repetition_penalty, sampling or Sampling(), False)
+    row = Row(0, ids, None if run.sampling.greedy else row_generator(seed, ids, 0))
     sent = 0
     hold = max((len(s) for s in stop), default=0)
     for _ in run.batch([row], open_prefix(lm, ()), []):
@@ -158,7 +160,8 @@ def _overlap(text: str, stops: Sequence[str], hold: int) -> int:
     return 0
 
 
-def _encode(lm: Any, prompt: str, chat: bool, max_new_tokens: int) -> list[int]:
+def encode(lm: Any, prompt: str, chat: bool, max_new_tokens: int) -> list[int]:
+    """Token ids of a prompt; raises as :func:`generate` says."""
     if chat:
         ids = lm.encode_chat(prompt)
     else:
@@ -173,19 +176,20 @@ def _encode(lm: Any, prompt: str, chat: bool, max_new_tokens: int) -> list[int]:
     return list(ids)
 
 
-class _Run:
+class Run:
     """What is the same for all batches of one call."""
 
     def __init__(
         self,
         lm: Any,
-        decoder: Decoder,
+        decoder: str | Decoder,
         max_new_tokens: int,
         stop: Sequence[str],
         penalty: float,
         sampling: Sampling,
         trace: bool,
     ) -> None:
+        decoder = parse_decoder(decoder)
         self.lm, self.decoder, self.limit, self.penalty = lm, decoder, max_new_tokens, penalty
         self.sampling, self.trace = sampling, trace
         self.stops = StopStrings(stop, lm.decode)
@@ -194,7 +198,7 @@ class _Run:
         self.early = decoder.layers(lm.n_layers, tied)
 
     @torch.no_grad()
-    def batch(self, rows: list[_Row], prefix: Prefix, read_layers: Sequence[int]) -> Iterator[None]:
+    def batch(self, rows: list[Row], prefix: Prefix, read_layers: Sequence[int]) -> Iterator[None]:
         """Run ``rows`` to their ends, yielding after each step; finished rows leave the batch."""
         lm = self.lm
         session = prefix.session(sorted({*self.early, *read_layers, lm.n_layers}), self.limit)
@@ -225,7 +229,7 @@ class _Run:
                 active = [active[i] for i in going]
             hidden = session.step(tokens)
 
-    def _seen(self, rows: list[_Row]) -> Tensor | None:
+    def _seen(self, rows: list[Row]) -> Tensor | None:
         if self.penalty == 1.0:
             return None
         seen = torch.zeros(len(rows), self.lm.vocab_size, dtype=torch.bool)
@@ -235,7 +239,7 @@ class _Run:
 
     def _note(
         self,
-        active: list[_Row],
+        active: list[Row],
         tokens: Tensor,
         info: dict[str, Tensor],
         final: Tensor,
@@ -249,20 +253,26 @@ class _Run:
             info = {name: value.cpu() for name, value in info.items()}
         states = torch.stack([hidden[j] for j in read_layers], dim=1) if read_layers else None
         for i, (row, token) in enumerate(zip(active, tokens.tolist(), strict=True)):
-            if token in self.eos:
-                row.finish = "eos"
+            if not self.accept(row, token):
                 continue
-            row.new.append(token)
             if self.trace:
                 row.steps.append({name: value[i] for name, value in info.items()})
             if states is not None:
                 row.hidden.append(states[i])
-            if self.stops.found(row.new):
-                row.finish = "stop"
-            elif len(row.new) >= self.limit:
-                row.finish = "length"
 
-    def result(self, row: _Row, prompt: str, reads: Mapping[str, np.ndarray]) -> Generation:
+    def accept(self, row: Row, token: int) -> bool:
+        """Add a chosen token to its row and see whether the row has finished; False for an end-of-text token."""
+        if token in self.eos:
+            row.finish = "eos"
+            return False
+        row.new.append(token)
+        if self.stops.found(row.new):
+            row.finish = "stop"
+        elif len(row.new) >= self.limit:
+            row.finish = "length"
+        return True
+
+    def result(self, row: Row, prompt: str, reads: Mapping[str, np.ndarray]) -> Generation:
         """The answer of a finished row, cut at its stop string."""
         text, n = self.stops.cut(row.new)
         ids = row.new[:n]
@@ -281,7 +291,7 @@ class _Run:
 
 
 def _read(
-    lm: Any, rows: list[_Row], layers: Sequence[int], stats: Sequence[str], lens: Any, run: _Run
+    lm: Any, rows: list[Row], layers: Sequence[int], stats: Sequence[str], lens: Any, run: Run
 ) -> list[dict[str, np.ndarray]]:
     """Statistics of each row's own answer tokens, all rows in one readout."""
     if not layers:

@@ -1,4 +1,4 @@
-"""When to leave: policies that look at a layer's state or its distribution and say *go on* or *exit*, a row at a time.
+"""When to leave: policies that look at a layer's state or distribution and say *go on* or *exit*, a row at a time.
 
 Definitions: Schuster et al. 2022 (CALM: probability, margin, hidden-state saturation, learned classifier), Zhou et al. 2020
 (patience), and entropy. ``signals`` are computed from what a layer shows; ``decide`` compares them with the threshold.
@@ -90,8 +90,9 @@ class ExitPolicy:
         layers = self.layers or tuple(range(max(1, n_layers // 2), n_layers))
         for layer in layers:
             if not 1 <= layer < n_layers:
-                raise LayerError(f"exit layer {layer} is out of range: a model of {n_layers} blocks can leave after 1 to "
-                                 f"{n_layers - 1}")
+                raise LayerError(
+                    f"exit layer {layer} is out of range: a model of {n_layers} blocks can leave after 1 to {n_layers - 1}"
+                )
         return tuple(sorted(layers))
 
     def limit(self, step: int, steps: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -74,7 +75,9 @@ def parse_decoder(text: str | Decoder) -> Decoder:
     if not isinstance(text, str):
         return text
     head, _, rest = text.strip().partition(":")
-    if head in _USER and not rest:
+    if head in _USER:
+        if rest:
+            raise InputError(f"decoder {head!r} takes no options, but {rest!r} was given")
         return _USER[head]()
     if head not in _OPTIONS:
         raise InputError(f"unknown decoder {head!r}: {_near(head, names())}")
@@ -89,6 +92,8 @@ def parse_decoder(text: str | Decoder) -> Decoder:
         elif key not in _OPTIONS[head]:
             raise InputError(f"unknown option {key!r} of decoder {head!r}: {_near(key, _OPTIONS[head])}")
         else:
+            if not value:
+                raise InputError(f"option {key!r} in decoder {text!r} is empty: write {key}=value")
             options[key] = value
     decoder = _build(head, bare, options, text)
     return replace(decoder, name=text.strip())  # type: ignore[type-var]
@@ -162,6 +167,9 @@ def _whole(value: str, text: str) -> int:
 
 def _number(value: str, text: str) -> float:
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
-        raise InputError(f"{value!r} in decoder {text!r} is not a number") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{value!r} in decoder {text!r} is not a number")
+    return number

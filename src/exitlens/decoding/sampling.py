@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0.0:
+        if not 0.0 <= self.temperature < math.inf:
             raise InputError(f"temperature {self.temperature} is out of range: 0 (greedy) or more")
         if self.top_k < 0:
             raise InputError(f"top_k {self.top_k} is out of range: 0 (all) or more")
@@ -45,13 +46,14 @@ class Sampling:
         """Next token ``[batch]`` of scores ``[batch, vocab]``; each row draws one number from its own generator."""
         if self.greedy:
             return scores.argmax(-1)
-        probs = self.distribution(scores)
+        device = scores.device
+        probs = self.distribution(scores.cpu() if device.type == "mps" else scores)  # MPS has no float64
         # One uniform number a row, turned into a token by the inverse of the cumulative sum: nothing else matters.
         draws = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators]).to(probs.device)
         cumulative = probs.cumsum(-1)
         at = torch.searchsorted(cumulative, draws[:, None] * cumulative[:, -1:], right=True).squeeze(-1)
         last = probs.shape[-1] - 1 - (probs.flip(-1) > 0).long().argmax(-1)
-        return torch.minimum(at, last)
+        return torch.minimum(at, last).to(device)
 
     def distribution(self, scores: Tensor) -> Tensor:
         """The probabilities ``[batch, vocab]`` (float64) that tokens are drawn from."""

@@ -84,8 +84,8 @@ class NativeSession:
     def __init__(self, prefix: NativePrefix, layers: Sequence[int], max_new_tokens: int) -> None:
         self._prefix, self._runner = prefix, prefix.runner
         self._layers, self._room = frozenset(layers), max_new_tokens
-        self._kv: KV
-        self._lengths: Tensor  # tokens held, a row
+        self.kv: KV
+        self.lengths: Tensor  # tokens held, a row
 
     def start(self, prompts: Sequence[Sequence[int]]) -> dict[int, Tensor]:
         """See :class:`Session`."""
@@ -95,19 +95,19 @@ class NativeSession:
         for i, row in enumerate(prompts):
             ids[i, : len(row) - p] = torch.tensor(row[p:])
         device = self._runner.lm.device
-        self._lengths = torch.tensor([len(row) for row in prompts])
-        self._kv = self._prefix.open(len(prompts), p + width + self._room)
+        self.lengths = torch.tensor([len(row) for row in prompts])
+        self.kv = self._prefix.open(len(prompts), p + width + self._room)
         where = self._runner.where(p, width)
         kept = self._run(ids.to(device), where)
-        last = (self._lengths - p - 1).to(device)
+        last = (self.lengths - p - 1).to(device)
         rows = torch.arange(len(prompts), device=device)
         # What short rows wrote past their end is never seen: later tokens take those places before they are read.
         return {layer: h[rows, last] for layer, h in kept.items()}
 
     def step(self, tokens: Tensor) -> dict[int, Tensor]:
         """See :class:`Session`."""
-        where = self._runner.where(self._lengths, 1)
-        self._lengths = self._lengths + 1
+        where = self._runner.where(self.lengths, 1)
+        self.lengths = self.lengths + 1
         return {layer: h[:, 0] for layer, h in self._run(tokens[:, None], where).items()}
 
     def final(self, hidden: dict[int, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -117,11 +117,11 @@ class NativeSession:
 
     def keep(self, rows: Tensor) -> None:
         """See :class:`Session`."""
-        self._kv = self._kv.select(rows)
-        self._lengths = self._lengths[rows.cpu()]
+        self.kv = self.kv.select(rows)
+        self.lengths = self.lengths[rows.cpu()]
 
     def _run(self, ids: Tensor, where: Where) -> dict[int, Tensor]:
-        return self._runner.run(self._runner.embed(ids, where), self._kv, where, keep=self._layers)
+        return self._runner.run(self._runner.embed(ids, where), self.kv, where, keep=self._layers)
 
 
 class ModelPrefix:

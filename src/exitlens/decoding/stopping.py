@@ -12,13 +12,25 @@ __all__ = ["StopStrings"]
 class StopStrings:
     """Looks for any of ``stops`` in the text of a row's new tokens, decoded by ``decode``.
 
-    Raises :class:`InputError` for an empty stop string.
+    Raises :class:`InputError` for an empty stop string and, where ``encode`` is given, for one that this tokenizer
+    cannot write (it lowers case, drops line breaks or lacks a character), since it would never be found.
     """
 
-    def __init__(self, stops: Sequence[str], decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(
+        self,
+        stops: Sequence[str],
+        decode: Callable[[Sequence[int]], str],
+        encode: Callable[[str], Sequence[int]] | None = None,
+    ) -> None:
         for stop in stops:
             if not stop:
                 raise InputError("a stop string is empty: every answer would stop before it begins")
+            # Between letters, since tokenizers may treat spaces at either end of a text apart.
+            if encode is not None and stop not in (written := decode(encode(f"a{stop}a"))):
+                raise InputError(
+                    f"the stop string {stop!r} cannot be written by this tokenizer (it gives {written!r}): "
+                    "use one that it keeps as it is"
+                )
         self._stops = tuple(stops)
         self._decode = decode
         # A token writes at least one byte, so this many tokens always hold the longest stop, plus one that it may
@@ -47,4 +59,7 @@ class StopStrings:
                 high = middle
             else:
                 low = middle + 1
+        # Half a character counts as one until the rest of it comes: take the tokens that complete it.
+        while low < len(ids) and not self._decode(ids[:low]).startswith(text[:at]):
+            low += 1
         return text[:at], low

@@ -1,6 +1,7 @@
 """Text encoders for BERTScore: token states of one layer.
 
-Beside huggingface.py the only file that imports transformers. Only safetensors weights are read, remote code is never run, and arithmetic is float32.
+Beside huggingface.py the only file that imports transformers.
+Only safetensors weights are read, remote code is never run, and arithmetic is float32.
 """
 
 from __future__ import annotations

@@ -62,7 +62,9 @@ def load(
         raise ModelNotFound(f"no model at {text!r}: no such file or folder")
     if "/" not in text:
         near = catalog.nearest(text)
-        raise ModelNotFound(f"no model named {text!r}: not in the catalogue ({near}), not a folder, not a Hub id org/name")
+        raise ModelNotFound(
+            f"no model named {text!r}: not in the catalogue ({near}), not a folder, not a Hub id org/name"
+        )
     repo, _, tag = text.partition("@")
     return _load_from(repo, text, where, kind, trust_remote_code, revision or tag or None)
 
@@ -76,9 +78,7 @@ def wrap(model: nn.Module, tokenizer: Any, *, name: str | None = None) -> Layere
     if not hasattr(inner, "get_input_embeddings"):
         raise UnsupportedModel(f"{type(inner).__name__} is not a transformers causal LM: no get_input_embeddings()")
     label = name or str(getattr(getattr(inner, "config", None), "name_or_path", "") or type(inner).__name__)
-    return Layered(
-        model, tokenizer, name=label, fingerprint=fingerprint(inner), cache_factory=lambda: _cache(inner)
-    )
+    return Layered(model, tokenizer, name=label, fingerprint=fingerprint(inner), cache_factory=lambda: _cache(inner))
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -117,7 +117,9 @@ def _quiet() -> Iterator[None]:
 
 def _load_gguf(path: Path, label: str, device: torch.device, dtype: torch.dtype) -> Layered:
     if path.suffix != ".gguf":
-        raise ModelNotFound(f"{label!r} is a file but not .gguf: give a .gguf file or a folder with safetensors weights")
+        raise ModelNotFound(
+            f"{label!r} is a file but not .gguf: give a .gguf file or a folder with safetensors weights"
+        )
     check_gguf(path)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -127,9 +129,7 @@ def _load_gguf(path: Path, label: str, device: torch.device, dtype: torch.dtype)
         with _quiet():
             try:
                 tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-                model = AutoModelForCausalLM.from_pretrained(
-                    str(path.parent), gguf_file=path.name, dtype=torch.float32
-                )
+                model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
             except (ValueError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError) as error:
                 raise UnsupportedModel(f"{label}: transformers cannot read this GGUF: {_line(error)}") from error
         fix_pre_tokenizer(tokenizer, path)

@@ -9,14 +9,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, LayerError, ParityError, UnsupportedModel
+from ..errors import InputError, LayerError, UnsupportedModel
+from . import checks
 from .protocol import Parity, Pass, Post
 from .recorder import evaluating, first_tensor, record_blocks
+from .replay import Replay, movable
 from .trace import Layout, find_layout
 
 __all__ = ["Layered"]
 
 CHECK_TEXT = "The giant anteater walks on its knuckles. 2 + 2 = 4?"
+_PROBE = 7  # positions a row
 
 
 class Layered:
@@ -36,69 +39,94 @@ class Layered:
         fingerprint: str,
         cache_factory: Any = None,
     ) -> None:
-        self.model = getattr(model, "_orig_mod", model)
+        self.model = _unwrapped(model)
+        self.handed = getattr(model, "_orig_mod", model)
         self.tokenizer = tokenizer
         self.name = name
         self.fingerprint = fingerprint
         self._cache_factory = cache_factory
-        embed = self.model.get_input_embeddings() if hasattr(self.model, "get_input_embeddings") else None
-        head = self.model.get_output_embeddings() if hasattr(self.model, "get_output_embeddings") else None
+        family = type(self.model).__name__
+        embed = _part(self.model, "get_input_embeddings")
+        head = _part(self.model, "get_output_embeddings")
         if embed is None or not hasattr(embed, "weight"):
-            raise UnsupportedModel(f"{type(self.model).__name__}: no input embedding (looked for get_input_embeddings())")
+            raise UnsupportedModel(f"{family}: no input embedding (looked for get_input_embeddings())")
+        if embed.weight.device.type == "meta":
+            raise UnsupportedModel(f"{family}: its weights are offloaded, so they cannot be read: load it in memory")
         self.device: torch.device = embed.weight.device
-        probe = self._probe_ids()
-        self.layout: Layout = find_layout(self.model, lambda: self.model(input_ids=probe), embed=embed, head=head)
+        config = getattr(self.model, "config", None)
+        self.config = getattr(config, "text_config", None) or config
+        self.context: int | None = next(
+            (
+                int(value)
+                for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_target_positions")
+                if isinstance(value := getattr(self.config, key, None), int) and value > 0
+            ),
+            None,
+        )
+        probe = self._probe_ids(int(embed.weight.shape[0]))
+        self.layout: Layout = find_layout(
+            self.model, probe, self.run_inner, embed=embed, head=head, limit=self.context
+        )
         weight = getattr(self.layout.head, "weight", None)
-        if not isinstance(weight, Tensor) or weight.dim() != 2:
-            raise UnsupportedModel(
-                f"{type(self.model).__name__}: the unembedding {self.layout.head_name!r} has no weight matrix"
-            )
-        self._transposed = False
+        if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.shape[0] < self.layout.vocab_size:
+            raise UnsupportedModel(f"{family}: the unembedding {self.layout.head_name!r} has no weight matrix [vocab, width]")
+        if weight.device.type == "meta":
+            raise UnsupportedModel(f"{family}: its unembedding is offloaded, so it cannot be read: load it in memory")
         self.blocks = self.layout.blocks
         self.embed = embed
         self.post: Post = self.layout.post
         self.n_layers = len(self.blocks)
-        self.vocab_size = int(weight.shape[0])
+        self.vocab_size = self.layout.vocab_size
         self.dtype: torch.dtype = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
-        config = getattr(self.model, "config", None)
-        text_config = getattr(config, "text_config", None) or config
-        self.config = text_config
-        self.context: int | None = next(
-            (
-                int(value)
-                for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-                if isinstance(value := getattr(text_config, key, None), int) and value > 0
-            ),
-            None,
-        )
-        self._body, self._body_accepts = self._find_body()
-        self.parity = self._check(probe)
-        self.d_model: int
-        self.pads_exactly = self._check_padding(probe)
+        self._body, self.accepts = self._find_body()
+        self._copy = False
+        self.offset: int | None = None
+        self.caches = self.takes_masks = True
+        self._measure(probe)
+
+    def _measure(self, probe: Tensor) -> None:
+        """Parity first; then what may be done to rows. See :mod:`exitlens.models.checks`."""
+        n = self.n_layers
+        plain = self.forward(probe, layers="all").hidden
+        self._copy = True
+        self.d_model = int(plain[n].shape[-1]) if n in plain else 0
+        copied = self.forward(probe, layers="all").hidden
+        self._copy = any(not torch.equal(plain[j], copied[j]) for j in plain)
+        if not self._copy and set(plain) != set(range(n + 1)):
+            raise UnsupportedModel(f"{self.name}: its blocks do not run from token ids alone")
+        self.parity = checks.check_parity(self, probe)
+        checks.check_causal(self, probe)
+        self.offset = checks.position_offset(self, probe)
+        self.takes_masks = checks.takes_masks(self, probe)
+        self.caches = checks.cache_works(self, probe)
+        self.pads_exactly = checks.pads_exactly(self, probe)
+        self.gap_exact = checks.gap_is_exact(self, probe)
+
+    parity: Parity
+    d_model: int
+    pads_exactly: bool
+    gap_exact: bool
 
     # ---- parts
 
     @property
     def weight(self) -> Tensor:
         """Unembedding matrix ``[vocab, d_head]``."""
-        return self.layout.head.weight  # type: ignore[return-value]
+        weight: Tensor = self.layout.head.weight  # type: ignore[assignment]
+        return weight if weight.shape[0] == self.vocab_size else weight[: self.vocab_size]
 
     @property
     def bias(self) -> Tensor | None:
         """Unembedding bias ``[vocab]``, or None."""
-        return getattr(self.layout.head, "bias", None)
+        bias: Tensor | None = getattr(self.layout.head, "bias", None)
+        return bias if bias is None or bias.shape[0] == self.vocab_size else bias[: self.vocab_size]
 
     def norm(self, h: Tensor) -> Tensor:
         """``[..., d_model]`` → ``[..., d_head]``: everything between the last block and the unembedding."""
         with evaluating(self.model):
-            return self._tail(h)
-
-    def _tail(self, h: Tensor) -> Tensor:
-        shape = h.shape
-        x = h.reshape(1, -1, shape[-1]) if h.dim() != 3 else h
-        for step in self.layout.tail:
-            x = step(x)
-        return x.reshape(*shape[:-1], x.shape[-1])
+            shape = h.shape
+            x = self.layout.tail(h.reshape(1, -1, shape[-1]) if h.dim() != 3 else h)
+            return x.reshape(*shape[:-1], x.shape[-1])
 
     def unembed(self, x: Tensor) -> Tensor:
         """``[..., d_head]`` → raw logits ``[..., vocab]``, before ``post``."""
@@ -106,7 +134,7 @@ class Layered:
             out = first_tensor(self.layout.head(x))
         if out is None:
             raise UnsupportedModel(f"the unembedding {self.layout.head_name!r} gave no tensor")
-        return out
+        return out[..., : self.vocab_size]
 
     def logits(self, h: Tensor, layer: int, lens: Literal["raw", "logit"] = "logit") -> Tensor:
         """Logits ``[..., vocab]`` of ``h`` at ``layer``. Raises :class:`LayerError`, :class:`InputError`."""
@@ -144,23 +172,50 @@ class Layered:
         wanted = range(self.n_layers + 1) if layers == "all" else [self.check_layer(layer) for layer in layers]
         if cache is None and use_cache:
             cache = self.new_cache()
-        kwargs: dict[str, Any] = {"attention_mask": attention_mask, "use_cache": use_cache or cache is not None}
-        if attention_mask is not None and "position_ids" in self._body_accepts:
-            positions_of = attention_mask.long().cumsum(-1) - 1
-            kwargs["position_ids"] = positions_of.clamp_(min=0)[:, -input_ids.shape[1] :]
-        if cache is not None:
-            kwargs["past_key_values" if "past_key_values" in self._body_accepts else "cache_params"] = cache
-        kwargs = {key: value for key, value in kwargs.items() if key in self._body_accepts or "kwargs" in self._body_accepts}
         out = Pass(cache=cache)
-        with evaluating(self.model), record_blocks(self.blocks, list(wanted), positions, out.hidden):
+        new = input_ids.shape[1]
+        if isinstance(cache, Replay):
+            input_ids, attention_mask = cache.extend(input_ids, attention_mask)
+            cache = None
+        kwargs = self._arguments(input_ids, attention_mask, cache)
+        with (
+            evaluating(self.model),
+            record_blocks(
+                self.blocks, self.layout.stream, list(wanted), positions, out.hidden, shape=input_ids.shape, copy=self._copy
+            ),
+        ):
             self._body(input_ids=input_ids, **kwargs)
+        if input_ids.shape[1] != new and positions == "all":
+            out.hidden = {layer: h[:, -new:].clone() for layer, h in out.hidden.items()}
         return out
 
+    def _arguments(self, ids: Tensor, mask: Tensor | None, cache: Any) -> dict[str, Any]:
+        if mask is not None and not self.takes_masks:
+            if not bool(mask.all()):
+                raise InputError(f"{self.name} cannot run with padding: give it rows of one length")
+            mask = None
+        kwargs: dict[str, Any] = {"attention_mask": mask, "use_cache": cache is not None}
+        if mask is not None and self.offset is not None:
+            kwargs["position_ids"] = ((mask.long().cumsum(-1) - 1).clamp_(min=0) + self.offset)[:, -ids.shape[1] :]
+        if cache is not None:
+            kwargs["past_key_values" if "past_key_values" in self.accepts else "cache_params"] = cache
+        return {key: value for key, value in kwargs.items() if key in self.accepts or "kwargs" in self.accepts}
+
+    def run_inner(self, ids: Tensor) -> Any:
+        """One plain pass of the model itself over ``ids``, unembedding included."""
+        return self.model(input_ids=ids, **self._no_cache(self.model))
+
+    def run_whole(self, ids: Tensor) -> Any:
+        """One plain pass of the object that was handed over, wrappers included."""
+        return self.handed(input_ids=ids, **self._no_cache(self.model))
+
+    @staticmethod
+    def _no_cache(model: nn.Module) -> dict[str, Any]:
+        return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+
     def new_cache(self) -> Any:
-        """An empty key-value cache of the kind this model uses."""
-        if self._cache_factory is None:
-            raise InputError(f"{self.name} was wrapped without a cache: load it with exitlens.load or exitlens.wrap")
-        return self._cache_factory()
+        """An empty key-value cache of the kind this model uses; a :class:`Replay` where it has none that can be shared."""
+        return Replay() if self._cache_factory is None or not self.caches else movable(self._cache_factory())
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of ``text``; ``special`` adds what the tokenizer itself puts before a text."""
@@ -196,16 +251,16 @@ class Layered:
             return ()
         return tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
 
-    # ---- checks made once
+    # ---- made once
 
-    def _probe_ids(self) -> Tensor:
-        vocab = int(self.model.get_input_embeddings().weight.shape[0])
-        ids = None
+    def _probe_ids(self, vocab: int) -> Tensor:
+        """Three different rows of a few tokens: small sizes that no other axis of a model shares."""
+        ids: list[int] = []
         if self.tokenizer is not None:
             ids = [i for i in self.tokenizer(CHECK_TEXT)["input_ids"] if i < vocab]
-        if not ids:
-            ids = [(7 * i + 3) % vocab for i in range(9)]
-        return torch.tensor([ids], device=self.device)
+        if len(set(ids)) < _PROBE + 2:
+            ids = [(7 * i + 5) % vocab for i in range(_PROBE + 2)]
+        return torch.tensor([ids[i : i + _PROBE] for i in range(3)], device=self.device)
 
     def _find_body(self) -> tuple[nn.Module, frozenset[str]]:
         """The innermost module that runs all blocks from token ids but not the unembedding, so that it costs nothing."""
@@ -219,37 +274,17 @@ class Layered:
         names = {"kwargs" if p.kind is inspect.Parameter.VAR_KEYWORD else name for name, p in parameters.items()}
         return body, frozenset(names)
 
-    def _check(self, ids: Tensor) -> Parity:
-        with evaluating(self.model):
-            want = self.model(input_ids=ids).logits.float()
-        hidden = self.forward(ids, layers=(0, self.n_layers)).hidden
-        if self.n_layers not in hidden or 0 not in hidden:
-            raise UnsupportedModel(f"{type(self.model).__name__}: its blocks do not run from token ids alone")
-        self.d_model = int(hidden[self.n_layers].shape[-1])
-        got = self.logits(hidden[self.n_layers], self.n_layers).float()
-        if not torch.isfinite(want).all():
-            raise ParityError(f"{self.name}: its own logits are not finite on a short text: the weights are damaged")
-        worst = float((got[..., : want.shape[-1]] - want).abs().max())
-        half = self.dtype in (torch.bfloat16, torch.float16)
-        tolerance = (3e-2 if half else 1e-5) * max(1.0, float(want.abs().max()))
-        if not worst <= tolerance:
-            raise ParityError(
-                f"{self.name}: the readout at layer {self.n_layers} differs from the model's logits by {worst:.3g} "
-                f"(allowed {tolerance:.3g}): it is not read, since every layer would be wrong"
-            )
-        return Parity(worst, tolerance, int(ids.shape[1]))
 
-    def _check_padding(self, ids: Tensor) -> bool:
-        """True when a row's last hidden state does not depend on padding to its left."""
-        row = ids[:, : max(2, min(6, ids.shape[1]))]
-        try:
-            alone = self.forward(row, torch.ones_like(row), layers=(self.n_layers,), positions="last")
-            padded = torch.cat([row[:, :1].expand(1, 3), row], dim=1)
-            mask = torch.ones_like(padded)
-            mask[:, :3] = 0
-            again = self.forward(padded, mask, layers=(self.n_layers,), positions="last")
-        except (RuntimeError, ValueError, TypeError, IndexError):
-            return False
-        a, b = alone.hidden[self.n_layers].float(), again.hidden[self.n_layers].float()
-        bound = 5e-2 if self.dtype in (torch.bfloat16, torch.float16) else 1e-4
-        return bool((a - b).abs().max() <= bound * max(1.0, float(a.abs().max())))
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The transformers model inside torch.compile's and PEFT's wrappers."""
+    model = getattr(model, "_orig_mod", model)
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()
+    return getattr(model, "_orig_mod", model)
+
+
+def _part(model: nn.Module, getter: str) -> Any:
+    try:
+        return getattr(model, getter)()
+    except (AttributeError, NotImplementedError, TypeError):
+        return None

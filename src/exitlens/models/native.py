@@ -102,8 +102,8 @@ class Runner:
             return self.where(torch.from_numpy(positions[:, 0].copy()), positions.shape[1], rows)
         device = self.lm.device
         at = torch.from_numpy(positions).to(device)
-        where = Where(at[:, 0], positions.shape[1], None if rows is None else rows.to(device), at, int(positions.max()) + 1)
-        return self._turned(where)
+        own = None if rows is None else rows.to(device)
+        return self._turned(Where(at[:, 0], positions.shape[1], own, at, int(positions.max()) + 1))
 
     def _turned(self, where: Where) -> Where:
         """With the rotary tables of its positions."""
@@ -120,9 +120,14 @@ class Runner:
         """Layer 0 of token ids ``[rows, width]`` → ``[rows, width, d_model]``."""
         return self.family.embed(ids, where.positions)
 
-    def block(self, j: int, x: Tensor, kv: KV, where: Where) -> Tensor:
-        """Run block ``j`` (1..N) on ``[rows, width, d_model]``; its keys and values go into ``kv``."""
+    def block(self, j: int, x: Tensor, kv: KV, where: Where, *, attention: bool = True, mlp: bool = True) -> Tensor:
+        """Run block ``j`` (1..N) on ``[rows, width, d_model]``; its keys and values go into ``kv``.
+
+        ``attention`` and ``mlp`` leave a sub-layer out (drafts do).
+        """
         f = self.family
+        if not attention:
+            return f.finish(j - 1, x, None, mlp)
         q, k, v = f.project(j - 1, x, where.cos, where.sin)
         self.store(kv.keys[j - 1], k, where)
         self.store(kv.values[j - 1], v, where)
@@ -132,7 +137,7 @@ class Runner:
         else:
             keys, values = keys[:, :, : where.total], values[:, :, : where.total]
         mixed = _attend(q, keys, values, self._mask(where, f.window(j - 1)), f.scaling)
-        return f.finish(j - 1, x, mixed)
+        return f.finish(j - 1, x, mixed, mlp)
 
     def store_only(self, j: int, x: Tensor, kv: KV, where: Where) -> None:
         """Put block ``j``'s keys and values of ``x`` into the cache and compute nothing else."""

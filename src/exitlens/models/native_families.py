@@ -33,8 +33,8 @@ class Family(Protocol):
         """Queries, keys and values, each ``[rows, heads, width, head_dim]``, rotated."""
         ...
 
-    def finish(self, j: int, x: Tensor, mixed: Tensor) -> Tensor:
-        """The block's output from its input and the heads' mixed values."""
+    def finish(self, j: int, x: Tensor, mixed: Tensor | None, mlp: bool = True) -> Tensor:
+        """The block's output from its input and the heads' mixed values (None: attention skipped)."""
         ...
 
     def window(self, j: int) -> int | None:
@@ -143,9 +143,12 @@ class LlamaLike:
         v = all_heads[:, :, heads + kv :].transpose(1, 2)
         return turn[:, :, :heads].transpose(1, 2), turn[:, :, heads:].transpose(1, 2), v
 
-    def finish(self, j: int, x: Tensor, mixed: Tensor) -> Tensor:
+    def finish(self, j: int, x: Tensor, mixed: Tensor | None, mlp: bool = True) -> Tensor:
         """See :class:`Family`."""
-        x = x + self._out[j](mixed)
+        if mixed is not None:
+            x = x + self._out[j](mixed)
+        if not mlp:
+            return x
         gate, up = self._up[j](self._norm2[j](x)).chunk(2, dim=-1)
         return x + self._down[j](self._act(gate) * up)
 
@@ -181,11 +184,12 @@ class GPT2Like:
         q, k, v = block.attn.c_attn(block.ln_1(x)).view(r, s, 3, self.kv_heads, d // self.kv_heads).unbind(2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
-    def finish(self, j: int, x: Tensor, mixed: Tensor) -> Tensor:
+    def finish(self, j: int, x: Tensor, mixed: Tensor | None, mlp: bool = True) -> Tensor:
         """See :class:`Family`."""
         block = self._blocks[j]
-        x = x + block.attn.c_proj(mixed)
-        return x + block.mlp(block.ln_2(x))  # type: ignore[no-any-return]
+        if mixed is not None:
+            x = x + block.attn.c_proj(mixed)
+        return x + block.mlp(block.ln_2(x)) if mlp else x
 
     def window(self, j: int) -> int | None:  # noqa: ARG002
         """All positions."""
@@ -222,14 +226,14 @@ class NeoXLike:
             q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
-    def finish(self, j: int, x: Tensor, mixed: Tensor) -> Tensor:
+    def finish(self, j: int, x: Tensor, mixed: Tensor | None, mlp: bool = True) -> Tensor:
         """See :class:`Family`."""
         block = self._blocks[j]
-        attended = block.attention.dense(mixed)
-        if self._parallel:
-            return x + attended + block.mlp(block.post_attention_layernorm(x))  # type: ignore[no-any-return]
-        x = x + attended
-        return x + block.mlp(block.post_attention_layernorm(x))  # type: ignore[no-any-return]
+        after = x if mixed is None else x + block.attention.dense(mixed)
+        if not mlp:
+            return after
+        # A parallel block's MLP reads the block's input, a serial one's what attention made of it.
+        return after + block.mlp(block.post_attention_layernorm(x if self._parallel else after))  # type: ignore[no-any-return]
 
     def window(self, j: int) -> int | None:  # noqa: ARG002
         """All positions."""

@@ -3,58 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["evaluating", "first_tensor", "record_blocks"]
+from .streams import Stream, at, first_tensor
+
+__all__ = ["evaluating", "first_tensor", "record_blocks", "stopping_at"]
 
 
-def first_tensor(value: Any) -> Tensor | None:
-    """The hidden state in a module's output: itself, the first tensor of a tuple, or of a model output."""
-    if isinstance(value, Tensor):
-        return value
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    if isinstance(value, tuple | list) and value:
-        return first_tensor(value[0])
-    return None
-
-
-def _input_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    if args:
-        return first_tensor(args)
-    return first_tensor(kwargs.get("hidden_states"))
+class _Reached(Exception):  # noqa: N818 - a signal, not an error
+    """The module whose input was wanted is about to run."""
 
 
 @contextmanager
 def record_blocks(
     blocks: Sequence[nn.Module],
+    stream: Stream,
     layers: Sequence[int],
     positions: Literal["all", "last"],
     into: dict[int, Tensor],
+    *,
+    shape: tuple[int, ...],
+    copy: bool = False,
 ) -> Iterator[None]:
-    """While open, put the residual stream at ``layers`` (0 = what enters block 1) into ``into``."""
+    """While open, put the residual stream at ``layers`` (0 = what enters block 1) into ``into``.
 
-    def keep(h: Tensor | None, layer: int) -> None:
-        if h is None:
+    ``shape``: of the tokens ``[batch, seq]`` that run meanwhile. ``copy``: keep clones, for models whose blocks write over
+    the tensors that they were given.
+    """
+
+    def keep(value: Any, path: tuple[Any, ...], layer: int) -> None:
+        h = at(value, path)
+        if not isinstance(h, Tensor):
             return
-        # A slice of a long prompt would keep the whole of it alive.
-        into[layer] = h[:, -1:].detach().clone() if positions == "last" and h.shape[1] > 1 else h.detach()
+        h = stream.pack(h.detach(), shape[0], shape[1])
+        if positions == "last" and h.shape[1] > 1:
+            h = h[:, -1:].clone()  # a slice would keep the whole of a long prompt alive
+        into[layer] = h.clone() if copy else h
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        keep(_input_tensor(args, kwargs), 0)
+        keep((args, kwargs), stream.enters, 0)
 
     def leave(layer: int) -> Callable[..., None]:
-        return lambda _module, _args, output: keep(first_tensor(output), layer)
+        return lambda _module, _args, output: keep(output, stream.leaves, layer)
 
     handles = []
     try:
         for layer in layers:
             if layer == 0:
-                handles.append(blocks[0].register_forward_pre_hook(enter, with_kwargs=True))
+                handles.append((stream.entry or blocks[0]).register_forward_pre_hook(enter, with_kwargs=True))
             else:
                 handles.append(blocks[layer - 1].register_forward_hook(leave(layer)))
         yield
@@ -64,14 +64,38 @@ def record_blocks(
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run ``model`` without dropout and without gradients, and put every module's mode back afterwards."""
-    training = [module for module in model.modules() if module.training]
+def stopping_at(module: nn.Module, found: list[Tensor]) -> Iterator[None]:
+    """While open, a pass ends where ``module`` would run, and what it was about to be given is put into ``found``."""
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = first_tensor(args) if args else first_tensor(kwargs)
+        if given is not None:
+            found.append(given)
+        raise _Reached
+
+    handle = module.register_forward_pre_hook(enter, with_kwargs=True)
     try:
-        for module in training:
-            module.training = False
-        with torch.no_grad():
-            yield
+        yield
+    except _Reached:
+        pass
     finally:
-        for module in training:
-            module.training = True
+        handle.remove()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run ``model`` eagerly, without dropout and without gradients, and put every module's mode back afterwards."""
+    modules = list(model.modules())
+    training = [module for module in modules if module.training]
+    with ExitStack() as stack:
+        if any(getattr(module, "_compiled_call_impl", None) is not None for module in modules):
+            # A compiled module would not call hooks put on it later.
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.no_grad())
+        try:
+            for module in training:
+                module.training = False
+            yield
+        finally:
+            for module in training:
+                module.training = True

@@ -1,43 +1,32 @@
 """Find a model's layers from the model itself: run a few tokens, watch which module hands what to which.
 
-What is looked for: a list of blocks that are each called once, in order; the one path of modules from the last
-block's output to the unembedding's input; and what happens to the unembedding's output on its way to the logits
-(nothing, a scale, a soft cap). Each step is compared by value, so a model that does something else is refused with
-what was seen, never read wrongly.
+What is looked for: a list of blocks that are each called once, in order, and hand a residual stream on; the path from
+the last block's output to the unembedding's input; and what happens to the unembedding's output on its way to the
+logits (nothing, a scale, a soft cap, padding cut off). Each step is compared by value, so a model that does something
+else is refused with what was seen, never read wrongly.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UnsupportedModel
+from .post import find_post
 from .protocol import Post
-from .recorder import evaluating, first_tensor
+from .recorder import evaluating
+from .streams import Stream, floats
+from .tail import Injection, Path, TailStep, scale_between
 
-__all__ = ["Layout", "TailStep", "find_layout"]
+__all__ = ["Layout", "find_layout"]
 
-
-@dataclass(frozen=True, slots=True)
-class TailStep:
-    """One step between the last block and the unembedding: a module (or none), then a scale."""
-
-    module: nn.Module | None
-    name: str
-    scale: float = 1.0
-
-    def __call__(self, h: Tensor) -> Tensor:
-        if self.module is not None:
-            out = first_tensor(self.module(h))
-            if out is None:
-                raise UnsupportedModel(f"module {self.name!r} between the last block and the unembedding gave no tensor")
-            h = out
-        return h * self.scale if self.scale != 1.0 else h
+# What tracing cannot see, by class: models whose blocks are no modules of their own. The list whose elements give the
+# stream after each block, and the module whose input is layer 0.
+_KNOWN: dict[str, tuple[str, str]] = {"XLMWithLMHeadModel": ("transformer.layer_norm2", "transformer.attentions.0")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +36,12 @@ class Layout:
     blocks: tuple[nn.Module, ...]
     blocks_name: str
     embed: nn.Module
-    tail: tuple[TailStep, ...]
+    stream: Stream
+    tail: Path | Injection
     head: nn.Module
     head_name: str
     post: Post
+    vocab_size: int
 
 
 @dataclass(slots=True)
@@ -59,33 +50,85 @@ class _Call:
     module: nn.Module
     order: int
     end: int = -1
-    inputs: Tensor | None = None
-    output: Tensor | None = None
+    given: list[tuple[tuple[Any, ...], Tensor]] = field(default_factory=list)
+    gave: list[tuple[tuple[Any, ...], Tensor]] = field(default_factory=list)
+    arity: int = 0  # parts of the output, where it is a tuple
 
 
-def find_layout(model: nn.Module, run: Callable[[], Any], *, embed: nn.Module | None, head: nn.Module | None) -> Layout:
-    """Trace ``model`` while ``run()`` executes a forward pass that returns its output (with ``logits``).
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    name: str
+    calls: list[_Call]
+    stream: Stream
+    chained: bool
 
-    Raises :class:`UnsupportedModel` naming what was looked for and not found.
+
+def find_layout(
+    model: nn.Module,
+    ids: Tensor,
+    run: Callable[[Tensor], Any],
+    *,
+    embed: nn.Module | None,
+    head: nn.Module | None,
+    limit: int | None = None,
+) -> Layout:
+    """Trace ``model`` while ``run(ids)`` does a forward pass that returns its output (with ``logits``).
+
+    ``ids``: ``[rows, seq]``, at least 2 different rows. ``limit``: the most positions that one pass may have. Raises
+    :class:`UnsupportedModel` naming what was looked for and not found.
     """
-    calls, logits = _watch(model, run)
     family = type(model).__name__
+    calls, logits = _watch(model, lambda: run(ids))
     if embed is None:
         raise UnsupportedModel(f"{family}: no input embedding (looked for get_input_embeddings())")
+    if logits.dim() != 3 or logits.shape[:2] != ids.shape:
+        raise UnsupportedModel(
+            f"{family}: its logits have shape {tuple(logits.shape)} for tokens {tuple(ids.shape)}, so they are not one "
+            "distribution a token"
+        )
     head_call = _find_head(calls, head, logits, family)
-    name, blocks = _find_blocks(model, calls, head_call, family)
-    last = blocks[-1]
-    assert last.output is not None  # _find_blocks keeps only calls with an output
-    tail = _find_tail(calls, last, head_call, family)
-    post = _find_post(head_call, logits, model, family)
+    post, vocab = find_post(_output(head_call), logits, model, family)
+    found = list(_block_lists(model, calls, head_call, ids))
+    if not found:
+        raise UnsupportedModel(
+            f"{family}: no list of blocks found (looked for a ModuleList whose elements are each called once, in order, "
+            f"and each give hidden states [batch, positions, width]{_repeated(model, calls)})"
+        )
+    # A list whose elements hand one stream on comes first; a block's own lists lie deeper.
+    found.sort(key=lambda b: (not b.chained, b.name.count("."), -len(b.calls)))
+    for blocks in found:
+        with evaluating(model):
+            path = _find_path(calls, blocks, head_call)
+        if path is not None:
+            return _layout(blocks, embed, path, head_call, post, vocab)
+    chained = [b for b in found if b.chained] or found
+    blocks = max(chained, key=lambda b: b.calls[-1].end)
+    injected = Injection(
+        run, tuple(c.module for c in blocks.calls), blocks.stream, head_call.module, ids.device, limit,
+        blocks.calls[-1].arity,
+    )
+    if not _injects(model, injected, blocks, head_call):
+        ran = ", ".join(c.name for c in _between(calls, blocks.calls[-1], head_call)) or "no module"
+        raise UnsupportedModel(
+            f"{family}: no path from the last block's output to the unembedding's input (looked for modules, scales, "
+            f"and the model's own code on the last block's output alone; between them ran: {ran})"
+        )
+    return _layout(blocks, embed, injected, head_call, post, vocab)
+
+
+def _layout(
+    blocks: _Blocks, embed: nn.Module, tail: Path | Injection, head: _Call, post: Post, vocab: int
+) -> Layout:
     return Layout(
-        blocks=tuple(call.module for call in blocks),
-        blocks_name=name,
+        blocks=tuple(call.module for call in blocks.calls),
+        blocks_name=blocks.name,
         embed=embed,
+        stream=blocks.stream,
         tail=tail,
-        head=head_call.module,
-        head_name=head_call.name,
+        head=head.module,
+        head_name=head.name,
         post=post,
+        vocab_size=vocab,
     )
 
 
@@ -97,10 +140,8 @@ def _watch(model: nn.Module, run: Callable[[], Any]) -> tuple[list[_Call], Tenso
 
     def before(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            source = first_tensor(args) if args else None
-            if source is None:
-                source = first_tensor(kwargs.get("hidden_states"))
-            call = _Call(name, module, next(clock), inputs=None if source is None else source.detach().clone())
+            given = [(path, t.detach().clone()) for path, t in floats((args, kwargs))]
+            call = _Call(name, module, next(clock), given=given)
             calls.append(call)
             open_calls.setdefault(id(module), []).append(call)
 
@@ -109,9 +150,10 @@ def _watch(model: nn.Module, run: Callable[[], Any]) -> tuple[list[_Call], Tenso
     def after(module: nn.Module, _args: Any, output: Any) -> None:
         call = open_calls[id(module)].pop()
         call.end = next(clock)
-        result = first_tensor(output)
-        call.output = None if result is None else result.detach().clone()
+        call.arity = len(output) if isinstance(output, tuple) else 0
+        call.gave = [(path, t.detach().clone()) for path, t in floats(output)]
 
+    family = type(model).__name__
     try:
         for name, module in model.named_modules():
             if name:
@@ -119,22 +161,28 @@ def _watch(model: nn.Module, run: Callable[[], Any]) -> tuple[list[_Call], Tenso
                 handles.append(module.register_forward_hook(after))
         with evaluating(model):
             out = run()
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UnsupportedModel(f"{family}: its forward pass does not run on token ids alone: {reason}") from error
     finally:
         for handle in handles:
             handle.remove()
-    logits = out.logits if hasattr(out, "logits") else first_tensor(out)
+    logits = out.logits if hasattr(out, "logits") else next((t for _, t in floats(out)), None)
     if not isinstance(logits, Tensor):
-        raise UnsupportedModel(f"{type(model).__name__}: its forward pass gives no logits, so it is not a causal LM")
+        raise UnsupportedModel(f"{family}: its forward pass gives no logits, so it is not a causal LM")
     return calls, logits.detach()
 
 
+def _output(call: _Call) -> Tensor:
+    return call.gave[0][1]
+
+
 def _find_head(calls: list[_Call], head: nn.Module | None, logits: Tensor, family: str) -> _Call:
-    if head is not None:
-        for call in reversed(calls):
-            if call.module is head and call.output is not None:
-                return call
     for call in reversed(calls):
-        if call.output is not None and call.output.shape[-1] == logits.shape[-1] and hasattr(call.module, "weight"):
+        if head is not None and call.module is head and call.gave:
+            return call
+    for call in reversed(calls):
+        if call.gave and _output(call).shape[-1] == logits.shape[-1] and hasattr(call.module, "weight"):
             return call
     raise UnsupportedModel(
         f"{family}: no unembedding found (looked for get_output_embeddings() and for a module with a weight "
@@ -142,128 +190,116 @@ def _find_head(calls: list[_Call], head: nn.Module | None, logits: Tensor, famil
     )
 
 
-def _find_blocks(
-    model: nn.Module, calls: list[_Call], head: _Call, family: str
-) -> tuple[str, list[_Call]]:
+def _block_lists(model: nn.Module, calls: list[_Call], head: _Call, ids: Tensor) -> Iterator[_Blocks]:
     by_module: dict[int, list[_Call]] = {}
     for call in calls:
         by_module.setdefault(id(call.module), []).append(call)
-    best: tuple[str, list[_Call]] | None = None
+    known, entry_name = _KNOWN.get(type(model).__name__, ("", ""))
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList | nn.Sequential) or len(module) == 0:
+        if not isinstance(module, nn.ModuleList | nn.Sequential | nn.ModuleDict) or (known and name != known):
             continue
-        found = [by_module.get(id(child), []) for child in module]
-        used = [group[0] for group in found if len(group) == 1 and group[0].output is not None]
-        if len(used) != len(module) or any(a.end > b.order for a, b in zip(used, used[1:], strict=False)):
+        children = list(module.values()) if isinstance(module, nn.ModuleDict) else list(module)
+        groups = [by_module[id(child)] for child in children if id(child) in by_module]
+        used = [group[0] for group in groups if len(group) == 1 and group[0].gave]
+        if not used or len(used) != len(groups) or any(a.end > b.order for a, b in zip(used, used[1:], strict=False)):
             continue
-        if not all(_is_stream(call, head) for call in used):
+        if used[-1].end > head.order:
             continue
-        # The outermost list wins: a block's own lists (experts, sub-layers) lie inside it.
-        if best is None or name.count(".") < best[0].count("."):
-            best = (name, used)
-    if best is None:
-        raise UnsupportedModel(
-            f"{family}: no list of blocks found (looked for a ModuleList whose elements are each called once, in order, "
-            "and each give hidden states [batch, positions, width])"
-        )
-    return best
+        if known:
+            entry = model.get_submodule(entry_name)
+            path = by_module[id(entry)][0].given[0][0]
+            yield _Blocks(name, used, Stream(enters=path, entry=entry), chained=True)
+            continue
+        blocks = _stream(name, used, ids)
+        if blocks is not None:
+            yield blocks
 
 
-def _is_stream(call: _Call, head: _Call) -> bool:
-    if call.output is None or call.inputs is None or head.inputs is None or call.end > head.order:
-        return False
-    return call.output.dim() == 3 and call.inputs.shape == call.output.shape
+def _stream(name: str, used: list[_Call], ids: Tensor) -> _Blocks | None:
+    """Which tensor is handed on: the one that leaves each block as it enters the next, else the first of one shape."""
+    rows, seq = ids.shape
+    fallback: _Blocks | None = None
+    for leaves, out in used[0].gave:
+        shape = Stream.of(out, rows, seq)
+        if shape is None:
+            continue
+        for enters, entered in used[0].given:
+            if entered.shape != out.shape:
+                continue
+            if any(_shape_at(c.gave, leaves) != out.shape or _shape_at(c.given, enters) != out.shape for c in used):
+                continue
+            stream = Stream(shape.kind, shape.count, enters, leaves)
+            if all(torch.equal(_at(a.gave, leaves), _at(b.given, enters)) for a, b in zip(used, used[1:], strict=False)):
+                return _Blocks(name, used, stream, chained=len(used) > 1)
+            fallback = fallback or _Blocks(name, used, stream, chained=False)
+    return fallback
 
 
-def _find_tail(calls: list[_Call], last: _Call, head: _Call, family: str) -> tuple[TailStep, ...]:
-    assert last.output is not None and head.inputs is not None
-    between = [c for c in calls if c.order > last.end and c.end < head.order and c.end >= 0]
+def _at(found: list[tuple[tuple[Any, ...], Tensor]], path: tuple[Any, ...]) -> Tensor:
+    return next(tensor for way, tensor in found if way == path)
+
+
+def _shape_at(found: list[tuple[tuple[Any, ...], Tensor]], path: tuple[Any, ...]) -> torch.Size | None:
+    return next((tensor.shape for way, tensor in found if way == path), None)
+
+
+def _repeated(model: nn.Module, calls: list[_Call]) -> str:
+    counts: dict[int, int] = {}
+    for call in calls:
+        counts[id(call.module)] = counts.get(id(call.module), 0) + 1
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) and counts.get(id(module[0]), 0) > 1:
+            return f"; {name} runs {counts[id(module[0])]} times a pass"
+    return ""
+
+
+def _between(calls: list[_Call], last: _Call, head: _Call) -> list[_Call]:
+    inside = [c for c in calls if c.order > last.end and -1 < c.end < head.order]
     # A composite module is one step; what it calls inside is not.
-    outer = [c for c in between if not any(o.order < c.order and c.end < o.end for o in between)]
+    return [c for c in inside if not any(o.order < c.order and c.end < o.end for o in inside)]
+
+
+def _find_path(calls: list[_Call], blocks: _Blocks, head: _Call) -> Path | None:
+    last, stream = blocks.calls[-1], blocks.stream
+    if not head.given:
+        return None
+    start = _at(last.gave, stream.leaves)
+    several = stream.kind in ("stacked", "split")
+    current = start if several else stream.pack(start)
     steps: list[TailStep] = []
-    current = last.output
-    for call in outer:
-        if call.inputs is None or call.output is None:
+    for call in _between(calls, last, head):
+        if not call.given or not call.gave:
             continue
-        ratio = scale_between(current, call.inputs)
+        given = call.given[0][1]
+        ratio = scale_between(current, given)
         if ratio is None:
             continue
         if ratio != 1.0:
             steps.append(TailStep(None, "scale", ratio))
         steps.append(TailStep(call.module, call.name))
-        current = call.output
-    ratio = scale_between(current, head.inputs)
+        current = _output(call)
+    ratio = scale_between(current, head.given[0][1])
     if ratio is None:
-        seen = ", ".join(c.name for c in outer) or "no module"
-        raise UnsupportedModel(
-            f"{family}: no path from the last block's output to the unembedding's input (looked for modules and scales; "
-            f"between them ran: {seen})"
-        )
+        return None
     if ratio != 1.0:
         steps.append(TailStep(None, "scale", ratio))
-    return tuple(steps)
+    path = Path(tuple(steps), stream if several else None)
+    return path if _agrees(path, stream.pack(start), head) else None
 
 
-def scale_between(a: Tensor, b: Tensor) -> float | None:
-    """The constant ``c`` with ``b = c·a`` to rounding (exactly 1.0 when equal), or None when there is none."""
-    if a.shape != b.shape:
-        if a.dim() == b.dim() and a.shape[-1] == b.shape[-1] and b.shape[1] <= a.shape[1]:
-            a = a[:, -b.shape[1] :]
-        if a.shape != b.shape:
-            return None
-    if torch.equal(a, b):
-        return 1.0
-    x, y = a.double().flatten(), b.double().flatten()
-    norm = float(x @ x)
-    if norm == 0.0 or not math.isfinite(norm):
-        return None
-    ratio = float(x @ y) / norm
-    if ratio == 0.0 or float((y - ratio * x).abs().max()) > 2e-3 * float(y.abs().max()) * _slack(b):
-        return None
-    return _tidy(ratio, _slack(b))
+def _agrees(tail: Path | Injection, h: Tensor, head: _Call) -> bool:
+    try:
+        with torch.no_grad():
+            got = tail(h)
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError, UnsupportedModel):
+        return False
+    return scale_between(got, head.given[0][1]) == 1.0
 
 
-def _slack(t: Tensor) -> float:
-    return 1.0 if t.dtype in (torch.bfloat16, torch.float16) else 1e-2
-
-
-def _tidy(ratio: float, slack: float) -> float:
-    """A ratio that rounding has blurred, put back on the simple number (k/8, 1/k) it must be, where one is near."""
-    for candidate in (1.0, round(ratio * 1024) / 1024, *(1 / k for k in range(2, 257))):
-        if candidate and abs(ratio - candidate) <= 1e-4 * slack * abs(ratio):
-            return float(candidate)
-    return ratio
-
-
-def _find_post(head: _Call, logits: Tensor, model: nn.Module, family: str) -> Post:
-    assert head.output is not None
-    z = head.output
-    ratio = scale_between(z, logits)
-    if ratio is not None:
-        return Post(ratio, None)
-    if z.shape[-1] == logits.shape[-1]:
-        for scale, cap in _cap_candidates(model, z, logits):
-            post = Post(scale, cap)
-            got = post(z.float())
-            if float((got - logits.float()).abs().max()) <= 1e-4 * max(1.0, cap) * (100 if _slack(z) == 1.0 else 1):
-                return post
-    raise UnsupportedModel(
-        f"{family}: the unembedding's output is turned into logits in a way not known here (looked for: unchanged, "
-        "scaled by a constant, soft-capped)"
-    )
-
-
-def _cap_candidates(model: nn.Module, z: Tensor, logits: Tensor) -> Sequence[tuple[float, float]]:
-    config = getattr(model, "config", None)
-    values: dict[str, Any] = {}
-    for part in (config, getattr(config, "text_config", None)):
-        values.update(vars(part) if part is not None else {})
-    caps = [float(v) for k, v in values.items() if "cap" in k and isinstance(v, int | float) and v and v > 0]
-    caps += [15.0, 30.0, 50.0]
-    scales = [1.0] + [
-        f
-        for k, v in values.items()
-        if "scal" in k and isinstance(v, int | float) and v and not isinstance(v, bool)
-        for f in (float(v), 1.0 / float(v))
-    ]
-    return [(s, c) for c in dict.fromkeys(caps) for s in dict.fromkeys(scales)]
+def _injects(model: nn.Module, tail: Injection, blocks: _Blocks, head: _Call) -> bool:
+    rows = head.given[0][1].shape[0] if head.given[0][1].dim() == 3 else None
+    h = blocks.stream.pack(_at(blocks.calls[-1].gave, blocks.stream.leaves), rows)
+    if not head.given:
+        return False
+    with evaluating(model):
+        return _agrees(tail, h, head)
