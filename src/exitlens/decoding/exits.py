@@ -83,7 +83,7 @@ class ExitPrefix:
 
 
 class ExitSession:
-    """See :class:`~exitlens.decoding.session.Session`. The prompt's pass, at full depth, gives the first answer token."""
+    """See :class:`~exitlens.decoding.session.Session`. The prompt's pass, at full depth, gives the first token."""
 
     def __init__(self, prefix: ExitPrefix, room: int) -> None:
         self._p = prefix

@@ -1,7 +1,7 @@
 """When to leave: policies that look at a layer's state or distribution and say *go on* or *exit*, a row at a time.
 
-Definitions: Schuster et al. 2022 (CALM: probability, margin, hidden-state saturation, learned classifier), Zhou et al. 2020
-(patience), and entropy. ``signals`` are computed from what a layer shows; ``decide`` compares them with the threshold.
+Definitions: CALM (Schuster et al. 2022: probability, margin, hidden-state saturation, learned classifier), patience
+(Zhou et al. 2020), and entropy. ``signal`` is computed from what a layer shows; ``decide`` holds it to the threshold.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ class ExitPolicy:
         for layer in layers:
             if not 1 <= layer < n_layers:
                 raise LayerError(
-                    f"exit layer {layer} is out of range: a model of {n_layers} blocks can leave after 1 to {n_layers - 1}"
+                    f"exit layer {layer} is out of range: a model of {n_layers} blocks can leave after 1 to "
+                    f"{n_layers - 1}"
                 )
         return tuple(sorted(layers))
 
