@@ -46,7 +46,7 @@ def plain(model: SmallModel, hidden: dict[int, Tensor], lens: str, targets: Tens
         "jsd": (-(torch.xlogy(middle, middle)).sum(-1) - 0.5 * (h + h[n])).clamp(min=0),
         "tv": 0.5 * (p - p_ref).abs().sum(-1),
         "agreement": top == top[n],
-        "settling": settle,
+        "settling": settle[None],
     }
 
 
@@ -248,7 +248,7 @@ def test_no_tokens_give_empty_results() -> None:
     got = everything(model, hidden, torch.empty(0, 2, dtype=torch.long))
     assert got["entropy"].shape == (5, 0)
     assert got["logprob"].shape == (5, 0, 2)
-    assert got["settling"].shape == (0,)
+    assert got["settling"].shape == (1, 0)
 
 
 def test_cosine_with_the_next_layer() -> None:

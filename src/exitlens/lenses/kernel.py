@@ -25,6 +25,7 @@ __all__ = ["Block", "Head", "Wants"]
 
 RUN = 64  # tokens whose maximum is kept
 UNSHIFTED = 30.0  # logits within ± this need no shift: e^z stays far from both ends of float32
+CELLS = 1 << 19  # logits in a tile: what a processor cache holds beside the exponentials
 RESCORED = 8  # largest logits recomputed in float32 after a bf16 product
 
 
@@ -66,7 +67,7 @@ class Head:
             self.bias = (bias.detach().to(self.dtype) * self.factor).clamp_(min=-1e30)
         self.rows = rows
         # Tiles that stay in the cache while they are read; on a GPU large ones, to launch few kernels.
-        cells = 1 << 19 if self.device.type == "cpu" else 1 << 26
+        cells = CELLS if self.device.type == "cpu" else CELLS << 7
         n = min(max(cells // rows // RUN * RUN, 8 * RUN), (self.vocab + RUN - 1) // RUN * RUN)
         self.tile = n
         self.bounds = [(a, min(a + n, self.vocab)) for a in range(0, self.vocab, n)]

@@ -98,7 +98,7 @@ def readout(
     kl, jsd, tv        kl, jsd, tv                   KL(p_ref‖p_j), Jensen–Shannon, total variation to ``reference``
                                                      (default: layer N; read through the same lens)
     agreement          agreement                     bool: same top-1 as layer N
-    settling           settling ``[t]``              smallest recorded layer from which on the top-1 is layer N's
+    settling           settling ``[1, t]``           smallest recorded layer from which on the top-1 is layer N's
     cosine             cosine                        of h_j with the next recorded layer's h; NaN at the last one
     =================  ============================  ===============================================================
 
@@ -336,7 +336,7 @@ def _settling(top: Tensor, layers: tuple[int, ...], last: int, wanted: frozenset
         order = numbers.argsort(descending=True)
         held = same[order].long().cumprod(0).bool()
         depth = torch.where(held, numbers[order][:, None], last).amin(0)
-        out["settling"] = depth
+        out["settling"] = depth[None]
     return out
 
 

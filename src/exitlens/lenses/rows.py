@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError, LayerError, ModelError
 from ..models.protocol import LayeredModel
+from .tuned import TunedLens
 
 __all__ = ["Lens", "Translator", "check_hidden", "check_lens", "lens_name", "rows"]
 
@@ -18,7 +19,10 @@ __all__ = ["Lens", "Translator", "check_hidden", "check_lens", "lens_name", "row
 class Translator(Protocol):
     """A lens with parameters of its own, for example :class:`~exitlens.lenses.tuned.TunedLens`."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What tables and captions call it."""
+        ...
 
     def transform(self, h: Tensor, layer: int) -> Tensor:
         """Residual stream ``[..., d_model]`` at ``layer`` < N → what the final norm shall read."""
@@ -44,12 +48,8 @@ def check_lens(lm: LayeredModel, lens: Lens) -> None:
                 f"but {lm.name} has {lm.d_model}: use lens logit"
             )
         return
-    fingerprint = getattr(lens, "fingerprint", None)
-    if fingerprint and fingerprint != lm.fingerprint:
-        raise InputError(
-            f"lens {lens.name!r} was trained for model {fingerprint[:16]!r}, not for {lm.name} "
-            f"({lm.fingerprint[:16]!r}): train one with exitlens lens train"
-        )
+    if isinstance(lens, TunedLens):
+        lens.check(lm.fingerprint, lm.n_layers, lm.d_model, lm.name)
 
 
 def check_hidden(lm: LayeredModel, hidden: Mapping[int, Tensor]) -> tuple[tuple[int, ...], int]:

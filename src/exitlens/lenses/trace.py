@@ -1,0 +1,146 @@
+"""What every layer said at every position of some texts: one frozen result with named axes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..errors import InputError, LayerError, MissingExtra
+
+__all__ = ["AXES", "Trace"]
+
+AXES = ("text", "layer", "position")
+FORMAT = "exitlens-trace-1"
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """Statistics with the axes text, layer, position (and a fourth: rank, target or choice).
+
+    ``values[name]``: float32 or int64 array ``[texts, layers, positions, …]``; positions past a text's end hold NaN
+    (−1, False). ``settling`` has one entry, 0, on its layer axis. ``token_ids``, ``tokens``: one tuple a text.
+    Position i describes what the layers expect *after* token i; ``logprob`` and ``rank`` are those of token i + 1.
+    ``notes``: lines for the reader.
+    """
+
+    values: Mapping[str, np.ndarray]
+    layers: tuple[int, ...]
+    lens: str
+    model: str
+    token_ids: tuple[tuple[int, ...], ...]
+    tokens: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    product: str = "float32"
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, array in self.values.items():
+            if array.ndim < 3 or len(array) != len(self.token_ids):
+                raise InputError(f"trace value {name!r} has shape {array.shape}: expected (text, layer, position, …)")
+            array.setflags(write=False)
+        object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
+        object.__setattr__(self, "extra", MappingProxyType(dict(self.extra)))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        try:
+            return self.values[name]
+        except KeyError:
+            raise InputError(f"this trace holds no {name!r}: it holds {', '.join(self.values)}") from None
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each text."""
+        return tuple(len(ids) for ids in self.token_ids)
+
+    def at(self, layer: int) -> dict[str, np.ndarray]:
+        """The values of one layer ``{name: [texts, positions, …]}``. Raises :class:`LayerError`."""
+        if layer not in self.layers:
+            raise LayerError(f"layer {layer} was not recorded: this trace holds {', '.join(map(str, self.layers))}")
+        k = self.layers.index(layer)
+        return {name: array[:, k] for name, array in self.values.items() if array.shape[1] == len(self.layers)}
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row per text, layer and position of real tokens; a fourth axis becomes columns ``name_0``, ``name_1``, …"""
+        n = len(self.layers)
+        lengths = np.asarray(self.lengths, dtype=np.int64)
+        where = [(i, j, p) for i, t in enumerate(lengths) for j in range(n) for p in range(t)]
+        index = np.asarray(where, dtype=np.int64).reshape(-1, 3)
+        i, j, p = index.T
+        ids = [self.token_ids[a][b] for a, b in zip(i, p, strict=True)]
+        words = [self.tokens[a][b] for a, b in zip(i, p, strict=True)]
+        columns: dict[str, Any] = {
+            "text": i,
+            "layer": np.asarray(self.layers, dtype=np.int64)[j],
+            "position": p,
+            "token_id": np.asarray(ids, dtype=np.int64),
+            "token": words,
+        }
+        for name, array in self.values.items():
+            picked = array[i, np.minimum(j, array.shape[1] - 1), p]
+            if picked.ndim == 1:
+                columns[name] = picked
+            else:
+                columns |= {f"{name}_{k}": picked[:, k] for k in range(picked.shape[1])}
+        return pd.DataFrame(columns)
+
+    def to_xarray(self) -> Any:
+        """An ``xarray.Dataset`` with the same axes. Raises :class:`MissingExtra` without xarray."""
+        try:
+            import xarray
+        except ImportError as error:
+            raise MissingExtra("to_xarray needs xarray: pip install 'exitlens[xarray]'") from error
+        data: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
+        for name, array in self.values.items():
+            if array.shape[1] != len(self.layers):
+                data[name] = (("text", "position"), array[:, 0])
+            else:
+                data[name] = ((*AXES, f"{name}_item")[: array.ndim], array)
+        attributes = {"model": self.model, "lens": self.lens}
+        return xarray.Dataset(data, coords={"layer": list(self.layers)}, attrs=attributes)
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Tensors and text metadata, as a safetensors file holds them."""
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in self.values.items()}
+        head = {
+            "format": FORMAT,
+            "layers": json.dumps(self.layers),
+            "lens": self.lens,
+            "model": self.model,
+            "product": self.product,
+            "token_ids": json.dumps(self.token_ids),
+            "tokens": json.dumps(self.tokens),
+            "notes": json.dumps(self.notes),
+            "extra": json.dumps(dict(self.extra)),
+        }
+        return tensors, head
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Trace:
+        """The inverse of :meth:`to_tensors`. Raises :class:`InputError` when it is no trace."""
+        if metadata.get("format") != FORMAT:
+            raise InputError(f"not a trace: its format is {metadata.get('format')!r}, expected {FORMAT!r}")
+        try:
+            return cls(
+                {name: tensor.numpy() for name, tensor in tensors.items()},
+                tuple(json.loads(metadata["layers"])),
+                metadata["lens"],
+                metadata["model"],
+                tuple(tuple(ids) for ids in json.loads(metadata["token_ids"])),
+                tuple(tuple(words) for words in json.loads(metadata["tokens"])),
+                tuple(json.loads(metadata["notes"])),
+                metadata["product"],
+                json.loads(metadata["extra"]),
+            )
+        except (KeyError, json.JSONDecodeError) as error:
+            raise InputError(f"this trace is damaged ({error}): write it again") from error
