@@ -19,6 +19,7 @@ from .trace import Layout, find_layout
 __all__ = ["Layered"]
 
 CHECK_TEXT = "The giant anteater walks on its knuckles. 2 + 2 = 4?"
+_CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_target_positions")
 _PROBE = 7  # positions a row
 
 
@@ -56,20 +57,14 @@ class Layered:
         config = getattr(self.model, "config", None)
         self.config = getattr(config, "text_config", None) or config
         self.context: int | None = next(
-            (
-                int(value)
-                for key in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_target_positions")
-                if isinstance(value := getattr(self.config, key, None), int) and value > 0
-            ),
+            (int(value) for key in _CONTEXT if isinstance(value := getattr(self.config, key, None), int) and value > 0),
             None,
         )
         probe = self._probe_ids(int(embed.weight.shape[0]))
-        self.layout: Layout = find_layout(
-            self.model, probe, self.run_inner, embed=embed, head=head, limit=self.context
-        )
+        self.layout: Layout = find_layout(self.model, probe, self.run_inner, embed=embed, head=head, limit=self.context)
         weight = getattr(self.layout.head, "weight", None)
         if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.shape[0] < self.layout.vocab_size:
-            raise UnsupportedModel(f"{family}: the unembedding {self.layout.head_name!r} has no weight matrix [vocab, width]")
+            raise UnsupportedModel(f"{family}: the unembedding {self.layout.head_name!r} has no matrix [vocab, width]")
         if weight.device.type == "meta":
             raise UnsupportedModel(f"{family}: its unembedding is offloaded, so it cannot be read: load it in memory")
         self.blocks = self.layout.blocks
@@ -181,7 +176,13 @@ class Layered:
         with (
             evaluating(self.model),
             record_blocks(
-                self.blocks, self.layout.stream, list(wanted), positions, out.hidden, shape=input_ids.shape, copy=self._copy
+                self.blocks,
+                self.layout.stream,
+                list(wanted),
+                positions,
+                out.hidden,
+                shape=input_ids.shape,
+                copy=self._copy,
             ),
         ):
             self._body(input_ids=input_ids, **kwargs)
@@ -214,7 +215,7 @@ class Layered:
         return {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
     def new_cache(self) -> Any:
-        """An empty key-value cache of the kind this model uses; a :class:`Replay` where it has none that can be shared."""
+        """An empty key-value cache of the kind this model uses; a :class:`Replay` where it has none that works."""
         return Replay() if self._cache_factory is None or not self.caches else movable(self._cache_factory())
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
@@ -263,7 +264,7 @@ class Layered:
         return torch.tensor([ids[i : i + _PROBE] for i in range(3)], device=self.device)
 
     def _find_body(self) -> tuple[nn.Module, frozenset[str]]:
-        """The innermost module that runs all blocks from token ids but not the unembedding, so that it costs nothing."""
+        """The innermost module that runs all blocks from token ids but not the unembedding, which is dear."""
         base = getattr(self.model, "base_model", None)
         body = self.model
         if isinstance(base, nn.Module) and base is not self.model:
@@ -279,7 +280,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     """The transformers model inside torch.compile's and PEFT's wrappers."""
     model = getattr(model, "_orig_mod", model)
     if hasattr(model, "get_base_model"):
-        model = model.get_base_model()
+        model = model.get_base_model()  # type: ignore[operator]  # PEFT
     return getattr(model, "_orig_mod", model)
 
 

@@ -14,7 +14,7 @@ from .streams import Stream, at, first_tensor
 __all__ = ["evaluating", "first_tensor", "record_blocks", "stopping_at"]
 
 
-class _Reached(Exception):  # noqa: N818 - a signal, not an error
+class _Reached(Exception):
     """The module whose input was wanted is about to run."""
 
 
@@ -31,8 +31,8 @@ def record_blocks(
 ) -> Iterator[None]:
     """While open, put the residual stream at ``layers`` (0 = what enters block 1) into ``into``.
 
-    ``shape``: of the tokens ``[batch, seq]`` that run meanwhile. ``copy``: keep clones, for models whose blocks write over
-    the tensors that they were given.
+    ``shape``: of the tokens ``[batch, seq]`` that run meanwhile. ``copy``: keep clones, for models whose
+    blocks write over the tensors that they were given.
     """
 
     def keep(value: Any, path: tuple[Any, ...], layer: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -91,8 +92,8 @@ def find_layout(
     found = list(_block_lists(model, calls, head_call, ids))
     if not found:
         raise UnsupportedModel(
-            f"{family}: no list of blocks found (looked for a ModuleList whose elements are each called once, in order, "
-            f"and each give hidden states [batch, positions, width]{_repeated(model, calls)})"
+            f"{family}: no list of blocks found (looked for a ModuleList whose elements are each called once, in "
+            f"order, and each give hidden states [batch, positions, width]{_repeated(model, calls)})"
         )
     # A list whose elements hand one stream on comes first; a block's own lists lie deeper.
     found.sort(key=lambda b: (not b.chained, b.name.count("."), -len(b.calls)))
@@ -104,7 +105,12 @@ def find_layout(
     chained = [b for b in found if b.chained] or found
     blocks = max(chained, key=lambda b: b.calls[-1].end)
     injected = Injection(
-        run, tuple(c.module for c in blocks.calls), blocks.stream, head_call.module, ids.device, limit,
+        run,
+        tuple(c.module for c in blocks.calls),
+        blocks.stream,
+        head_call.module,
+        ids.device,
+        limit,
         blocks.calls[-1].arity,
     )
     if not _injects(model, injected, blocks, head_call):
@@ -116,9 +122,7 @@ def find_layout(
     return _layout(blocks, embed, injected, head_call, post, vocab)
 
 
-def _layout(
-    blocks: _Blocks, embed: nn.Module, tail: Path | Injection, head: _Call, post: Post, vocab: int
-) -> Layout:
+def _layout(blocks: _Blocks, embed: nn.Module, tail: Path | Injection, head: _Call, post: Post, vocab: int) -> Layout:
     return Layout(
         blocks=tuple(call.module for call in blocks.calls),
         blocks_name=blocks.name,
@@ -201,7 +205,7 @@ def _block_lists(model: nn.Module, calls: list[_Call], head: _Call, ids: Tensor)
         children = list(module.values()) if isinstance(module, nn.ModuleDict) else list(module)
         groups = [by_module[id(child)] for child in children if id(child) in by_module]
         used = [group[0] for group in groups if len(group) == 1 and group[0].gave]
-        if not used or len(used) != len(groups) or any(a.end > b.order for a, b in zip(used, used[1:], strict=False)):
+        if not used or len(used) != len(groups) or any(a.end > b.order for a, b in pairwise(used)):
             continue
         if used[-1].end > head.order:
             continue
@@ -229,7 +233,7 @@ def _stream(name: str, used: list[_Call], ids: Tensor) -> _Blocks | None:
             if any(_shape_at(c.gave, leaves) != out.shape or _shape_at(c.given, enters) != out.shape for c in used):
                 continue
             stream = Stream(shape.kind, shape.count, enters, leaves)
-            if all(torch.equal(_at(a.gave, leaves), _at(b.given, enters)) for a, b in zip(used, used[1:], strict=False)):
+            if all(torch.equal(_at(a.gave, leaves), _at(b.given, enters)) for a, b in pairwise(used)):
                 return _Blocks(name, used, stream, chained=len(used) > 1)
             fallback = fallback or _Blocks(name, used, stream, chained=False)
     return fallback
