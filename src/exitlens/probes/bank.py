@@ -31,8 +31,8 @@ class Kind(Protocol):
     """A kind of probe: how to fit many at once.
 
     ``settings``: values of its one hyper-parameter, tried in the inner folds (``(None,)`` when it has none).
-    ``random``: whether the seed changes the result. ``stack``: how many models are best trained side by side (how many
-    layers one call of :meth:`fit` should get is ``stack / seeds``). ``inner``: how many inner folds are worth their time.
+    ``random``: whether the seed changes the result. ``stack``: how many models are best trained side by side; one
+    call of :meth:`fit` should get ``stack / seeds`` layers. ``inner``: how many inner folds are worth their time.
     """
 
     @property

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import ProbeError
 from .bank import Bank, LinearBank
 from .data import ProbeData
+from .mlp import Adam
 
 __all__ = ["CCS", "contrast_pairs"]
 
@@ -84,17 +85,21 @@ class CCS:
     def _search(self, a: Tensor, b: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor]:
         d, k = a.shape[1], self.restarts
         starts = [torch.randn(k, d, generator=torch.Generator().manual_seed(s), dtype=a.dtype) for s in seeds]
-        w = torch.cat(starts)
-        w = (w / w.norm(dim=1, keepdim=True)).requires_grad_()
-        c = torch.zeros(len(w), dtype=a.dtype, requires_grad=True)
-        optimiser = torch.optim.Adam([w, c], lr=self.lr, weight_decay=0.0)
-        loss = torch.zeros(len(w))
-        with torch.enable_grad():
-            for _ in range(self.epochs):
-                optimiser.zero_grad()
-                pa, pb = torch.sigmoid(a @ w.T + c), torch.sigmoid(b @ w.T + c)
-                loss = ((pa - (1 - pb)).square() + torch.minimum(pa, pb).square()).mean(0)
-                loss.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves backward untyped
-                optimiser.step()
-        best = loss.detach().view(len(seeds), k).argmin(1) + torch.arange(len(seeds)) * k
-        return w.detach()[best], c.detach()[best]
+        size = len(seeds) * k
+        flat = torch.cat([torch.cat(starts).flatten(), torch.zeros(size, dtype=a.dtype)])
+        w, c = flat[: size * d].view(size, d), flat[size * d :]
+        w /= w.norm(dim=1, keepdim=True)
+        grad, adam = torch.empty_like(flat), Adam(flat)
+        loss = torch.zeros(size)
+        for _ in range(self.epochs):
+            pa, pb = torch.sigmoid(a @ w.T + c), torch.sigmoid(b @ w.T + c)
+            off, low = pa + pb - 1, torch.minimum(pa, pb)
+            loss = (off.square() + low.square()).mean(0)
+            first = (pa < pb).to(a.dtype)  # which of the two the minimum, and so its slope, belongs to
+            da = (off + low * first) * pa * (1 - pa) * (2 / len(a))
+            db = (off + low * (1 - first)) * pb * (1 - pb) * (2 / len(a))
+            grad[: size * d] = (da.T @ a + db.T @ b).flatten()
+            grad[size * d :] = da.sum(0) + db.sum(0)
+            adam.update(flat, grad, self.lr)
+        best = loss.view(len(seeds), k).argmin(1) + torch.arange(len(seeds)) * k
+        return w[best], c[best]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from .bank import Bank
 from .base import Provenance, header, register, width_check
 from .data import ProbeData
 
-__all__ = ["MLP", "MLPProbe", "train_stack"]
+__all__ = ["MLP", "Adam", "MLPProbe", "train_stack"]
 
 HIDDEN = (256, 128, 64)
 
@@ -35,17 +36,34 @@ def forward(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> T
     return h[..., 0]
 
 
+class Adam:
+    """Adam with PyTorch's defaults (betas .9 and .999, eps 1e-8) over one flat buffer, one fused pass a step.
+
+    ``torch.optim`` is left alone on purpose: importing it costs seconds, and its step more than a small network's.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.first, self.second, self.step = torch.zeros_like(like), torch.zeros_like(like), torch.zeros(())
+
+    def update(self, parameters: Tensor, gradient: Tensor, lr: float) -> None:
+        """Move ``parameters`` in place."""
+        self.step += 1
+        torch._fused_adam_(
+            [parameters], [gradient], [self.first], [self.second], [], [self.step],
+            lr=lr, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
+        )  # fmt: skip
+
+
 class _Stack:
-    """Parameters, gradients and moments of several networks, each kind of number in one flat buffer."""
+    """Parameters and gradients of several networks, each in one flat buffer."""
 
     def __init__(self, models: int, d: int, seeds: Sequence[int], dtype: torch.dtype) -> None:
         widths = (d, *HIDDEN, 1)
-        shapes = [(models, a, b) for a, b in zip(widths, widths[1:], strict=False)]
+        shapes = [(models, a, b) for a, b in pairwise(widths)]
         shapes += [(models, 1, b) for b in widths[1:]]
         size = sum(math.prod(s) for s in shapes)
         self.flat, self.grad = torch.zeros(size, dtype=dtype), torch.zeros(size, dtype=dtype)
-        self.first, self.second = torch.zeros(size, dtype=dtype), torch.zeros(size, dtype=dtype)
-        self.step = torch.zeros(())
+        self.adam = Adam(self.flat)
         self.params, self.grads = self._views(self.flat, shapes), self._views(self.grad, shapes)
         self.half = len(shapes) // 2
         for m, seed in enumerate(seeds):
@@ -76,14 +94,6 @@ class _Stack:
             torch.sum(delta, 1, keepdim=True, out=grads[half + k])
             if k:
                 delta = torch.ops.aten.threshold_backward(torch.bmm(delta, params[k].transpose(1, 2)), acts[k], 0)
-
-    def adam(self, lr: float) -> None:
-        """One step with PyTorch's defaults (betas .9 and .999, eps 1e-8)."""
-        self.step += 1
-        torch._fused_adam_(
-            [self.flat], [self.grad], [self.first], [self.second], [], [self.step],
-            lr=lr, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False,
-        )  # fmt: skip
 
 
 def train_stack(
@@ -123,7 +133,7 @@ def train_stack(
             if moved is not None:
                 x = x.sub_(moved[0]).mul_(moved[1])
             stack.backward(x, targets[:, start : start + batch])
-            stack.adam(lr)
+            stack.adam.update(stack.flat, stack.grad, lr)
         if on_epoch is not None:
             on_epoch(epoch, stack.params[: stack.half], stack.params[stack.half :])
     return stack.params[: stack.half], stack.params[stack.half :]

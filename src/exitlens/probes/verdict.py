@@ -1,0 +1,68 @@
+"""What a probe study found, in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .evaluate import Comparison, ProbeStudy
+
+__all__ = ["verdict"]
+
+LEVEL = 0.05
+
+
+def _percent(x: float) -> str:
+    return f"{100 * x:.1f} %"
+
+
+def _p(p: float) -> str:
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def _against(c: Comparison, best: str, rival: str) -> str:
+    sign = 1 if c.a == best else -1
+    low, high = sorted((sign * c.low, sign * c.high))
+    points = 100 * sign * c.difference
+    span = f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}, {_p(c.p_holm)} (Holm)"
+    if c.p_holm < LEVEL and points > 0:
+        return f"It beats {rival}, by {points:.1f} points ({span})."
+    if c.p_holm < LEVEL:
+        return f"It is worse than {rival}, by {-points:.1f} points ({span})."
+    return f"It does not demonstrably beat {rival}: {points:+.1f} points ({span})."
+
+
+def verdict(study: ProbeStudy) -> str:
+    """Whether the best probe beats the text-only floor and the model's own answer, by how much, how certainly.
+
+    The best probe is the one of highest accuracy outside its training folds; naming it the best of several makes its
+    own number a little optimistic, which the Holm correction over all comparisons answers for the claims.
+    """
+    probes = [m for m in study.best if m.role == "probe"]
+    top = max(probes, key=lambda m: m.values["accuracy"][0])
+    run = next(r for r in study.runs if r.kind == top.name)
+    value, low, high = top.values["accuracy"]
+    layers = sorted(set(run.chosen_layers))
+    where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(map(str, layers))} (chosen fold by fold)"
+    words = [
+        (
+            f"Under {study.protocol}, the best probe is {top.name} at {where}: accuracy {_percent(value)} "
+            f"(95 % interval {_percent(low)} to {_percent(high)}), AUROC {top.values['auroc'][0]:.3f}, "
+            f"on {len(study.labels)} statements in {study.n_groups} groups, "
+            f"{top.n_seeds} seed{'s' * (top.n_seeds != 1)}."
+        )
+    ]
+    rivals = sorted((m for m in study.best if m.role in ("floor", "model")), key=lambda m: m.role)
+    for rival in rivals:
+        c = next((c for c in study.comparisons if {c.a, c.b} == {top.name, rival.name}), None)
+        if c is not None:
+            kind = "the text-only floor" if rival.role == "floor" else f"the model's own answer ({rival.name})"
+            words.append(_against(c, top.name, f"{kind} (accuracy {_percent(rival.values['accuracy'][0])})"))
+    if not rivals:
+        words.append("No floor and no answer of the model itself was given to compare it with.")
+    for kind, gap in study.selectivity.items():
+        words.append(f"Selectivity of {kind} over random labels: {100 * gap:+.1f} points.")
+    if low <= 0.5:
+        words.append("Its interval reaches chance: these states do not show that the model knows.")
+    words += [f"Note: {note}." for note in study.notes]
+    return " ".join(words)
