@@ -42,10 +42,17 @@ class Scores:
 
 @runtime_checkable
 class Decoder(Protocol):
-    """What a decoder reads and how it scores. ``lens`` is how early layers are read."""
+    """What a decoder reads and how it scores."""
 
-    name: str
-    lens: Literal["raw", "logit"]
+    @property
+    def name(self) -> str:
+        """The text that asks for it."""
+        ...
+
+    @property
+    def lens(self) -> Literal["raw", "logit"]:
+        """How early layers are read."""
+        ...
 
     def layers(self, n_layers: int, tied: bool) -> tuple[int, ...]:
         """The early layers (0..N−1) that are read, in order."""
@@ -216,7 +223,8 @@ class SLED:
         """One step of the evolution on the top-k of ``p``; every other token goes to the floor."""
         k = min(self.k, final.shape[-1])
         p = final.softmax(-1)
-        top_p, top = p.topk(k, dim=-1)
+        top = final.topk(k, dim=-1).indices  # not of p, in which far tokens all round to 0
+        top_p = p.gather(-1, top)
         weighted = final.new_zeros(final.shape[0], k)
         total = final.new_zeros(final.shape[0])
         dead = final.isneginf()
@@ -226,10 +234,19 @@ class SLED:
             d = z - final
             if closed:
                 d = d.masked_fill_(dead, 0.0)  # −inf − −inf: nothing to move
-            # cos(q − onehot_i, d) for i in T, without writing the one-hot matrix out
-            dot = (q * d).sum(-1, keepdim=True) - d.gather(-1, top)
-            squared = (q * q).sum(-1, keepdim=True) - 2 * q.gather(-1, top) + 1.0
-            cosine = dot / (squared.clamp_min(0).sqrt() * d.norm(dim=-1, keepdim=True)).clamp_min(1e-30)
+            # cos(q − onehot_i, d) for i in T, without writing the one-hot matrix out. The token of T that q likes
+            # best is summed apart, so that nothing cancels when q is nearly one-hot itself.
+            q_top, d_top = q.gather(-1, top), d.gather(-1, top)
+            at = q_top.argmax(-1, keepdim=True)
+            q_best, d_best = q_top.gather(-1, at), d_top.gather(-1, at)
+            q.scatter_(-1, top.gather(-1, at), 0.0)
+            rest, along, squared = q.sum(-1, keepdim=True), (q * d).sum(-1, keepdim=True), (q * q).sum(-1, keepdim=True)
+            dot = along + q_best * d_best - d_top
+            dot.scatter_(-1, at, along - rest * d_best)
+            length = squared + q_best * q_best - 2 * q_top + 1.0
+            length.scatter_(-1, at, squared + rest * rest)
+            length = length.sqrt() * torch.linalg.vector_norm(d, dim=-1, keepdim=True)
+            cosine = torch.where(length > 0, dot / length.clamp_min(torch.finfo(dot.dtype).tiny), 0.0).clamp_max_(1.0)
             m = cosine.clamp_min(0.0).square()
             weight = m.sum(-1)
             # w_j · (m normalised over i) = m, so the normalisation over tokens cancels with the layer's weight
