@@ -6,7 +6,7 @@ from them by a constant per row, because each row is normalised first with a log
 Minus infinity is probability zero, and ``0 · ln 0 = 0``. Leading axes broadcast; results drop the last axis.
 
 Rounding may leave a divergence a hair outside its bounds; it is cut back to them, so that ``KL ≥ 0`` and
-``0 ≤ JSD ≤ ln 2`` hold for every result.
+``0 ≤ JSD ≤ ln 2`` (as the dtype rounds it) hold for every result.
 """
 
 from __future__ import annotations

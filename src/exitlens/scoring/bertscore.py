@@ -10,7 +10,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ class Embedded:
     counts: Tensor
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """What :class:`BertScorer` needs: ``name`` and ``layer`` are printed with the numbers."""
 

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,7 @@ class Judgement:
         return [bool(r) if d else None for r, d in zip(self.right, self.decided, strict=True)]
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Decides which answers are right."""
 

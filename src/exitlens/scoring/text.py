@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +21,11 @@ from .tokens import lcs_length, match_bits, words
 
 __all__ = ["Bleu", "RougeL", "TextMetric", "best_of", "bleu", "bleu_rows", "check_aligned", "rouge_l", "rouge_l_rows"]
 
-Smoothing = Literal["none", "exp"]
 _ORDER = 4
 _tokenize: Callable[[str], str] = Tokenizer13a()  # type: ignore[no-untyped-call]
 
 
+@runtime_checkable
 class TextMetric(Protocol):
     """How alike an answer and a reference are."""
 
@@ -50,10 +50,8 @@ class Bleu:
 
     name = "bleu"
 
-    def __init__(self, smoothing: Smoothing = "none") -> None:
-        if smoothing not in ("none", "exp"):
-            raise InputError(f"unknown smoothing {smoothing!r}: use 'none' or 'exp'")
-        self.smoothing: Smoothing = smoothing
+    def __init__(self, smoothing: str = "none") -> None:
+        self.smoothing = _known(smoothing)
 
     @property
     def label(self) -> str:
@@ -100,12 +98,13 @@ def best_of(metric: TextMetric, answers: Sequence[str], references: Sequence[Seq
     return out
 
 
-def bleu(answers: Sequence[str], references: Sequence[Sequence[str]], smoothing: Smoothing = "none") -> float:
+def bleu(answers: Sequence[str], references: Sequence[Sequence[str]], smoothing: str = "none") -> float:
     """Corpus BLEU, 0..1: counts are summed over rows before the ratio, as in sacrebleu (13a, case kept).
 
     ``references[i]`` lists the references of row i: one or more, n-grams clipped by the most generous of them and
     the length compared with the nearest. Raises InputError for no rows, or a row without references.
     """
+    _known(smoothing)
     if not answers:
         raise InputError("BLEU of no answers: give at least one")
     total = np.sum([_bleu_counts(a, refs) for a, refs in _rows(answers, references)], axis=0)
@@ -113,9 +112,10 @@ def bleu(answers: Sequence[str], references: Sequence[Sequence[str]], smoothing:
 
 
 def bleu_rows(
-    answers: Sequence[str], references: Sequence[Sequence[str]], smoothing: Smoothing = "none"
+    answers: Sequence[str], references: Sequence[Sequence[str]], smoothing: str = "none"
 ) -> NDArray[np.float64]:
     """Sentence BLEU of each row against all of its references together: ``[n]``, 0..1."""
+    _known(smoothing)
     scores = [_bleu_score(_bleu_counts(a, refs), smoothing) for a, refs in _rows(answers, references)]
     return np.array(scores, dtype=np.float64)
 
@@ -142,6 +142,12 @@ def check_aligned(answers: Sequence[Any], references: Sequence[Any]) -> None:
     # A bare string is a sequence of letters, and would be scored as such.
     if isinstance(answers, str) or isinstance(references, str):
         raise InputError(f"answers and references must be lists, got {(answers or references)[:40]!r}")
+
+
+def _known(smoothing: str) -> str:
+    if smoothing not in ("none", "exp"):
+        raise InputError(f"unknown smoothing {smoothing!r}: use 'none' or 'exp'")
+    return smoothing
 
 
 def _rows(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[str, tuple[str, ...]]]:
@@ -187,7 +193,7 @@ def _bleu_counts(answer: str, references: tuple[str, ...]) -> list[int]:
     return [size, nearest, *matched, *(max(size - n, 0) for n in range(_ORDER))]
 
 
-def _bleu_score(counts: Sequence[int], smoothing: Smoothing) -> float:
+def _bleu_score(counts: Sequence[int], smoothing: str) -> float:
     # Without smoothing one order with no match makes the product 0; sacrebleu gives 0 too, only slower.
     if smoothing == "none" and counts[1 + _ORDER] == 0:
         return 0.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,6 @@ __all__ = [
     "risk_coverage",
     "selective_accuracy",
 ]
-
-Bins = Literal["width", "mass"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +48,7 @@ def brier(probability: Numbers, label: Numbers) -> float:
     return float(np.mean((p - y) ** 2))
 
 
-def ece(probability: Numbers, label: Numbers, bins: int = 15, by: Bins = "width") -> float:
+def ece(probability: Numbers, label: Numbers, bins: int = 15, by: str = "width") -> float:
     """Expected calibration error ``Σ_b n_b/n · |share of ones − mean p|`` of P(label 1) ``[n]``.
 
     Of the probability of label 1 itself, not of the more probable class. ``by="width"``: equal bins of 0..1 (a
@@ -64,7 +61,7 @@ def ece(probability: Numbers, label: Numbers, bins: int = 15, by: Bins = "width"
     return float((curve.count[used] * gaps).sum() / curve.count.sum())
 
 
-def reliability(probability: Numbers, label: Numbers, bins: int = 15, by: Bins = "width") -> Reliability:
+def reliability(probability: Numbers, label: Numbers, bins: int = 15, by: str = "width") -> Reliability:
     """Reliability curve of P(label 1) ``[n]``; bins as in :func:`ece`. Raises InputError for fewer than one bin."""
     p, y = _probabilities(probability, label)
     if bins < 1:
