@@ -82,20 +82,22 @@ class Layered:
     def _measure(self, probe: Tensor) -> None:
         """Parity first; then what may be done to rows. See :mod:`exitlens.models.checks`."""
         n = self.n_layers
-        plain = self.forward(probe, layers="all").hidden
-        self._copy = True
-        self.d_model = int(plain[n].shape[-1]) if n in plain else 0
-        copied = self.forward(probe, layers="all").hidden
-        self._copy = any(not torch.equal(plain[j], copied[j]) for j in plain)
-        if not self._copy and set(plain) != set(range(n + 1)):
+        bare = self.forward(probe, layers="all").hidden
+        if set(bare) != set(range(n + 1)):
             raise UnsupportedModel(f"{self.name}: its blocks do not run from token ids alone")
-        self.parity = checks.check_parity(self, probe)
-        checks.check_causal(self, probe)
-        self.offset = checks.position_offset(self, probe)
-        self.takes_masks = checks.takes_masks(self, probe)
-        self.caches = checks.cache_works(self, probe)
-        self.pads_exactly = checks.pads_exactly(self, probe)
-        self.gap_exact = checks.gap_is_exact(self, probe)
+        self._copy = True
+        copied = self.forward(probe, layers="all").hidden
+        # Blocks that write over what they were given leave other values in a tensor than their neighbour saw.
+        self._copy = any(not torch.equal(bare[j], copied[j]) for j in bare)
+        bare, again = copied, bare
+        self.d_model = int(bare[n].shape[-1])
+        self.parity = checks.check_parity(self, probe, bare)
+        checks.check_causal(self, probe, bare, bare if self._copy else again)
+        self.offset = checks.position_offset(self, probe, bare)
+        self.takes_masks = checks.takes_masks(self, probe, bare)
+        self.caches = checks.cache_works(self, probe, bare)
+        self.pads_exactly = checks.pads_exactly(self, probe, bare)
+        self.gap_exact = checks.gap_is_exact(self, probe, bare)
 
     parity: Parity
     d_model: int
@@ -117,8 +119,12 @@ class Layered:
         return bias if bias is None or bias.shape[0] == self.vocab_size else bias[: self.vocab_size]
 
     def norm(self, h: Tensor) -> Tensor:
-        """``[..., d_model]`` → ``[..., d_head]``: everything between the last block and the unembedding."""
-        with evaluating(self.model):
+        """``[..., d_model]`` → ``[..., d_head]``: everything between the last block and the unembedding.
+
+        Gradients flow to ``h`` where it asks for them (translators are trained through this), never to the model.
+        """
+        through = torch.is_grad_enabled() and h.requires_grad
+        with evaluating(self.model), torch.set_grad_enabled(through):
             shape = h.shape
             x = self.layout.tail(h.reshape(1, -1, shape[-1]) if h.dim() != 3 else h)
             return x.reshape(*shape[:-1], x.shape[-1])
