@@ -1,9 +1,9 @@
 """Exit heads for a frozen model: cheap logits at an exit, and a classifier that says whether they are final already.
 
-Logits: ``W_S · norm(h + U_j V_j h + b_j)``, a low-rank translator (after Belrose et al. 2023) read over a shortlist
-``S`` of the vocabulary, so that asking costs a fraction of the full product; a token outside the shortlist can only come
-from layer N, and the classifier learns not to leave there. Classifier: logistic regression on the normed state (Schuster
-et al. 2022), which costs one dot product and no vocabulary product at all.
+Logits: ``W_S · norm(h + U_j V_j h + b_j)``, a low-rank translator (after Belrose et al. 2023) read over a
+shortlist ``S`` of the vocabulary, so that asking costs a fraction of the full product; a token outside the shortlist can
+only come from layer N, and the classifier learns not to leave there. Classifier: logistic regression on the normed
+state (Schuster et al. 2022), which costs one dot product and no vocabulary product at all.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ __all__ = ["ExitHeads", "train_heads"]
 class ExitHeads:
     """Frozen heads at ``layers [E]``, over the token ids ``shortlist [S]``.
 
-    ``down [E, r, d]``, ``up [E, d, r]``, ``shift [E, d]``: the translators; ``direction [E, d]`` and ``offset [E]``: the
-    classifiers, on the normed state. ``fingerprint`` is the model's that they were fitted on; ``notes`` says on what and how well.
+    ``down [E, r, d]``, ``up [E, d, r]``, ``shift [E, d]``: the translators. ``direction [E, d]``, ``offset [E]``:
+    the classifiers, on the normed state. ``fingerprint`` is the model's that they were fitted on; ``notes`` says on
+    what and how well.
     """
 
     layers: tuple[int, ...]
