@@ -149,7 +149,7 @@ def test_the_same_table_gives_the_same_bytes_in_every_format(tmp_path: Path) -> 
 
 def test_the_callers_settings_neither_leak_into_a_figure_nor_change() -> None:
     plain = style.svg_text(figures_probes.accuracy_dots(probes()))
-    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "svg.fonttype": "path"}):
+    with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "xtick.direction": "in", "axes.ymargin": 0.4}):
         before = matplotlib.rcParams.copy()
         assert style.svg_text(figures_probes.accuracy_dots(probes())) == plain
         after = matplotlib.rcParams.copy()
