@@ -9,6 +9,7 @@ import torch
 from tests.unit.lens_model import SmallModel, double, states
 from torch import Tensor
 
+from exitlens import metrics
 from exitlens.errors import InputError, LayerError, ModelError
 from exitlens.lenses import precision as precision_module
 from exitlens.lenses.readout import STATS, readout
@@ -21,32 +22,26 @@ def plain(model: SmallModel, hidden: dict[int, Tensor], lens: str, targets: Tens
     """Every statistic by its definition, in float64, on whole vocabularies."""
     twin, n = double(model), model.n_layers
     logits = torch.stack([twin.logits(h.double(), j, lens) for j, h in hidden.items()])
+    last = logits[n].expand_as(logits)
     logp = logits.log_softmax(-1)
-    p, p_ref, logp_ref = logp.exp(), logp[n].exp(), logp[n]
-    middle = 0.5 * (p + p_ref)
-    h = -(p * logp).sum(-1)
-    own = logits.gather(-1, targets.expand(len(logits), -1, -1))
-    best = p.topk(2).values
-    sets = torch.stack([p[..., ids].sum(-1) for ids in CHOICES], -1)
+    own = targets.expand(len(logits), -1, -1)
+    sets = torch.stack([logp[..., ids].exp().sum(-1) for ids in CHOICES], -1)
     top = logp.argmax(-1)
-    settle = torch.full((logits.shape[1],), n)
-    for j in reversed(range(n + 1)):
-        settle = torch.where((top[j:] == top[n]).all(0), j, settle)
     return {
-        "entropy": h,
-        "varentropy": (p * (logp + h[..., None]) ** 2).sum(-1),
+        "entropy": metrics.entropy(logits),
+        "varentropy": metrics.varentropy(logits),
         "top_logprobs": logp.topk(5).values,
-        "max_probability": best[..., 0],
-        "margin": best[..., 0] - best[..., 1],
-        "logprob": logp.gather(-1, targets.expand(len(logits), -1, -1)),
-        "rank": (logits[:, :, None] > own[..., None]).sum(-1),
+        "max_probability": logp.amax(-1).exp(),
+        "margin": metrics.margin(logits),
+        "logprob": logp.gather(-1, own),
+        "rank": torch.stack([metrics.rank(logits, own[..., k]) for k in range(own.shape[-1])], -1),
         "choice_probability": sets,
         "choice_share": sets / sets.sum(-1, keepdim=True),
-        "kl": (p_ref * (logp_ref - logp)).sum(-1),
-        "jsd": (-(torch.xlogy(middle, middle)).sum(-1) - 0.5 * (h + h[n])).clamp(min=0),
-        "tv": 0.5 * (p - p_ref).abs().sum(-1),
+        "kl": metrics.kl(last, logits),
+        "jsd": metrics.jsd(last, logits),
+        "tv": metrics.total_variation(last, logits),
         "agreement": top == top[n],
-        "settling": settle[None],
+        "settling": metrics.settling_depth(top)[None],
     }
 
 

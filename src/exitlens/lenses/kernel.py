@@ -37,12 +37,13 @@ class Wants:
     second: bool = False
     top: int = 0
     stored: bool = False
+    targets: bool = False
     mean_row: bool = False
 
     @property
     def keeps_logits(self) -> bool:
         """Whether the block's logits must outlive their tile."""
-        return self.stored or self.top > 0
+        return self.stored or self.targets or self.top > 0
 
 
 class Head:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError, LayerError
 from ..models.protocol import LayeredModel
+from .fused import FusedBlock, usable
 from .kernel import Block, Head, Wants
 from .pairs import compare, entropy, ranks
 from .precision import product_dtype
@@ -145,13 +146,15 @@ def readout(
         first=bool(wanted & {"entropy", "varentropy", "kl", "jsd"}),
         second="varentropy" in wanted,
         top=top,
-        stored=bool(direct or wanted & {"logprob", "rank", "choices"}),
+        stored=bool(direct or wanted & {"rank", "choices"}),
+        targets="logprob" in wanted,
         mean_row=linear_kl,
     )
     needs_logits = bool(wanted - {"cosine"})
     out: dict[str, Tensor] = {}
     notes: list[str] = []
     if needs_logits and t:
+        kind = FusedBlock if usable(device, product, wants) else Block
         per_block, head = _plan(lm, len(layers), t, wants, product, block_rows, memory_limit, notes)
         r = layers.index(ref) if ref in layers else 0
         pieces: list[dict[str, Tensor]] = []
@@ -160,7 +163,7 @@ def readout(
             n = len(states[0])
             x = rows(lm, lens, layers, states)
             x = head.rows_of(x.reshape(len(layers) * n, -1))
-            block = Block(head, x, wants, slice(r * n, (r + 1) * n))
+            block = kind(head, x, wants, slice(r * n, (r + 1) * n))
             if not bool(torch.isfinite(block.total).all()):
                 raise blame(lm, layers, states, start)
             piece = _statistics(block, wanted, len(layers), linear_kl=linear_kl, top_k=top_k)

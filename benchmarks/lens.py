@@ -1,0 +1,218 @@
+"""Every layer of a model at every position: our readout, a plain loop, and peers where they are installed.
+
+    python benchmarks/lens.py                      # the built-in model, 64 TruthfulQA questions with answers
+    python benchmarks/lens.py --questions 8 --repeats 5 --memory
+
+The work: entropy, top-5, log-probability of the next token and KL to the final layer, at all layers and positions.
+Our work and the others' take turns in one process, so that a busy machine slows all of them; the table gives medians
+of tokens per second, and the ratio to the plain loop of the same turn. ``floor`` is the unembedding product alone
+(the same rows, nothing read from the logits), what no exact float32 method can pass on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+STATS = ("entropy", "top_k", "logprob", "kl")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description="Speed and memory of reading every layer.")
+    options.add_argument("--model", default=None, help="default: the built-in model")
+    options.add_argument("--data", default=None, help="default: the built-in questions; or a TruthfulQA csv")
+    options.add_argument("--questions", type=int, default=64)
+    options.add_argument("--repeats", type=int, default=3)
+    options.add_argument("--memory", action="store_true", help="peak memory at 1,833 and at --stream tokens")
+    options.add_argument("--stream", type=int, default=100_000)
+    options.add_argument("--memory-child", type=int, default=None, help=argparse.SUPPRESS)
+    options.add_argument("--json", action="store_true")
+    chosen = options.parse_args()
+    import exitlens
+    from exitlens import models
+
+    name = chosen.model or next(iter(models.catalog.CATALOG))
+    if chosen.memory_child is not None:
+        print(json.dumps(_stream(exitlens.load(name), _texts(chosen.data, chosen.questions), chosen.memory_child)))
+        return
+    lm = exitlens.load(name)
+    texts = _texts(chosen.data, chosen.questions)
+    ids = [lm.encode(text) for text in texts]
+    tokens = sum(map(len, ids))
+    three = [lm.n_layers // 2, 3 * lm.n_layers // 4, lm.n_layers]
+    works: dict[str, Callable[[], Any]] = {
+        "plain loop": lambda: _plain(lm, ids),
+        "exitlens exact": lambda: _ours(lm, ids, "exact", "all"),
+        "exitlens fast": lambda: _ours(lm, ids, "fast", "all"),
+        "exitlens fast, 3 layers": lambda: _ours(lm, ids, "fast", three),
+        "forward pass alone": lambda: _forward(lm, ids),
+        "floor (product alone)": lambda: _floor(lm, tokens),
+    }
+    works |= _peers(lm, ids)
+    seconds: dict[str, list[float]] = {work: [] for work in works}
+    for _ in range(chosen.repeats):
+        for work, run in works.items():
+            start = time.perf_counter()
+            run()
+            seconds[work].append(time.perf_counter() - start)
+    worst = _difference(lm, ids[:4])
+    rows = []
+    for work, times in seconds.items():
+        ratio = statistics.median(p / t for p, t in zip(seconds["plain loop"], times, strict=True))
+        rows.append({"work": work, "tokens_per_second": tokens / statistics.median(times), "ratio": ratio})
+    result: dict[str, Any] = {
+        "model": lm.name,
+        "tokens": tokens,
+        "layers": lm.n_layers + 1,
+        "threads": torch.get_num_threads(),
+        "rows": rows,
+        "largest_difference_to_plain_nats": worst,
+    }
+    if chosen.memory:
+        result["memory"] = [_child(chosen, n) for n in (1833, chosen.stream)]
+    if chosen.json:
+        print(json.dumps(result, indent=1))
+        return
+    print(f"{lm.name}: {len(ids)} texts, {tokens} tokens, {lm.n_layers + 1} layers, {result['threads']} threads")
+    for row in rows:
+        print(f"  {row['work']:28s} {row['tokens_per_second']:9.1f} tokens/s   {row['ratio']:6.2f} x plain loop")
+    print(f"  largest difference to the plain loop: {worst:.2g} nats")
+    for peak in result.get("memory", []):
+        print(f"  {peak['tokens']} tokens: peak {peak['peak_mib']} MiB, {peak['before_mib']} MiB with the model loaded")
+
+
+def _texts(data: str | None, count: int) -> list[str]:
+    from exitlens import data as room
+
+    found = room.read(data or "facts-qa")
+    return [f"Q: {q.question}\nA: {q.best}" for q in found.questions[:count]]
+
+
+def _ours(lm: Any, ids: list[list[int]], precision: str, layers: Any) -> Any:
+    from exitlens.lenses import read_ids
+
+    return read_ids(lm, ids, layers=layers, stats=STATS, precision=precision)
+
+
+@torch.no_grad()
+def _plain(lm: Any, ids: list[list[int]]) -> list[dict[str, Tensor]]:
+    """What one would write first: text by text, layer by layer, whole vocabularies."""
+    out = []
+    for text in ids:
+        hidden = lm.forward(torch.tensor([text], device=lm.device), layers="all").hidden
+        final = torch.log_softmax(lm.logits(hidden[lm.n_layers][0], lm.n_layers).float(), -1)
+        following = torch.tensor([*text[1:], 0], device=lm.device)[:, None]
+        got: dict[str, list[Tensor]] = {name: [] for name in ("entropy", "top", "logprob", "kl")}
+        for j in range(lm.n_layers + 1):
+            logp = torch.log_softmax(lm.logits(hidden[j][0], j).float(), -1)
+            p = logp.exp()
+            got["entropy"].append(-(p * logp).sum(-1))
+            got["top"].append(logp.topk(5).values)
+            got["logprob"].append(logp.gather(-1, following)[:, 0])
+            got["kl"].append((final.exp() * (final - logp)).sum(-1))
+        out.append({name: torch.stack(parts) for name, parts in got.items()})
+    return out
+
+
+@torch.no_grad()
+def _forward(lm: Any, ids: list[list[int]]) -> None:
+    from exitlens.lenses import read as reading
+
+    windows = reading.plan_windows([len(text) for text in ids], lm.context, None)
+    for batch in reading._batches(windows, reading.BATCH_TOKENS):
+        reading._run(lm, ids, batch, (lm.n_layers,))
+
+
+@torch.no_grad()
+def _floor(lm: Any, tokens: int) -> None:
+    weight = lm.weight.detach().float()
+    rows = 512
+    x = torch.randn(rows, weight.shape[1], device=weight.device)
+    tiles = weight.split(1024)
+    out = [torch.empty(rows, len(w), device=weight.device) for w in tiles]
+    for _ in range(-(-tokens * (lm.n_layers + 1) // rows)):
+        for w, o in zip(tiles, out, strict=True):
+            torch.mm(x, w.T, out=o)
+
+
+def _difference(lm: Any, ids: list[list[int]]) -> float:
+    trace, plain = _ours(lm, ids, "exact", "all"), _plain(lm, ids)
+    worst = 0.0
+    for i, want in enumerate(plain):
+        n = len(ids[i])
+        for name in ("entropy", "kl"):
+            worst = max(worst, float((torch.tensor(trace[name][i, :, :n]) - want[name].cpu()).abs().max()))
+        got = torch.tensor(trace["logprob"][i, :, : n - 1])
+        worst = max(worst, float((got - want["logprob"][:, : n - 1].cpu()).abs().max()))
+    return worst
+
+
+def _peers(lm: Any, ids: list[list[int]]) -> dict[str, Callable[[], Any]]:
+    """The same statistics from the logits that a peer library hands out, for those that are installed."""
+    out: dict[str, Callable[[], Any]] = {}
+    model = getattr(lm, "model", None)
+    try:
+        from nnsight import NNsight
+    except ImportError:
+        pass
+    else:
+        out["nnsight"] = lambda: _nnsight(NNsight(model), lm, ids)
+    return out
+
+
+@torch.no_grad()
+def _nnsight(traced: Any, lm: Any, ids: list[list[int]]) -> None:
+    inner = traced.model
+    for text in ids:
+        kept = []
+        with traced.trace(torch.tensor([text])):
+            for block in inner.layers:
+                out = block.output
+                kept.append((out[0] if isinstance(out, tuple) else out).save())
+        rows = [k[0] if k.dim() == 3 else k for k in kept]
+        final = torch.log_softmax(lm.logits(rows[-1], lm.n_layers).float(), -1)
+        for j, h in enumerate(rows, 1):
+            logp = torch.log_softmax(lm.logits(h, j).float(), -1)
+            p = logp.exp()
+            _ = (-(p * logp).sum(-1), logp.topk(5), (final.exp() * (final - logp)).sum(-1))
+
+
+def _child(chosen: argparse.Namespace, tokens: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--memory-child", str(tokens), "--questions", str(chosen.questions)]
+    command += [part for key in ("model", "data") if (v := getattr(chosen, key)) for part in (f"--{key}", v)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _stream(lm: Any, texts: list[str], tokens: int) -> dict[str, Any]:
+    """Read texts over and over, in portions, until ``tokens`` are read; peak resident memory of this process."""
+    from exitlens.lenses import read_ids
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    ids = [lm.encode(text) for text in texts]
+    done = 0
+    while done < tokens:
+        portion: list[list[int]] = []
+        for text in ids:
+            if done >= tokens:
+                break
+            portion.append(text[: tokens - done])
+            done += len(portion[-1])
+        read_ids(lm, portion, stats=STATS)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return {"tokens": done, "peak_mib": peak, "before_mib": before}
+
+
+if __name__ == "__main__":
+    main()

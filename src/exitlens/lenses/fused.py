@@ -1,0 +1,46 @@
+"""The block of rows on a CUDA device with Triton: one fused pass, where the statistics asked for allow it."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from .kernel import Block, Head, Wants
+
+__all__ = ["FusedBlock", "usable"]
+
+
+def usable(device: torch.device, product: torch.dtype, wants: Wants) -> bool:
+    """True when the fused pass gives all that is wanted: no look back at logits, no more than the top token."""
+    if device.type != "cuda" or product == torch.float64 or wants.stored or wants.top > 1:
+        return False
+    return importlib.util.find_spec("triton") is not None
+
+
+class FusedBlock(Block):
+    """As :class:`~.kernel.Block`, with no logits kept: :meth:`at` computes single logits anew.
+
+    With a bf16 product nothing is rescored: the sums are float32 and only the inputs are rounded.
+    """
+
+    def __init__(self, head: Head, x: Tensor, wants: Wants, reference: slice = slice(0, 0)) -> None:
+        from .triton_kernel import sums
+
+        self.head, self.x, self.wants, self.reference = head, x, wants, reference
+        self.m = len(x)
+        rows = x.to(head.product)
+        found = sums(rows, head.weight, head.bias, head.cap)
+        self.shift = found["max"].to(head.dtype)
+        self.total, self.first, self.second = found["total"], found["first"], found["second"]
+        self.top_ids = found["best"][:, None] if wants.top else None
+        self.top_values = torch.zeros_like(self.shift)[:, None] if wants.top else None
+        if wants.mean_row:  # one layer's rows more through the plain product: 1/layers of the work
+            # The same product type, so that p_ref is the distribution whose sums stand above.
+            own = Block(head, x[reference], Wants(mean_row=True), slice(0, len(x[reference])))
+            self.mean_row, self.mean_bias = own.mean_row, own.mean_bias
+
+    def at(self, ids: Tensor) -> Tensor:
+        """Logits z' ``[m, k]`` at ``ids [m, k]``, each one dot product."""
+        return self.head.single(self.x, ids) - self.shift[:, None]
