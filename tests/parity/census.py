@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from exitlens.errors import ExitlensError
 from exitlens.models import Layered, wrap
+from exitlens.models.checks import FAILURES
 
 from . import zoo
 
@@ -32,9 +34,10 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
     pads: bool = False
     gap: bool = False
-    caches: bool = False
+    cache: str = ""
     own_states: bool = False
     width: int = 0
+    d_head: int = 0
 
 
 class Wrong(Exception):
@@ -63,7 +66,7 @@ def survey(entry: str) -> Outcome:
         warnings.simplefilter("ignore")
         try:
             model = zoo.build(entry)
-        except (ImportError, ValueError, TypeError, AttributeError, RuntimeError, KeyError, IndexError) as error:
+        except (*FAILURES, ImportError, StrictDataclassError) as error:
             return Outcome(entry, "unbuilt", " ".join(f"{type(error).__name__}: {error}".split())[:160])
         before = fingerprint(model)
         try:
@@ -71,6 +74,7 @@ def survey(entry: str) -> Outcome:
         except ExitlensError as error:
             return Outcome(entry, "refused", str(error).removeprefix(f"{entry}: "))
         out = Outcome(entry, "right", pads=lm.pads_exactly, gap=lm.gap_exact, width=lm.d_model)
+        out.d_head, out.cache = int(lm.weight.shape[1]), lm.cache_kind
         try:
             hidden = check(lm, model, out)
             if fingerprint(model) != before:
@@ -113,7 +117,7 @@ def check(lm: Layered, model: Any, out: Outcome) -> dict[int, Tensor]:
     _batch(lm, rows, alone)
     if lm.pads_exactly:
         _padding(lm, rows)
-    out.caches = _cache(lm, rows, alone)
+    _cache(lm, rows, alone)
     if lm.gap_exact:
         _gap(lm, rows)
     return hidden
@@ -152,7 +156,7 @@ def _own_states(lm: Layered, model: Any, hidden: dict[int, Tensor], out: Outcome
     n, ids = lm.n_layers, random_ids(lm, 1, 5)
     try:
         states = model(input_ids=ids, **no_cache(model), output_hidden_states=True).hidden_states
-    except (TypeError, AttributeError, ValueError, RuntimeError, IndexError, KeyError):
+    except FAILURES:
         states = None
     if states is None or len(states) != n + 1:
         out.notes.append(f"own hidden_states: {None if states is None else len(states)}")
@@ -202,10 +206,8 @@ def _padding(lm: Layered, rows: Tensor) -> None:
                 close(padded[j][r][mask[r].bool()], bare[j][0], f"{side} padding, row {r}, layer {j}")
 
 
-def _cache(lm: Layered, rows: Tensor, alone: list[dict[int, Tensor]]) -> bool:
+def _cache(lm: Layered, rows: Tensor, alone: list[dict[int, Tensor]]) -> None:
     n = lm.n_layers
-    if not lm.caches:
-        return False
     first = lm.forward(rows[:, :7], layers=(n,), use_cache=True)
     parts = [first.hidden[n]]
     cache = first.cache
@@ -216,7 +218,6 @@ def _cache(lm: Layered, rows: Tensor, alone: list[dict[int, Tensor]]) -> bool:
     whole = torch.cat(parts, 1)
     for r in range(len(rows)):
         close(whole[r], alone[r][n][0], f"in pieces through the cache, row {r}", 1e-3)
-    return True
 
 
 def _gap(lm: Layered, rows: Tensor) -> None:

@@ -48,6 +48,8 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(["chunk_size", "mamba_chunk_size"], 8),
     **dict.fromkeys(["state_size", "mamba_d_state", "ssm_state_size", "time_step_rank", "mamba_dt_rank"], 8),
     "hidden_size_per_layer_input": 8,
+    "hidden_size_global": 32,
+    "encoder_hash_byte_group_vocab": 500,
     "first_k_dense_replace": 1,
     "num_dense_layers": 1,
     "zero_expert_num": 2,
@@ -82,6 +84,12 @@ _DRAFT = {
 }
 OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
+    "dots3_note_audio_encoder": {"adapter_input_size": 32, "adapter_out_dim": 32},
+    "dots3_note_vision_encoder": {
+        "mlp_layer_types": ["dense", "dense", "sparse"],
+        "adapter_in_dim": 32,
+        "adapter_out_dim": 32,
+    },
     "cohere_compass_text": {
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         "rope_parameters": {

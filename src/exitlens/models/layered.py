@@ -76,7 +76,8 @@ class Layered:
         self._body, self.accepts = self._find_body()
         self._copy = False
         self.offset: int | None = None
-        self.caches = self.takes_masks = True
+        self.takes_masks = True
+        self.cache_kind: checks.CacheKind = "own"
         self._measure(probe)
 
     def _measure(self, probe: Tensor) -> None:
@@ -95,7 +96,7 @@ class Layered:
         checks.check_causal(self, probe, bare, bare if self._copy else again)
         self.offset = checks.position_offset(self, probe, bare)
         self.takes_masks = checks.takes_masks(self, probe, bare)
-        self.caches = checks.cache_works(self, probe, bare)
+        self.cache_kind = checks.cache_kind(self, probe, bare)
         self.pads_exactly = checks.pads_exactly(self, probe, bare)
         self.gap_exact = checks.gap_is_exact(self, probe, bare)
 
@@ -178,6 +179,10 @@ class Layered:
         if isinstance(cache, Replay):
             input_ids, attention_mask = cache.extend(input_ids, attention_mask)
             cache = None
+        elif cache is not None:
+            if self.cache_kind == "steps" and new > 1 and getattr(cache, "begun", False):
+                return self._steps(input_ids, attention_mask, list(wanted), positions, cache)
+            cache.begun = True
         kwargs = self._arguments(input_ids, attention_mask, cache)
         with (
             evaluating(self.model),
@@ -196,6 +201,18 @@ class Layered:
             out.hidden = {layer: h[:, -new:].clone() for layer, h in out.hidden.items()}
         return out
 
+    def _steps(
+        self, ids: Tensor, mask: Tensor | None, layers: list[int], positions: Literal["all", "last"], cache: Any
+    ) -> Pass:
+        """Tokens one by one, for recurrences whose state takes only one at a time once it has begun."""
+        new, parts = ids.shape[1], []
+        for i in range(new):
+            seen = None if mask is None else mask[:, : mask.shape[1] - new + i + 1]
+            wanted = layers if positions == "all" or i == new - 1 else []
+            parts.append(self.forward(ids[:, i : i + 1], seen, layers=wanted, cache=cache).hidden)
+        kept = parts if positions == "all" else parts[-1:]
+        return Pass({layer: torch.cat([part[layer] for part in kept], dim=1) for layer in layers}, cache)
+
     def _arguments(self, ids: Tensor, mask: Tensor | None, cache: Any) -> dict[str, Any]:
         if mask is not None and not self.takes_masks:
             if not bool(mask.all()):
@@ -204,8 +221,12 @@ class Layered:
         kwargs: dict[str, Any] = {"attention_mask": mask, "use_cache": cache is not None}
         if mask is not None and self.offset is not None:
             kwargs["position_ids"] = ((mask.long().cumsum(-1) - 1).clamp_(min=0) + self.offset)[:, -ids.shape[1] :]
-        if cache is not None:
-            kwargs["past_key_values" if "past_key_values" in self.accepts else "cache_params"] = cache
+        if cache is not None and "cache_params" in self.accepts:
+            kwargs["cache_params"] = cache
+            if mask is not None:  # a pure recurrence masks what it is given, not what it has seen
+                kwargs["attention_mask"] = mask[:, -ids.shape[1] :]
+        elif cache is not None:
+            kwargs["past_key_values"] = cache
         return {key: value for key, value in kwargs.items() if key in self.accepts or "kwargs" in self.accepts}
 
     def run_inner(self, ids: Tensor) -> Any:
@@ -222,7 +243,9 @@ class Layered:
 
     def new_cache(self) -> Any:
         """An empty key-value cache of the kind this model uses; a :class:`Replay` where it has none that works."""
-        return Replay() if self._cache_factory is None or not self.caches else movable(self._cache_factory())
+        if self._cache_factory is None or self.cache_kind == "runs again":
+            return Replay()
+        return movable(self._cache_factory())
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of ``text``; ``special`` adds what the tokenizer itself puts before a text."""

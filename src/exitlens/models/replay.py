@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any
 
@@ -15,12 +14,12 @@ __all__ = ["Replay", "movable"]
 def movable(cache: Any) -> Any:
     """``cache`` with rows that can be repeated and chosen, also where it keeps recurrent states."""
     if any(hasattr(layer, "conv_states") for layer in getattr(cache, "layers", ())) and hasattr(cache, "reorder_cache"):
-        cache.__class__ = _by_reordering(type(cache))
+        cache.__class__ = _by_reordering(type(cache))  # type: ignore[arg-type]  # a class is hashable
     return cache
 
 
 @lru_cache
-def _by_reordering(kind: Hashable) -> type[Any]:
+def _by_reordering(kind: Any) -> type[Any]:
     def rows(self: Any) -> int:
         for layer in self.layers:
             states = [getattr(layer, "keys", None), *_values(layer, "conv_states"), *_values(layer, "recurrent_states")]

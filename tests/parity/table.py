@@ -1,0 +1,82 @@
+"""The page docs/families.md, made of the census's outcomes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import transformers
+
+from . import zoo
+from .census import Outcome
+
+DOCUMENT = "docs/families.md"
+
+_UNBUILT = {
+    "gemma3n": "not built here: its picture encoder needs the library timm (its text part is `gemma3n_text`)",
+    "gemma4_assistant": "not built here: a draft model that reads the keys and values of another model",
+    "gemma4_unified_assistant": "not built here: a draft model that reads the keys and values of another model",
+}
+
+_PAGE = """\
+# Models that can be read, layer by layer
+
+Written by `python scripts/families_table.py`; do not edit. `tests/parity/test_census.py` fails when the code and this
+page disagree.
+
+Every entry of the causal-LM mapping of transformers {version} ({entries} entries) was built as a tiny random model
+(3 layers, random norms and biases, scales and soft caps that are 1 or off by default set to visible values) and
+checked in float32 on tokens that the check at load had not seen:
+**{right} are read rightly, {refused} are refused with the reason, {unbuilt} cannot be built here, {wrong} are wrong.**
+
+*Right* means: the readout at layer N equals the model's logits; layer 0 equals what enters block 1; layer j equals what
+a hook on block j sees, and the model's own `output_hidden_states` where it gives one a layer; a row's numbers do not
+depend on its batch, nor on padding left or right where `pads` says yes; text in pieces through the cache equals one
+pass; and the model is left as it was.
+
+- **pads**: padding, left or right, changes nothing. Where it says no, rows run together only when equally long.
+- **gap**: masked positions between a shared, cached prefix and the rest change nothing. "no" for sliding windows, which
+  count positions, and for recurrences.
+- **cache**: `own`: the model's key-value or state cache, checked when the model is taken in: a prefix repeated over
+  rows, rows dropped, several tokens at once and one by one. `steps`: the same, its tokens fed one by one. `runs again`:
+  it has no cache that stood this check; decoding runs the text again, slower and exact.
+- **width** is given where the stream is not as wide as the model: several streams, kept side by side.
+
+Quantised models: 8-bit and 4-bit weights (bitsandbytes, torchao, GPTQ, AWQ) go through `exitlens.wrap` like any other
+model, and parity is checked against the quantised model's own logits. **This was not run here**: none of those
+libraries is installed on, nor has kernels for, the machine that this page was made on. The unembedding must be left
+unquantised (the default of those libraries), since the readout multiplies by its matrix. Weights that are offloaded to
+disk or to another device's memory are refused: their matrix is not there to be read.
+
+| model type | class | result | pads | gap | cache | remarks |
+|---|---|---|---|---|---|---|
+"""
+
+
+def row(outcome: Outcome) -> str:
+    """One line of the table."""
+    name = zoo.class_name(outcome.entry)
+    if outcome.status != "right":
+        reason = _UNBUILT.get(outcome.entry, outcome.reason) if outcome.status == "unbuilt" else outcome.reason
+        result = "–" if outcome.status == "unbuilt" else f"**{outcome.status}**"
+        return f"| {outcome.entry} | {name} | {result} | | | | {reason.replace('|', '/')} |"
+    remarks = list(outcome.notes)
+    if outcome.width > outcome.d_head:
+        remarks.insert(0, f"width {outcome.width // outcome.d_head} × d")
+    yes = ("no", "yes")
+    flags = f"{yes[outcome.pads]} | {yes[outcome.gap]} | {outcome.cache}"
+    return f"| {outcome.entry} | {name} | right | {flags} | {'; '.join(remarks)} |"
+
+
+def document(outcomes: Sequence[Outcome]) -> str:
+    """The whole page."""
+    counts = Counter(outcome.status for outcome in outcomes)
+    head = _PAGE.format(
+        version=transformers.__version__,
+        entries=len(outcomes),
+        right=counts["right"],
+        refused=counts["refused"],
+        unbuilt=counts["unbuilt"],
+        wrong=counts["wrong"],
+    )
+    return head + "\n".join(row(outcome) for outcome in outcomes) + "\n"
