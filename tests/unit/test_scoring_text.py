@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from rouge_score import rouge_scorer
 from rouge_score.tokenize import tokenize
 from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
 from exitlens import scoring
 from exitlens.data.records import Question
 from exitlens.errors import InputError
+from exitlens.scoring.text import _tokens
 from exitlens.scoring.tokens import lcs_length, match_bits, words
 
 WORDS = "the The cat cats sat on a mat, it's 3.5 5-4 % (no) &amp; dog. U.S. I; café naïve 日本 – “x” - \n"
@@ -45,6 +47,12 @@ def test_bleu_equals_sacrebleu(smoothing: str) -> None:
     flat = [(a, r) for a, refs in zip(answers, references, strict=True) for r in refs]
     pairs = scoring.Bleu(smoothing).pairs([a for a, _ in flat], [r for _, r in flat])
     np.testing.assert_allclose(pairs, [theirs.sentence_score(a, [r]).score / 100 for a, r in flat], atol=1e-14)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text(st.characters(max_codepoint=200), max_size=12))
+def test_tokens_are_those_of_13a(text: str) -> None:
+    assert _tokens(text) == Tokenizer13a()(text.rstrip()).split()
 
 
 def test_bleu_by_hand() -> None:

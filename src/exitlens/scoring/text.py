@@ -6,6 +6,7 @@ TruthfulQA's max/diff/acc) is built on that. All scores are 0..1; an empty answe
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -23,6 +24,9 @@ __all__ = ["Bleu", "RougeL", "TextMetric", "best_of", "bleu", "bleu_rows", "chec
 
 _ORDER = 4
 _tokenize: Callable[[str], str] = Tokenizer13a()  # type: ignore[no-untyped-call]
+# What 13a always sets apart, and what it treats by its surroundings (13a proper is asked about texts with these).
+_APART = {ord(c): f" {c} " for c in '!"#$%()*+/:;=>?@[\\]^_`{|}~'}
+_BY_SURROUNDINGS = re.compile(r"[.,&<\n-]")
 
 
 @runtime_checkable
@@ -160,10 +164,17 @@ def _rows(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[t
     return rows
 
 
+def _tokens(text: str) -> list[str]:
+    """13a tokens. Most answers have no mark that depends on its neighbours, and take the short way."""
+    if _BY_SURROUNDINGS.search(text) is None:
+        return text.translate(_APART).split()
+    return _tokenize(text.rstrip()).split()
+
+
 @lru_cache(maxsize=1 << 15)
 def _ngrams(text: str) -> tuple[Mapping[tuple[str, ...], int], int]:
     """Counts of all n-grams of orders 1–4 of the 13a tokens, and the number of tokens."""
-    tokens = _tokenize(text.rstrip()).split()
+    tokens = _tokens(text)
     grams = [tuple(tokens[i : i + n]) for n in range(1, _ORDER + 1) for i in range(len(tokens) - n + 1)]
     return Counter(grams), len(tokens)
 
