@@ -66,6 +66,7 @@ def run_command(
     bertscore_model: Annotated[
         str | None, typer.Option("--bertscore-model", help="Encoder of BERTScore, or none [all-minilm-l6-v2].")
     ] = None,
+    figures: Annotated[bool | None, typer.Option("--figures/--no-figures", help="Draw figures [yes].")] = None,
     device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps or auto.")] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16 or auto.")] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub model.")] = None,
@@ -91,7 +92,7 @@ def run_command(
         "limit_statements": limit_statements, "seed": seed, "out": out, "prompts": prompts, "decoders": decoders,
         "judges": judges, "entropy_estimators": entropy_estimators, "repetition_penalty": repetition_penalty,
         "max_new_tokens": max_new_tokens, "batch_size": batch_size, "lens": lens, "layers": layers, "taps": taps,
-        "bertscore_model": bertscore_model, "device": device, "dtype": dtype, "revision": revision,
+        "bertscore_model": bertscore_model, "figures": figures, "device": device, "dtype": dtype, "revision": revision,
         "trust_remote_code": trust_remote_code,
     }  # fmt: skip
     settings = load_config(config, given)
@@ -112,6 +113,8 @@ def run_command(
         print_headlines(finished)
 
 
+# A table to print: what it is of, its columns, its rows.
+Part = tuple[str, list[str | Column], list[list[Any]]]
 HEADLINE_TABLES = ("decoding", "probes", "entropy_layers", "layers_accuracy", "layers_picks")
 
 
@@ -138,63 +141,76 @@ def print_headlines(finished: Finished) -> None:
     tables = finished.tables
     said = headlines(tables)
     for study in ("layers", "entropy", "probes", "decoding"):
-        rows = _HEADLINES[study](tables)
-        if rows is None:
+        parts = _HEADLINES[study](tables)
+        if not parts:
             continue
-        columns, body = rows
-        print_table(columns, body, title=TITLES[study])
-        for line in said.get(study, []):
-            echo(line)
+        for place, (name, columns, body) in enumerate(parts):
+            title = ": ".join(filter(None, (TITLES[study] if place == 0 else "", name)))
+            print_table(columns, body, title=title)
+        for finding in said.get(study, []):
+            for line in finding.split("\n"):
+                echo(line)
         echo()
     echo(f"report: {finished.report}")
 
 
-def _layers(tables: Any) -> tuple[list[str | Column], list[list[Any]]] | None:
+def _layers(tables: Any) -> list[Part]:
     frame = tables.get("layers_accuracy")
-    if frame is None:
-        return None
+    if frame is None or not len(frame):
+        return []
     lens = frame["lens"].iloc[0]
     mine = frame[frame["lens"] == lens].sort_values("layer")
     shown = mine.iloc[_spread(len(mine))]
     body = [[int(r.layer), int(r.n), r.accuracy, r.low, r.high, r.right_share] for r in shown.itertuples()]
-    return [Column("layer", "d"), "questions", Column("right first", ".3f"), Column("low", ".3f"),
-            Column("high", ".3f"), Column("share of the right", ".3f")], body  # fmt: skip
+    columns: list[str | Column] = [Column("layer", "d"), "questions"]
+    columns += [Column(name, ".3f") for name in ("right choice first", "low", "high", "share of the right choices")]
+    return [(f"{lens} lens", columns, body)]
 
 
-def _entropy(tables: Any) -> tuple[list[str | Column], list[list[Any]]] | None:
+def _entropy(tables: Any) -> list[Part]:
     frame = tables.get("entropy_layers")
-    if frame is None:
-        return None
-    body: list[list[Any]] = []
+    if frame is None or not len(frame):
+        return []
+    columns: list[str | Column] = [Column("layer", "d")]
+    columns += [Column(n, ".3f") for n in ("right (nats)", "wrong", "wrong − right", "low", "high", "AUROC")]
+    columns += [Column("p (Holm)", ".3g")]
+    parts: list[Part] = []
     for (judge, estimator), rows in frame.groupby(["judge", "estimator"], sort=False):
-        rows = rows.sort_values("layer")
-        body += [
-            [judge, estimator, int(r.layer), r.right, r.wrong, r.difference, r.auroc, r.p_holm]
-            for r in rows.iloc[_spread(len(rows), 4)].itertuples()
+        shown = rows.sort_values("layer").iloc[_spread(len(rows), 5)]
+        body = [
+            [int(r.layer), r.right, r.wrong, r.difference, r.difference_low, r.difference_high, r.auroc, r.p_holm]
+            for r in shown.itertuples()
         ]
-    return ["judge", "estimator", Column("layer", "d"), Column("right", ".3f"), Column("wrong", ".3f"),
-            Column("wrong − right", ".3f"), Column("AUROC", ".3f"), Column("p (Holm)", ".3g")], body  # fmt: skip
+        parts.append((f"{judge} ({estimator})", columns, body))
+    return parts
 
 
-def _probes(tables: Any) -> tuple[list[str | Column], list[list[Any]]] | None:
+def _probes(tables: Any) -> list[Part]:
     frame = tables.get("probes")
-    if frame is None:
-        return None
-    columns = ["setting", "method", "layer", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "auroc"]
-    plain = frame[columns].astype(object).where(frame[columns].notna(), None)
-    body = [[int(v) if name == "layer" and v is not None else v for name, v in zip(columns, row, strict=True)]
-            for row in plain.to_numpy().tolist()]  # fmt: skip
-    return [Column(name.replace("_", " "), "d" if name == "layer" else ".3f") for name in columns], body
+    if frame is None or not len(frame):
+        return []
+    names = ["setting", "method", "layer", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "auroc"]
+    body = [
+        [int(v) if name == "layer" and v is not None else v for name, v in zip(names, row, strict=True)]
+        for row in _rows(frame[names])
+    ]
+    return [("", [Column(name.replace("_", " "), "d" if name == "layer" else ".3f") for name in names], body)]
 
 
-def _decoding(tables: Any) -> tuple[list[str | Column], list[list[Any]]] | None:
+def _decoding(tables: Any) -> list[Part]:
     frame = tables.get("decoding")
-    if frame is None:
-        return None
-    names = ["decoder", "metric", "mean", "low", "high", "difference", "difference_low", "difference_high", "p"]
-    plain = frame[names].astype(object).where(frame[names].notna(), None)
-    heads = ["decoder", "metric", "mean", "low", "high", "difference", "d. low", "d. high", "p"]
-    return [Column(h, ".3g" if h == "p" else ".3f") for h in heads], plain.to_numpy().tolist()
+    if frame is None or not len(frame):
+        return []
+    shown = frame[frame["metric"].str.endswith(("_max", "_acc"))]
+    names = ["metric", "decoder", "mean", "low", "high", "difference", "difference_low", "difference_high", "p"]
+    heads = ["metric", "decoder", "mean", "low", "high", "difference", "d. low", "d. high", "p"]
+    return [("", [Column(h, ".3g" if h == "p" else ".3f") for h in heads], _rows(shown[names]))]
+
+
+def _rows(frame: Any) -> list[list[Any]]:
+    """Rows of a frame with None where a value is missing."""
+    plain: list[list[Any]] = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
+    return plain
 
 
 _HEADLINES = {"layers": _layers, "entropy": _entropy, "probes": _probes, "decoding": _decoding}

@@ -21,7 +21,7 @@ __all__ = ["STUDIES", "RunConfig", "load_config"]
 
 STUDIES = ("layers", "entropy", "probes", "decoding")
 # Settings that change where or how fast results appear, never what they are: a run may go on with other values.
-_NOT_IDENTITY = frozenset({"only", "out"})
+_NOT_IDENTITY = frozenset({"only", "out", "figures"})
 
 
 class RunConfig(BaseModel):
@@ -43,6 +43,7 @@ class RunConfig(BaseModel):
 
     only: tuple[str, ...] = Field(STUDIES, description="studies to run: layers, entropy, probes, decoding")
     out: str = Field("exitlens-run", description="run directory")
+    figures: bool = Field(True, description="draw figures; the report has its tables either way")
     seed: int = Field(0, ge=0, description="seed of every random choice")
     batch_size: int = Field(16, ge=1, description="prompts that are generated together")
 
@@ -64,7 +65,7 @@ class RunConfig(BaseModel):
     layers: tuple[int, ...] | Literal["all"] = Field("all", description="layers of the layer study")
     rule: Literal["auto", "first-token", "sequence"] = Field("auto", description="what stands for a choice")
     look_limit: int | None = Field(50, ge=1, description="questions of the layer study at most; none: all")
-    picks: int = Field(3, ge=0, description="right and wrong answers shown layer by layer, of each at most")
+    picks: int = Field(2, ge=0, description="right and wrong answers shown layer by layer, of each at most")
     top_k: int = Field(5, ge=1, description="likeliest tokens kept per layer")
 
     taps: tuple[int, ...] | None = Field(None, description="probed layers; none: 1/2, 5/8 and 3/4 of the depth")

@@ -74,18 +74,18 @@ def run(
             if name in config.only:
                 import_module(_RUNNERS[name]).run(ctx)
         directory.note(finished=now())
-        say("drawing figures and writing the report")
-        return publish(directory)
+        say("drawing figures and writing the report" if config.figures else "writing the report")
+        return publish(directory, figures=config.figures)
 
 
-def publish(directory: RunDirectory) -> Finished:
+def publish(directory: RunDirectory, *, figures: bool = True) -> Finished:
     """Draw the figures and write the report of a run directory from its tables and manifest alone."""
     from exitlens.views.gallery import draw_all
     from exitlens.views.report import write_report
 
     tables = directory.tables()
-    figures = draw_all(directory.manifest, tables, directory.path / "figures")
-    path = write_report(directory.manifest, tables, figures, directory.path / "report.html")
+    drawn = draw_all(directory.manifest, tables, directory.path / "figures") if figures else {}
+    path = write_report(directory.manifest, tables, drawn, directory.path / "report.html")
     return Finished(directory.path, path, tables, directory.manifest)
 
 
