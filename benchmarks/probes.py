@@ -7,7 +7,7 @@
 
 Peers: scikit-learn's ``StandardScaler`` + ``LogisticRegression`` for every layer, fold and C (its defaults but
 ``max_iter=2000``); a plain PyTorch loop (``nn.Sequential``, ``optim.Adam``, batches by index, no data loader) for
-every layer, fold and seed. A peer's time is measured on a sample of its grid's cells and scaled to all; the accuracies of the
+every layer, fold and seed. A peer's time is measured on a sample of its cells and scaled to all; accuracies of the
 same cells are compared. "Floor": the multiplications that the MLPs cannot do without, at the rate this machine
 reaches on large float32 matrix products.
 """
