@@ -12,9 +12,20 @@ if TYPE_CHECKING:
     from .data import Dataset as Dataset
     from .data import read as read_data
     from .decoding import Generation, generate
+    from .integrations.transformers_generate import transformers_generate
     from .models import Layered, load, wrap
 
-__all__ = ["Dataset", "Generation", "Layered", "__version__", "generate", "load", "read_data", "wrap"]
+__all__ = [
+    "Dataset",
+    "Generation",
+    "Layered",
+    "__version__",
+    "generate",
+    "load",
+    "read_data",
+    "transformers_generate",
+    "wrap",
+]
 
 __version__ = "0.1.0"
 
@@ -25,6 +36,7 @@ _HOME = {
     "generate": ("decoding", "generate"),
     "load": ("models", "load"),
     "read_data": ("data", "read"),
+    "transformers_generate": ("integrations.transformers_generate", "transformers_generate"),
     "wrap": ("models", "wrap"),
 }
 

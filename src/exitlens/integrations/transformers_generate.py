@@ -1,0 +1,167 @@
+"""A decoder for ``model.generate(..., custom_generate=...)`` of transformers 5, on a plain ``AutoModelForCausalLM``.
+
+transformers prepares inputs, mask, positions, cache, logits processors and stopping criteria, then hands over the
+loop. Here is that loop, with the decoder's scores in place of the final logits. Whatever acts on scores in
+transformers (repetition penalty, temperature, top-k, top-p) acts on the decoder's, after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..decoding.decoders import Decoder
+from ..decoding.registry import parse_decoder
+from ..errors import InputError
+from ..models.recorder import record_blocks
+
+__all__ = ["transformers_generate"]
+
+
+def transformers_generate(decoder: str | Decoder = "dola:high", *, streamer: Any = None) -> Callable[..., Any]:
+    """A loop for ``custom_generate=``; make it once and pass it to any number of ``generate`` calls.
+
+    ``streamer``: transformers keeps the one given to ``generate`` from custom loops, so it is given here instead.
+    A model is looked at layer by layer (and checked) the first time the loop meets it. Raises :class:`InputError`
+    for an unknown decoder now, and in ``generate`` for what has no meaning with it (beams, an assistant model);
+    :class:`UnsupportedModel` or :class:`ParityError` for a model whose layers cannot be read.
+    """
+    return _Loop(parse_decoder(decoder), streamer)
+
+
+class _Loop:
+    def __init__(self, decoder: Decoder, streamer: Any) -> None:
+        self.decoder, self.streamer = decoder, streamer
+        self._model: Any = None
+        self._lm: Any = None
+        self._early: tuple[int, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"transformers_generate(decoder={self.decoder.name!r})"
+
+    def _meet(self, model: Any) -> Any:
+        from ..models.huggingface import wrap
+
+        if self._model is not model:
+            self._lm = wrap(model, None)
+            tied = self._lm.weight.data_ptr() == self._lm.embed.weight.data_ptr()
+            self._early = self.decoder.layers(self._lm.n_layers, tied)
+            self._model = model
+        return self._lm
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        logits_processor: Callable[[Tensor, Tensor], Tensor],
+        stopping_criteria: Any,
+        generation_config: Any,
+        **model_kwargs: Any,
+    ) -> Any:
+        """What transformers calls; returns what its own loops return."""
+        config, streamer = generation_config, self.streamer
+        if config.num_beams > 1:
+            raise InputError(f"num_beams={config.num_beams} has no meaning with decoder {self.decoder.name!r}: use 1")
+        if model.config.is_encoder_decoder:
+            raise InputError(f"{type(model).__name__} is an encoder-decoder model: use a decoder-only one")
+        lm = self._meet(model)
+        if streamer is not None:
+            streamer.put(input_ids.cpu())
+        made = _Made(config)
+        pad = config._pad_token_tensor
+        ends = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
+        going = torch.ones(input_ids.shape[0], dtype=torch.long, device=input_ids.device)
+        first = True
+        while True:
+            hidden: dict[int, Tensor] = {}
+            with record_blocks(
+                lm.blocks, lm.layout.stream, self._early, "last", hidden, shape=input_ids.shape, copy=True
+            ):
+                if first:
+                    outputs = model._prefill(input_ids, config, model_kwargs)
+                else:
+                    inputs = model.prepare_inputs_for_generation(
+                        input_ids, next_sequence_length=1 if model_kwargs.get("use_cache") else None, **model_kwargs
+                    )
+                    outputs = model(**inputs, return_dict=True)
+            first = False
+            model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
+            final = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=input_ids.device)
+            scores = logits_processor(input_ids, self._scores(lm, final, hidden))
+            made.note(outputs, scores, final)
+            if config.do_sample:
+                tokens = torch.multinomial(scores.softmax(-1), num_samples=1).squeeze(1)
+            else:
+                tokens = scores.argmax(-1)
+            if ends:
+                tokens = tokens * going + pad.to(input_ids.device) * (1 - going)
+            input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
+            if streamer is not None:
+                streamer.put(tokens.cpu())
+            going = going & ~stopping_criteria(input_ids, made.scores)
+            del outputs
+            if not bool(going.any()):
+                break
+        if streamer is not None:
+            streamer.end()
+        return made.output(input_ids, model_kwargs)
+
+    def _scores(self, lm: Any, final: Tensor, hidden: dict[int, Tensor]) -> Tensor:
+        width = lm.vocab_size
+        if self._early:
+            early = torch.stack([lm.logits(hidden[j][:, -1], j, self.decoder.lens) for j in self._early])
+            early = early.to(dtype=torch.float32, device=final.device)
+        else:
+            early = final.new_empty(0, final.shape[0], width)
+        scores = self.decoder(final[:, :width].clone(), early, lm.n_layers).scores
+        if width == final.shape[-1]:
+            return scores
+        # Rows of the unembedding that are no tokens keep their place, and are never chosen.
+        return torch.cat([scores, scores.new_full((len(scores), final.shape[-1] - width), -torch.inf)], dim=-1)
+
+
+class _Made:
+    """What ``return_dict_in_generate`` asks for, step by step."""
+
+    def __init__(self, config: Any) -> None:
+        self.asked = bool(config.return_dict_in_generate)
+        wants = {
+            "scores": config.output_scores,
+            "logits": config.output_logits,
+            "attentions": config.output_attentions,
+            "hidden_states": config.output_hidden_states,
+        }
+        self.kept: dict[str, tuple[Any, ...] | None] = {
+            name: () if self.asked and wanted else None for name, wanted in wants.items()
+        }
+
+    @property
+    def scores(self) -> Any:
+        return self.kept["scores"]
+
+    def note(self, outputs: Any, scores: Tensor, final: Tensor) -> None:
+        new = {
+            "scores": scores,
+            "logits": final,
+            "attentions": getattr(outputs, "attentions", None),
+            "hidden_states": getattr(outputs, "hidden_states", None),
+        }
+        for name, held in self.kept.items():
+            if held is not None:
+                self.kept[name] = (*held, new[name])
+
+    def output(self, sequences: Tensor, model_kwargs: dict[str, Any]) -> Any:
+        if not self.asked:
+            return sequences
+        from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+        cache = model_kwargs.get("past_key_values", model_kwargs.get("cache_params"))
+        return GenerateDecoderOnlyOutput(
+            sequences=sequences,  # type: ignore[arg-type] # a LongTensor is a Tensor
+            past_key_values=cache,
+            **self.kept,
+        )
