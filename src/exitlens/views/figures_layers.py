@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from pandas import DataFrame
 
 from exitlens.views.frames import Row, distinct, evenly, groups, layers_of, rows
@@ -79,6 +80,9 @@ def choice_bars(
         axes.spines["left"].set_color(GRID)
     if shown:
         places[0].set_xlim(0, (top or 1.0) * 1.2)
+        # Three ticks at most, short ones: six narrow panels stand side by side, and a probability may be 0.0004.
+        places[0].xaxis.set_major_locator(MaxNLocator(3))
+        places[0].xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         places[0].invert_yaxis()
     for axes in places[-3:]:
         axes.set_xlabel("share among the choices" if value == "share" else "probability")
