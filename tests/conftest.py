@@ -34,6 +34,19 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def _wrong_types(request: pytest.FixtureRequest) -> Iterator[None]:
+    """``@pytest.mark.wrong_types``: the test hands over values of a wrong type on purpose, to see the product's own error."""
+    if request.node.get_closest_marker("wrong_types") is None:
+        yield
+        return
+    from jaxtyping import config
+
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
 @pytest.fixture(scope="session")
 def builtin_path() -> Path:
     """The built-in model's GGUF file, fetched once a machine."""
