@@ -29,7 +29,7 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(["encoder_layers", "num_decoder_layers", "num_encoder_layers", "num_layers_per_stack"], LAYERS),
     **dict.fromkeys(["num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads", "num_kv_heads"], 4),
     **dict.fromkeys(["decoder_attention_heads", "encoder_attention_heads", "swa_num_attention_heads"], 4),
-    **dict.fromkeys(["num_decoder_attention_heads", "num_encoder_attention_heads", "index_n_heads"], 4),
+    **dict.fromkeys(["num_decoder_attention_heads", "num_encoder_attention_heads"], 4),
     **dict.fromkeys(["linear_num_heads", "mamba_num_heads", "linear_num_key_heads", "linear_num_value_heads"], 4),
     **dict.fromkeys(["num_key_value_heads", "swa_num_key_value_heads", "num_global_key_value_heads"], 2),
     **dict.fromkeys(["head_dim", "d_head", "attention_head_size", "dim_head", "swa_head_dim", "kv_channels"], 8),
@@ -49,6 +49,9 @@ SIZES: dict[str, Any] = {
     **dict.fromkeys(["state_size", "mamba_d_state", "ssm_state_size", "time_step_rank", "mamba_dt_rank"], 8),
     "hidden_size_per_layer_input": 8,
     "hidden_size_global": 32,
+    "index_block_size": 4,
+    "index_topk_blocks": 2,
+    "index_n_heads": 32,  # each score is a sum over heads of what is above 0: with few, exact ties at 0 are common
     "encoder_hash_byte_group_vocab": 500,
     "first_k_dense_replace": 1,
     "num_dense_layers": 1,
@@ -120,7 +123,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
     },
     "qwen4_exp_text": {
-        "indexer_n_heads": 4,
+        "indexer_n_heads": 32,
         "indexer_kv_heads": 1,
         "indexer_head_dim": 8,
         "indexer_budget": 8,

@@ -27,6 +27,7 @@ _WINDOWS = ("sliding_window", "sliding_window_size", "attention_chunk_size", "lo
             "attention_window_size", "index_topk", "keep_window_size")  # fmt: skip
 # Attention over blocks of positions, whose borders padding moves.
 _BLOCKWISE = ("chunk", "compress", "index", "block", "lsh")
+_BLOCK_SIZES = ("index_block_size", "attention_chunk_size", "lsh_attn_chunk_length")
 
 
 def own_logits(lm: Layered, ids: Tensor) -> Tensor:
@@ -146,8 +147,6 @@ def _cache_works(lm: Layered, ids: Tensor, bare: dict[int, Tensor]) -> bool:
     Three rows begin alike; they go on in one piece, then a token at a time, with one row dropped on the way.
     """
     n, device = lm.n_layers, ids.device
-    if isinstance(getattr(lm.config, "index_topk", None), int):
-        return False  # what transformers caches for its key index goes wrong once a text is longer than index_topk
     cut = ids.shape[1]
     text = torch.cat([ids[:1].expand(3, -1), ids, ids.flip(0)], dim=1)
     if lm.context is not None and text.shape[1] > lm.context:
@@ -175,8 +174,9 @@ def _cache_works(lm: Layered, ids: Tensor, bare: dict[int, Tensor]) -> bool:
 
 def pads_exactly(lm: Layered, ids: Tensor, bare: dict[int, Tensor]) -> bool:
     """True when padding, left or right, changes nothing at real positions, at any layer's output."""
-    if not lm.takes_masks or any(word in kind for kind in _kinds(lm.config) for word in _BLOCKWISE):
-        return False
+    blocks = any(word in kind for kind in _kinds(lm.config) for word in _BLOCKWISE)
+    if not lm.takes_masks or blocks or any(isinstance(getattr(lm.config, name, None), int) for name in _BLOCK_SIZES):
+        return False  # longer texts than the one measured on would tell
     return all(_padding_exact(lm, ids, bare, side) for side in ("left", "right"))
 
 
