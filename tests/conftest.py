@@ -36,7 +36,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _wrong_types(request: pytest.FixtureRequest) -> Iterator[None]:
-    """``@pytest.mark.wrong_types``: the test hands over values of a wrong type on purpose, to see the product's own error."""
+    """``@pytest.mark.wrong_types``: wrong types are handed over on purpose, to see the error of the product itself."""
     if request.node.get_closest_marker("wrong_types") is None:
         yield
         return
