@@ -42,9 +42,10 @@ def plan_batches(ids: Sequence[Sequence[int]], batch_size: int, *, gap_exact: bo
 def _shared(ids: Sequence[Sequence[int]]) -> tuple[int, ...]:
     if len(ids) < 2:
         return ()
-    first, last = min(ids), max(ids)  # the least alike in dictionary order share what all share
+    rows = [tuple(row) for row in ids]
+    first, last = min(rows), max(rows)  # the least alike in dictionary order share what all share
     n = 0
     limit = min(len(row) for row in ids) - 1
     while n < limit and first[n] == last[n]:
         n += 1
-    return tuple(first[:n]) if n >= _MIN_PREFIX else ()
+    return first[:n] if n >= _MIN_PREFIX else ()

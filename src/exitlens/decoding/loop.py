@@ -56,7 +56,7 @@ class Row:
 
 def generate(
     lm: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]],
     *,
     decoder: str | Decoder = "vanilla",
     max_new_tokens: int = 50,
@@ -73,7 +73,7 @@ def generate(
     open_with: Callable[[Sequence[int]], Prefix] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
-    """Answer every prompt.
+    """Answer every prompt: a text, or token ids taken as they are.
 
     A text that all prompts begin with is run once. The repetition penalty acts on prompt and output, after the
     decoder's own scores. ``read`` names statistics (:func:`exitlens.lenses.readout`) of every layer at every answer
@@ -99,9 +99,9 @@ def generate(
     prefix = open_prefix(lm, plan.prefix) if open_with is None else open_with(plan.prefix)
     occurrences: Counter[tuple[int, ...]] = Counter()
     generators = []
-    for row in ids:
-        key = tuple(row)
-        generators.append(None if run.sampling.greedy else row_generator(seed, row, occurrences[key]))
+    for each in ids:
+        key = tuple(each)
+        generators.append(None if run.sampling.greedy else row_generator(seed, each, occurrences[key]))
         occurrences[key] += 1
     out: list[Generation | None] = [None] * len(ids)
     done = 0
@@ -110,7 +110,7 @@ def generate(
         for _ in run.batch(rows, prefix, layers):
             pass
         for row, reads in zip(rows, _read(lm, rows, layers, read, read_lens, run), strict=True):
-            out[row.index] = run.result(row, prompts[row.index], reads)
+            out[row.index] = run.result(row, _shown(lm, prompts[row.index]), reads)
         done += len(batch)
         if progress is not None:
             progress(done, len(ids))
@@ -119,7 +119,7 @@ def generate(
 
 def stream(
     lm: Any,
-    prompt: str,
+    prompt: str | Sequence[int],
     *,
     decoder: str | Decoder = "vanilla",
     max_new_tokens: int = 50,
@@ -129,7 +129,7 @@ def stream(
     seed: int = 0,
     chat: bool = False,
 ) -> Iterator[str | Generation]:
-    """Answer one prompt piece by piece: pieces of text as they become certain, then the whole :class:`Generation`.
+    """Answer one prompt (text or token ids) piece by piece: text as it becomes certain, then the :class:`Generation`.
 
     Text that may still turn out to be the start of a stop string, or half a character, is held back.
     """
@@ -146,7 +146,7 @@ def stream(
         if safe > sent:
             yield text[sent:safe]
             sent = safe
-    result = run.result(row, prompt, {})
+    result = run.result(row, _shown(lm, prompt), {})
     if len(result.text) > sent:
         yield result.text[sent:]
     yield result
@@ -160,9 +160,13 @@ def _overlap(text: str, stops: Sequence[str], hold: int) -> int:
     return 0
 
 
-def encode(lm: Any, prompt: str, chat: bool, max_new_tokens: int) -> list[int]:
+def encode(lm: Any, prompt: str | Sequence[int], chat: bool, max_new_tokens: int) -> list[int]:
     """Token ids of a prompt; raises as :func:`generate` says."""
-    if chat:
+    if not isinstance(prompt, str):
+        ids = list(prompt)
+        if any(not 0 <= i < lm.vocab_size for i in ids):
+            raise InputError(f"a prompt has token ids outside 0..{lm.vocab_size - 1}, the vocabulary of {lm.name}")
+    elif chat:
         ids = lm.encode_chat(prompt)
     else:
         ids = lm.encode(prompt)
@@ -171,9 +175,13 @@ def encode(lm: Any, prompt: str, chat: bool, max_new_tokens: int) -> list[int]:
     if lm.context is not None and len(ids) + max_new_tokens > lm.context:
         raise ContextError(
             f"a prompt of {len(ids)} tokens with {max_new_tokens} to come does not fit the context of {lm.context} "
-            f"of {lm.name}: shorten it ({prompt[:40]!r}...) or ask for fewer tokens"
+            f"of {lm.name}: shorten it ({_shown(lm, prompt)[:40]!r}...) or ask for fewer tokens"
         )
     return list(ids)
+
+
+def _shown(lm: Any, prompt: str | Sequence[int]) -> str:
+    return prompt if isinstance(prompt, str) else str(lm.decode(prompt))
 
 
 class Run:
@@ -192,7 +200,7 @@ class Run:
         decoder = parse_decoder(decoder)
         self.lm, self.decoder, self.limit, self.penalty = lm, decoder, max_new_tokens, penalty
         self.sampling, self.trace = sampling, trace
-        self.stops = StopStrings(stop, lm.decode)
+        self.stops = StopStrings(stop, lm.decode, lambda text: lm.encode(text, special=False))
         self.eos = frozenset(lm.eos_ids)
         tied = lm.weight.data_ptr() == lm.embed.weight.data_ptr()
         self.early = decoder.layers(lm.n_layers, tied)
