@@ -19,7 +19,7 @@ from exitlens.errors import ConfigError
 
 __all__ = ["STUDIES", "RunConfig", "load_config"]
 
-STUDIES = ("layers", "entropy", "probes", "decoding")
+STUDIES = ("layers", "entropy", "probes", "decoding", "exits")
 # Settings that change where or how fast results appear, never what they are: a run may go on with other values.
 _NOT_IDENTITY = frozenset({"only", "out", "figures"})
 
@@ -41,7 +41,7 @@ class RunConfig(BaseModel):
     limit_statements: int | None = Field(None, ge=1, description="at most this many statements, drawn with the seed")
     prompts: str | None = Field(None, description="JSON lines of prompts with choices, looked at as well")
 
-    only: tuple[str, ...] = Field(STUDIES, description="studies to run: layers, entropy, probes, decoding")
+    only: tuple[str, ...] = Field(STUDIES, description="studies to run: layers, entropy, probes, decoding, exits")
     out: str = Field("exitlens-run", description="run directory")
     figures: bool = Field(True, description="draw figures; the report has its tables either way")
     seed: int = Field(0, ge=0, description="seed of every random choice")

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from exitlens.data.records import Question
+from exitlens.scoring import Judge
 from exitlens.study.config import RunConfig
 from exitlens.study.engine import Engine
 from exitlens.study.inputs import Inputs
 from exitlens.study.judging import Scorers
+from exitlens.study.passes import check_context
 from exitlens.study.stage_generate import DecoderSpec, GenerateStage, ask
 
 __all__ = ["Answers", "Context", "answer_all"]
@@ -99,6 +101,16 @@ class Context:
                 entropy=entropy,
             )
         return self._answers[key]
+
+    def check_questions(self) -> None:
+        """Every question must fit the context, with room for its answer; raises ContextError."""
+        lm = self.engine.lm
+        for record in ask(self.inputs.questions):
+            check_context(lm, [lm.encode(record.prompt)], self.config.max_new_tokens)
+
+    def check_judges(self) -> list[Judge]:
+        """The run's judges; raises ConfigError, DataError."""
+        return [self.scorers().judge(name) for name in self.config.judges]
 
     def write(self, name: str, frame: pd.DataFrame, order: Sequence[str] = ()) -> None:
         """Write a result table of the run."""

@@ -17,7 +17,7 @@ from exitlens.study.stage_layers import LookRecord
 
 __all__ = ["Inputs", "load_inputs", "look_records", "prompt_records"]
 
-_QUESTION_STUDIES = frozenset({"layers", "entropy", "decoding"})
+_QUESTION_STUDIES = frozenset({"layers", "entropy", "decoding", "exits"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,12 @@ class Inputs:
             for d in self.datasets
         ]
 
-    def identity(self) -> list[list[Any]]:
-        """What makes the data these and no others."""
-        return [[d.name, d.sha256, len(d)] for d in self.datasets]
+    def identity(self) -> dict[str, Any]:
+        """What makes the data these and no others, by kind; a kind that was not read is left out."""
+        found: dict[str, Any] = {}
+        for d in self.datasets:
+            found.setdefault(f"{d.kind}_read", []).append([d.name, d.sha256, len(d)])
+        return found
 
 
 def load_inputs(config: RunConfig) -> Inputs:

@@ -16,13 +16,11 @@ from exitlens.study.config import STUDIES, RunConfig
 from exitlens.study.context import Context
 from exitlens.study.engine import Engine, Report
 from exitlens.study.inputs import Inputs, load_inputs
-from exitlens.study.passes import check_context
 from exitlens.study.run_directory import RunDirectory, now
-from exitlens.study.stage_generate import ask
 
 __all__ = ["Finished", "run"]
 
-# Each module has run(ctx); the cheapest answer for the reader first, the longest last.
+# Each module has check(ctx) and run(ctx); the cheapest answer for the reader first, the longest last.
 _RUNNERS = {name: f"exitlens.study.study_{name}" for name in STUDIES}
 
 
@@ -52,7 +50,7 @@ def run(
     be written, and whatever reading the data or the model raises; nothing finished is lost by any of them.
     """
     inputs = load_inputs(config)
-    identity = {**config.identity(), "data_read": inputs.identity()}
+    identity = {**config.identity(), **inputs.identity()}
     with RunDirectory.open(config.out, identity, command=command, fresh=fresh) as directory:
         for note in inputs.notes:
             say(note)
@@ -68,11 +66,13 @@ def run(
                 trust_remote_code=config.trust_remote_code,
             )
         _introduce(directory, config, inputs, lm)
-        _check_fit(config, inputs, lm)
         ctx = Context(config, Engine(lm, directory, report), inputs, say)
-        for name in STUDIES:
-            if name in config.only:
-                import_module(_RUNNERS[name]).run(ctx)
+        chosen = [import_module(_RUNNERS[name]) for name in STUDIES if name in config.only]
+        # What cannot be done is said before the first long stage, not after it.
+        for study in chosen:
+            study.check(ctx)
+        for study in chosen:
+            study.run(ctx)
         directory.note(finished=now())
         say("drawing figures and writing the report" if config.figures else "writing the report")
         return publish(directory, figures=config.figures)
@@ -111,13 +111,13 @@ def _introduce(directory: RunDirectory, config: RunConfig, inputs: Inputs, lm: L
             "vocab_size": lm.vocab_size,
             "parity": {"max_abs": lm.parity.max_abs, "tolerance": lm.parity.tolerance, "tokens": lm.parity.tokens},
         },
-        data=inputs.provenance(),
+        data=_with_earlier(directory.manifest.get("data") or [], inputs.provenance()),
         notes=list(inputs.notes),
     )
 
 
-def _check_fit(config: RunConfig, inputs: Inputs, lm: LayeredModel) -> None:
-    """Every question must fit the context before hours of work begin."""
-    if inputs.questions and {"entropy", "decoding"} & set(config.only):
-        for record in ask(inputs.questions):
-            check_context(lm, [lm.encode(record.prompt)], config.max_new_tokens)
+def _with_earlier(earlier: list[dict[str, Any]], read: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Data of this call, and of earlier calls of the run that read another kind."""
+    kinds = {data["kind"] for data in read}
+    both = [data for data in earlier if data.get("kind") not in kinds] + read
+    return sorted(both, key=lambda data: str(data["kind"]))

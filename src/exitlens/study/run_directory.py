@@ -68,6 +68,7 @@ class RunDirectory:
             if earlier is not None:
                 _refuse_other(folder, earlier, identity)
                 earlier["command"] = command
+                earlier["identity"] = {**earlier["identity"], **identity}
                 manifest = earlier
             else:
                 manifest = _new_manifest(identity, command)
@@ -251,7 +252,8 @@ def _refuse_other(folder: Path, earlier: Mapping[str, Any], identity: Mapping[st
             "another folder with --out, or start over with --fresh"
         )
     before = earlier.get("identity", {})
-    for name in sorted({*before, *identity}):
+    # A setting that only one of them has (the data of a study the other did not ask for) makes no difference.
+    for name in sorted(set(before) & set(identity)):
         if canonical(before.get(name)) != canonical(identity.get(name)):
             raise RunError(
                 f"'{folder}' belongs to another run: its {name} is {_short(before.get(name))}, this one's is "

@@ -11,6 +11,7 @@ import pandas as pd
 
 from exitlens import stats
 from exitlens.data.records import Question
+from exitlens.decoding import parse_decoder
 from exitlens.errors import InputError
 from exitlens.models.protocol import LayeredModel
 from exitlens.scoring import TextMetric, truthfulqa_scores
@@ -128,11 +129,21 @@ def compare(scores: pd.DataFrame, penalties: dict[str, float], *, seed: int = 0)
     return table.astype({name: np.float64 for name in COLUMNS if name not in ("decoder", "metric", "n")})
 
 
+def check(ctx: Context) -> None:
+    """Raise what would stop this study before it begins."""
+    lm: Any = ctx.engine.lm
+    for spec in ctx.specs():
+        # Tied embeddings only leave candidates out; a layer that does not exist is refused either way.
+        parse_decoder(spec.decoder).layers(lm.n_layers, False)
+    ctx.check_questions()
+    ctx.check_judges()
+
+
 def run(ctx: Context) -> None:
     """Tables ``answers``, ``judgements``, ``scores``, ``decoding``, ``decoding_layers``."""
     config, questions = ctx.config, ctx.inputs.questions
     specs = ctx.specs()
-    judges = [ctx.scorers().judge(name) for name in config.judges]
+    judges = ctx.check_judges()
     made = []
     for spec in specs:
         found = ctx.answers(spec)

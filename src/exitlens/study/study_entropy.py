@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from exitlens.data.records import Question
-from exitlens.errors import InputError
+from exitlens.errors import ConfigError, InputError
 from exitlens.models.protocol import LayeredModel
 from exitlens.scoring import Judge
 from exitlens.study.context import Answers, Context, answer_all
@@ -82,10 +82,17 @@ def analyse(
     return EntropyStudy(answers.answers, tokens, judgements, layers)
 
 
+def check(ctx: Context) -> None:
+    """Raise what would stop this study before it begins."""
+    ctx.check_questions()
+    if not ctx.check_judges():
+        raise ConfigError("the entropy study needs a judge: name one with --judges, for example margin:rouge")
+
+
 def run(ctx: Context) -> None:
     """Tables ``entropy_tokens``, ``judgements``, ``entropy_layers`` (and ``answers``)."""
     config = ctx.config
-    judges = [ctx.scorers().judge(name) for name in config.judges]
+    judges = ctx.check_judges()
     answers = ctx.answers(ctx.vanilla())
     found = analyse(answers, ctx.inputs.questions, judges, estimators=config.entropy_estimators, seed=config.seed)
     ctx.write("entropy_tokens", found.entropy_tokens)

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from exitlens.study.context import Context
 from exitlens.study.inputs import look_records, prompt_records
-from exitlens.study.stage_layers import LayersStage, accuracy_by_layer, pick_interesting
+from exitlens.study.look import check_lens
+from exitlens.study.stage_layers import LayersStage, accuracy_by_layer, check_layers, pick_interesting
 
 __all__ = ["run"]
 
 BATCH = 8
+
+
+def check(ctx: Context) -> None:
+    """Raise what would stop this study before it begins."""
+    check_layers(ctx.engine.lm, ctx.config.layers)
+    for lens in ctx.config.lens:
+        check_lens(lens)
+    if ctx.config.prompts is not None:
+        prompt_records(ctx.config.prompts)
 
 
 def run(ctx: Context) -> None:

@@ -115,14 +115,19 @@ def _said(
     return right, np.divide(true, total, out=np.full_like(true, 0.5), where=total > 0)
 
 
+def check(ctx: Context) -> None:
+    """Raise what would stop this study before it begins."""
+    pick_taps(ctx.engine.lm, ctx.config.taps)
+    pick_test_topic(ctx.inputs.statements, ctx.config.test_topic)
+    label_tokens(ctx.engine.lm)
+
+
 def run(ctx: Context) -> None:
     """Tables ``probes`` and ``probe_curves``; hidden states in ``states/``."""
     config, lm, directory = ctx.config, ctx.engine.lm, ctx.engine.directory
     statements = ctx.inputs.statements
     if directory is None:
         raise ProbeError("the probe study of a run keeps its states in the run directory: give one")
-    pick_taps(lm, config.taps)
-    pick_test_topic(statements, config.test_topic)
     settings: list[Setting] = ["prompted", "bare"] if config.bare else ["prompted"]
     stores: dict[Setting, StateStore] = {}
     for setting in settings:
