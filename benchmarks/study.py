@@ -47,9 +47,8 @@ def main() -> None:
             for name, r in (("notebooks' way", a), ("exitlens", b)):
                 print(f"  {name:16} {r['seconds'] / r['rows']:8.3f} s   {r['rows']:5d} rows   {r['peak_mib']:7.0f} MiB")
             speed = (a["seconds"] / a["rows"]) / (b["seconds"] / b["rows"])
-            print(
-                f"  {speed:.1f} times as fast, {b['peak_mib'] / a['peak_mib']:.2f} of the memory   [{b.get('note', '')}]"
-            )
+            memory = b["peak_mib"] / a["peak_mib"]
+            print(f"  {speed:.1f} times as fast, {memory:.2f} of the memory   [{b.get('note', '')}]")
 
 
 def _apart(way: str) -> dict[str, Any]:
