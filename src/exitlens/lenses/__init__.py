@@ -1,7 +1,7 @@
 """What a layer would have said: lenses, statistics of their distributions, and named results over whole texts."""
 
 from .files import load_lens, save_lens
-from .read import read, read_ids
+from .reading import read, read_ids
 from .readout import STATS, Readout, readout
 from .trace import Trace
 from .training import TrainingReport, train_tuned_lens

@@ -91,7 +91,7 @@ def train_tuned_lens(
     parts = [order[n_out:], order[: n_out // 2], order[n_out // 2 : n_out]]
     room = max(64, STORED_BYTES // ((lm.n_layers + 1) * lm.d_model * 4) - check_tokens - test_tokens)
     limits = [room, check_tokens, test_tokens]
-    data = _Split(*(_collect(lm, [texts[i] for i in p], k) for p, k in zip(parts, limits, strict=True)))
+    data = _Split(*(_collect(lm, [texts[i] for i in p], k, progress) for p, k in zip(parts, limits, strict=True)))
     n, d = lm.n_layers, lm.d_model
     scale = data.train[:n].pow(2).mean((1, 2)).sqrt()[:, None, None]  # rms of each layer's states
 
@@ -147,21 +147,30 @@ def train_tuned_lens(
 
 
 @torch.no_grad()
-def _collect(lm: LayeredModel, texts: Sequence[Sequence[int]], limit: int) -> Tensor:
+def _collect(
+    lm: LayeredModel,
+    texts: Sequence[Sequence[int]],
+    limit: int,
+    progress: Callable[[str, int, int], None] | None,
+) -> Tensor:
     """Hidden states ``[N+1, n, d]`` float32 of the first ``limit`` tokens, first tokens of texts left out.
 
     A text's first token is where many models park a state hundreds of times as large as all others.
     """
-    found: list[Tensor] = []
-    total = 0
+    limit = min(limit, sum(len(ids) - 1 for ids in texts))
+    out = torch.empty(lm.n_layers + 1, limit, lm.d_model, device=lm.weight.device)
+    done = 0
     for ids in texts:
-        if total >= limit:
+        if done >= limit:
             break
         hidden = lm.forward(torch.tensor([ids], device=lm.device), layers="all").hidden
-        states = torch.stack([hidden[j][0, 1:].float().to(lm.weight.device) for j in range(lm.n_layers + 1)])
-        found.append(states[:, : limit - total])
-        total += found[-1].shape[1]
-    return torch.cat(found, 1)
+        n = min(len(ids) - 1, limit - done)
+        for j in range(lm.n_layers + 1):
+            out[j, done : done + n] = hidden[j][0, 1 : 1 + n]
+        done += n
+        if progress is not None:
+            progress("collect", done, limit)
+    return out
 
 
 def _ridge(train: Tensor, scale: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
