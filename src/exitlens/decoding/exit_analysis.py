@@ -18,7 +18,7 @@ from ..errors import InputError
 from .exits import Reader, Scorer, logit_reader
 from .policies import ExitPolicy
 
-__all__ = ["Cost", "Outcome", "Signals", "apply_policy", "oracle", "signals_of"]
+__all__ = ["Cost", "Outcome", "Signals", "apply_policy", "caught_up", "oracle", "oracle_at", "signals_of"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -74,7 +74,8 @@ class Cost:
 class Outcome:
     """What a policy does to each token: ``exit [T]`` (layer), ``agrees [T]`` with the full model, ``flops [T]``.
 
-    ``full`` is the full model's FLOPs per token.
+    ``asked [T]``: exits at which it was asked. ``full`` is the full model's FLOPs per token. ``flops`` counts the
+    blocks up to the exit; what a deferred cache runs later is :func:`caught_up`.
     """
 
     policy: str
@@ -82,6 +83,7 @@ class Outcome:
     agrees: Array
     flops: Array
     full: float
+    asked: Array
 
     @property
     def flops_saved(self) -> float:
@@ -172,6 +174,38 @@ def oracle(signals: Signals, cost: Cost) -> Outcome:
     return _outcome(signals, "oracle", list(range(len(signals.layers))), settled, cost, None)
 
 
+def oracle_at(signals: Signals, cost: Cost, agreement: float) -> Outcome:
+    """The bound at less than full agreement: the tokens that settle last may leave at the first exit, wrong or not."""
+    bound = oracle(signals, cost)
+    allowed = int((1.0 - agreement) * signals.tokens)
+    wrong = signals.top[0] != signals.top[-1]
+    late = np.argsort(-bound.exit * wrong, kind="stable")[:allowed]
+    exits = bound.exit.copy()
+    exits[late] = np.minimum(exits[late], signals.layers[0])
+    agrees = bound.agrees.copy()
+    agrees[late] &= ~wrong[late]
+    flops = exits * cost.block + np.where(exits < signals.n_layers, cost.at_exit, cost.unembed)
+    return Outcome("oracle", exits, agrees, flops.astype(np.float64), bound.full, np.zeros(signals.tokens))
+
+
+def caught_up(exit_layer: Array, question: Array, step: Array) -> Array:
+    """Blocks ``[T]`` that ``defer`` runs at each token for the tokens before it, which had left below its exit.
+
+    What is never caught up is what leaving early saves for good.
+    """
+    extra = np.zeros(len(exit_layer), dtype=np.int64)
+    order = np.lexsort((step, question))
+    starts = np.flatnonzero(np.r_[True, np.diff(question[order]) != 0])
+    for begin, end in zip(starts, np.r_[starts[1:], len(order)], strict=True):
+        depth = np.asarray(exit_layer)[order[begin:end]].copy()
+        for t in range(1, end - begin):
+            behind = depth[:t] < depth[t]
+            if behind.any():
+                extra[order[begin + t]] = int((depth[t] - depth[:t][behind]).sum())
+                depth[:t][behind] = depth[t]
+    return extra
+
+
 def _outcome(
     signals: Signals, name: str, rows: list[int], leave: Array, cost: Cost, policy: ExitPolicy | None
 ) -> Outcome:
@@ -189,4 +223,4 @@ def _outcome(
     else:
         per_ask = cost.head if policy is not None and policy.kind in ("classifier", "cosine") else 0.0
         flops = flops + asked * per_ask + np.where(left, cost.at_exit, cost.unembed)
-    return Outcome(name, exit_layer, agrees, flops.astype(np.float64), n * cost.block + cost.unembed)
+    return Outcome(name, exit_layer, agrees, flops.astype(np.float64), n * cost.block + cost.unembed, asked)

@@ -1,8 +1,8 @@
 """Exit heads for a frozen model: cheap logits at an exit, and a classifier that says whether they are final already.
 
-Logits: ``W_S · norm(h + U_j V_j h + b_j)``, a low-rank translator (after Belrose et al. 2023) read over a
-shortlist ``S`` of the vocabulary, so that asking costs a fraction of the full product; a token outside the shortlist can
-only come from layer N, and the classifier learns not to leave there. Classifier: logistic regression on the normed
+Logits: ``W_S · norm(h + U_j V_j h + b_j)``, a low-rank translator (after Belrose et al. 2023) read over a shortlist
+``S`` of the vocabulary, so that asking costs a fraction of the full product; a token outside the shortlist can only
+come from layer N, and the classifier learns not to leave there. Classifier: logistic regression on the normed
 state (Schuster et al. 2022), which costs one dot product and no vocabulary product at all.
 """
 

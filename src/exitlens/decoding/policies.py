@@ -147,8 +147,8 @@ def parse_policy(text: str, n_layers: int) -> ExitPolicy:
     except ValueError:
         raise InputError(f"exit policy {text!r} is not understood: write probability:0.9@15/20 or fixed:20") from None
     if kind == "fixed":
-        if not value:
-            raise InputError("exit policy 'fixed' needs its layer: write fixed:20")
+        if not value or number != int(number):
+            raise InputError(f"exit policy {text!r} needs its layer, a whole number: write fixed:20")
         policy = ExitPolicy("fixed", layers=(int(number),))
     elif kind != "never" and not value:
         raise InputError(f"exit policy {kind!r} needs a threshold: write {kind}:0.9")

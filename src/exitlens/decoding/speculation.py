@@ -112,8 +112,12 @@ def speculate(
     prefix = NativePrefix(runner, plan.prefix)
     counts = tally or SpeculationTally()
     out: dict[int, Generation] = {}
+    generators: list[torch.Generator | None] = []
+    for i, row_ids in enumerate(ids):  # a prompt given twice has two random streams, as in `generate`
+        before = ids[:i].count(row_ids)
+        generators.append(None if run.sampling.greedy else row_generator(seed, row_ids, before))
     for batch in plan.batches:
-        rows = [Row(i, ids[i], None if run.sampling.greedy else row_generator(seed, ids[i], 0)) for i in batch]
+        rows = [Row(i, ids[i], generators[i]) for i in batch]
         _Rounds(run, prefix, draft, reader or logit_reader(lm), counts).go(rows)
         for row in rows:
             out[row.index] = run.result(row, prompts[row.index], {})

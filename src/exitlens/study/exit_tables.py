@@ -1,4 +1,4 @@
-"""Tables of what the exits showed: policies × thresholds, where tokens leave, kinds of tokens, calibrated thresholds."""
+"""Tables of what the exits showed: policies × thresholds, exit layers, kinds of tokens, calibrated thresholds."""
 
 from __future__ import annotations
 

@@ -15,11 +15,12 @@ from exitlens.decoding.exit_analysis import Cost
 from exitlens.decoding.exit_time import TimeModel, measure_times
 from exitlens.decoding.heads import ExitHeads
 from exitlens.decoding.policies import ExitPolicy
-from exitlens.errors import InputError, UnsupportedModel
+from exitlens.errors import InputError, LayerError, UnsupportedModel
 from exitlens.models.protocol import LayeredModel
 from exitlens.study.context import Context, answer_all
 from exitlens.study.engine import Engine, Report
 from exitlens.study.exit_tables import calibration_table, kinds_table, layers_table, policy_table
+from exitlens.study.judging import judge_answers
 from exitlens.study.stage_exits import AnswerRecord, ExitStage, signals_from
 from exitlens.study.stage_generate import DecoderSpec, ask
 
@@ -121,24 +122,36 @@ def exit_layers(lm: Any, layers: Sequence[int] | None, heads: ExitHeads | None) 
                     f"no exit head at layer {layer}: there are heads at {', '.join(map(str, heads.layers))}"
                 )
         layers = layers or heads.layers
+    if lm.n_layers < 2:
+        raise LayerError(f"{lm.name} has {lm.n_layers} block: there is no layer to leave at before the last")
     return ExitPolicy("probability", 1.0, tuple(dict.fromkeys(layers or ()))).exits(lm.n_layers)
 
 
+def check(ctx: Context) -> None:
+    """Raise what would stop this study before it begins."""
+    exit_layers(ctx.engine.lm, None, None)
+    ctx.check_questions()
+    ctx.check_judges()
+
+
 def run(ctx: Context) -> None:
-    """Tables ``exits``, ``exits_layers``, ``exits_kinds``, ``exits_calibration`` (and ``answers``)."""
-    spec = ctx.vanilla()
+    """Tables ``exits``, ``exits_layers``, ``exits_kinds``, ``exits_calibration`` (and ``answers``, ``judgements``)."""
+    spec, questions = ctx.vanilla(), ctx.inputs.questions
     found = ctx.answers(spec)
-    directory = ctx.engine.directory
-    judgements = None if directory is None else directory.table("judgements")
-    if judgements is not None:
-        judgements = judgements[judgements["decoder"] == spec.text]
-    made = analyse(ctx.engine, ctx.inputs.questions, found.answers, judgements=judgements, seed=ctx.config.seed)
+    by_id = dict(zip(found.answers["question_id"], found.answers["answer"], strict=True))
+    judges = ctx.check_judges()
+    judged = None
+    if judges:
+        judged = judge_answers(judges, spec.text, questions, [str(by_id[q.id]) for q in questions])
+        ctx.merge("judgements", judged)
+    made = analyse(ctx.engine, questions, found.answers, judgements=judged, seed=ctx.config.seed)
     ctx.merge("answers", found.answers)
     # Times are this machine's at this moment: two runs have the same tables, never the same seconds.
     ctx.write("exits", made.exits.drop(columns="predicted_time"))
     ctx.write("exits_layers", made.exits_layers)
     ctx.write("exits_kinds", made.exits_kinds)
     ctx.write("exits_calibration", made.exits_calibration)
+    directory = ctx.engine.directory
     if directory is not None:
         times = made.exits[["policy", "threshold", "predicted_time"]]
         directory.note(exit_times=times.astype(object).where(times.notna(), None).to_dict("records"))

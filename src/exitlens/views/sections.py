@@ -35,7 +35,7 @@ OWN_TABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "entropy": ("entropy_layers", "entropy_tokens", "judgements"),
     "probes": ("probes", "probe_curves", "probe_layers", "probe_calibration", "probe_risk", "probe_transfer"),
     "decoding": ("decoding", "scores", "decoding_layers"),
-    "exits": ("exits", "exits_layers"),
+    "exits": ("exits", "exits_layers", "exits_kinds", "exits_calibration"),
 }
 HOW: Final[Mapping[str, str]] = {
     "layers": (
@@ -68,8 +68,10 @@ HOW: Final[Mapping[str, str]] = {
     "exits": (
         "From one full pass: for each policy and threshold the layer at which a token would leave, and whether "
         "its token is the full model's. FLOPs saved count what asking costs (an unembedding at every layer "
-        "asked). The oracle leaves at the settling depth, from which the top token no longer changes: no policy "
-        "can do better."
+        "asked) and the blocks that later tokens run for the ones that had left (cache: defer). The first token of "
+        "an answer comes from the prompt's own pass and is not counted. The oracle leaves at the settling depth, from "
+        "which the top token no longer changes, and asking costs it nothing. Guarantee (Learn then Test): with "
+        "probability 1 - epsilon over calibration answers, the share of tokens that differ is at most the asked risk."
     ),
 }
 
@@ -250,7 +252,36 @@ def exits(tables: Mapping[str, DataFrame]) -> list[str]:
         for row in rows(tables.get("exits"))
     ]
     headers = ["policy", "threshold", "agreement", "FLOPs saved", "layers saved", "predicted time"]
-    return [table(headers, body, caption="Policies and thresholds", where=_where("exits"), collapsed=len(body) > 12)]
+    out = [table(headers, body, caption="Policies and thresholds", where=_where("exits"), collapsed=len(body) > 12)]
+    chosen: list[list[object]] = [
+        [
+            row.get("policy"),
+            number_text(row.get("delta"), 2),
+            row.get("outcome") if not is_number(row.get("threshold")) else number_text(row.get("threshold"), 4),
+            number_text(row.get("calibration_risk")),
+            _span(row, "test_risk"),
+            number_text(row.get("flops_saved")),
+        ]
+        for row in rows(tables.get("exits_calibration"))
+    ]
+    headers = ["policy", "asked risk", "threshold", "risk, calibration half", "risk, other half", "FLOPs saved"]
+    caption = "Thresholds with a guarantee"
+    out.append(table(headers, chosen, caption=caption, where=_where("exits_calibration"), collapsed=len(chosen) > 12))
+    kinds: list[list[object]] = [
+        [
+            row.get("kind"),
+            row.get("group"),
+            row.get("policy"),
+            number_text(row.get("threshold"), 2),
+            _span(row, "agreement"),
+            number_text(row.get("mean_exit"), 1),
+            number_text(row.get("n"), 0),
+        ]
+        for row in rows(tables.get("exits_kinds"))
+    ]
+    headers = ["kind", "tokens", "policy", "threshold", "agreement", "mean exit", "n"]
+    out.append(table(headers, kinds, caption="By kind of token", where=_where("exits_kinds"), collapsed=True))
+    return out
 
 
 TABLES: Final[Mapping[str, Callable[[Mapping[str, DataFrame]], list[str]]]] = {
