@@ -133,16 +133,19 @@ def _json(finished: Finished) -> dict[str, Any]:
     }
 
 
-def print_headlines(finished: Finished) -> None:
-    """The tables a reader wants first, the findings in sentences, and where the report is."""
+def print_headlines(finished: Finished, *, only: str | None = None, whole: bool = False, report: bool = True) -> None:
+    """The tables a reader wants first, the findings in sentences, and where the report is.
+
+    ``only``: one study; ``whole``: every layer instead of a few.
+    """
     from exitlens.views.report import headlines
     from exitlens.views.sections import TITLES
 
     tables = finished.tables
     said = headlines(tables)
     for study in ("layers", "entropy", "probes", "decoding"):
-        parts = _HEADLINES[study](tables)
-        if not parts:
+        parts = _HEADLINES[study](tables, 1000 if whole else 5)
+        if not parts or only not in (None, study):
             continue
         for place, (name, columns, body) in enumerate(parts):
             title = ": ".join(filter(None, (TITLES[study] if place == 0 else "", name)))
@@ -151,23 +154,24 @@ def print_headlines(finished: Finished) -> None:
             for line in finding.split("\n"):
                 echo(line)
         echo()
-    echo(f"report: {finished.report}")
+    if report:
+        echo(f"report: {finished.report}")
 
 
-def _layers(tables: Any) -> list[Part]:
+def _layers(tables: Any, most: int) -> list[Part]:
     frame = tables.get("layers_accuracy")
     if frame is None or not len(frame):
         return []
     lens = frame["lens"].iloc[0]
     mine = frame[frame["lens"] == lens].sort_values("layer")
-    shown = mine.iloc[_spread(len(mine))]
+    shown = mine.iloc[_spread(len(mine), most + 2)]
     body = [[int(r.layer), int(r.n), r.accuracy, r.low, r.high, r.right_share] for r in shown.itertuples()]
     columns: list[str | Column] = [Column("layer", "d"), "questions"]
     columns += [Column(name, ".3f") for name in ("right choice first", "low", "high", "share of the right choices")]
     return [(f"{lens} lens", columns, body)]
 
 
-def _entropy(tables: Any) -> list[Part]:
+def _entropy(tables: Any, most: int) -> list[Part]:
     frame = tables.get("entropy_layers")
     if frame is None or not len(frame):
         return []
@@ -176,7 +180,7 @@ def _entropy(tables: Any) -> list[Part]:
     columns += [Column("p (Holm)", ".3g")]
     parts: list[Part] = []
     for (judge, estimator), rows in frame.groupby(["judge", "estimator"], sort=False):
-        shown = rows.sort_values("layer").iloc[_spread(len(rows), 5)]
+        shown = rows.sort_values("layer").iloc[_spread(len(rows), most)]
         body = [
             [int(r.layer), r.right, r.wrong, r.difference, r.difference_low, r.difference_high, r.auroc, r.p_holm]
             for r in shown.itertuples()
@@ -185,7 +189,7 @@ def _entropy(tables: Any) -> list[Part]:
     return parts
 
 
-def _probes(tables: Any) -> list[Part]:
+def _probes(tables: Any, _most: int) -> list[Part]:
     frame = tables.get("probes")
     if frame is None or not len(frame):
         return []
@@ -197,7 +201,7 @@ def _probes(tables: Any) -> list[Part]:
     return [("", [Column(name.replace("_", " "), "d" if name == "layer" else ".3f") for name in names], body)]
 
 
-def _decoding(tables: Any) -> list[Part]:
+def _decoding(tables: Any, _most: int) -> list[Part]:
     frame = tables.get("decoding")
     if frame is None or not len(frame):
         return []
@@ -216,7 +220,7 @@ def _rows(frame: Any) -> list[list[Any]]:
 _HEADLINES = {"layers": _layers, "entropy": _entropy, "probes": _probes, "decoding": _decoding}
 
 
-def _spread(count: int, most: int = 7) -> list[int]:
+def _spread(count: int, most: int) -> list[int]:
     """At most ``most`` places out of ``count``, evenly spread, first and last included."""
     if count <= most:
         return list(range(count))

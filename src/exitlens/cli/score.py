@@ -1,0 +1,110 @@
+"""`exitlens score predictions.json --data TruthfulQA.csv`: score the stored answers of any system."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .common import Column, DeviceOption, JsonOption, QuietOption, SeedOption, echo, print_json, print_table, say
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("score")(score_command)
+
+
+def score_command(
+    predictions: Annotated[
+        list[Path],
+        typer.Argument(
+            help='JSON {"question": [...], "model_completion": [...]} or JSON lines; others are compared with the first.'
+        ),
+    ],
+    data: Annotated[str, typer.Option("--data", "-d", help="The questions that were answered.")] = "facts-qa",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many questions.")] = None,
+    judges: Annotated[str, typer.Option("--judges", help="Also say how many answers these judges call right.")] = "",
+    bertscore_model: Annotated[str, typer.Option("--bertscore-model", help="Encoder, or none.")] = "all-minilm-l6-v2",
+    bertscore_layer: Annotated[
+        int | None, typer.Option("--bertscore-layer", help="Layer of the encoder [last].")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the scores of every question to a Parquet file.")
+    ] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """BLEU, ROUGE-L and BERTScore of stored answers: max, diff and acc, with intervals, paired where files are many.
+
+    Answers are matched to questions by their text; what does not align is refused. --json prints data, metrics
+    (each with every choice that changes it), scores (decoder = file, metric, n, mean, low, high, difference to the
+    first file with its interval and p) and judgements (judge, decoder, right, decided).
+    """
+    from exitlens.data import read
+    from exitlens.errors import DataError
+    from exitlens.scoring import align, parse_predictions
+    from exitlens.study.judging import Scorers, judge_answers
+    from exitlens.study.study_decoding import compare, score
+
+    dataset = read(data, limit=limit)
+    for note in dataset.notes:
+        say(f"{dataset.name}: {note}", quiet)
+    answers = {}
+    for path in predictions:
+        try:
+            aligned = align(parse_predictions(_read(path)), dataset)
+        except DataError as error:
+            raise DataError(f"'{path}': {error}") from None
+        name = path.name if path.name not in answers else str(path)
+        answers[name] = aligned
+    scorers = Scorers(None if bertscore_model.lower() == "none" else bertscore_model, bertscore_layer, device)
+    chosen = [scorers.judge(name) for name in judges.split(",") if name.strip()]
+    metrics = scorers.metrics()
+    import pandas as pd
+
+    scores = pd.concat([score(n, texts, dataset.questions, metrics) for n, texts in answers.items()], ignore_index=True)
+    table = compare(scores, {}, seed=seed).drop(columns="repetition_penalty")
+    judged = []
+    for name, texts in answers.items():
+        if chosen:
+            found = judge_answers(chosen, name, dataset.questions, texts)
+            for judge, rows in found.groupby("judge", sort=False):
+                decided = rows["right"].dropna()
+                judged.append({"judge": judge, "decoder": name, "right": int(decided.sum()), "decided": len(decided)})
+    if out is not None:
+        from exitlens.study.atomic import write_parquet
+
+        write_parquet(out, scores)
+        say(f"wrote {out}", quiet)
+    if as_json:
+        rows = table.astype(object).where(table.notna(), None).to_dict("records")
+        print_json({"data": dataset.name, "metrics": [m.label for m in metrics], "scores": rows, "judgements": judged})
+        return
+    _print(table, judged, len(answers) > 1, [m.label for m in metrics])
+
+
+def _print(table: DataFrame, judged: list[dict[str, Any]], many: bool, labels: list[str]) -> None:
+    names = ["metric", "decoder", "n", "mean", "low", "high"]
+    names += ["difference", "difference_low", "difference_high", "p"] if many else []
+    rows = table[names].astype(object).where(table[names].notna(), None).to_numpy().tolist()
+    heads = [Column({"decoder": "file"}.get(n, n.replace("_", " ")), ".3g" if n == "p" else ".4f") for n in names]
+    print_table(heads, rows)
+    for label in labels:
+        echo(label)
+    if judged:
+        body = [[j["judge"], j["decoder"], j["right"], j["decided"]] for j in judged]
+        print_table(["judge", "file", "right", "decided"], body)
+
+
+def _read(path: Path) -> str:
+    from exitlens.data.sources import read_source
+
+    return read_source(path).text

@@ -1,0 +1,48 @@
+"""One study as a command of its own: the same stage as in `exitlens run`, in a folder that is kept only when asked."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from .common import print_json, say
+from .run import print_headlines
+from .study_progress import StudyProgress
+
+__all__ = ["run_one"]
+
+
+def run_one(
+    study: str, tables: Sequence[str], settings: Mapping[str, Any], out: str | None, as_json: bool, quiet: bool
+) -> None:
+    """Run one study and print its tables; ``out`` keeps the run directory with figures and report."""
+    import shlex
+    import sys
+
+    from exitlens.study.config import load_config
+    from exitlens.study.run import run
+    from exitlens.views.report import headlines
+
+    with ExitStack() as stack:
+        folder = out if out is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="exitlens-"))
+        config = load_config(None, {**settings, "only": study, "out": folder, "figures": out is not None})
+        report = stack.enter_context(StudyProgress(quiet))
+        finished = run(
+            config,
+            command=shlex.join(["exitlens", *sys.argv[1:]]),
+            report=report,
+            say=lambda line: say(line, quiet),
+        )
+        if not as_json:
+            print_headlines(finished, only=study, whole=True, report=out is not None)
+            return
+        found: dict[str, Any] = {"findings": headlines(finished.tables).get(study, [])}
+        for name in tables:
+            frame = finished.tables.get(name)
+            if frame is not None:
+                found[name] = frame.astype(object).where(frame.notna(), None).to_dict("records")
+        if out is not None:
+            found |= {"run": str(finished.path), "report": str(finished.report)}
+        print_json(found)
