@@ -34,6 +34,7 @@ GROUPS = (
     "exits",
     "judge",
     "serve",
+    "lm_eval",
     "data",
     "models",
 )

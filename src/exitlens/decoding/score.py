@@ -23,7 +23,7 @@ from ..models.native import KV, runner_of
 from .decoders import Decoder, Vanilla
 from .registry import parse_decoder
 
-__all__ = ["FLOOR", "McScores", "Scored", "Scorer", "mc_scores", "score_continuations"]
+__all__ = ["FLOOR", "McScores", "Scored", "Scorer", "common_beginning", "mc_scores", "score_continuations"]
 
 FLOOR = -1000.0
 """The least that a token counts, above all a filtered one, as in the published code: such a sum stays a number."""
@@ -262,7 +262,7 @@ def mc_scores(
                 "multiple choice needs both"
             )
     contexts = [lm.encode("".join(qa_prompt(q, style))) for q in questions]
-    scorer = Scorer(lm, decoder, shared=_common(contexts), post_softmax=post_softmax)
+    scorer = Scorer(lm, decoder, shared=common_beginning(contexts), post_softmax=post_softmax)
     best, correct, incorrect = [], [], []
     for at, (question, context) in enumerate(zip(questions, contexts, strict=True)):
         answers = list(dict.fromkeys((question.best, *question.correct, *question.incorrect)))
@@ -295,7 +295,7 @@ def _answer_ids(lm: Any, text: str, context: Sequence[int], answer: str) -> list
     return list(lm.encode(f" {answer.strip()}", special=False))
 
 
-def _common(contexts: Sequence[Sequence[int]]) -> tuple[int, ...]:
+def common_beginning(contexts: Sequence[Sequence[int]]) -> tuple[int, ...]:
     """What all contexts begin with, at least one token short of each; nothing when that is too little to pay."""
     if len(contexts) < 2:
         return ()

@@ -1,0 +1,24 @@
+"""`exitlens lm-eval run --model exitlens ...`: lm-evaluation-harness with the model `exitlens` added."""
+
+from __future__ import annotations
+
+import typer
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+    app.command("lm-eval", context_settings=settings, add_help_option=False)(lm_eval_command)
+
+
+def lm_eval_command(context: typer.Context) -> None:
+    """Run lm-evaluation-harness with the model `exitlens` (any decoder) and our offline tasks.
+
+    Everything after lm-eval goes to the harness itself: exitlens lm-eval run --model exitlens
+    --model_args pretrained=smollm2-135m,decoder=sled --tasks exitlens_truthfulqa_mc1 --metadata csv=TruthfulQA.csv
+    """
+    from exitlens.integrations.lm_eval import main
+
+    main(context.args)
