@@ -63,6 +63,9 @@ def run_command(
         str | None, typer.Option("--layers", help="Layers of the layer study, by commas, or all.")
     ] = None,
     taps: Annotated[str | None, typer.Option("--taps", help="Probed layers [1/2, 5/8, 3/4 of the depth].")] = None,
+    kinds: Annotated[
+        str | None, typer.Option("--kinds", help="Also probes of these kinds at every layer: logistic,mass-mean,mlp.")
+    ] = None,
     bertscore_model: Annotated[
         str | None, typer.Option("--bertscore-model", help="Encoder of BERTScore, or none [all-minilm-l6-v2].")
     ] = None,
@@ -91,7 +94,8 @@ def run_command(
         "model": model, "data": data, "statements": statements, "only": only, "limit": limit,
         "limit_statements": limit_statements, "seed": seed, "out": out, "prompts": prompts, "decoders": decoders,
         "judges": judges, "entropy_estimators": entropy_estimators, "repetition_penalty": repetition_penalty,
-        "max_new_tokens": max_new_tokens, "batch_size": batch_size, "lens": lens, "layers": layers, "taps": taps,
+        "max_new_tokens": max_new_tokens, "batch_size": batch_size, "lens": lens, "layers": layers,
+        "taps": taps, "kinds": kinds,
         "bertscore_model": bertscore_model, "figures": figures, "device": device, "dtype": dtype, "revision": revision,
         "trust_remote_code": trust_remote_code,
     }  # fmt: skip

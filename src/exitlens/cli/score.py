@@ -24,7 +24,7 @@ def score_command(
     predictions: Annotated[
         list[Path],
         typer.Argument(
-            help='JSON {"question": [...], "model_completion": [...]} or JSON lines; others are compared with the first.'
+            help='{"question": [...], "model_completion": [...]} or JSON lines; more are compared with the first.'
         ),
     ],
     data: Annotated[str, typer.Option("--data", "-d", help="The questions that were answered.")] = "facts-qa",

@@ -71,6 +71,12 @@ class RunConfig(BaseModel):
     taps: tuple[int, ...] | None = Field(None, description="probed layers; none: 1/2, 5/8 and 3/4 of the depth")
     epochs: int = Field(5, ge=1, description="epochs of the probes")
     test_topic: str | None = Field(None, description="topic held out; none: cities, or the last topic")
+    kinds: tuple[str, ...] = Field(
+        (), description="kinds of probe at every layer as well: logistic, mass-mean, mlp, ..."
+    )
+    protocol: str = Field("leave-one-topic-out", description="which statements those are trained and tested on")
+    probe_layers: tuple[int, ...] | Literal["all"] = Field("all", description="layers of those probes")
+    probe_seeds: int = Field(5, ge=1, description="seeds of kinds that need one")
     bare: bool = Field(True, description="probe the bare statements too, without instruction and examples")
 
     @field_validator("only")
@@ -148,7 +154,7 @@ def _listed(name: str, value: Any) -> Any:
     annotation = str(field.annotation)
     if isinstance(value, str) and value.lower() == "none" and "None" in annotation:
         return None
-    if "tuple" not in annotation or (name == "layers" and value == "all"):
+    if "tuple" not in annotation or (name in ("layers", "probe_layers") and value == "all"):
         return value
     if isinstance(value, str):
         # A path may hold a comma; data sets are never split, the option is repeated instead.

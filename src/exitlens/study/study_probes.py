@@ -14,7 +14,7 @@ from exitlens.data.records import Statement
 from exitlens.errors import ProbeError
 from exitlens.models.protocol import LayeredModel
 from exitlens.study.context import Context
-from exitlens.study.engine import Report
+from exitlens.study.engine import Clock, Report
 from exitlens.study.extraction import Setting, extract, label_tokens
 from exitlens.study.stage_layers import check_layers
 from exitlens.study.state_store import StateStore
@@ -22,7 +22,7 @@ from exitlens.study.state_store import StateStore
 if TYPE_CHECKING:
     from exitlens.probes.original import OriginalStudy
 
-__all__ = ["original_table", "pick_taps", "pick_test_topic", "probe_study", "run"]
+__all__ = ["check", "original_table", "pick_taps", "pick_test_topic", "probe_study", "run", "said"]
 
 ORIGINAL_TEST = "cities"
 
@@ -68,7 +68,7 @@ def original_table(
     labels = np.array([statement.label for statement in statements])
     next_token, probability = {}, {}
     if "prompted" in stores:
-        next_token["prompted"], probability["prompted"] = _said(lm, stores["prompted"], ids, labels)
+        next_token["prompted"], probability["prompted"] = said(lm, stores["prompted"], ids, labels)
     return original_study(
         {setting: store.states(layers, ids) for setting, store in stores.items()},
         labels,
@@ -101,7 +101,7 @@ def pick_test_topic(statements: Sequence[Statement], wanted: str | None = None) 
     return wanted or (ORIGINAL_TEST if ORIGINAL_TEST in topics else topics[-1])
 
 
-def _said(
+def said(
     lm: LayeredModel, store: StateStore, ids: Sequence[str], labels: NDArray[np.int64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Whether the most probable next token is the right word ``[n]``, and P(true) over P(true) + P(false) ``[n]``."""
@@ -120,6 +120,12 @@ def check(ctx: Context) -> None:
     pick_taps(ctx.engine.lm, ctx.config.taps)
     pick_test_topic(ctx.inputs.statements, ctx.config.test_topic)
     label_tokens(ctx.engine.lm)
+    if ctx.config.kinds:
+        from exitlens.probes.kinds import kind_named
+
+        for kind in ctx.config.kinds:
+            kind_named(kind)
+        check_layers(ctx.engine.lm, ctx.config.probe_layers)
 
 
 def run(ctx: Context) -> None:
@@ -150,3 +156,30 @@ def run(ctx: Context) -> None:
     )
     ctx.write("probes", done.probes)
     ctx.write("probe_curves", done.curves)
+    if config.kinds:
+        _run_kinds(ctx, stores["prompted"])
+
+
+def _run_kinds(ctx: Context, store: StateStore) -> None:
+    """Tables ``probe_layers``, ``probe_best``, ``probe_comparisons``, ``probe_calibration``, ``probe_risk``."""
+    from exitlens.study.probe_kinds import kinds_study, view_tables
+
+    config = ctx.config
+    clock = Clock("probe-kinds", 1000, ctx.engine.report)
+    study = kinds_study(
+        ctx.engine.lm,
+        ctx.inputs.statements,
+        store,
+        config.kinds,
+        protocol=config.protocol,
+        layers=config.probe_layers,
+        seeds=config.probe_seeds,
+        seed=config.seed,
+        test_topic=config.test_topic,
+        progress=lambda done, _total: clock.worked(max(0, done - clock.done)),
+    )
+    for name, frame in view_tables(study).items():
+        ctx.write(name, frame)
+    if ctx.engine.directory is not None:
+        ctx.engine.directory.note(probe_verdict=study.sentence(), probe_notes=list(study.notes))
+    ctx.say(study.sentence())

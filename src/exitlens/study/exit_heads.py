@@ -1,0 +1,92 @@
+"""Fit exit heads on windows of text and say what they gained, on windows that no head saw."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from exitlens.decoding.exit_analysis import Cost, Signals, oracle, signals_of
+from exitlens.decoding.heads import ExitHeads, train_heads
+from exitlens.study.exit_files import record_states
+from exitlens.study.exit_tables import policy_table
+
+__all__ = ["Gain", "fit_heads", "measure"]
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """Agreement with the full model by exit, mean settling depth over the exits, and the most FLOPs that any policy
+    saves at an agreement of ``level`` or more (0: none saves any)."""
+
+    agreement: Mapping[int, float]
+    settling_depth: float
+    flops_saved: float
+    policy: str
+    level: float
+
+
+def fit_heads(
+    lm: Any,
+    windows: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    *,
+    shortlist_size: int = 4096,
+    rank: int = 64,
+    epochs: int = 3,
+    seed: int = 0,
+    tick: Callable[[int], None] | None = None,
+) -> tuple[ExitHeads, Gain, Gain]:
+    """Heads, and what exits were worth before and after on the last tenth of the windows, which no head saw.
+
+    Raises what :func:`exitlens.decoding.heads.train_heads` raises.
+    """
+    held = max(1, len(windows) // 10)
+    hidden, _, _ = record_states(lm, windows[:-held], layers, tick=tick)
+    heads = train_heads(
+        lm, hidden, layers=layers, shortlist_size=shortlist_size, rank=rank, epochs=epochs, seed=seed,
+        progress=None if tick is None else lambda _done, _total: tick(1),
+    )  # fmt: skip
+    return heads, measure(lm, windows[-held:], layers), measure(lm, windows[-held:], layers, heads=heads)
+
+
+def measure(
+    lm: Any,
+    windows: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    *,
+    heads: ExitHeads | None = None,
+    teacher: Any = None,
+    level: float = 0.98,
+) -> Gain:
+    """What exits are worth on ``windows``; with ``teacher``, agreement is with that model's last layer."""
+    hidden, question, step = record_states(lm, windows, layers)
+    reader = scorer = None
+    cost = Cost.of(lm)
+    if heads is not None:
+        reader, scorer = heads.reader(lm), heads.scorer(lm)
+        at_exit = 2.0 * len(heads.shortlist) * lm.d_model + 4.0 * heads.down.shape[1] * lm.d_model
+        cost = Cost(cost.block, cost.unembed, cost.head, at_exit)
+    signals = signals_of(lm, hidden, question, step, reader=reader, scorer=scorer)
+    if teacher is not None:
+        states = record_states(teacher, windows, [])[0]
+        top = signals.top.copy()
+        top[-1] = np.concatenate(
+            [
+                teacher.logits(states[teacher.n_layers][at : at + 64], teacher.n_layers).argmax(-1).cpu().numpy()
+                for at in range(0, signals.tokens, 64)
+            ]
+        )
+        signals = Signals(signals.layers, signals.n_layers, top, signals.values, question, step)
+    table = policy_table(signals, cost)
+    able = table[(table["policy"] != "oracle") & (table["agreement"] >= level) & (table["flops_saved"] > 0)]
+    best = able.loc[able["flops_saved"].idxmax()] if len(able) else None
+    return Gain(
+        agreement={j: float((signals.top[e] == signals.top[-1]).mean()) for e, j in enumerate(signals.layers)},
+        settling_depth=float(oracle(signals, cost).exit.mean()),
+        flops_saved=0.0 if best is None else float(best["flops_saved"]),
+        policy="none" if best is None else f"{best['policy']} {best['threshold']:g}",
+        level=level,
+    )
