@@ -1,0 +1,307 @@
+"""`exitlens exits`: what leaving early would save; `exits train` fits heads, `exits adapt` an adapter, to save more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .common import (
+    DEFAULT_MODEL,
+    Column,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    QuietOption,
+    RevisionOption,
+    SeedOption,
+    TrustOption,
+    echo,
+    print_json,
+    print_table,
+    progress,
+    say,
+)
+from .study_progress import StudyProgress
+
+__all__ = ["register"]
+
+LayersOption = Annotated[str | None, typer.Option("--layers", help="Exit layers, 15/20/24 or 15,20,24.")]
+AdapterOption = Annotated[Path | None, typer.Option("--adapter", help="LoRA folder of `exits adapt` or of peft.")]
+TextOption = Annotated[Path | None, typer.Option("--text", help="Text file to learn from (UTF-8).")]
+OwnOption = Annotated[int, typer.Option("--self-text", min=0, help="Learn from N texts that the model writes itself.")]
+WindowsOption = Annotated[int, typer.Option("--windows", min=4, help="At most this many windows of 128 tokens.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(rich_markup_mode=None, help="Leaving early: what it saves and costs, and how to save more.")
+    group.callback(invoke_without_command=True)(exits_command)
+    group.command("train")(train_command)
+    group.command("adapt")(adapt_command)
+    app.add_typer(group, name="exits")
+
+
+def exits_command(
+    context: typer.Context,
+    data: Annotated[str, typer.Option("--data", "-d", help="Questions: built-in name, file or Hub id.")] = "facts-qa",
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most this many questions.")] = None,
+    heads: Annotated[Path | None, typer.Option("--heads", help="Exit heads of `exits train`.")] = None,
+    adapter: AdapterOption = None,
+    layers: LayersOption = None,
+    delta: Annotated[
+        float | None, typer.Option("--delta", help="Largest share of differing tokens that the guarantee allows.")
+    ] = None,
+    epsilon: Annotated[float, typer.Option("--epsilon", help="How often the guarantee may fail.")] = 0.05,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 50,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts generated together.")] = 16,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep tables and figures in this folder.")] = None,
+    seed: SeedOption = 0,
+    model: ModelOption = DEFAULT_MODEL,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Answer questions, then hold every exit policy against the full model: agreement, FLOPs and time saved.
+
+    --json prints findings (sentences) and the tables exits, exits_layers, exits_kinds, exits_calibration.
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from exitlens import data as readers
+    from exitlens.errors import DataError
+    from exitlens.study.exit_files import load_heads
+    from exitlens.study.study_exits import exit_layers, exit_study
+    from exitlens.views.report import headlines
+
+    found = readers.read(data, limit=limit)
+    if found.kind != "questions":
+        raise DataError(f"'{data}' holds statements, not questions: give questions with --data")
+    lm = _load(model, device, dtype, revision, trust_remote_code, adapter, quiet)
+    trained = None if heads is None else load_heads(heads, lm)
+    asked = _layers(layers)
+    exit_layers(lm, asked, trained)
+    with StudyProgress(quiet) as report:
+        study = exit_study(
+            lm, found.questions, layers=asked, heads=trained, epsilon=epsilon, strict=delta is not None,
+            deltas=(0.02, 0.05, 0.1) if delta is None else (delta,), max_new_tokens=max_new_tokens,
+            batch_size=batch_size, seed=seed, report=report,
+        )  # fmt: skip
+    names = ("exits", "exits_layers", "exits_kinds", "exits_calibration")
+    tables = {name: getattr(study, name) for name in names}
+    if out is not None:
+        _keep(tables, out, lm.name)
+    said = headlines(tables).get("exits", [])
+    if as_json:
+        rows = {name: t.astype(object).where(t.notna(), None).to_dict("records") for name, t in tables.items()}
+        print_json({"model": lm.name, "findings": said, **rows})
+        return
+    names_shown = ["policy", "threshold", "agreement", "agreement_low", "agreement_high", "layers_saved", "flops_saved",
+                   "predicted_time"]  # fmt: skip
+    shown = study.exits[study.exits["policy"] != "fixed"] if len(study.exits) > 40 else study.exits
+    print_table(
+        [Column(name.replace("_", " "), ".3f") for name in names_shown],
+        shown[names_shown].astype(object).where(shown[names_shown].notna(), None).to_numpy().tolist(),
+        title=f"Leaving early: {lm.name}, {int(study.exits['n'].iloc[0])} tokens of {len(found.questions)} answers",
+        note="predicted time: of the full model's, batch 1, this machine; oracle: the bound",
+    )
+    chosen = ["policy", "delta", "outcome", "threshold", "calibration_risk", "test_risk", "flops_saved"]
+    table = study.exits_calibration[chosen]
+    print_table(
+        [Column(name.replace("_", " "), ".3g") for name in chosen],
+        table.astype(object).where(table.notna(), None).to_numpy().tolist(),
+        title=f"Thresholds that keep the share of differing tokens within delta (epsilon {epsilon:g})",
+    )
+    for line in said:
+        echo(line)
+
+
+def train_command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write (.safetensors).")],
+    text: TextOption = None,
+    self_text: OwnOption = 0,
+    windows: WindowsOption = 160,
+    layers: LayersOption = None,
+    shortlist: Annotated[int, typer.Option("--shortlist", min=1, help="Tokens that an exit can give.")] = 4096,
+    rank: Annotated[int, typer.Option("--rank", min=1, help="Rank of the translators.")] = 64,
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the text.")] = 3,
+    seed: SeedOption = 0,
+    model: ModelOption = DEFAULT_MODEL,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Fit exit heads on the frozen model: cheap logits at each exit, and a classifier that says when they are final.
+
+    Reports, on text kept apart, agreement by exit, settling depth and what could be saved, before and after.
+    """
+    from exitlens.study import exit_files
+    from exitlens.study.exit_heads import fit_heads
+
+    _one_text(text, self_text)
+    lm = _load(model, device, dtype, revision, trust_remote_code, None, quiet)
+    found, source = _windows(lm, text, self_text, windows, seed, quiet)
+    chosen = _layers(layers) or _default_exits(lm.n_layers)
+    with progress("fitting heads", len(found) + len(chosen) * epochs, quiet) as tick:
+        heads, before, after = fit_heads(
+            lm, found, chosen, shortlist_size=shortlist, rank=rank, epochs=epochs, seed=seed, tick=tick
+        )
+    path = exit_files.save_heads(heads, out, {"source": source, "model": lm.name, "seed": str(seed)})
+    _report_gain(before, after, {"heads": path, "model": lm.name, "source": source}, as_json)
+
+
+def adapt_command(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the adapter; a stopped training goes on there.")],
+    text: TextOption = None,
+    self_text: OwnOption = 0,
+    windows: WindowsOption = 400,
+    layers: LayersOption = None,
+    rank: Annotated[int, typer.Option("--rank", min=1, help="LoRA rank.")] = 8,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps.")] = 300,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Windows a step.")] = 4,
+    rate: Annotated[float, typer.Option("--rate", help="Learning rate.")] = 3e-4,
+    kl_bound: Annotated[float, typer.Option("--kl-bound", help="Most nats that the last layer may change.")] = 0.05,
+    dropout: Annotated[float, typer.Option("--dropout", help="Layer dropout of the last block.")] = 0.1,
+    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Less memory, a third more time.")] = False,
+    check_every: Annotated[int, typer.Option("--check-every", min=1, help="Steps between held-out checks.")] = 25,
+    seed: SeedOption = 0,
+    model: ModelOption = DEFAULT_MODEL,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a LoRA adapter that makes exits agree with the last layer, which may change by --kl-bound at most.
+
+    Killed and started again it goes on after the last check. The folder loads in peft, and here with --adapter.
+    """
+    from exitlens.decoding.adapt import adapt
+    from exitlens.models import wrap
+    from exitlens.study import exit_files
+    from exitlens.study.exit_heads import measure
+
+    _one_text(text, self_text)
+    lm = _load(model, device, dtype, revision, trust_remote_code, None, quiet)
+    found, source = _windows(lm, text, self_text, windows, seed, quiet)
+    chosen = tuple(_layers(layers) or _default_exits(lm.n_layers))
+    checkpoint = out / "checkpoint.safetensors"
+    out.mkdir(parents=True, exist_ok=True)
+    state = exit_files.read_state(checkpoint)
+    begun = 0 if state is None else int(state[1]["step"])
+    with progress("adapting", max(0, steps - begun), quiet) as tick:
+        tuned, report = adapt(
+            lm, found, layers=chosen, rank=rank, steps=steps, batch=batch_size, rate=rate, kl_bound=kl_bound,
+            dropout=dropout, checkpointing=checkpointing, check_every=check_every, seed=seed, state=state,
+            save=lambda s: exit_files.write_state(checkpoint, s), progress=lambda _done, _total: tick(),
+        )  # fmt: skip
+    exit_files.save_adapter(tuned, out, lm, {"source": source, "report": report})
+    held = found[-report.held_out_windows :]
+    before = measure(lm, held, chosen)
+    after = measure(
+        wrap(tuned.merge_and_unload(), lm.tokenizer, name=f"{lm.name}+{out.name}"), held, chosen, teacher=lm
+    )
+    facts = {"adapter": out, "model": lm.name, "source": source, "kl": report.kept.kl, "kl_bound": kl_bound,
+             "kept_step": report.kept.step, "curve": report.curve}  # fmt: skip
+    _report_gain(before, after, facts, as_json)
+
+
+def _report_gain(before: Any, after: Any, facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json({**facts, "before": before, "after": after})
+        return
+    body: list[list[Any]] = [
+        [f"agreement at layer {layer}", value, after.agreement[layer]] for layer, value in before.agreement.items()
+    ]
+    body.append(["mean settling depth", before.settling_depth, after.settling_depth])
+    body.append([f"FLOPs saved at {after.level:.0%} agreement", before.flops_saved, after.flops_saved])
+    print_table(["on text kept apart", Column("before", ".3f"), Column("after", ".3f")], body)
+    if "kl" in facts:
+        echo(
+            f"the last layer changed by {facts['kl']:.4f} nats (bound {facts['kl_bound']:g}), step {facts['kept_step']}"
+        )
+    for name in ("heads", "adapter"):
+        if name in facts:
+            echo(f"written: {facts[name]}")
+
+
+def _load(
+    model: str, device: str, dtype: str, revision: str | None, trust: bool, adapter: Path | None, quiet: bool
+) -> Any:
+    from exitlens.models import load
+
+    say(f"loading {model}", quiet)
+    lm = load(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust)
+    if adapter is None:
+        return lm
+    from exitlens.study.exit_files import load_adapted
+
+    return load_adapted(lm, adapter)
+
+
+def _layers(text: str | None) -> list[int] | None:
+    from exitlens.errors import LayerError
+
+    if text is None:
+        return None
+    try:
+        return sorted({int(part) for part in text.replace("/", ",").split(",") if part.strip()})
+    except ValueError:
+        raise LayerError(f"exit layers '{text}' are not numbers: write 15/20/24") from None
+
+
+def _default_exits(n: int) -> list[int]:
+    return sorted({min(n - 1, max(1, round(n * share))) for share in (0.5, 0.67, 0.8, 0.9, 0.97)})
+
+
+def _one_text(text: Path | None, own: int) -> None:
+    from exitlens.errors import InputError
+
+    if (text is None) == (own == 0):
+        raise InputError("give one of --text FILE and --self-text N")
+
+
+def _windows(lm: Any, text: Path | None, own: int, most: int, seed: int, quiet: bool) -> tuple[list[list[int]], str]:
+    from exitlens.errors import InputError
+    from exitlens.study import exit_files
+    from exitlens.study.atomic import sha256_file
+
+    length = min(128, lm.context or 128)
+    if text is not None:
+        found = exit_files.read_windows(text, lm, length=length, most=most)
+        return found, f"{text.name} sha256:{(sha256_file(text) or '')[:16]}"
+    with progress("writing text", own, quiet) as tick:
+        seen = 0
+
+        def more(done: int, _total: int) -> None:
+            nonlocal seen
+            tick(done - seen)
+            seen = done
+
+        written = exit_files.own_texts(lm, own, tokens=length, seed=seed, progress=more)
+    found = exit_files.windows_of(written, lm, length=length, most=most)
+    if len(found) < 4:
+        raise InputError(
+            f"{own} texts of the model's own give {len(found)} windows, at least 4 are needed: ask for more"
+        )
+    return found, f"{own} texts by the model itself, seed {seed}"
+
+
+def _keep(tables: dict[str, Any], folder: Path, name: str) -> None:
+    from exitlens.study.atomic import write_parquet
+    from exitlens.views import figures_exits, style
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for key, table in tables.items():
+        write_parquet(folder / f"{key}.parquet", table)
+    style.save(figures_exits.pareto(tables["exits"], note=name), folder, "exits-pareto")
+    style.save(figures_exits.exit_layers(tables["exits_layers"], note=name), folder, "exits-layers")
