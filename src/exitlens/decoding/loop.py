@@ -128,10 +128,12 @@ def stream(
     sampling: Sampling | None = None,
     seed: int = 0,
     chat: bool = False,
+    alive: Callable[[], bool] | None = None,
 ) -> Iterator[str | Generation]:
     """Answer one prompt (text or token ids) piece by piece: text as it becomes certain, then the :class:`Generation`.
 
-    Text that may still turn out to be the start of a stop string, or half a character, is held back.
+    Text that may still turn out to be the start of a stop string, or half a character, is held back. ``alive`` is
+    asked after each token; when it says no, nothing more is computed or given.
     """
     ids = encode(lm, prompt, chat, max_new_tokens)
     run = Run(lm, parse_decoder(decoder), max_new_tokens, stop, repetition_penalty, sampling or Sampling(), False)
@@ -139,6 +141,8 @@ def stream(
     sent = 0
     hold = max((len(s) for s in stop), default=0)
     for _ in run.batch([row], open_prefix(lm, ()), []):
+        if alive is not None and not alive():
+            return
         text = lm.decode(row.new)
         if text.endswith("�") or row.finish is not None:
             continue
