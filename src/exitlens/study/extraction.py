@@ -1,19 +1,22 @@
-"""Hidden states of statements, extracted once and kept: every layer at the last token, the shared prompt run once.
+"""Hidden states of statements, extracted once and kept: every layer, the shared prompt run once.
 
-What the model itself says at that token (the probabilities of the label words, and its most probable token) is read in
-the same pass, so the baselines cost nothing more.
+Positions: the last token, the mean over the statement's tokens, the exact-answer token (the last one of the statement
+before its full stop), or every token of the statement. What the model itself says at the end (the probabilities of the
+label words, and its most probable token) is read in the same pass, so the baselines cost nothing more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from exitlens.data.prompts import LABEL_WORDS, truth_prompt
 from exitlens.data.records import Statement
@@ -24,19 +27,38 @@ from exitlens.study.passes import check_context, passes
 from exitlens.study.stage_layers import check_layers
 from exitlens.study.state_store import SHARD_ROWS, Origin, StateStore, text_hash
 
-__all__ = ["Setting", "extract", "label_tokens", "origin_of"]
+__all__ = ["POSITIONS", "Position", "Setting", "check_position", "extract", "label_tokens", "origin_of", "read_states"]
 
 Setting = Literal["prompted", "bare"]
+Position = Literal["last", "mean", "answer", "every"]
+POSITIONS: tuple[str, ...] = get_args(Position)
+_CLOSING = " \t\n.!?…\"'”’)»。！？"
 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
+    """A text to run, and the tokens ``first`` to ``end`` (exclusive) whose mean is kept."""
+
     statement: Statement
     text: str
     ids: list[int]
+    first: int
+    end: int
 
 
-def origin_of(lm: LayeredModel, setting: Setting, layers: Sequence[int] | Literal["all"] = "all") -> Origin:
+def check_position(position: str) -> Position:
+    """``position`` itself, or InputError naming the known ones."""
+    if position not in POSITIONS:
+        raise InputError(f"unknown position '{position}': use {', '.join(POSITIONS)}")
+    return position  # type: ignore[return-value]  # one of them, as just checked
+
+
+def origin_of(
+    lm: LayeredModel,
+    setting: Setting,
+    layers: Sequence[int] | Literal["all"] = "all",
+    position: Position = "last",
+) -> Origin:
     """What a store of these states says about itself."""
     prefix, suffix = truth_prompt("{}", setting == "prompted")
     return Origin(
@@ -45,7 +67,7 @@ def origin_of(lm: LayeredModel, setting: Setting, layers: Sequence[int] | Litera
         dtype=str(lm.dtype).removeprefix("torch."),
         d_model=lm.d_model,
         layers=tuple(check_layers(lm, layers)),
-        position="last",
+        position=position,
         setting=setting,
         prompt=prefix + suffix,
     )
@@ -58,19 +80,22 @@ def extract(
     *,
     setting: Setting = "prompted",
     layers: Sequence[int] | Literal["all"] = "all",
+    position: Position = "last",
     shard_rows: int = SHARD_ROWS,
     report: Report | None = None,
 ) -> StateStore:
     """Fill the store at ``path`` with the states of ``statements``; what it already holds is not computed again.
 
     The store's index gains ``p_true``, ``p_false`` (probability of the label words, summed over their spellings) and
-    ``top_id`` (the most probable token). Memory does not grow with the number of statements beyond their token ids.
+    ``top_id`` (the most probable token). With position "every" an example is one token, its id ``ID@TOKEN``. Memory
+    does not grow with the number of statements beyond their token ids.
     Raises ContextError for a statement that does not fit, ProbeError when the store is of another model or prompt.
     """
     if not statements:
         raise InputError("no statements to extract hidden states of: give a data set of statements with --data")
-    store = StateStore.open(path, origin_of(lm, setting, layers))
-    items = [_item(lm, statement, setting) for statement in statements]
+    check_position(position)
+    store = StateStore.open(path, origin_of(lm, setting, layers, position))
+    items = [item for statement in statements for item in _items(lm, statement, setting, position)]
     check_context(lm, [item.ids for item in items])
     # By length: texts that run together are alike. By id after that: the plan never depends on the source's order.
     items.sort(key=lambda item: (len(item.ids), item.statement.id))
@@ -115,39 +140,112 @@ def label_tokens(lm: LayeredModel) -> dict[int, list[int]]:
     return found
 
 
+def read_states(
+    lm: LayeredModel,
+    texts: Sequence[str],
+    layers: Sequence[int],
+    *,
+    setting: Setting = "prompted",
+    position: Position = "last",
+    batch: int = SHARD_ROWS,
+) -> Tensor:
+    """Hidden states ``[layers, texts, d_model]`` float32 of statements, in memory; nothing is stored.
+
+    Raises InputError for position "every" (a text then has many states) and ContextError.
+    """
+    if position == "every":
+        raise InputError("position 'every' gives a state for each token: read statements at last, mean or answer")
+    items = [_items(lm, Statement(str(i), text, 0, ""), setting, position)[0] for i, text in enumerate(texts)]
+    check_context(lm, [item.ids for item in items])
+    out = torch.empty(len(layers), len(items), lm.d_model)
+    order = sorted(range(len(items)), key=lambda i: len(items[i].ids))
+    for begin in range(0, len(order), batch):
+        here = order[begin : begin + batch]
+        out[:, here] = _read(lm, [items[i] for i in here], tuple(layers), None)[0].float()
+    return out
+
+
 def _fill(
     lm: LayeredModel, store: StateStore, shard: int, items: Sequence[_Item], words: dict[int, torch.Tensor]
 ) -> None:
-    wanted = store.origin.layers
-    read = wanted if lm.n_layers in wanted else (*wanted, lm.n_layers)
-    states = {j: torch.empty(len(items), lm.d_model, dtype=lm.dtype) for j in wanted}
-    said = np.zeros((len(items), 2))
-    top = np.zeros(len(items), dtype=np.int64)
-    for part in passes(lm, [item.ids for item in items], layers=read, positions="last"):
-        for layer in wanted:
-            states[layer][part.index] = part.hidden[layer][:, -1].cpu()
-        z = lm.logits(part.hidden[lm.n_layers][:, -1], lm.n_layers).float()
-        p = z.softmax(-1)
-        for column, label in enumerate((1, 0)):
-            said[part.index, column] = p[:, words[label]].sum(-1).double().cpu().numpy()
-        top[part.index] = z.argmax(-1).cpu().numpy()
+    wanted = store.missing(shard)
+    states, said, top = _read(lm, items, wanted, words)
     rows: dict[str, Any] = {
-        "position": [len(item.ids) - 1 for item in items],
-        "token": [lm.decode(item.ids[-1:]) for item in items],
+        "position": [item.end - 1 for item in items],
+        "token": [lm.decode(item.ids[item.end - 1 : item.end]) for item in items],
         "p_true": said[:, 0],
         "p_false": said[:, 1],
         "top_id": top,
     }
-    store.write(shard, states, pd.DataFrame(rows))
+    store.write(shard, {layer: states[k] for k, layer in enumerate(wanted)}, pd.DataFrame(rows))
 
 
-def _item(lm: LayeredModel, statement: Statement, setting: Setting) -> _Item:
+def _read(
+    lm: LayeredModel, items: Sequence[_Item], layers: Sequence[int], words: dict[int, torch.Tensor] | None
+) -> tuple[Tensor, NDArray[np.float64], NDArray[np.int64]]:
+    """States ``[layers, items, d_model]``, P of each label's words ``[items, 2]`` and the top token ``[items]``."""
+    # Tokens of one text are read from one pass over it.
+    places: dict[tuple[int, ...], list[int]] = {}
+    for i, item in enumerate(items):
+        places.setdefault(tuple(item.ids), []).append(i)
+    texts, members = list(places), list(places.values())
+    at_end = all(item.end - item.first == 1 and item.end == len(item.ids) for item in items)
+    read = tuple(layers) if words is None or lm.n_layers in layers else (*layers, lm.n_layers)
+    states = torch.empty(len(layers), len(items), lm.d_model, dtype=lm.dtype)
+    said = np.zeros((len(items), 2))
+    top = np.zeros(len(items), dtype=np.int64)
+    needed = None if at_end else min(item.first for item in items)
+    for part in passes(lm, texts, layers=read, positions="last" if at_end else "all", needed=needed):
+        stacked = torch.stack([part.hidden[layer] for layer in layers])
+        for row, text in enumerate(part.index):
+            for i in members[text]:
+                if at_end:
+                    states[:, i] = stacked[:, row, -1].cpu()
+                    continue
+                span = stacked[:, row, items[i].first - part.start : items[i].end - part.start]
+                states[:, i] = (span[:, 0] if span.shape[1] == 1 else span.float().mean(1)).to(lm.dtype).cpu()
+        if words is None:
+            continue
+        z = lm.logits(part.hidden[lm.n_layers][:, -1], lm.n_layers).float()
+        p = z.softmax(-1)
+        both = torch.stack([p[:, words[label]].sum(-1) for label in (1, 0)], 1).double().cpu().numpy()
+        best = z.argmax(-1).cpu().numpy()
+        for row, text in enumerate(part.index):
+            said[members[text]], top[members[text]] = both[row], best[row]
+    return states, said, top
+
+
+def _items(lm: LayeredModel, statement: Statement, setting: Setting, position: Position) -> list[_Item]:
+    """One item, or with position "every" one a token of the statement."""
     prefix, suffix = truth_prompt(statement.statement, setting == "prompted")
-    text = prefix + suffix
-    ids = lm.encode(text)
+    ids = lm.encode(prefix + suffix)
     if not ids:
         raise InputError(f"statement '{statement.id}' has no tokens: leave it out")
-    return _Item(statement, text, ids)
+    whole = _Item(statement, prefix + suffix, ids, len(ids) - 1, len(ids))
+    if position == "last":
+        return [whole]
+    before, after = truth_prompt("\0", setting == "prompted")[1].split("\0")
+    opening = prefix + before.rstrip(" ")
+    first = min(_common(lm.encode(opening), ids), len(ids) - 1)
+    body = lm.encode(prefix + before + statement.statement)
+    # A token that holds the statement's last characters and a line break belongs to the statement too.
+    end = len(ids) if not after else min(_common(body, ids) + (body != ids[: len(body)]), len(ids) - 1)
+    end = max(end, first + 1)
+    if position == "mean":
+        return [replace(whole, first=first, end=end)]
+    if position == "answer":
+        bare = lm.encode(prefix + before + statement.statement.rstrip(_CLOSING))
+        place = min(max(_common(bare, ids) - 1, first), end - 1)
+        return [replace(whole, first=place, end=place + 1)]
+    return [
+        replace(whole, statement=replace(statement, id=f"{statement.id}@{place}"), first=place, end=place + 1)
+        for place in range(first, end)
+    ]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Number of tokens that both begin with."""
+    return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _plan_rows(items: Sequence[_Item]) -> pd.DataFrame:

@@ -3,18 +3,20 @@
     STORE/store.json                   what the states are: model, layers, position, prompt, dtype
     STORE/plan.parquet                 which example goes to which row of which shard, fixed before any work
     STORE/shards/00007.safetensors     "layer.00" .. "layer.30", each [rows, d_model], in the model's dtype
+    STORE/shards/00007.1.safetensors   layers that were asked for later (.2, .3, ...: later still)
     STORE/shards/00007.rows.parquet    position and token of each row, and what else was read there
-    STORE/shards/00007.seal.json       the hashes of both, written last: a shard without it does not exist
+    STORE/shards/00007.seal.json       the hashes of all, written last: a shard without it does not exist
     STORE/index.parquet                one row per example: id, label, topic, group, position, token, hash, shard, row
 
-A shard whose files do not match its seal is planned again; new examples are appended to the plan as new shards.
+A shard whose files do not match its seal is made again; new examples are appended to the plan as new shards, new
+layers to each shard as a file of their own.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ _PLAN = ("id", "label", "topic", "group", "hash", "n_tokens")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where states come from; a store never mixes two of these."""
+    """Where states come from; a store never mixes two of these (``layers`` may grow)."""
 
     model: str
     fingerprint: str
@@ -51,26 +53,33 @@ class Origin:
 class StateStore:
     """A folder of hidden states, one vector per example and layer."""
 
-    def __init__(self, path: Path, origin: Origin, plan: pd.DataFrame) -> None:
+    def __init__(self, path: Path, origin: Origin, plan: pd.DataFrame, wanted: Sequence[int] | None = None) -> None:
         self.path = path
         self.origin = origin
+        self.wanted = tuple(wanted if wanted is not None else origin.layers)
         self._plan = plan
 
     @classmethod
     def open(cls, path: str | Path, origin: Origin) -> StateStore:
-        """Create a store, or open one of the same ``origin`` to extend it; ProbeError when it is of another."""
+        """Create a store, or open one of the same ``origin`` to extend it; ProbeError when it is of another.
+
+        Layers that it does not hold yet are added: its shards then count as unfinished, for those layers only.
+        """
         folder = Path(path)
         known = read_json(folder / "store.json")
-        if known is None:
-            write_json(folder / "store.json", asdict(origin))
-        else:
+        layers = origin.layers
+        if isinstance(known, dict):
+            layers = tuple(sorted({*known.get("layers", ()), *origin.layers}))
             for name, value in asdict(origin).items():
-                if canonical(known.get(name)) != canonical(value):
+                if name != "layers" and canonical(known.get(name)) != canonical(value):
                     raise ProbeError(
                         f"'{folder}' holds hidden states with {name} {_short(known.get(name))}, not {_short(value)}: "
                         "use another folder, or remove it to extract them again"
                     )
-        return cls(folder, origin, _read_plan(folder))
+        whole = replace(origin, layers=layers)
+        if known is None or tuple(known.get("layers", ())) != layers:
+            write_json(folder / "store.json", asdict(whole))
+        return cls(folder, whole, _read_plan(folder), origin.layers)
 
     @classmethod
     def read(cls, path: str | Path) -> StateStore:
@@ -102,34 +111,47 @@ class StateStore:
         write_parquet(self.path / "plan.parquet", self._plan)
 
     def unfinished(self) -> list[int]:
-        """Numbers of the planned shards that are missing, half-written or do not match their hash."""
-        return [int(shard) for shard in sorted(self._plan["shard"].unique()) if not self._whole(int(shard))]
+        """Numbers of the planned shards that are missing, half-written, without a wanted layer, or not as hashed."""
+        return [int(shard) for shard in sorted(self._plan["shard"].unique()) if self.missing(int(shard))]
+
+    def missing(self, shard: int) -> tuple[int, ...]:
+        """The wanted layers that a shard does not hold: all of them when it is missing or damaged."""
+        seal = self._seal(shard)
+        held = set() if seal is None else {layer for part in seal["layers"].values() for layer in part}
+        return tuple(layer for layer in self.wanted if layer not in held)
 
     def planned(self, shard: int) -> pd.DataFrame:
         """The plan's rows of one shard, in order."""
         return self._plan[self._plan["shard"] == shard].sort_values("row", ignore_index=True)
 
     def write(self, shard: int, states: Mapping[int, Tensor], rows: pd.DataFrame) -> None:
-        """Store one shard: ``states[layer] [rows, d_model]`` and a table of what was read at each row.
+        """Store layers of one shard: ``states[layer] [rows, d_model]`` and a table of what was read at each row.
 
-        Raises ProbeError, naming layer and example, when a state is not finite.
+        A whole shard keeps what it has and gains those layers. Raises ProbeError, naming layer and example, when a
+        state is not finite.
         """
         expected = self.planned(shard)
-        for layer in self.origin.layers:
+        for layer in states:
             finite = torch.isfinite(states[layer]).all(dim=-1)
             if not bool(finite.all()):
                 bad = expected["id"].iloc[int((~finite).nonzero()[0, 0])]
                 raise ProbeError(f"hidden state of example '{bad}' at layer {layer} is not finite: check the dtype")
         base = self.path / "shards" / f"{shard:05d}"
-        files = {
-            "safetensors": write_tensors(
-                base.with_suffix(".safetensors"),
-                {_key(layer): states[layer].detach().cpu() for layer in self.origin.layers},
-                {"origin": canonical(asdict(self.origin))},
-            ),
-            "rows.parquet": write_parquet(base.with_suffix(".rows.parquet"), rows),
-        }
-        write_json(base.with_suffix(".seal.json"), {"files": files, "key": self._key(expected)})
+        seal = self._seal(shard)
+        files: dict[str, str] = {}
+        layers: dict[str, list[int]] = {}
+        if seal is None:
+            files["rows.parquet"] = write_parquet(base.with_suffix(".rows.parquet"), rows)
+        else:
+            files, layers = dict(seal["files"]), dict(seal["layers"])
+        part = "safetensors" if not layers else f"{len(layers)}.safetensors"
+        files[part] = write_tensors(
+            base.with_suffix(f".{part}"),
+            {_key(layer): states[layer].detach().cpu() for layer in states},
+            {"origin": canonical(self._identity())},
+        )
+        layers[part] = sorted(states)
+        write_json(base.with_suffix(".seal.json"), {"files": files, "layers": layers, "key": self._key(expected)})
 
     def finish(self) -> pd.DataFrame:
         """Write ``index.parquet`` over all finished shards and return it."""
@@ -168,10 +190,27 @@ class StateStore:
         rows = place["row"].to_numpy()
         for shard in np.unique(shards):
             wanted = np.flatnonzero(shards == shard)
-            with safe_open(self.path / "shards" / f"{int(shard):05d}.safetensors", framework="pt") as file:
-                for i, layer in enumerate(layers):
-                    out[i, wanted] = _rows(file, _key(layer), rows[wanted])
+            for part, held in self._parts(int(shard)).items():
+                mine = [(i, layer) for i, layer in enumerate(layers) if layer in held]
+                if not mine:
+                    continue
+                with safe_open(self.path / "shards" / f"{int(shard):05d}.{part}", framework="pt") as file:
+                    for i, layer in mine:
+                        out[i, wanted] = _rows(file, _key(layer), rows[wanted])
         return out
+
+    def _parts(self, shard: int) -> dict[str, list[int]]:
+        """The files of a shard and the layers in each; hashes are checked when a store is filled, not at each read."""
+        seal = read_json(self.path / "shards" / f"{shard:05d}.seal.json")
+        parts = seal.get("layers") if isinstance(seal, dict) else None
+        if not isinstance(parts, dict):
+            raise ProbeError(f"shard {shard} of '{self.path}' is not finished: extract the hidden states again")
+        lacking = set(self.wanted) - {layer for part in parts.values() for layer in part}
+        if lacking:
+            raise ProbeError(
+                f"shard {shard} of '{self.path}' lacks layer {min(lacking)}: extract the hidden states again"
+            )
+        return parts
 
     def _places(self, ids: Sequence[str] | None) -> pd.DataFrame:
         index = self.index()
@@ -184,18 +223,23 @@ class StateStore:
             raise ProbeError(f"no hidden states of example '{missing}' in '{self.path}': extract them first")
         return lookup.loc[list(ids)]
 
-    def _whole(self, shard: int) -> bool:
+    def _seal(self, shard: int) -> dict[str, Any] | None:
+        """The seal of a shard whose files are all as it says; None otherwise."""
         base = self.path / "shards" / f"{shard:05d}"
         seal = read_json(base.with_suffix(".seal.json"))
         if not isinstance(seal, dict) or seal.get("key") != self._key(self.planned(shard)):
-            return False
+            return None
         files = seal.get("files")
-        return isinstance(files, dict) and all(
+        whole = isinstance(files, dict) and all(
             sha256_file(base.with_suffix(f".{suffix}")) == digest for suffix, digest in files.items()
         )
+        return seal if whole and isinstance(seal.get("layers"), dict) else None
+
+    def _identity(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self.origin).items() if name != "layers"}
 
     def _key(self, rows: pd.DataFrame) -> str:
-        return key_of(asdict(self.origin), rows["id"].tolist(), rows["hash"].tolist())
+        return key_of(self._identity(), rows["id"].tolist(), rows["hash"].tolist())
 
 
 def text_hash(text: str) -> str:
