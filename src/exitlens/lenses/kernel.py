@@ -145,7 +145,7 @@ class Block:
         self.first = torch.zeros(self.m, dtype=torch.float64, device=head.device)
         self.second = torch.zeros(self.m, dtype=torch.float64, device=head.device)
         t = len(range(*reference.indices(self.m)))
-        self.mean_row = torch.zeros(t, head.width, dtype=head.dtype, device=head.device)
+        self.mean_row = torch.zeros(t, head.width, dtype=torch.float64, device=head.device)
         self.mean_bias = torch.zeros(t, dtype=torch.float64, device=head.device)
         self._maxima = head.buffer("maxima", self.m, head._runs) if wants.top else None
         self.top_ids: Tensor | None = None
@@ -160,7 +160,7 @@ class Block:
                 self._rescore()
         if wants.mean_row:
             scale = self.total[reference]
-            self.mean_row = (self.mean_row.double() / scale[:, None]).to(head.dtype)
+            self.mean_row /= scale[:, None]
             self.mean_bias /= scale
 
     def tiles(self) -> Iterator[tuple[int, int, Tensor]]:
@@ -203,7 +203,7 @@ class Block:
             self.total += e.sum(1)
             if wants.mean_row:
                 ref = e[self.reference]
-                self.mean_row.addmm_(ref, head.tile_weight(a, b, head.dtype))
+                self.mean_row += ref @ head.tile_weight(a, b, head.dtype)
                 if head.bias is not None:
                     self.mean_bias += ref @ head.bias[a:b]
             if wants.first:

@@ -285,7 +285,7 @@ def _statistics(
             n = block.m // n_layers
             x = block.x.view(n_layers, n, -1)
             # Σ p_ref z_j, taken against the same sum of the reference itself so that the shift of p_ref drops out.
-            expected = torch.einsum("ltd,td->lt", x.double(), block.mean_row.double()) + block.mean_bias
+            expected = torch.einsum("ltd,td->lt", x.double(), block.mean_row) + block.mean_bias
             lse = (block.shift + log_total).view(n_layers, n)
             kl = lse - expected - h[ref]
             kl = kl.clamp_(min=0.0).flatten()
