@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 from ..errors import InputError
@@ -77,7 +78,7 @@ def units_needed(delta: float, epsilon: float, bound: Bound = "hoeffding-bentkus
 
 
 def calibrate(
-    losses: np.ndarray[Any, Any],
+    losses: NDArray[Any],
     thresholds: Sequence[float],
     *,
     delta: float,

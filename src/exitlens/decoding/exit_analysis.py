@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
@@ -20,7 +21,7 @@ from .policies import ExitPolicy
 
 __all__ = ["Cost", "Outcome", "Signals", "apply_policy", "caught_up", "oracle", "oracle_at", "signals_of"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ model's own pass before it gives a runner out, so a family that does something e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -145,7 +145,7 @@ class Runner:
         self.store(kv.keys[j - 1], k, where)
         self.store(kv.values[j - 1], v, where)
 
-    def run(self, x: Tensor, kv: KV, where: Where, *, keep: Sequence[int] = (), first: int = 1) -> dict[int, Tensor]:
+    def run(self, x: Tensor, kv: KV, where: Where, *, keep: Collection[int] = (), first: int = 1) -> dict[int, Tensor]:
         """Blocks ``first``..N on ``x``; the states at layers ``keep`` (and N) of ``[rows, width, d_model]``."""
         kept = {first - 1: x} if first - 1 in keep else {}
         for j in range(first, self.n_layers + 1):
