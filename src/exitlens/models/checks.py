@@ -138,6 +138,7 @@ def cache_kind(lm: Layered, ids: Tensor, bare: dict[int, Tensor]) -> CacheKind:
         lm.cache_kind = kind
         if _cache_works(lm, ids, bare):
             return kind
+    lm.cache_kind = "runs again"
     return "runs again"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -77,11 +78,11 @@ class Layered:
         self._copy = False
         self.offset: int | None = None
         self.takes_masks = True
-        self.cache_kind: checks.CacheKind = "own"
+        self._probe = probe
         self._measure(probe)
 
     def _measure(self, probe: Tensor) -> None:
-        """Parity first; then what may be done to rows. See :mod:`exitlens.models.checks`."""
+        """Is it read rightly, is it causal, how does it take positions? See :mod:`exitlens.models.checks`."""
         n = self.n_layers
         bare = self.forward(probe, layers="all").hidden
         if set(bare) != set(range(n + 1)):
@@ -96,14 +97,29 @@ class Layered:
         checks.check_causal(self, probe, bare, bare if self._copy else again)
         self.offset = checks.position_offset(self, probe, bare)
         self.takes_masks = checks.takes_masks(self, probe, bare)
-        self.cache_kind = checks.cache_kind(self, probe, bare)
-        self.pads_exactly = checks.pads_exactly(self, probe, bare)
-        self.gap_exact = checks.gap_is_exact(self, probe, bare)
 
     parity: Parity
     d_model: int
-    pads_exactly: bool
-    gap_exact: bool
+
+    # Measured when first asked for: reading one text needs none of these.
+
+    @cached_property
+    def cache_kind(self) -> checks.CacheKind:
+        """``own``: the model's cache works; ``steps``: a token at a time; ``runs again``: see :class:`Replay`."""
+        return checks.cache_kind(self, self._probe, self._bare())
+
+    @cached_property
+    def pads_exactly(self) -> bool:
+        """True when padding, left or right, changes nothing; else rows run together only when equally long."""
+        return checks.pads_exactly(self, self._probe, self._bare())
+
+    @cached_property
+    def gap_exact(self) -> bool:
+        """True when masked positions between a shared, cached prefix and what follows change nothing."""
+        return checks.gap_is_exact(self, self._probe, self._bare())
+
+    def _bare(self) -> dict[int, Tensor]:
+        return self.forward(self._probe, layers="all").hidden
 
     # ---- parts
 
