@@ -127,6 +127,7 @@ def train_command(
     self_text: OwnOption = 0,
     windows: WindowsOption = 160,
     layers: LayersOption = None,
+    adapter: AdapterOption = None,
     shortlist: Annotated[int, typer.Option("--shortlist", min=1, help="Tokens that an exit can give.")] = 4096,
     rank: Annotated[int, typer.Option("--rank", min=1, help="Rank of the translators.")] = 64,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the text.")] = 3,
@@ -147,7 +148,7 @@ def train_command(
     from exitlens.study.exit_heads import fit_heads
 
     _one_text(text, self_text)
-    lm = _load(model, device, dtype, revision, trust_remote_code, None, quiet)
+    lm = _load(model, device, dtype, revision, trust_remote_code, adapter, quiet)
     found, source = _windows(lm, text, self_text, windows, seed, quiet)
     chosen = _layers(layers) or _default_exits(lm.n_layers)
     with progress("fitting heads", len(found) + len(chosen) * epochs, quiet) as tick:

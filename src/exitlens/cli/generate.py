@@ -54,6 +54,15 @@ def generate_command(
     ] = 0.0,
     top_p: Annotated[float, typer.Option("--top-p", help="Sample from this share of the probability.")] = 1.0,
     top_k: Annotated[int, typer.Option("--top-k", min=0, help="Sample from this many tokens (0: all).")] = 0,
+    exit_: Annotated[
+        str | None, typer.Option("--exit", help="Leave early: probability:0.95@15/20, fixed:20, classifier:0.9, ...")
+    ] = None,
+    exit_cache: Annotated[str, typer.Option("--exit-cache", help="defer (exact), propagate or recompute.")] = "defer",
+    heads: Annotated[Path | None, typer.Option("--heads", help="Exit heads of `exits train`.")] = None,
+    speculate: Annotated[
+        str | None, typer.Option("--speculate", help="Draft and verify, lossless: exit=12, skip=a3/m5 or auto.")
+    ] = None,
+    adapter: Annotated[Path | None, typer.Option("--adapter", help="LoRA folder of `exits adapt` or of peft.")] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts generated together.")] = 8,
     seed: SeedOption = 0,
     model: ModelOption = DEFAULT_MODEL,
@@ -67,7 +76,7 @@ def generate_command(
     """Continue a text. One prompt is written as it comes; many are batched.
 
     --json prints a list with one object a prompt: prompt, text, tokens, token_ids, finish (stop, eos or length),
-    decoder, repetition_penalty.
+    decoder, repetition_penalty; with --exit or --speculate also what was run.
     """
     from exitlens.data.prompts import QA_PROMPT, qa_prompt, read_prompts
     from exitlens.decoding import generate
@@ -81,6 +90,9 @@ def generate_command(
     texts = [p.prompt for p in read_prompts(prompts)] if prompts is not None else [str(prompt)]
     spec = DecoderSpec.parse(decoder, repetition_penalty)
     sampling = _sampling(temperature, top_p, top_k)
+    from .generate_exits import check_options, prepare
+
+    check_options(exit_, speculate, spec.decoder, spec.penalty, heads)
     asked = ["".join(qa_prompt(text, QA_PROMPT)) for text in texts] if qa else texts
     stops = [*(stop or ()), *(QA_PROMPT.stop if qa else ())]
 
@@ -88,6 +100,10 @@ def generate_command(
 
     say(f"loading {model}", quiet)
     lm = load(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+    if adapter is not None:
+        from exitlens.study.exit_files import load_adapted
+
+        lm = load_adapted(lm, adapter)
     options: dict[str, Any] = {
         "decoder": spec.decoder,
         "max_new_tokens": max_new_tokens,
@@ -97,7 +113,8 @@ def generate_command(
         "seed": seed,
         "chat": chat,
     }
-    if len(asked) == 1 and not as_json:
+    skips = exit_ is not None or speculate is not None
+    if len(asked) == 1 and not as_json and not skips:
         _stream(lm, asked[0], options)
         return
     with progress("generating", len(asked), quiet) as tick:
@@ -108,7 +125,12 @@ def generate_command(
             tick(count - done)
             done = count
 
-        answers = generate(lm, asked, batch_size=batch_size, progress=more, **options)
+        facts: dict[str, Any] = {}
+        if skips:
+            answer_all = prepare(lm, exit_, exit_cache, speculate, heads, options, batch_size, quiet, more)
+            answers, facts = answer_all(asked)
+        else:
+            answers = generate(lm, asked, batch_size=batch_size, progress=more, **options)
     if as_json:
         print_json(
             [
@@ -120,6 +142,7 @@ def generate_command(
                     "finish": answer.finish,
                     "decoder": spec.decoder,
                     "repetition_penalty": spec.penalty,
+                    **facts,
                 }
                 for text, answer in zip(texts, answers, strict=True)
             ]
@@ -130,6 +153,11 @@ def generate_command(
             echo(f"> {text}")
         for line in answer.text.strip("\n").split("\n"):
             echo(line)
+    if "blocks_a_token" in facts:
+        say(f"{facts['blocks_a_token']:.1f} of {lm.n_layers} blocks a token, {facts['unembeddings_a_token']:.1f} "
+            f"unembeddings; answer tokens by exit: {facts['exits']}", quiet)  # fmt: skip
+    elif "acceptance" in facts:
+        say(f"drafts ({facts['speculate']}) accepted: {facts['acceptance']:.0%}", quiet)
 
 
 def _stream(lm: Any, prompt: str, options: dict[str, Any]) -> None:

@@ -104,7 +104,9 @@ def adapt(
         for module in wrapped.modules():
             if "dropout" in type(module).__name__.lower():
                 module.eval()
-        student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # transformers is about to give this another name
+            student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trainer = _Trainer(lm, wrapped, blocks, sorted(layers), kl_bound, dropout, rate)
     if state is not None:
         trainer.restore(state)
@@ -121,7 +123,11 @@ def adapt(
             progress(step + 1, steps)
     kept = trainer.finish()
     if checkpointing:
-        student.gradient_checkpointing_disable()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            student.gradient_checkpointing_disable()
+    for hook in trainer.hooks:
+        hook.remove()
     wrapped.eval()
     return wrapped, AdaptReport(tuple(sorted(layers)), kl_bound, tuple(trainer.curve), kept, len(train), len(test))
 
@@ -148,8 +154,7 @@ class _Trainer:
         self.drop = [dropout * (2.0 ** (j / max(1, n - 1)) - 1.0) for j in range(n)]
         self.dropped: frozenset[int] = frozenset()
         self.seen: dict[int, Tensor] = {}
-        for j, block in enumerate(blocks, start=1):
-            block.register_forward_hook(self._hook(j), with_kwargs=True)
+        self.hooks = [b.register_forward_hook(self._hook(j), with_kwargs=True) for j, b in enumerate(blocks, start=1)]
         self.weight = lm.weight.detach()
         self.bias = None if lm.bias is None else lm.bias.detach()
 
@@ -173,7 +178,8 @@ class _Trainer:
 
     def _log_p(self, h: Tensor) -> Tensor:
         z = self.lm.post(F.linear(self.lm.norm(h), self.weight, self.bias))
-        return z.float().log_softmax(-1)
+        out: Tensor = z.float().log_softmax(-1)
+        return out
 
     def _teacher(self, ids: Tensor) -> Tensor:
         n = self.lm.n_layers
@@ -187,7 +193,6 @@ class _Trainer:
         with torch.no_grad():
             want = self._log_p(self._teacher(ids)[at])
         hidden = self._run(ids)
-        self.dropped = frozenset()
         turn = step % len(self.layers)
         depth = 2.0 * (turn + 1) / (len(self.layers) + 1)  # deeper exits weigh more; the mean is 1
         p = want.exp()
@@ -199,6 +204,8 @@ class _Trainer:
             group["lr"] = self.rate * max(warm, 0.05)
         self.optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        # Not before: with checkpointing the blocks run once more here, and must leave out the same ones.
+        self.dropped, self.seen = frozenset(), {}
         nn.utils.clip_grad_norm_(self.params.values(), 1.0)
         self.optimiser.step()
         # A price on the last layer's change that rises while the bound is near and falls while it is far.
@@ -211,7 +218,7 @@ class _Trainer:
         n, count = self.lm.n_layers, 0
         kl = loss = 0.0
         right = dict.fromkeys(self.layers, 0.0)
-        for ids in test.split(2):
+        for ids in torch.split(test, 2):
             want = self._teacher(ids)
             hidden = self._run(ids)
             for at in range(0, len(want), 64):

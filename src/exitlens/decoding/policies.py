@@ -153,6 +153,6 @@ def parse_policy(text: str, n_layers: int) -> ExitPolicy:
     elif kind != "never" and not value:
         raise InputError(f"exit policy {kind!r} needs a threshold: write {kind}:0.9")
     else:
-        policy = ExitPolicy(kind, number, layers)  # type: ignore[arg-type]
+        policy = ExitPolicy(kind, number, layers)
     policy.exits(n_layers)
     return policy

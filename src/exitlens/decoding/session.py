@@ -121,7 +121,7 @@ class NativeSession:
         self.lengths = self.lengths[rows.cpu()]
 
     def _run(self, ids: Tensor, where: Where) -> dict[int, Tensor]:
-        return self._runner.run(self._runner.embed(ids, where), self.kv, where, keep=self._layers)
+        return self._runner.run(self._runner.embed(ids, where), self.kv, where, keep=tuple(self._layers))
 
 
 class ModelPrefix:

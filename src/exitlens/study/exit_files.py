@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,9 @@ def save_adapter(model: Any, folder: str | Path, lm: Any, provenance: Mapping[st
     """Write an adapter as peft does (safetensors), and ``exitlens.json`` with the model it belongs to."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(str(place), safe_serialization=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(str(place), safe_serialization=True)
     write_json(place / "exitlens.json", {"model": lm.name, "fingerprint": lm.fingerprint, **_stamped(provenance)})
     return place
 
@@ -153,7 +156,9 @@ def load_adapted(lm: Any, folder: str | Path) -> Any:
             "train one with `exitlens exits adapt`"
         )
     try:
-        model = peft.PeftModel.from_pretrained(lm.model, str(place)).merge_and_unload()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft asks transformers for names that are about to change
+            model = peft.PeftModel.from_pretrained(lm.model, str(place)).merge_and_unload()
     except (ValueError, RuntimeError, KeyError, json.JSONDecodeError) as error:
         raise ProbeError(f"the adapter '{place}' does not fit {lm.name}: {str(error).splitlines()[0]}") from None
     return wrap(model.eval(), lm.tokenizer, name=f"{lm.name}+{place.name}")

@@ -82,7 +82,7 @@ def measure(
         signals = Signals(signals.layers, signals.n_layers, top, signals.values, question, step)
     table = policy_table(signals, cost)
     able = table[(table["policy"] != "oracle") & (table["agreement"] >= level) & (table["flops_saved"] > 0)]
-    best = able.loc[able["flops_saved"].idxmax()] if len(able) else None
+    best = able.sort_values("flops_saved").iloc[-1] if len(able) else None
     return Gain(
         agreement={j: float((signals.top[e] == signals.top[-1]).mean()) for e, j in enumerate(signals.layers)},
         settling_depth=float(oracle(signals, cost).exit.mean()),

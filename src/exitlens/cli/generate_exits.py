@@ -1,0 +1,154 @@
+"""The options of `exitlens generate` that skip blocks: --exit (at a stated risk) and --speculate (lossless)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .common import say
+
+__all__ = ["check_options", "prepare"]
+
+# Answers every text; what was run, for --json.
+Answer = Callable[[Sequence[str]], tuple[list[Any], dict[str, Any]]]
+
+
+def check_options(exit_: str | None, speculate: str | None, decoder: str, penalty: float, heads: Path | None) -> None:
+    """Raise InputError for options that exclude each other, before a model is loaded."""
+    from exitlens.errors import InputError
+
+    if exit_ is not None and speculate is not None:
+        raise InputError("--exit and --speculate exclude each other: leave one out")
+    if (exit_ or speculate) and decoder != "vanilla":
+        raise InputError(f"--exit and --speculate skip layers that decoder '{decoder}' needs: use --decoder vanilla")
+    if speculate is not None and penalty != 1.0:
+        raise InputError(
+            f"--speculate needs the model's own distribution, not repetition penalty {penalty:g}: leave it 1"
+        )
+    if heads is not None and exit_ is None and speculate is None:
+        raise InputError("--heads does nothing without --exit or --speculate: give one")
+
+
+def prepare(
+    lm: Any, exit_: str | None, cache: str, speculate: str | None, heads: Path | None, options: dict[str, Any],
+    batch_size: int, quiet: bool, progress: Callable[[int, int], None] | None,
+) -> Answer:  # fmt: skip
+    """How to answer under these options. Raises InputError, LayerError, ProbeError, UnsupportedModel."""
+    from exitlens.study.exit_files import load_heads
+
+    trained = None if heads is None else load_heads(heads, lm)
+    reader = None if trained is None else trained.reader(lm)
+    if exit_ is not None:
+        scorer = None if trained is None else trained.scorer(lm)
+        return _leaving(lm, exit_, cache, trained, reader, scorer, options, batch_size, progress)
+    return _drafting(lm, str(speculate), reader, options, batch_size, quiet)
+
+
+def _leaving(
+    lm: Any, text: str, cache: str, heads: Any, reader: Any, scorer: Any, options: dict[str, Any], batch_size: int,
+    progress: Any,
+) -> Answer:  # fmt: skip
+    from dataclasses import replace
+
+    from exitlens.decoding import generate
+    from exitlens.decoding.exits import ExitPrefix, Tally
+    from exitlens.decoding.policies import parse_policy
+    from exitlens.errors import InputError
+
+    policy = parse_policy(text, lm.n_layers)
+    if heads is not None and policy.kind != "never":
+        policy = policy if policy.layers else replace(policy, layers=heads.layers)
+        for layer in policy.layers:
+            if layer not in heads.layers:
+                raise InputError(
+                    f"no exit head at layer {layer}: there are heads at {', '.join(map(str, heads.layers))}"
+                )
+    tally = Tally()
+    make: Any = {"cache": cache, "reader": reader, "scorer": scorer, "steps": options["max_new_tokens"], "tally": tally}
+    ExitPrefix(lm, (), policy, **make)  # refuses before any text is written
+
+    def answer(asked: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+        made = generate(
+            lm, asked, batch_size=batch_size, progress=progress, **options,
+            open_with=lambda ids: ExitPrefix(lm, ids, policy, **make),
+        )  # fmt: skip
+        tokens = sum((tally.exits or {}).values())
+        later = max(1, tokens - len(made))  # the prompt's pass gives each answer's first token
+        facts = {
+            "exit": policy.name, "cache": cache, "exits": dict(sorted((tally.exits or {}).items())),
+            "blocks_a_token": tally.blocks / later, "unembeddings_a_token": tally.unembeddings / later,
+        }  # fmt: skip
+        return made, facts
+
+    return answer
+
+
+def _drafting(lm: Any, text: str, reader: Any, options: dict[str, Any], batch_size: int, quiet: bool) -> Answer:
+    from exitlens.decoding import generate
+    from exitlens.decoding.exit_search import best_draft
+    from exitlens.decoding.speculation import SpeculationTally, speculate
+    from exitlens.errors import UnsupportedModel
+    from exitlens.models.native import runner_of
+
+    shared = {key: options[key] for key in ("stop", "sampling", "seed", "chat")}
+    if runner_of(lm) is None:
+        raise UnsupportedModel(f"{lm.name}: its blocks cannot be run apart, so it cannot draft: leave --speculate out")
+    fixed = None if text == "auto" else parse_draft(text, lm.n_layers)
+
+    def answer(asked: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
+        draft, facts = fixed, {}
+        if draft is None:
+            say("measuring which draft is fastest on these prompts", quiet)
+            sample = list(asked[:4])
+            known = [token for prompt in sample for token in lm.encode(prompt)][:128]
+            draft, trials = best_draft(
+                lm, sample, reader=reader, text=known, batch_size=min(batch_size, len(sample)),
+                max_new_tokens=min(24, options["max_new_tokens"]), options=shared,
+            )  # fmt: skip
+            for t in trials:
+                say(
+                    f"  {t.name}: {1e3 * t.seconds:.1f} ms a token, {t.speedup:.2f}x, accepted {t.acceptance:.0%}",
+                    quiet,
+                )
+            facts["trials"] = [
+                {"name": t.name, "seconds": t.seconds, "speedup": t.speedup, "acceptance": t.acceptance} for t in trials
+            ]
+            said = "no draft beats plain decoding: decoding plainly" if draft is None else f"drafting with {draft.name}"
+            say(said, quiet)
+        if draft is None:
+            return generate(lm, asked, batch_size=batch_size, **options), {**facts, "speculate": "none"}
+        tally = SpeculationTally()
+        head = reader if draft.exit is not None else None
+        made = speculate(
+            lm, asked, draft, max_new_tokens=options["max_new_tokens"], batch_size=batch_size, reader=head, tally=tally,
+            **shared,
+        )  # fmt: skip
+        return made, {**facts, "speculate": draft.name, "acceptance": tally.acceptance, "rounds": tally.rounds}
+
+    return answer
+
+
+def parse_draft(text: str, n_layers: int) -> Any:
+    """``exit=12`` or ``skip=a3/m5`` (attention of block 3, MLP of block 5). Raises InputError, LayerError."""
+    from exitlens.decoding.speculation import Draft
+    from exitlens.errors import InputError
+
+    kind, _, value = text.partition("=")
+    try:
+        if kind == "exit":
+            draft = Draft(exit=int(value))
+        elif kind == "skip":
+            parts = [part.strip() for part in value.split("/") if part.strip()]
+            if any(part[0] not in "am" for part in parts):
+                raise ValueError(value)
+            draft = Draft(
+                skip_attention=tuple(sorted(int(p[1:]) for p in parts if p[0] == "a")),
+                skip_mlp=tuple(sorted(int(p[1:]) for p in parts if p[0] == "m")),
+            )
+        else:
+            raise ValueError(text)
+    except ValueError:
+        raise InputError(f"draft '{text}' is not understood: write exit=12, skip=a3/m5 or auto") from None
+    draft.first(n_layers)
+    return draft
