@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -41,7 +42,8 @@ def probe_command(
     protocol: Annotated[
         str,
         typer.Option(
-            "--protocol", help="leave-one-topic-out, grouped-k-fold, original, affirmed-to-negated, random-k-fold."
+            "--protocol",
+            help="leave-one-topic-out, grouped-k-fold, original, affirmed-to-negated, transfer, random-k-fold.",
         ),
     ] = "leave-one-topic-out",
     layers: Annotated[
@@ -55,7 +57,28 @@ def probe_command(
     test_topic: Annotated[
         str | None, typer.Option("--test-topic", help="Topic held out [cities, or the last].")
     ] = None,
-    bare: Annotated[bool, typer.Option("--bare/--no-bare", help="Also without instruction and examples.")] = True,
+    bare: Annotated[
+        bool | None,
+        typer.Option(
+            "--bare/--prompted", help="Statements alone, or under an instruction [--kinds: prompted; original: both]."
+        ),
+    ] = None,
+    positions: Annotated[
+        str, typer.Option("--positions", help="Where --kinds reads a statement: last, mean, answer or every.")
+    ] = "last",
+    test_data: Annotated[
+        list[str] | None,
+        typer.Option("--test-data", help="With --protocol transfer: statements, or questions with answers."),
+    ] = None,
+    original: Annotated[
+        bool | None, typer.Option("--original/--no-original", help="The original's table [yes, unless --kinds].")
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Save the best of --kinds, fitted on all rows, as safetensors.")
+    ] = None,
+    states: Annotated[
+        str | None, typer.Option("--states", help="Keep hidden states in this folder, for other studies too.")
+    ] = None,
     out: Annotated[
         str | None, typer.Option("--out", "-o", help="Keep states and tables in this run directory.")
     ] = None,
@@ -68,22 +91,29 @@ def probe_command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """The original study's table; with --kinds also every kind at every layer, with controls and comparisons.
+    """The original study's table; with --kinds every kind at every layer, with controls, comparisons and a verdict.
 
-    --json prints findings (sentences), probes and, with --kinds, probe_best, probe_layers and probe_comparisons.
+    --json prints findings (sentences), probes and, with --kinds, probe_best, probe_layers, probe_comparisons and
+    probe_transfer; with --save also the file's path.
     """
+    from exitlens.errors import ConfigError
+
     from .study_command import run_one
 
+    if save is not None and not kinds:
+        raise ConfigError(f"--save '{save}' keeps the best of --kinds: name some, for example --kinds logistic")
     run_one(
         "probes",
-        ("probes", "probe_best", "probe_layers", "probe_comparisons"),
+        ("probes", "probe_best", "probe_layers", "probe_comparisons", "probe_transfer"),
         {
             "statements": data, "limit_statements": limit, "kinds": kinds, "protocol": protocol,
             "probe_layers": _layers(layers), "probe_seeds": seeds, "taps": taps, "epochs": epochs,
-            "test_topic": test_topic, "bare": bare, "seed": seed, "model": model, "device": device, "dtype": dtype,
-            "revision": revision, "trust_remote_code": trust_remote_code,
+            "test_topic": test_topic, "bare": bare is not False, "setting": "bare" if bare else "prompted",
+            "position": positions, "test_data": test_data, "states": states,
+            "original": not kinds if original is None else original, "seed": seed, "model": model, "device": device,
+            "dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code,
         },
-        out, as_json, quiet,
+        out, as_json, quiet, keep={} if save is None else {"probe.safetensors": save},
     )  # fmt: skip
 
 

@@ -196,13 +196,26 @@ def _entropy(tables: Any, most: int) -> list[Part]:
 def _probes(tables: Any, _most: int) -> list[Part]:
     frame = tables.get("probes")
     if frame is None or not len(frame):
-        return []
+        return _kinds(tables)
     names = ["setting", "method", "layer", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "auroc"]
     body = [
         [int(v) if name == "layer" and v is not None else v for name, v in zip(names, row, strict=True)]
         for row in _rows(frame[names])
     ]
-    return [("", [Column(name.replace("_", " "), "d" if name == "layer" else ".3f") for name in names], body)]
+    columns: list[str | Column] = [Column(n.replace("_", " "), "d" if n == "layer" else ".3f") for n in names]
+    return [("", columns, body), *_kinds(tables)]
+
+
+def _kinds(tables: Any) -> list[Part]:
+    frame = tables.get("probe_best")
+    if frame is None or not len(frame):
+        return []
+    names = ["accuracy", "accuracy_low", "accuracy_high", "auroc", "brier", "ece", "selective_accuracy", "aurc"]
+    heads = ["accuracy", "low", "high", "AUROC", "Brier", "ECE", "80 % surest", "AURC"]
+    body = [[*row[:2], row[2] or None, *row[3:]] for row in _rows(frame[["kind", "role", "layers", *names]])]
+    columns: list[str | Column] = ["kind", "role", Column("layers", shrink=True)]
+    protocol = f"{frame['protocol'].iloc[0]}, n = {int(frame['n_test'].iloc[0])}"
+    return [(protocol, [*columns, *(Column(head, ".3f") for head in heads)], body)]
 
 
 def _decoding(tables: Any, _most: int) -> list[Part]:

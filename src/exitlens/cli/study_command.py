@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from .common import print_json, say
@@ -15,12 +16,23 @@ __all__ = ["run_one"]
 
 
 def run_one(
-    study: str, tables: Sequence[str], settings: Mapping[str, Any], out: str | None, as_json: bool, quiet: bool
+    study: str,
+    tables: Sequence[str],
+    settings: Mapping[str, Any],
+    out: str | None,
+    as_json: bool,
+    quiet: bool,
+    *,
+    keep: Mapping[str, Path] | None = None,
 ) -> None:
-    """Run one study and print its tables; ``out`` keeps the run directory with figures and report."""
+    """Run one study and print its tables; ``out`` keeps the run directory with figures and report.
+
+    ``keep`` copies single files of the run directory elsewhere.
+    """
     import shlex
     import sys
 
+    from exitlens.study.atomic import write_bytes
     from exitlens.study.config import load_config
     from exitlens.study.run import run
     from exitlens.views.report import headlines
@@ -35,6 +47,9 @@ def run_one(
             report=report,
             say=lambda line: say(line, quiet),
         )
+        for name, target in (keep or {}).items():
+            write_bytes(target.expanduser(), (finished.path / name).read_bytes())
+            say(f"saved {target}", quiet)
         if not as_json:
             print_headlines(finished, only=study, whole=True, report=out is not None)
             return
@@ -45,4 +60,6 @@ def run_one(
                 found[name] = frame.astype(object).where(frame.notna(), None).to_dict("records")
         if out is not None:
             found |= {"run": str(finished.path), "report": str(finished.report)}
+        if keep:
+            found["saved"] = [str(target) for target in keep.values()]
         print_json(found)

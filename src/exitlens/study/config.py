@@ -21,7 +21,7 @@ __all__ = ["STUDIES", "RunConfig", "load_config"]
 
 STUDIES = ("layers", "entropy", "probes", "decoding", "exits")
 # Settings that change where or how fast results appear, never what they are: a run may go on with other values.
-_NOT_IDENTITY = frozenset({"only", "out", "figures"})
+_NOT_IDENTITY = frozenset({"only", "out", "figures", "states"})
 
 
 class RunConfig(BaseModel):
@@ -76,6 +76,11 @@ class RunConfig(BaseModel):
     )
     protocol: str = Field("leave-one-topic-out", description="which statements those are trained and tested on")
     probe_layers: tuple[int, ...] | Literal["all"] = Field("all", description="layers of those probes")
+    original: bool = Field(True, description="the original study's probes, at the taps")
+    setting: Literal["prompted", "bare"] = Field("prompted", description="what stands around those probes' statements")
+    position: Literal["last", "mean", "answer", "every"] = Field("last", description="where they read a statement")
+    test_data: tuple[str, ...] = Field((), description="statements or questions to test on, with protocol transfer")
+    states: str | None = Field(None, description="folder of hidden states that runs share; none: the run directory")
     probe_seeds: int = Field(5, ge=1, description="seeds of kinds that need one")
     bare: bool = Field(True, description="probe the bare statements too, without instruction and examples")
 
@@ -160,7 +165,8 @@ def _listed(name: str, value: Any) -> Any:
         # A path may hold a comma; data sets are never split, the option is repeated instead.
         # "sled:k=10,rate=0.5" is one decoder: only a comma before a name without a value separates.
         comma = r",\s*(?=[A-Za-z_]\w*(?:[:@,\s]|$))" if name == "decoders" else ","
-        parts = [value] if name in ("data", "statements") else [p.strip() for p in re.split(comma, value) if p.strip()]
+        whole = name in ("data", "statements", "test_data")
+        parts = [value] if whole else [p.strip() for p in re.split(comma, value) if p.strip()]
         return [int(p) if "int" in annotation and p.lstrip("-").isdigit() else p for p in parts]
     if isinstance(value, int):
         return [value]

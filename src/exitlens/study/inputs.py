@@ -11,6 +11,7 @@ from exitlens.data.prompts import qa_prompt, read_prompts
 from exitlens.data.records import Dataset, Question, Statement
 from exitlens.errors import DataError, InputError
 from exitlens.models.protocol import LayeredModel
+from exitlens.study.answers import as_statements
 from exitlens.study.choices import Rule, plan_choices
 from exitlens.study.config import RunConfig
 from exitlens.study.stage_layers import LookRecord
@@ -28,6 +29,7 @@ class Inputs:
     statements: tuple[Statement, ...]
     datasets: tuple[Dataset, ...]
     notes: tuple[str, ...]
+    test_statements: tuple[Statement, ...] = ()
 
     def provenance(self) -> list[dict[str, Any]]:
         """Name, source, hash and size of each data set, for the manifest."""
@@ -73,13 +75,16 @@ def load_inputs(config: RunConfig) -> Inputs:
             if found.kind != "statements":
                 raise DataError(f"'{spec}' holds questions, not statements: give it with --data, statements here")
             statements.append(found)
+    tested = [_limited(spec, config) for spec in config.test_data] if wants_statements else []
     used = ([*questions] if wants_questions else []) + ([*statements] if wants_statements else [])
+    used += tested
     notes += [f"{d.name}: {note}" for d in used for note in d.notes]
     return Inputs(
         _unique([q for d in questions for q in d.questions]) if wants_questions else (),
         _unique([s for d in statements for s in d.statements]) if wants_statements else (),
         tuple(used),
         tuple(notes),
+        _unique([s for d in tested for s in (d.statements or as_statements(d.questions, d.name))]),
     )
 
 

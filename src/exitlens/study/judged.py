@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exitlens.data import read
-from exitlens.data.records import Dataset, Question, Statement
+from exitlens.data.records import Dataset
 from exitlens.data.sources import read_source
 from exitlens.errors import DataError, ProbeError
 from exitlens.models.protocol import LayeredModel
+from exitlens.study.answers import as_statements
 from exitlens.study.artifacts import SavedProbe
 from exitlens.study.extraction import read_states
 
-__all__ = ["Judged", "as_statements", "judge_texts", "read_texts"]
+__all__ = ["Judged", "judge_texts", "read_texts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,21 +27,6 @@ class Judged:
     text: str
     label: int | None = None
     p_true: float | None = None
-
-
-def as_statements(questions: Sequence[Question], topic: str = "answers") -> list[Statement]:
-    """Every reference answer as a statement "question answer", true for correct ones.
-
-    All answers to one question share its pair, so no split parts them.
-    """
-    out = []
-    for question in questions:
-        answers = [(answer, 1) for answer in dict.fromkeys((question.best, *question.correct))]
-        answers += [(answer, 0) for answer in dict.fromkeys(question.incorrect)]
-        for k, (answer, label) in enumerate(answers):
-            text = f"{question.question.strip()} {answer.strip()}"
-            out.append(Statement(f"{question.id}:{k}", text, label, question.category or topic, pair=question.id))
-    return out
 
 
 def read_texts(path: str | Path) -> list[Judged]:

@@ -33,7 +33,7 @@ from exitlens.study.lock import DirectoryLock
 __all__ = ["FORMAT", "RunDirectory", "hardware", "versions"]
 
 FORMAT = 1
-_OURS = ("manifest.json", "work", "tables", "states", "figures", "report.html", ".lock")
+_OURS = ("manifest.json", "work", "tables", "states", "figures", "report.html", "probe.safetensors", ".lock")
 _PACKAGES = ("exitlens", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "pyarrow")
 
 

@@ -14,7 +14,7 @@ from exitlens.data.records import Statement
 from exitlens.errors import ProbeError
 from exitlens.models.protocol import LayeredModel
 from exitlens.study.context import Context
-from exitlens.study.engine import Clock, Report
+from exitlens.study.engine import Report
 from exitlens.study.extraction import Setting, extract, label_tokens
 from exitlens.study.stage_layers import check_layers
 from exitlens.study.state_store import StateStore
@@ -118,7 +118,8 @@ def said(
 def check(ctx: Context) -> None:
     """Raise what would stop this study before it begins."""
     pick_taps(ctx.engine.lm, ctx.config.taps)
-    pick_test_topic(ctx.inputs.statements, ctx.config.test_topic)
+    if ctx.config.original:
+        pick_test_topic(ctx.inputs.statements, ctx.config.test_topic)
     label_tokens(ctx.engine.lm)
     if ctx.config.kinds:
         from exitlens.probes.kinds import kind_named
@@ -134,13 +135,24 @@ def run(ctx: Context) -> None:
     statements = ctx.inputs.statements
     if directory is None:
         raise ProbeError("the probe study of a run keeps its states in the run directory: give one")
+    if config.kinds:
+        # Imported here: that study reads the original's tokens from this module.
+        from exitlens.study.study_truth import run_kinds
+
+        run_kinds(ctx)
+    if not config.original:
+        return
     settings: list[Setting] = ["prompted", "bare"] if config.bare else ["prompted"]
     stores: dict[Setting, StateStore] = {}
     for setting in settings:
         label = f"states-{setting}"
         directory.stage_state(label, "running")
         stores[setting] = extract(
-            lm, statements, directory.path / "states" / setting, setting=setting, report=ctx.engine.report
+            lm,
+            statements,
+            Path(config.states or directory.path / "states") / setting,
+            setting=setting,
+            report=ctx.engine.report,
         )
         directory.stage_state(label, "done", batches=int(stores[setting].index()["shard"].nunique()))
     ctx.say("training probes")
@@ -156,30 +168,3 @@ def run(ctx: Context) -> None:
     )
     ctx.write("probes", done.probes)
     ctx.write("probe_curves", done.curves)
-    if config.kinds:
-        _run_kinds(ctx, stores["prompted"])
-
-
-def _run_kinds(ctx: Context, store: StateStore) -> None:
-    """Tables ``probe_layers``, ``probe_best``, ``probe_comparisons``, ``probe_calibration``, ``probe_risk``."""
-    from exitlens.study.probe_kinds import kinds_study, view_tables
-
-    config = ctx.config
-    clock = Clock("probe-kinds", 1000, ctx.engine.report)
-    study = kinds_study(
-        ctx.engine.lm,
-        ctx.inputs.statements,
-        store,
-        config.kinds,
-        protocol=config.protocol,
-        layers=config.probe_layers,
-        seeds=config.probe_seeds,
-        seed=config.seed,
-        test_topic=config.test_topic,
-        progress=lambda done, _total: clock.worked(max(0, done - clock.done)),
-    )
-    for name, frame in view_tables(study).items():
-        ctx.write(name, frame)
-    if ctx.engine.directory is not None:
-        ctx.engine.directory.note(probe_verdict=study.sentence(), probe_notes=list(study.notes))
-    ctx.say(study.sentence())

@@ -192,7 +192,10 @@ def _apart(one: Row, other: Row, name: str, better: str, worse: str) -> str:
 
 
 def probe_layers(tables: Mapping[str, DataFrame]) -> list[str]:
-    """The best kind and layer beside the text-only floor and the language model."""
+    """What the study itself concluded; without that, the best kind and layer beside the floor and the model."""
+    said = [visible(row["sentence"]) for row in rows(tables.get("probe_verdict")) if row.get("sentence")]
+    if said:
+        return said
     items = [row for row in rows(tables.get("probe_layers")) if is_number(row.get("accuracy"))]
     fitted = [row for row in items if row.get("role") == "probe"]
     if not fitted:
