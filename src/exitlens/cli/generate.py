@@ -63,6 +63,9 @@ def generate_command(
         str | None, typer.Option("--speculate", help="Draft and verify, lossless: exit=12, skip=a3/m5 or auto.")
     ] = None,
     adapter: Annotated[Path | None, typer.Option("--adapter", help="LoRA folder of `exits adapt` or of peft.")] = None,
+    watch: Annotated[
+        Path | None, typer.Option("--watch", help="Each token with P(true) by this probe of `probe --bare --save`.")
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts generated together.")] = 8,
     seed: SeedOption = 0,
     model: ModelOption = DEFAULT_MODEL,
@@ -76,7 +79,7 @@ def generate_command(
     """Continue a text. One prompt is written as it comes; many are batched.
 
     --json prints a list with one object a prompt: prompt, text, tokens, token_ids, finish (stop, eos or length),
-    decoder, repetition_penalty; with --exit or --speculate also what was run.
+    decoder, repetition_penalty; with --exit or --speculate also what was run; with --watch p_true, one a token.
     """
     from exitlens.data.prompts import QA_PROMPT, qa_prompt, read_prompts
     from exitlens.decoding import generate
@@ -93,6 +96,11 @@ def generate_command(
     from .generate_exits import check_options, prepare
 
     check_options(exit_, speculate, spec.decoder, spec.penalty, heads)
+    saved = None
+    if watch is not None:
+        from .generate_watch import open_watcher
+
+        saved = open_watcher(watch, exit_ is not None or speculate is not None)
     asked = ["".join(qa_prompt(text, QA_PROMPT)) for text in texts] if qa else texts
     stops = [*(stop or ()), *(QA_PROMPT.stop if qa else ())]
 
@@ -113,6 +121,11 @@ def generate_command(
         "seed": seed,
         "chat": chat,
     }
+    if saved is not None:
+        from .generate_watch import write_watched
+
+        write_watched(lm, saved, texts, asked, options, as_json)
+        return
     skips = exit_ is not None or speculate is not None
     if len(asked) == 1 and not as_json and not skips:
         _stream(lm, asked[0], options)

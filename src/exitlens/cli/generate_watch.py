@@ -1,0 +1,70 @@
+"""The option `exitlens generate --watch`: each token with the probability that the statement so far is true."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .common import Column, echo, print_json, print_table
+
+if TYPE_CHECKING:
+    from exitlens.study.artifacts import SavedProbe
+
+__all__ = ["open_watcher", "write_watched"]
+
+
+def open_watcher(path: Path, skips: bool) -> SavedProbe:
+    """The probe, refused before a model is loaded when it cannot watch a text being written.
+
+    Raises ProbeError for a probe of prompted statements or of another position than last or every.
+    """
+    from exitlens.errors import InputError, ProbeError
+    from exitlens.study.artifacts import load_probe
+
+    if skips:
+        raise InputError("--watch reads layers that --exit and --speculate may skip: leave one of them out")
+    saved = load_probe(path)
+    if saved.setting != "bare":
+        raise ProbeError(
+            f"'{path}' was fitted on prompted statements, and a text being written has no prompt around it: fit one "
+            "with exitlens probe --kinds logistic --bare --save FILE"
+        )
+    if saved.position not in ("last", "every"):
+        raise ProbeError(
+            f"'{path}' was fitted on position '{saved.position}', and a text being written is read at its last token: "
+            "fit one with --positions last or every"
+        )
+    return saved
+
+
+def write_watched(
+    lm: Any, saved: SavedProbe, texts: Sequence[str], asked: Sequence[str], options: dict[str, Any], as_json: bool
+) -> None:
+    """Answer each prompt and print its tokens with P(true), or the whole as JSON. Raises ProbeError."""
+    from exitlens.decoding.watch import watch
+
+    saved.check(lm)
+    found = []
+    for text, prompt in zip(texts, asked, strict=True):
+        answer, states = watch(lm, prompt, saved.layers, **options)
+        found.append((text, answer, saved.p_true(states).double().tolist()))
+    if as_json:
+        print_json(
+            [
+                {
+                    "prompt": text, "text": answer.text, "tokens": answer.tokens, "token_ids": answer.token_ids,
+                    "finish": answer.finish, "decoder": options["decoder"],
+                    "repetition_penalty": options["repetition_penalty"], "p_true": p_true,
+                }
+                for text, answer, p_true in found
+            ]
+        )  # fmt: skip
+        return
+    where = ", ".join(map(str, saved.layers))
+    for text, answer, p_true in found:
+        if len(found) > 1:
+            echo(f"> {text}")
+        columns: list[str | Column] = [Column("P(true)", ".3f"), "token"]
+        rows = [[p, token] for p, token in zip(p_true, answer.tokens, strict=True)]
+        print_table(columns, rows, title=f"{saved.probe.kind} at layer {where}: is the text so far true?")
