@@ -62,6 +62,15 @@ def test_what_cannot_be_meant_is_one_line(tmp_path: Path, text: str, expected: s
     assert "\n" not in str(caught.value)
 
 
+def test_only_the_built_in_job_is_limited_unasked() -> None:
+    job = load_config()
+    assert job.limit is not None
+    assert job.limit_statements is not None
+    assert load_config(None, {"limit": "none"}).limit is None
+    own = load_config(None, {"data": "mine.csv"})
+    assert (own.limit, own.limit_statements) == (None, None)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no configuration file .*gone\.toml.*--config"):
         load_config(tmp_path / "gone.toml")

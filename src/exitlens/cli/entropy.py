@@ -42,7 +42,7 @@ def entropy_command(
     ] = "per-group",
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 50,
     repetition_penalty: Annotated[float, typer.Option("--repetition-penalty", help="1 is none.")] = 1.0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts generated together.")] = 16,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts generated together.")] = 32,
     bertscore_model: Annotated[str, typer.Option("--bertscore-model", help="Encoder, or none.")] = "all-minilm-l6-v2",
     out: Annotated[str | None, typer.Option("--out", "-o", help="Keep everything in this run directory.")] = None,
     seed: SeedOption = 0,

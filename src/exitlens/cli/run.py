@@ -57,7 +57,7 @@ def run_command(
         float | None, typer.Option("--repetition-penalty", help="Of every decoder that names none itself [1.0].")
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="Longest answer [50].")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Prompts generated together [16].")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Prompts generated together [32].")] = None,
     lens: Annotated[str | None, typer.Option("--lens", help="Lenses of the layer study [logit,raw].")] = None,
     layers: Annotated[
         str | None, typer.Option("--layers", help="Layers of the layer study, by commas, or all.")

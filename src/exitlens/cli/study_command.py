@@ -39,7 +39,9 @@ def run_one(
 
     with ExitStack() as stack:
         folder = out if out is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="exitlens-"))
-        config = load_config(None, {**settings, "only": study, "out": folder, "figures": out is not None})
+        # Whoever asks for one study gets all of its data; the built-in job's limits are those of `exitlens run`.
+        limits = {name: settings.get(name) or "none" for name in ("limit", "limit_statements")}
+        config = load_config(None, {**settings, **limits, "only": study, "out": folder, "figures": out is not None})
         report = stack.enter_context(StudyProgress(quiet))
         finished = run(
             config,

@@ -42,14 +42,14 @@ def answer_all(
     spec: DecoderSpec,
     *,
     max_new_tokens: int = 50,
-    batch_size: int = 16,
+    batch_size: int = 32,
     entropy: bool = False,
     style: str = "six-shot",
 ) -> Answers:
     """Answers of one decoder to every question, in the questions' order; finished batches are kept."""
     stage = GenerateStage(spec, max_new_tokens=max_new_tokens, batch_size=batch_size, entropy=entropy)
-    # Two generation batches make a unit of work: the shared prompt is run once a unit, and a kill costs a unit.
-    done = engine.map(stage, ask(questions, style), batch_size=2 * batch_size, label=f"generate-{_slug(spec.text)}")
+    # One generation batch is a unit of work: the shared prompt is run once a unit, and a kill costs a unit.
+    done = engine.map(stage, ask(questions, style), batch_size=batch_size, label=f"generate-{_slug(spec.text)}")
     chosen = done.tables.get("decoding_layers")
     if chosen is not None and len(chosen):
         chosen = chosen.groupby(["decoder", "layer"], sort=True)["count"].sum().reset_index()

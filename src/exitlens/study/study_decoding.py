@@ -45,7 +45,7 @@ def decoding_study(
     *,
     metrics: Sequence[TextMetric],
     max_new_tokens: int = 50,
-    batch_size: int = 16,
+    batch_size: int = 32,
     repetition_penalty: float = 1.0,
     seed: int = 0,
     report: Report | None = None,

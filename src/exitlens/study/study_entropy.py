@@ -36,7 +36,7 @@ def entropy_study(
     judges: Sequence[Judge],
     *,
     max_new_tokens: int = 50,
-    batch_size: int = 16,
+    batch_size: int = 32,
     repetition_penalty: float = 1.0,
     estimators: Sequence[str] = ("per-group",),
     seed: int = 0,
