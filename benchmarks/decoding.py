@@ -1,0 +1,281 @@
+"""Decoding and scoring, each beside what is done without exitlens; the parts can be run alone.
+
+    python benchmarks/decoding.py --only vanilla --batches 1 8 32
+    python benchmarks/decoding.py --only contrast            # DoLa, SLED, END against their floor and the published way
+    python benchmarks/decoding.py --only truthfulqa --data TruthfulQA.csv
+    python benchmarks/decoding.py --only mc --data TruthfulQA.csv
+    python benchmarks/decoding.py --only text --data TruthfulQA.csv
+
+Works that are compared take turns in one process, so that a busy machine slows all of them alike: every ratio is the
+median over turns of two neighbours. No answer ends early (the end-of-text token is put out of reach), so that all
+works generate the same number of tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+PARTS = ("vanilla", "contrast", "truthfulqa", "mc", "text")
+Work = Callable[[], Any]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description="Speed of decoding and scoring.")
+    options.add_argument("--only", nargs="*", choices=PARTS, default=PARTS)
+    options.add_argument("--model", default=None, help="default: the built-in model")
+    options.add_argument("--dtype", default="float32", help="of the vanilla part also bfloat16")
+    options.add_argument("--data", default="facts-qa", help="default: the built-in questions; or a TruthfulQA csv")
+    options.add_argument("--questions", type=int, default=None, help="of truthfulqa, mc and text; default: all")
+    options.add_argument("--sample", type=int, default=32, help="questions of the slow ways, whose time is scaled up")
+    options.add_argument("--batches", type=int, nargs="*", default=(1, 8, 32))
+    options.add_argument("--tokens", type=int, default=32, help="new tokens an answer")
+    options.add_argument("--turns", type=int, default=3)
+    options.add_argument("--json", action="store_true")
+    chosen = options.parse_args()
+    import exitlens
+    from exitlens import data, models
+
+    questions = data.read(chosen.data, limit=chosen.questions).questions
+    rows: list[dict[str, Any]] = []
+    if set(chosen.only) - {"text"}:
+        lm = exitlens.load(chosen.model or next(iter(models.catalog.CATALOG)), dtype=chosen.dtype)
+        lm.model.generation_config.eos_token_id = 10**9
+        print(f"{lm.name}, {lm.dtype}, {torch.get_num_threads()} threads, {len(questions)} questions")
+        parts = {"vanilla": vanilla, "contrast": contrast, "truthfulqa": truthfulqa, "mc": multiple_choice}
+        for name in chosen.only:
+            if name in parts:
+                rows += shown(name, parts[name](lm, questions, chosen))
+    if "text" in chosen.only:
+        rows += shown("text", text(questions, chosen))
+    if chosen.json:
+        print(json.dumps(rows, indent=2))
+
+
+def shown(part: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    print(f"\n{part}")
+    for row in rows:
+        print("  " + "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()))
+    return [{"part": part, **row} for row in rows]
+
+
+def taking_turns(works: dict[str, Work], turns: int) -> dict[str, list[float]]:
+    """Seconds of each work, turn by turn, after one turn that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(turns + 1):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def prompts(questions: Sequence[Any], n: int) -> list[str]:
+    from exitlens.data.prompts import BARE_PROMPT, qa_prompt
+
+    texts = ["".join(qa_prompt(q, BARE_PROMPT)) for q in questions]
+    return [texts[i % len(texts)] + " " * (i // len(texts)) for i in range(n)]
+
+
+def theirs(lm: Any, texts: Sequence[str], tokens: int) -> torch.Tensor:
+    """transformers' own ``generate``, greedy, on one left-padded batch."""
+    ids = [lm.encode(text) for text in texts]
+    width = max(map(len, ids))
+    batch = torch.tensor([[0] * (width - len(row)) + row for row in ids])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids])
+    made: torch.Tensor = lm.model.generate(
+        batch, attention_mask=mask, max_new_tokens=tokens, do_sample=False, pad_token_id=0
+    )
+    return made
+
+
+# ---- the parts
+
+
+def vanilla(lm: Any, questions: Sequence[Any], chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """Tokens per second beside transformers' ``generate``."""
+    from exitlens.decoding import generate
+
+    rows = []
+    for n in chosen.batches:
+        texts = prompts(questions, n)
+        works: dict[str, Work] = {
+            "ours": lambda texts=texts, n=n: generate(lm, texts, max_new_tokens=chosen.tokens, batch_size=n),
+            "generate": lambda texts=texts: theirs(lm, texts, chosen.tokens),
+        }
+        seconds = taking_turns(works, chosen.turns)
+        made = n * chosen.tokens
+        rows.append(
+            {
+                "batch": n,
+                "ours tokens/s": made / statistics.median(seconds["ours"]),
+                "generate tokens/s": made / statistics.median(seconds["generate"]),
+                "times as fast": ratio(seconds["generate"], seconds["ours"]),
+            }
+        )
+    return rows
+
+
+def contrast(lm: Any, questions: Sequence[Any], chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time per step at batch 8, beside vanilla plus the bare product of the extra rows, and the published way."""
+    from exitlens.decoding import generate, parse_decoder
+
+    n, tokens = 8, chosen.tokens
+    texts = prompts(questions, n)
+    tied = lm.weight.data_ptr() == lm.embed.weight.data_ptr()
+    names = ("vanilla", "dola:high", "sled", "end")
+    layers = {name: parse_decoder(name).layers(lm.n_layers, tied) for name in names}
+    works: dict[str, Work] = {}
+    for name in names:
+        works[name] = lambda name=name: generate(lm, texts, decoder=name, max_new_tokens=tokens, batch_size=n)
+        works[f"{name} first"] = lambda name=name: generate(lm, texts, decoder=name, max_new_tokens=1, batch_size=n)
+        x = torch.randn(max(1, len(layers[name]) * n), lm.weight.shape[1], dtype=lm.dtype)
+        works[f"{name} product"] = lambda x=x: [F.linear(x, lm.weight) for _ in range(tokens - 1)]
+    works["published dola"] = lambda: published_dola(lm, texts, layers["dola:high"], tokens)
+    works["published dola first"] = lambda: published_dola(lm, texts, layers["dola:high"], 1)
+    seconds = taking_turns(works, chosen.turns)
+
+    def steps(name: str) -> list[float]:
+        return [(a - b) / (tokens - 1) for a, b in zip(seconds[name], seconds[f"{name} first"], strict=True)]
+
+    rows = []
+    for name in (*names, "published dola"):
+        row: dict[str, Any] = {"decoder": name, "ms/step": 1e3 * statistics.median(steps(name))}
+        if layers.get(name):
+            products = [t / (tokens - 1) for t in seconds[f"{name} product"]]
+            floor = [v + p for v, p in zip(steps("vanilla"), products, strict=True)]
+            row |= {"extra rows": len(layers[name]) * n, "ratio to floor": ratio(steps(name), floor)}
+        row["ratio to vanilla"] = ratio(steps(name), steps("vanilla"))
+        rows.append(row)
+    return rows
+
+
+@torch.no_grad()
+def published_dola(lm: Any, texts: Sequence[str], candidates: Sequence[int], tokens: int) -> torch.Tensor:
+    """As it was published: all positions of every candidate unembedded, divergence over all of them in float32.
+
+    Rows are taken at equal length (the published code ran one at a time); its cache is transformers' own.
+    """
+    ids = [lm.encode(text) for text in texts]
+    width = min(map(len, ids))
+    batch, cache = torch.tensor([row[-width:] for row in ids]), None
+    head = lm.model.get_output_embeddings()
+    new = batch
+    for _ in range(tokens):
+        out = lm.model(new, past_key_values=cache, use_cache=True, output_hidden_states=True)
+        cache = out.past_key_values
+        early = {j: head(out.hidden_states[j]).float() for j in candidates}
+        final = out.logits[:, -1].float()
+        stacked = torch.stack([z[:, -1] for z in early.values()])
+        p, q = final.softmax(-1), stacked.softmax(-1)
+        m = 0.5 * (p[None] + q)
+        first = F.kl_div(final.log_softmax(-1)[None], m, reduction="none").mean(-1)
+        second = F.kl_div(stacked.log_softmax(-1), m, reduction="none").mean(-1)
+        at = int((0.5 * (first + second)).mean(-1).argmax())
+        scores = final.log_softmax(-1)
+        limit = scores.sort(-1, descending=True).values[:, :1] - 2.302585
+        scores = (scores - stacked[at].log_softmax(-1)).masked_fill(scores < limit, -torch.inf)
+        new = scores.argmax(-1)[:, None]
+        batch = torch.cat([batch, new], -1)
+    return batch
+
+
+def truthfulqa(lm: Any, questions: Sequence[Any], chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """All questions under the six-shot prompt at batch 32, beside one ``generate`` a question (scaled up)."""
+    from exitlens.data.prompts import qa_prompt
+    from exitlens.decoding import generate
+
+    texts = ["".join(qa_prompt(q)) for q in questions]
+    few = texts[: chosen.sample]
+    rows = []
+    for decoder in ("vanilla", "dola:high"):
+        layers = () if decoder == "vanilla" else tuple(range(lm.n_layers // 2 // 2 * 2, lm.n_layers, 2))
+        start = time.perf_counter()
+        generate(lm, texts, decoder=decoder, max_new_tokens=chosen.tokens, batch_size=32)
+        ours = time.perf_counter() - start
+        start = time.perf_counter()
+        for text in few:
+            if layers:
+                published_dola(lm, [text], layers, chosen.tokens)
+            else:
+                theirs(lm, [text], chosen.tokens)
+        one_by_one = (time.perf_counter() - start) * len(texts) / len(few)
+        rows.append(
+            {
+                "decoder": decoder,
+                "questions": len(texts),
+                "ours s": ours,
+                f"one by one s (from {len(few)})": one_by_one,
+                "times as fast": one_by_one / ours,
+            }
+        )
+    return rows
+
+
+def multiple_choice(lm: Any, questions: Sequence[Any], chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """MC1-3 over all answers, beside one forward pass an answer (scaled up)."""
+    from exitlens.data.prompts import qa_prompt
+    from exitlens.decoding.score import mc_scores
+
+    questions = [q for q in questions if q.correct and q.incorrect]
+    few = questions[: chosen.sample]
+    start = time.perf_counter()
+    found = mc_scores(lm, questions)
+    ours = time.perf_counter() - start
+
+    @torch.no_grad()
+    def total(question: Any, answer: str) -> float:
+        context = lm.encode("".join(qa_prompt(question)))
+        whole = lm.encode("".join(qa_prompt(question)) + f" {answer}")
+        logs = lm.model(torch.tensor([whole])).logits[0].float().log_softmax(-1)
+        return sum(float(logs[i - 1, whole[i]]) for i in range(len(context), len(whole)))
+
+    worst, answers = 0.0, 0
+    start = time.perf_counter()
+    for i, question in enumerate(few):
+        scores = [total(question, a) for a in (*question.correct, *question.incorrect)]
+        answers += len(scores)
+        both = [*found.correct[i], *found.incorrect[i]]
+        worst = max(worst, *(abs(a - b) for a, b in zip(scores, both, strict=True)))
+    looped = time.perf_counter() - start
+    everything = sum(len(q.correct) + len(q.incorrect) for q in questions)
+    scaled = looped * everything / answers
+    return [
+        {
+            "questions": len(questions),
+            "answers": everything,
+            "ours s": ours,
+            f"a pass an answer s (from {len(few)})": scaled,
+            "times as fast": scaled / ours,
+            "largest difference": worst,
+            "mc1": float(found.mc1.mean()),
+            "mc2": float(found.mc2.mean()),
+            "mc3": float(found.mc3.mean()),
+        }
+    ]
+
+
+def text(questions: Sequence[Any], chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """BLEU and ROUGE-L of one answer a question against all its references."""
+    from exitlens.scoring import Bleu, RougeL, truthfulqa_scores
+
+    # Answers that share words with their references, as a model's do: those of the neighbouring question, and its own.
+    answers = [f"{q.best} {other.best}" for q, other in zip(questions, questions[1:] + questions[:1], strict=True)]
+    seconds = taking_turns({"scores": lambda: truthfulqa_scores(answers, questions, [Bleu(), RougeL()])}, chosen.turns)
+    return [{"answers": len(answers), "seconds": statistics.median(seconds["scores"])}]
+
+
+if __name__ == "__main__":
+    main()
