@@ -1,0 +1,145 @@
+"""The study over real states of a tiny model: what is planted is found, random labels are not, bad input is named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests import tiny
+
+from exitlens.data.records import Question, Statement
+from exitlens.errors import ProbeError
+from exitlens.models import wrap
+from exitlens.probes.curves import calibration_curve, risk_curve
+from exitlens.probes.resample import bootstrap_weights, metrics
+from exitlens.stats import reliability
+from exitlens.study.answers import as_statements
+from exitlens.study.study_truth import truth_study
+
+
+@pytest.fixture(scope="module")
+def lm() -> Any:
+    return wrap(tiny.model("llama"), tiny.tokenizer())
+
+
+def statements(count: int = 96, topics: int = 3, seed: int | None = None) -> list[Statement]:
+    """Pairs that differ in their last word, which is the label; with a seed the labels are drawn instead."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for i in range(count):
+        label = i % 2 if seed is None else int(rng.integers(2))
+        text = f"Thing {i // 2} of kind {i * topics // count} is {'real' if i % 2 else 'none'}."
+        out.append(Statement(f"s{i}", text, label, f"t{i * topics // count}", pair=f"p{i // 2}"))
+    return out
+
+
+def test_what_the_states_hold_is_found_and_refitted(tmp_path: Path, lm: Any) -> None:
+    items = statements()
+    found = truth_study(lm, items, tmp_path, kinds=("mass-mean",), setting="bare", position="answer", resamples=100)
+    best = found.tables["probe_best"].set_index("kind")
+    assert best.loc["mass-mean", "accuracy"] > 0.9
+    assert "best probe is mass-mean" in found.sentence
+    assert found.tables["probe_verdict"]["sentence"].tolist() == [found.sentence]
+    probe, about = found.refit()
+    at = found.data.layers.index(probe.provenance.layer or 0)
+    p = probe.predict_proba(found.data.states[at])
+    assert float(((p > 0.5).numpy() == found.data.labels).mean()) > 0.9
+    assert about["held_out"]["accuracy"] == best.loc["mass-mean", "accuracy"]
+    with pytest.raises(ProbeError, match="fitted on model"):
+        probe.check("another")
+
+
+def test_random_labels_give_chance_at_every_layer(tmp_path: Path, lm: Any) -> None:
+    # Labels drawn for each statement alone: nothing in any layer can tell them, so every held-out accuracy is near 1/2
+    # (240 coins: four standard deviations are .13), and every control's too.
+    items = statements(240, seed=3)
+    found = truth_study(lm, items, tmp_path, kinds=("mass-mean",), matrix=False, resamples=50)
+    layers = found.tables["probe_layers"]
+    by_layer = layers[layers["role"].isin(["probe", "control"])]
+    assert len(by_layer) == 2 * lm.n_layers
+    assert by_layer["accuracy"].between(0.37, 0.63).all()
+
+
+def test_every_token_is_a_row_with_its_statement_s_label(tmp_path: Path, lm: Any) -> None:
+    items = statements(60)
+    found = truth_study(
+        lm, items, tmp_path, kinds=("mass-mean",), layers=(2,), position="every", setting="bare", matrix=False,
+        resamples=20,
+    )  # fmt: skip
+    assert found.data.n > 5 * len(items)
+    # Tokens of one pair stay together.
+    assert found.study.n_groups == len(items) // 2
+    assert found.provenance.position == "every"
+
+
+def test_a_store_of_another_prompt_or_model_is_refused(tmp_path: Path, lm: Any) -> None:
+    items = statements(60)
+    truth_study(lm, items, tmp_path, kinds=("mass-mean",), layers=(1,), matrix=False, resamples=10)
+    with pytest.raises(ProbeError, match="holds hidden states with"):
+        truth_study(lm, items, tmp_path, kinds=("mass-mean",), layers=(1,), setting="bare")
+    other = wrap(tiny.model("llama", seed=1), tiny.tokenizer())
+    with pytest.raises(ProbeError, match="with fingerprint"):
+        truth_study(other, items, tmp_path, kinds=("mass-mean",), layers=(1,))
+
+
+def test_bad_input_is_named(tmp_path: Path, lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = statements(60)
+    with pytest.raises(ProbeError, match="only label 1 among 60"):
+        truth_study(lm, [replace(s, label=1) for s in items], tmp_path / "a", kinds=("mass-mean",))
+    with pytest.raises(ProbeError, match="label 3 of example 0 is neither 0 nor 1"):
+        truth_study(lm, [replace(items[0], label=3), *items[1:]], tmp_path / "b", kinds=("mass-mean",))
+    with pytest.raises(ProbeError, match="topic 'rare' has 1 rows"):
+        truth_study(lm, [replace(items[0], topic="rare"), *items[1:]], tmp_path / "c", kinds=("mass-mean",))
+    with pytest.raises(ProbeError, match="unknown protocol 'best-of'"):
+        truth_study(lm, items, tmp_path / "d", protocol="best-of")
+    forward = lm.forward
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        out = forward(*args, **kwargs)
+        if 2 in out.hidden:
+            out.hidden[2][:, -1, 0] = torch.nan
+        return out
+
+    monkeypatch.setattr(lm, "forward", broken)
+    with pytest.raises(ProbeError, match=r"hidden state of example 's\d+' at layer 2 is not finite"):
+        truth_study(lm, items, tmp_path / "e", kinds=("mass-mean",))
+
+
+def test_train_on_statements_test_on_answers(tmp_path: Path, lm: Any) -> None:
+    questions = [
+        Question(f"q{i}", f"Is thing {i} real?", "It is real.", ("It is real.",), ("It is none.",)) for i in range(20)
+    ]
+    answers = as_statements(questions)
+    assert [(s.statement, s.label, s.pair) for s in answers[:2]] == [
+        ("Is thing 0 real? It is real.", 1, "q0"), ("Is thing 0 real? It is none.", 0, "q0"),
+    ]  # fmt: skip
+    found = truth_study(
+        lm, statements(60), tmp_path, kinds=("mass-mean",), protocol="transfer", test_statements=answers, resamples=20
+    )
+    assert set(found.study.rows) == set(range(60, 100))
+    assert found.data.n == 100
+    with pytest.raises(ProbeError, match="--test-data"):
+        truth_study(lm, statements(60), tmp_path, protocol="transfer")
+
+
+def test_curves_agree_with_their_definitions() -> None:
+    rng = np.random.default_rng(0)
+    p = torch.from_numpy(rng.random((1, 400))).float()
+    y = torch.from_numpy((rng.random(400) < p[0].numpy()).astype(np.int64))
+    weights = bootstrap_weights(np.arange(400) // 2, 200, 0)
+    curve = calibration_curve(p, y, weights)
+    known = reliability(p[0].numpy(), y.numpy(), 15)
+    np.testing.assert_allclose(curve["observed"], known.share, atol=1e-6)
+    np.testing.assert_allclose(curve["confidence"], known.probability, atol=1e-6)
+    assert (curve["observed_low"] <= curve["observed"]).all()
+    assert (curve["observed_high"] >= curve["observed"]).all()
+    risk = risk_curve(p, y, weights, points=40)
+    point = metrics(p[0], y.float(), torch.zeros(400), weights[:1], ("accuracy", "selective_accuracy"))
+    assert risk["risk"][-1] == pytest.approx(1 - float(point["accuracy"][0]), abs=1e-6)
+    at = int(np.argmin(np.abs(risk["coverage"] - 0.8)))
+    assert risk["risk"][at] == pytest.approx(1 - float(point["selective_accuracy"][0]), abs=1e-6)
+    assert (risk["risk_low"] <= risk["risk_high"]).all()
