@@ -4,6 +4,7 @@ from .decoders import ACD, END, SLED, Decoder, DeLTa, DoLa, Scores, Vanilla
 from .loop import Generation, generate, stream
 from .registry import names, parse_decoder, register
 from .sampling import Sampling
+from .score import McScores, Scorer, mc_scores, score_continuations
 
 __all__ = [
     "ACD",
@@ -13,12 +14,16 @@ __all__ = [
     "Decoder",
     "DoLa",
     "Generation",
+    "McScores",
     "Sampling",
+    "Scorer",
     "Scores",
     "Vanilla",
     "generate",
+    "mc_scores",
     "names",
     "parse_decoder",
     "register",
+    "score_continuations",
     "stream",
 ]
