@@ -37,6 +37,7 @@ class Depths:
         self.parked = np.zeros((kv.rows, kv.capacity), dtype=bool)  # left early, not yet taken further
         self.blocks_run = 0  # block × token
         self._memo: tuple[bytes, Where] | None = None
+        self._index: tuple[Tensor, Tensor]
 
     def append(self, rows: np.ndarray, tokens: Tensor) -> None:
         """Put one new token a row (of ``rows``) at layer 0, at the row's next position."""
@@ -51,33 +52,41 @@ class Depths:
 
     def waiting(self, rows: np.ndarray, layer: int) -> np.ndarray:
         """Positions ``[rows, width]`` of each row at exactly ``layer``; short rows repeat their last: harmless."""
+        return self._waiting(rows, layer)[0]
+
+    def _waiting(self, rows: np.ndarray, layer: int) -> tuple[np.ndarray, int]:
+        """The same, and how many tokens they are without the repetitions."""
         here = self.depth[rows, : int(self.lengths[rows].max())] == layer
         counts = here.sum(1)
-        width = int(counts.max())
+        width, total = int(counts.max()), int(counts.sum())
+        if width == 1 and total == len(rows):  # the usual case: one token a row
+            return here.argmax(1)[:, None], total
         order = np.argsort(~here, axis=1, kind="stable")[:, :width]
         last = np.maximum(counts - 1, 0)
         column = np.minimum(np.arange(width)[None], last[:, None])
-        return np.take_along_axis(order, column, axis=1)
+        return np.take_along_axis(order, column, axis=1), total
 
     def advance(self, rows: np.ndarray, block: int) -> None:
         """Run ``block`` (1..N) on every state of ``rows`` that waits at its input."""
-        positions = self.waiting(rows, block - 1)
+        positions, total = self._waiting(rows, block - 1)
+        self._move(rows, positions, block)
+        self.blocks_run += total
+
+    def _move(self, rows: np.ndarray, positions: np.ndarray, block: int) -> None:
         where = self._where(rows, positions)
-        index = torch.from_numpy(rows)[:, None].to(self.states.device)
-        at = torch.from_numpy(positions).to(self.states.device)
-        self.states[index, at] = self.runner.block(block, self.states[index, at], self.kv, where)
-        self.blocks_run += sum(len(set(p)) for p in positions.tolist())
+        if len(rows) == 1 and isinstance(where.start, int):  # one row, neighbouring tokens: a view, nothing is gathered
+            row, first = int(rows[0]), where.start
+            here = self.states[row : row + 1, first : first + where.width]
+            here.copy_(self.runner.block(block, here, self.kv, where))
+        else:
+            index, at = self._index
+            self.states[index, at] = self.runner.block(block, self.states[index, at], self.kv, where)
         self.depth[rows[:, None], positions] = block
 
     def advance_last(self, rows: np.ndarray, block: int) -> None:
         """Run ``block`` on the newest token of each row only (tokens drafted before it wait where they are)."""
-        positions = self.lengths[rows][:, None] - 1
-        where = self._where(rows, positions)
-        index = torch.from_numpy(rows)[:, None].to(self.states.device)
-        at = torch.from_numpy(positions).to(self.states.device)
-        self.states[index, at] = self.runner.block(block, self.states[index, at], self.kv, where)
+        self._move(rows, self.lengths[rows][:, None] - 1, block)
         self.blocks_run += len(rows)
-        self.depth[rows[:, None], positions] = block
 
     def draft_rest(
         self, rows: np.ndarray, first: int, skip_attention: Sequence[int], skip_mlp: Sequence[int]
@@ -147,4 +156,6 @@ class Depths:
         if self._memo is None or self._memo[0] != key:
             every = len(rows) == self.kv.rows
             self._memo = (key, self.runner.where_at(positions, None if every else torch.from_numpy(rows)))
+            device = self.states.device
+            self._index = (torch.from_numpy(rows)[:, None].to(device), torch.from_numpy(positions).to(device))
         return self._memo[1]

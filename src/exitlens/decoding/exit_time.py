@@ -1,4 +1,4 @@
-"""How long a policy will take on this machine, from a few measured pieces: no generation is run to predict it.
+"""How long a policy will take on this machine, from a few measured pieces: no policy is run to predict it.
 
 Time of an answer token at batch 1: ``step + e·block + (e + caught up)·token + asks·ask + exit``, with e its exit.
 """
@@ -15,10 +15,11 @@ import torch
 
 from ..errors import UnsupportedModel
 from ..models.native import runner_of
-from .depths import Depths
 from .exit_analysis import Array, Outcome
-from .exits import Reader, Scorer, logit_reader
-from .policies import Ask, ExitPolicy
+from .exits import ExitPrefix, ExitSession, Reader, Scorer
+from .loop import Row, Run
+from .policies import ExitPolicy
+from .sampling import Sampling
 
 __all__ = ["TimeModel", "measure_times"]
 
@@ -56,62 +57,100 @@ class TimeModel:
 def measure_times(
     lm: Any, *, reader: Reader | None = None, scorer: Scorer | None = None, context: int = 96, repeats: int = 30
 ) -> TimeModel:
-    """Time the pieces on this machine, as medians of ``repeats``.
+    """Time the pieces on this machine, as medians of ``repeats``, at ``context`` tokens held.
 
+    ``step`` is what is left of a short generation that never leaves: the loop's own work.
     Raises :class:`UnsupportedModel` for a model whose blocks cannot be run apart.
     """
     runner = runner_of(lm)
     if runner is None:
         raise UnsupportedModel(f"{lm.name}: its blocks cannot be run apart, so no time can be predicted for leaving")
-    widths = (1, 4, 12)
     n = lm.n_layers
-    kv = runner.new_kv(1, context + max(widths) + 1)
+    context = min(context, (lm.context or context + 64) - 64)
+    ids = [(7 * i + 5) % lm.vocab_size for i in range(context)]
     row = np.array([0])
-    by_width = []
-    for width in widths:
-        d = Depths(runner, kv, torch.tensor([context]))
-        for i in range(width):
-            d.append(row, torch.tensor([(7 * i + 5) % lm.vocab_size]))
+    few = max(5, repeats // 3)
 
-        def pass_through(d: Depths = d) -> None:
+    def started(policy: ExitPolicy) -> ExitSession:
+        prefix = ExitPrefix(lm, (), policy, reader=reader, scorer=scorer)
+        session = prefix.session((), 32)
+        session.start([ids])
+        session.depths.append(row, torch.tensor([5]))
+        session._logits = torch.empty(1, lm.vocab_size, device=lm.device)
+        return session
+
+    d = started(ExitPolicy("never")).depths
+    by_width = {}
+    for width in (1, 12):
+        while int(d.lengths[0]) - context < width:
+            d.append(row, torch.tensor([int(d.lengths[0]) % lm.vocab_size]))
+
+        def pass_through() -> None:
             d.depth[0, context : int(d.lengths[0])] = 0
             for block in range(1, n + 1):
                 d.advance(row, block)
 
-        by_width.append(_median(pass_through, max(5, repeats // 3)) / n)
-    token, block = np.polyfit(widths, by_width, 1)
-    state = torch.randn(1, lm.d_model, dtype=lm.dtype, device=lm.device)
-    read = reader or logit_reader(lm)
+        by_width[width] = _median(pass_through, few) / n
+    token = max((by_width[12] - by_width[1]) / 11, 0.0)
     layer = max(1, n - 1)
-    ask: dict[str, float] = {"fixed": 0.0, "never": 0.0}
-    for kind in ("probability", "margin", "entropy", "patience", "cosine", "classifier"):
+    ask: dict[str, float] = {}
+    for kind in ("probability", "margin", "entropy", "patience", "cosine", "classifier", "fixed"):
         if kind == "classifier" and scorer is None:
             continue
-        policy = ExitPolicy(kind, 1.0)
+        # A threshold that is never passed: asking alone is timed.
+        policy = ExitPolicy(kind, 0.0 if kind == "entropy" else 1.0, (layer,))
+        if kind in ("fixed", "patience"):
+            policy = ExitPolicy(kind, 1e9, (layer,))
+        session = started(policy)
+        tops, same = np.full(1, -1), np.zeros(1, dtype=np.int64)
+        state = session.depths.last(row)
 
-        def question(policy: ExitPolicy = policy) -> None:
-            shown = Ask(state=state, previous=state, unchanged=torch.ones(1))
-            if policy.needs_logits:
-                shown.logits = read(state, layer)
-                shown.logits.argmax(-1).cpu()
-            elif policy.kind == "classifier" and scorer is not None:
-                shown.score = scorer(state, layer)
-            policy.decide(shown, 1, 1.0)
+        def question(
+            session: ExitSession = session, tops: Array = tops, same: Array = same, state: torch.Tensor = state
+        ) -> None:
+            session._ask(state, state, layer, row, tops, same, session._p.policy.threshold)
 
         ask[kind] = _median(question, repeats)
-
-    def begin() -> None:
-        d = Depths(runner, kv, torch.tensor([context]))
-        d.append(row, torch.tensor([5]))
-
+    state = d.last(row)
+    unembed = _median(lambda: lm.logits(state, n).float().argmax(-1).cpu(), repeats)
+    whole = n * by_width[1] + unembed
     return TimeModel(
-        block=max(float(block), 0.0),
-        token=max(float(token), 0.0),
-        unembed=_median(lambda: lm.logits(state, n).float().argmax(-1).cpu(), repeats),
-        step=_median(begin, repeats),
-        ask=ask,
-        exit_logits=_median(lambda: read(state, layer).argmax(-1).cpu(), repeats),
+        block=by_width[1] - token,
+        token=token,
+        unembed=unembed,
+        step=max(0.0, _short_generation(lm, ids) - whole),
+        # The exit's logits are part of what was timed for ``fixed``, which always leaves.
+        ask={**ask, "fixed": 0.0},
+        exit_logits=ask["fixed"],
     )
+
+
+def _short_generation(lm: Any, ids: list[int], tokens: int = 10) -> float:
+    """Seconds a token of decoding that never leaves, without the prompt's pass."""
+
+    def run(count: int) -> float:
+        begun = time.perf_counter()
+        session = ExitPrefix(lm, (), ExitPolicy("never")).session((), count)
+        # The loop's own generation: prompts are texts there, and this one is token ids.
+        generation = Run(lm, "vanilla", count, (), 1.0, Sampling(), trace=False)
+        generation.eos = frozenset()
+        for _ in generation.batch([Row(0, list(ids), None)], _Opened(session), ()):
+            pass
+        return time.perf_counter() - begun
+
+    run(2)
+    return float(np.median([(run(tokens) - run(1)) / (tokens - 1) for _ in range(3)]))
+
+
+class _Opened:
+    """A prefix that gives the session it was made with."""
+
+    def __init__(self, session: ExitSession) -> None:
+        self._session = session
+
+    def session(self, layers: Any, max_new_tokens: int) -> ExitSession:  # noqa: ARG002 (the protocol's)
+        """See :class:`~exitlens.decoding.session.Prefix`."""
+        return self._session
 
 
 def _median(work: Callable[[], Any], repeats: int) -> float:

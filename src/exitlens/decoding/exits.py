@@ -139,8 +139,7 @@ class ExitSession:
                 if not len(going):
                     break
         self._count()
-        states = torch.stack([d.states[i, d.lengths[i] - 1] for i in everyone])
-        return {self._n: states}
+        return {self._n: d.last(everyone)}
 
     def keep(self, rows: Tensor) -> None:
         """See :class:`~exitlens.decoding.session.Session`."""

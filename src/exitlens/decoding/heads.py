@@ -176,7 +176,7 @@ def train_heads(
                 z = lm.post(torch.nn.functional.linear(lm.norm(moved), weight, bias))
                 loss = -(p * z.log_softmax(-1)).sum(-1).mean()
                 optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimiser.step()
                 schedule.step()
             done += 1
