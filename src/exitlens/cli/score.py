@@ -85,8 +85,10 @@ def score_command(
         write_parquet(out, scores)
         say(f"wrote {out}", quiet)
     if as_json:
-        rows = table.astype(object).where(table.notna(), None).to_dict("records")
-        print_json({"data": dataset.name, "metrics": [m.label for m in metrics], "scores": rows, "judgements": judged})
+        listed = table.astype(object).where(table.notna(), None).to_dict("records")
+        print_json(
+            {"data": dataset.name, "metrics": [m.label for m in metrics], "scores": listed, "judgements": judged}
+        )
         return
     _print(table, judged, len(answers) > 1, [m.label for m in metrics])
 
