@@ -197,13 +197,14 @@ def _read(
     needed = None if at_end else min(item.first for item in items)
     for part in passes(lm, texts, layers=read, positions="last" if at_end else "all", needed=needed):
         stacked = torch.stack([part.hidden[layer] for layer in layers])
-        for row, text in enumerate(part.index):
-            for i in members[text]:
-                if at_end:
-                    states[:, i] = stacked[:, row, -1].cpu()
-                    continue
-                span = stacked[:, row, items[i].first - part.start : items[i].end - part.start]
-                states[:, i] = (span[:, 0] if span.shape[1] == 1 else span.float().mean(1)).to(lm.dtype).cpu()
+        pairs = [(row, i) for row, text in enumerate(part.index) for i in members[text]]
+        if at_end:
+            read_here = stacked[:, [row for row, _ in pairs], -1]
+        else:
+            spans = [stacked[:, row, items[i].first - part.start : items[i].end - part.start] for row, i in pairs]
+            means = [span[:, 0] if span.shape[1] == 1 else span.float().mean(1).to(lm.dtype) for span in spans]
+            read_here = torch.stack(means, 1)
+        states[:, [i for _, i in pairs]] = read_here.cpu()
         if words is None:
             continue
         z = lm.logits(part.hidden[lm.n_layers][:, -1], lm.n_layers).float()
