@@ -33,7 +33,7 @@ def run_command(
         list[str] | None, typer.Option("--statements", help="True/false statements for the probes [facts-tf].")
     ] = None,
     only: Annotated[
-        str | None, typer.Option("--only", help="Studies, separated by commas: layers,entropy,probes,decoding.")
+        str | None, typer.Option("--only", help="Studies, separated by commas: layers,entropy,probes,decoding,exits.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", help="At most this many questions.")] = None,
     limit_statements: Annotated[
@@ -119,7 +119,15 @@ def run_command(
 
 # A table to print: what it is of, its columns, its rows.
 Part = tuple[str, list[str | Column], list[list[Any]]]
-HEADLINE_TABLES = ("decoding", "probes", "entropy_layers", "layers_accuracy", "layers_picks")
+HEADLINE_TABLES = (
+    "decoding",
+    "probes",
+    "entropy_layers",
+    "layers_accuracy",
+    "layers_picks",
+    "exits",
+    "exits_calibration",
+)
 
 
 def _json(finished: Finished) -> dict[str, Any]:
@@ -147,7 +155,7 @@ def print_headlines(finished: Finished, *, only: str | None = None, whole: bool 
 
     tables = finished.tables
     said = headlines(tables)
-    for study in ("layers", "entropy", "probes", "decoding"):
+    for study in ("layers", "entropy", "probes", "decoding", "exits"):
         parts = _HEADLINES[study](tables, 1000 if whole else 5)
         if not parts or only not in (None, study):
             continue
@@ -234,7 +242,17 @@ def _rows(frame: Any) -> list[list[Any]]:
     return plain
 
 
-_HEADLINES = {"layers": _layers, "entropy": _entropy, "probes": _probes, "decoding": _decoding}
+def _exits(tables: Any, _most: int) -> list[Part]:
+    frame = tables.get("exits")
+    if frame is None or not len(frame):
+        return []
+    names = ["policy", "threshold", "agreement", "agreement_low", "agreement_high", "layers_saved", "flops_saved"]
+    shown = frame[frame["policy"].isin(["probability", "classifier", "oracle"])]
+    columns: list[str | Column] = [Column(name.replace("_", " "), ".3f") for name in names]
+    return [("", columns, _rows(shown[names]))]
+
+
+_HEADLINES = {"layers": _layers, "entropy": _entropy, "probes": _probes, "decoding": _decoding, "exits": _exits}
 
 
 def _spread(count: int, most: int) -> list[int]:

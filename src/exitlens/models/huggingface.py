@@ -155,7 +155,7 @@ def _keep(model: nn.Module, tokenizer: Any, folder: Path) -> bool:
                 model.save_pretrained(str(aside))  # type: ignore[operator]
                 tokenizer.save_pretrained(str(aside))
             (aside / "whole").write_text("unpacked from GGUF by exitlens\n")
-            os.replace(aside, folder)
+            aside.replace(folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     except OSError:
