@@ -117,6 +117,8 @@ def _build(head: str, bare: str, options: dict[str, str], text: str) -> Decoder:
     layers = _layers(options.get("layers") or bare, text) if options.get("layers") or bare else None
     if head == "dola":
         if "choice" in options:
+            if options["choice"] not in ("jsd", "reference"):
+                raise InputError(f"unknown DoLa choice {options['choice']!r} in {text!r}: use jsd or reference")
             common["choice"] = options["choice"]
         return DoLa(candidates=layers or "high", **common)
     if head == "random":
