@@ -62,6 +62,8 @@ def policy_table(
     rows = []
     for i, (kind, threshold, outcome) in enumerate(done):
         extra = caught_up(outcome.exit, signals.question, signals.step)
+        if kind == "oracle":  # the bound pays for nothing but the blocks up to its exits
+            extra = np.zeros_like(extra)
         later = extra.mean() * cost.block / outcome.full
         seconds = None if times is None else times.seconds(outcome, kind, signals.n_layers, extra)
         rows.append(
