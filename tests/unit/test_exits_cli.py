@@ -11,6 +11,9 @@ from tests import tiny
 
 from exitlens.cli import main
 
+# typer hands its own context class over, and bad options are wrong types on purpose.
+pytestmark = pytest.mark.wrong_types
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -61,6 +61,7 @@ def test_positions_are_those_of_the_statement_s_own_tokens(tmp_path: Path, lm: A
         np.testing.assert_allclose(memory[:, 0], read.mean(1)[[1, 3]], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.wrong_types
 def test_a_position_that_does_not_exist_is_refused(tmp_path: Path, lm: Any) -> None:
     with pytest.raises(InputError, match="unknown position 'first': use last, mean, answer, every"):
         extract(lm, statements(2), tmp_path, position="first")  # type: ignore[arg-type]

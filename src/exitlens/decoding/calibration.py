@@ -79,7 +79,7 @@ def units_needed(delta: float, epsilon: float, bound: Bound = "hoeffding-bentkus
 
 def calibrate(
     losses: NDArray[Any],
-    thresholds: Sequence[float],
+    thresholds: Sequence[float | int],
     *,
     delta: float,
     epsilon: float = 0.05,

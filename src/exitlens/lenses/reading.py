@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ContextError, InputError, LayerError
@@ -230,7 +231,7 @@ class _Store:
 
     def __init__(self, texts: int, positions: int) -> None:
         self.texts, self.positions = texts, positions
-        self.arrays: dict[str, np.ndarray[Any, Any]] = {}
+        self.arrays: dict[str, NDArray[Any]] = {}
 
     def put(self, batch: Sequence[Window], found: Readout) -> None:
         for name, value in found.items():

@@ -96,7 +96,8 @@ def fingerprint(model: nn.Module) -> str:
 def _cache(model: nn.Module) -> Any:
     from transformers import DynamicCache
 
-    return DynamicCache(config=model.config)
+    config: Any = model.config
+    return DynamicCache(config=config)
 
 
 @contextmanager
@@ -106,13 +107,13 @@ def _quiet() -> Iterator[None]:
 
     level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity(logging.ERROR)
-    hf_logging.disable_progress_bar()
+    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         hf_logging.set_verbosity(level)
         if bars:
-            hf_logging.enable_progress_bar()
+            hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 def _load_gguf(path: Path, label: str, device: torch.device, dtype: torch.dtype) -> Layered:
@@ -123,6 +124,7 @@ def _load_gguf(path: Path, label: str, device: torch.device, dtype: torch.dtype)
     check_gguf(path)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    model: Any
     digest = _file_hash(path)
     kept = catalog.cache_dir() / "converted" / f"{digest[:24]}-t{_major()}"
     if not (kept / "whole").exists():
@@ -179,6 +181,7 @@ def _load_from(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    model: Any
     options: dict[str, Any] = {"trust_remote_code": remote}
     if revision is not None:
         options["revision"] = revision

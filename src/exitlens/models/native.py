@@ -79,8 +79,9 @@ class Runner:
         """An empty cache for ``rows`` rows of at most ``capacity`` tokens."""
         f = self.family
         shape = (rows, f.kv_heads, capacity, f.head_dim)
-        make = lambda: torch.zeros(shape, dtype=self.lm.dtype, device=self.lm.device)  # noqa: E731 (one use, twice)
-        return KV([make() for _ in range(self.n_layers)], [make() for _ in range(self.n_layers)])
+        dtype, device = self.lm.dtype, self.lm.device
+        keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(self.n_layers)]
+        return KV(keys, [torch.zeros_like(k) for k in keys])
 
     def where(self, start: int | Tensor, width: int, rows: Tensor | None = None) -> Where:
         """Work out positions and rotary tables for a step; see :class:`Where`."""

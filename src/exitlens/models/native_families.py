@@ -23,7 +23,11 @@ class Family(Protocol):
     kv_heads: int
     head_dim: int
     scaling: float
-    rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None
+
+    @property
+    def rotary(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+        """Cosines and sines of positions, or None where positions enter otherwise."""
+        ...
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Token ids and positions → layer 0."""
@@ -45,7 +49,10 @@ class Family(Protocol):
 def family_of(lm: Any) -> Family | None:
     """The family of ``lm``'s blocks, or None when it is not one of these (or its modules were replaced)."""
     block = lm.blocks[0]
-    has = lambda *names: all(hasattr(block, name) for name in names)  # noqa: E731 (read once, below)
+
+    def has(*names: str) -> bool:
+        return all(hasattr(block, name) for name in names)
+
     try:
         if has("input_layernorm", "self_attn", "post_attention_layernorm", "mlp") and hasattr(block.mlp, "gate_proj"):
             return LlamaLike(lm)
@@ -76,11 +83,13 @@ def _fused(parts: Sequence[nn.Module], small: bool) -> Callable[[Tensor], Tensor
     """Several projections of one input as one product (kept apart for large, quantised or adapted models)."""
     if not small or not all(_plain(p) for p in parts):
         return lambda x: torch.cat([p(x) for p in parts], dim=-1)
-    weight = torch.cat([p.weight.detach() for p in parts])  # type: ignore[arg-type, misc]
-    biases = [p.bias for p in parts]
-    bias = torch.cat([b.detach() for b in biases]) if all(b is not None for b in biases) else None  # type: ignore[union-attr, misc]
-    if bias is None and any(b is not None for b in biases):
+    linear = [p for p in parts if isinstance(p, nn.Linear)]
+    weight = torch.cat([p.weight.detach() for p in linear])
+    given: list[Tensor | None] = [p.bias for p in linear]
+    biases = [bias.detach() for bias in given if bias is not None]
+    if biases and len(biases) < len(linear):
         return lambda x: torch.cat([p(x) for p in parts], dim=-1)
+    bias = torch.cat(biases) if biases else None
     return lambda x: F.linear(x, weight, bias)
 
 
@@ -150,7 +159,7 @@ class LlamaLike:
         if not mlp:
             return x
         gate, up = self._up[j](self._norm2[j](x)).chunk(2, dim=-1)
-        return x + self._down[j](self._act(gate) * up)
+        return x + self._down[j](self._act(gate) * up)  # type: ignore[no-any-return]
 
     def window(self, j: int) -> int | None:
         """See :class:`Family`."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from exitlens.decoding import Sampling, generate
@@ -74,7 +75,7 @@ def own_texts(
 @torch.no_grad()
 def record_states(
     lm: Any, windows: Sequence[Sequence[int]], layers: Sequence[int], *, tick: Callable[[int], None] | None = None
-) -> tuple[dict[int, Tensor], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+) -> tuple[dict[int, Tensor], NDArray[Any], NDArray[Any]]:
     """States ``{layer: [T, d_model]}`` of all windows, at ``layers`` and N; the window and place of each position."""
     parts: dict[int, list[Tensor]] = {j: [] for j in (*layers, lm.n_layers)}
     for at in range(0, len(windows), 4):

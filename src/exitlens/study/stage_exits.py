@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 
 from exitlens.decoding.exit_analysis import Signals, signals_of
 from exitlens.decoding.heads import ExitHeads
@@ -76,7 +77,7 @@ class ExitStage:
         return {"exit_signals": table}
 
 
-def signals_from(table: pd.DataFrame, n_layers: int) -> tuple[Signals, np.ndarray[Any, Any], list[str]]:
+def signals_from(table: pd.DataFrame, n_layers: int) -> tuple[Signals, NDArray[Any], list[str]]:
     """Signals, the full model's probability of its top token ``[T]``, and the questions' ids (``question`` counts)."""
     ids = list(dict.fromkeys(table["question_id"]))
     place = {key: i for i, key in enumerate(ids)}
@@ -100,7 +101,7 @@ def _columns() -> tuple[str, ...]:
     return ("question_id", "step", "layer", "top", *_KINDS)
 
 
-def _long(question_id: str, found: Signals, sure: np.ndarray[Any, Any]) -> pd.DataFrame:
+def _long(question_id: str, found: Signals, sure: NDArray[Any]) -> pd.DataFrame:
     rows = len(found.layers) + 1
     columns: dict[str, Any] = {
         "question_id": [question_id] * (rows * found.tokens),
@@ -117,7 +118,7 @@ def _long(question_id: str, found: Signals, sure: np.ndarray[Any, Any]) -> pd.Da
 
 
 @torch.no_grad()
-def _final_probability(lm: LayeredModel, states: torch.Tensor) -> np.ndarray[Any, Any]:
+def _final_probability(lm: LayeredModel, states: torch.Tensor) -> NDArray[Any]:
     out = [
         lm.logits(states[at : at + 64], lm.n_layers).float().softmax(-1).amax(-1).cpu().numpy()
         for at in range(0, len(states), 64)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from exitlens.data.records import Question
 from exitlens.decoding.exit_analysis import Cost
@@ -162,9 +163,7 @@ def _continued(prompt: str, answer: str) -> str:
     return answer if not answer or prompt.endswith((" ", "\n")) else f" {answer}"
 
 
-def _verdicts(
-    judgements: pd.DataFrame | None, ids: Sequence[str], question: np.ndarray[Any, Any]
-) -> dict[str, np.ndarray[Any, Any]]:
+def _verdicts(judgements: pd.DataFrame | None, ids: Sequence[str], question: NDArray[Any]) -> dict[str, NDArray[Any]]:
     out = {}
     if judgements is not None and len(judgements):
         for judge, rows in judgements.groupby("judge", sort=False):
