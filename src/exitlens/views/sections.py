@@ -71,7 +71,8 @@ HOW: Final[Mapping[str, str]] = {
         "asked) and the blocks that later tokens run for the ones that had left (cache: defer). The first token of "
         "an answer comes from the prompt's own pass and is not counted. The oracle leaves at the settling depth, from "
         "which the top token no longer changes; asking and catching up cost it nothing. Guarantee (Learn then Test): "
-        "with probability 1 - epsilon over calibration answers, the share of tokens that differ is at most the asked risk."
+        "with probability 1 - epsilon over calibration answers, the share of tokens that differ is at most the asked "
+        "risk."
     ),
 }
 
