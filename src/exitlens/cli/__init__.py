@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated, NoReturn
 
 import typer
@@ -29,13 +28,10 @@ GROUPS = (
     "probe",
     "generate",
     "score",
-    "read",
-    "lens",
     "exits",
     "judge",
     "serve",
     "lm_eval",
-    "data",
     "models",
 )
 """The files beside this one that add commands, in the order in which --help lists them."""
@@ -74,8 +70,7 @@ def build() -> typer.Typer:
         """
 
     for group in GROUPS:
-        if find_spec(f"{__name__}.{group}") is not None:
-            import_module(f".{group}", __name__).register(app)
+        import_module(f".{group}", __name__).register(app)
     return app
 
 
