@@ -22,7 +22,7 @@ __all__ = ["STUDIES", "RunConfig", "load_config"]
 STUDIES = ("layers", "entropy", "probes", "decoding", "exits")
 # What a run takes of the built-in data when nobody says which data and how much: 2 slow cores (AVX2, float32) are then
 # done in about 4 minutes, of which two decoders with 50-token answers take the most. `limit = "none"` takes all of it.
-BUILT_IN_LIMITS = {"limit": ("data", 48), "limit_statements": ("statements", 840)}
+BUILT_IN_LIMITS = {"limit": ("data", 40), "limit_statements": ("statements", 560)}
 # Settings that change where or how fast results appear, never what they are: a run may go on with other values.
 _NOT_IDENTITY = frozenset({"only", "out", "figures", "states"})
 

@@ -9,7 +9,7 @@ from exitlens.study.stage_layers import LayersStage, accuracy_by_layer, check_la
 
 __all__ = ["run"]
 
-BATCH = 8
+BATCH = 16
 
 
 def check(ctx: Context) -> None:
