@@ -24,6 +24,8 @@ __all__ = ["GROUPS", "build", "main"]
 GROUPS = (
     "run",
     "look",
+    "read",
+    "lens",
     "entropy",
     "probe",
     "generate",

@@ -1,6 +1,6 @@
 """What a layer would have said: lenses, statistics of their distributions, and named results over whole texts."""
 
-from .files import load_lens, save_lens
+from .files import load_lens, load_trace, save_lens, save_trace
 from .reading import read, read_ids
 from .readout import STATS, Readout, readout
 from .trace import Trace
@@ -14,9 +14,11 @@ __all__ = [
     "TrainingReport",
     "TunedLens",
     "load_lens",
+    "load_trace",
     "read",
     "read_ids",
     "readout",
     "save_lens",
+    "save_trace",
     "train_tuned_lens",
 ]

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.protocol import LayeredModel
+from .trace import Trace
 from .tuned import TunedLens, from_published
 
-__all__ = ["load_lens", "read_tensors", "save_lens", "write_tensors"]
+__all__ = ["load_lens", "load_trace", "read_tensors", "save_lens", "save_trace", "write_tensors"]
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -66,6 +67,18 @@ def load_lens(path: str | Path, lm: LayeredModel | None = None) -> TunedLens:
     if lm is not None:
         lens.check(lm.fingerprint, lm.n_layers, lm.d_model, lm.name)
     return lens
+
+
+def save_trace(trace: Trace, path: str | Path) -> Path:
+    """Save as one safetensors file; returns its path."""
+    path = Path(path)
+    write_tensors(path, *trace.to_tensors())
+    return path
+
+
+def load_trace(path: str | Path) -> Trace:
+    """A trace that :func:`save_trace` wrote. Raises :class:`InputError` for any other file."""
+    return Trace.from_tensors(*read_tensors(Path(path)))
 
 
 def _pickled(path: Path) -> InputError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from .readout import Readout, readout
 from .rows import Lens, check_lens, lens_name
 from .trace import Trace
 
-__all__ = ["plan_windows", "read", "read_ids"]
+__all__ = ["BATCH_TOKENS", "Window", "plan_windows", "read", "read_ids", "read_windows"]
 
 BATCH_TOKENS = 512  # padded tokens in a forward pass
 
@@ -33,14 +33,21 @@ class Window:
 
 
 def plan_windows(
-    lengths: Sequence[int], context: int | None, overlap: int | None, *, long: Literal["refuse", "split"] = "refuse"
+    lengths: Sequence[int],
+    context: int | None,
+    overlap: int | None,
+    *,
+    long: Literal["refuse", "split"] = "refuse",
+    first: int = 0,
 ) -> list[Window]:
     """The windows that cover all texts. ``overlap``: tokens of context repeated at a split (default: a quarter).
+
+    ``first`` is the number of the first text, the others follow it.
 
     Raises :class:`ContextError` for a text over the context with ``long="refuse"``.
     """
     out: list[Window] = []
-    for i, n in enumerate(lengths):
+    for i, n in enumerate(lengths, first):
         if context is None or n <= context:
             if n:
                 out.append(Window(i, 0, n, 0))
@@ -156,20 +163,9 @@ def read_ids(
     store = _Store(len(ids), max(lengths, default=0))
     product = torch.float32
     done = 0
-    for batch in _batches(windows, batch_tokens):
-        hidden, following = _run(lm, ids, batch, wanted)
-        found = readout(
-            lm,
-            hidden,
-            lens=lens,
-            stats=stats,
-            targets=following if targets == "next" else None,
-            choices=choices,
-            top_k=top_k,
-            reference=reference,
-            precision=precision,
-            memory_limit=memory_limit,
-        )
+    options: dict[str, Any] = {"targets": targets, "choices": choices, "top_k": top_k, "reference": reference}
+    options |= {"precision": precision, "memory_limit": memory_limit, "batch_tokens": batch_tokens}
+    for batch, found in read_windows(lm, ids, windows, wanted, lens=lens, stats=stats, **options):
         product = found.product
         notes += [note for note in found.notes if note not in notes]
         store.put(batch, found)
@@ -190,6 +186,28 @@ def read_ids(
     )
 
 
+def read_windows(
+    lm: LayeredModel,
+    ids: Sequence[Sequence[int]] | Mapping[int, Sequence[int]],
+    windows: Sequence[Window],
+    layers: Sequence[int],
+    *,
+    lens: Lens = "logit",
+    stats: Sequence[str] = ("entropy",),
+    targets: Literal["next"] | None = "next",
+    batch_tokens: int = BATCH_TOKENS,
+    **options: Any,
+) -> Iterator[tuple[list[Window], Readout]]:
+    """Statistics of windows, batch by batch: those of a batch's kept positions, window after window.
+
+    ``ids[window.text]`` are the tokens of a whole text. ``options`` are those of :func:`.readout.readout`.
+    """
+    for batch in _batches(windows, batch_tokens):
+        hidden, following = _run(lm, ids, batch, layers)
+        goal = following if targets == "next" else None
+        yield batch, readout(lm, hidden, lens=lens, stats=stats, targets=goal, **options)
+
+
 def _batches(windows: Sequence[Window], limit: int) -> Iterator[list[Window]]:
     """Windows of like length together, so that little is padding; the longest first, so that memory fails early."""
     batch: list[Window] = []
@@ -204,7 +222,10 @@ def _batches(windows: Sequence[Window], limit: int) -> Iterator[list[Window]]:
 
 
 def _run(
-    lm: LayeredModel, ids: Sequence[Sequence[int]], batch: Sequence[Window], layers: Sequence[int]
+    lm: LayeredModel,
+    ids: Sequence[Sequence[int]] | Mapping[int, Sequence[int]],
+    batch: Sequence[Window],
+    layers: Sequence[int],
 ) -> tuple[dict[int, Tensor], Tensor]:
     """Hidden states ``{layer: [real positions, d]}`` of a batch, window after window, and each one's next token."""
     width = max(w.stop - w.start for w in batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -108,6 +109,19 @@ class Trace:
                 data[name] = ((*AXES, f"{name}_item")[: array.ndim], array)
         attributes = {"model": self.model, "lens": self.lens}
         return xarray.Dataset(data, coords={"layer": list(self.layers)}, attrs=attributes)
+
+    def save(self, path: str | Path) -> Path:
+        """Save as one safetensors file; returns its path."""
+        from .files import save_trace
+
+        return save_trace(self, path)
+
+    @staticmethod
+    def load(path: str | Path) -> Trace:
+        """A trace that :meth:`save` wrote. Raises :class:`InputError` for any other file."""
+        from .files import load_trace
+
+        return load_trace(path)
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors and text metadata, as a safetensors file holds them."""

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,11 @@ class TunedLens:
             if tensor is not None and not bool(torch.isfinite(tensor).all()):
                 raise InputError(f"tuned lens {self.name!r} holds NaN or infinity: train it again")
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A read-only mapping does not pickle, and stages that hold a lens must.
+        parts = (self.bias, self.weight, self.up, self.down, dict(self.provenance))
+        return TunedLens, (self.name, self.fingerprint, *parts)
 
     @property
     def n_layers(self) -> int:

@@ -32,6 +32,7 @@ __all__ = [
     "write_bytes",
     "write_json",
     "write_parquet",
+    "write_table",
     "write_tensors",
 ]
 
@@ -63,7 +64,12 @@ def write_json(path: Path, value: Any) -> str:
 
 def write_parquet(path: Path, frame: pd.DataFrame) -> str:
     """Write a table with fixed options (one row group order, no pandas index, no writer-dependent metadata)."""
-    table = pa.Table.from_pandas(_storable(frame), preserve_index=False).replace_schema_metadata(None)
+    return write_table(path, pa.Table.from_pandas(_storable(frame), preserve_index=False))
+
+
+def write_table(path: Path, table: Any) -> str:
+    """Write an Arrow table as :func:`write_parquet` writes a frame; returns the sha256 of the bytes."""
+    table = table.replace_schema_metadata(None)
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", use_dictionary=True, write_statistics=True, version="2.6")
     return write_bytes(path, sink.getvalue())
