@@ -25,7 +25,6 @@ GROUPS = (
     "run",
     "look",
     "read",
-    "lens",
     "entropy",
     "probe",
     "generate",
