@@ -2,7 +2,7 @@
 
     DIR/manifest.json                who made this: model and text with their hashes, settings, versions, machine
     DIR/shards/00007.parquet         a row a text, position and layer (:mod:`.corpus_table`)
-    DIR/shards/00007.seal.json       its hash, where it begins and ends, its sums; written last
+    DIR/seals/00007.json             its hash, where it begins and ends, its sums; written last
     DIR/tables/by_layer.parquet      means over all texts, a row a layer
 
 A shard is a stretch of ``shard_tokens`` tokens, fixed by the text and the settings alone. One whose seal is missing,
@@ -103,7 +103,7 @@ def read_corpus(
     _try(lm, layers, settings)
     folder = Path(out).expanduser()
     _refuse_other_task(folder)
-    begun = any((folder / "shards").glob("*.seal.json"))
+    begun = any((folder / "seals").glob("*.json"))
     identity = _identity(lm, source, survey, layers, settings)
     with RunDirectory.open(folder, identity, command=command, fresh=fresh or not begun) as directory:
         directory.note(
@@ -221,10 +221,9 @@ def _make(
         table.put(batch, found)
         notes += [note for note in found.notes if note not in notes]
         tick(sum(stream.characters(window) for window in batch))
-    base = folder / "shards" / f"{number:05d}"
     seal: dict[str, Any] = {
         "version": VERSION,
-        "sha256": write_table(base.with_suffix(".parquet"), table.arrow()),
+        "sha256": write_table(folder / "shards" / f"{number:05d}.parquet", table.arrow()),
         "begin": list(begin),
         "end": list(stream.place),
         "last": stream.ended,
@@ -234,18 +233,17 @@ def _make(
         "sums": table.sums(),
         "notes": notes,
     }
-    write_json(base.with_suffix(".seal.json"), seal)
+    write_json(folder / "seals" / f"{number:05d}.json", seal)
     stream.forget()
     return seal
 
 
 def _seal(folder: Path, number: int, place: tuple[int, int]) -> dict[str, Any] | None:
     """The seal of a whole shard that begins at ``place``, else None."""
-    base = folder / "shards" / f"{number:05d}"
-    seal = read_json(base.with_suffix(".seal.json"))
+    seal = read_json(folder / "seals" / f"{number:05d}.json")
     if not isinstance(seal, dict) or seal.get("version") != VERSION or seal.get("begin") != list(place):
         return None
-    return seal if sha256_file(base.with_suffix(".parquet")) == seal.get("sha256") else None
+    return seal if sha256_file(folder / "shards" / f"{number:05d}.parquet") == seal.get("sha256") else None
 
 
 class _Totals:

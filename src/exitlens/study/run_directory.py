@@ -2,7 +2,7 @@
 
     DIR/manifest.json                     who made this, from what, and how far each stage got
     DIR/work/<stage>/<index>-<key>.*      one finished batch: its tables as Parquet and, last, a seal with their hashes
-    DIR/shards/<index>.*                  what `exitlens read` made of a stretch of text: see :mod:`.corpus`
+    DIR/shards, DIR/seals                 what `exitlens read` made of a stretch of text: see :mod:`.corpus`
     DIR/tables/<name>.parquet             the results, assembled from the units in a fixed order
     DIR/states/, DIR/figures/, DIR/report.html
 
@@ -34,7 +34,18 @@ from exitlens.study.lock import DirectoryLock
 __all__ = ["FORMAT", "RunDirectory", "hardware", "versions"]
 
 FORMAT = 1
-_OURS = ("manifest.json", "work", "shards", "tables", "states", "figures", "report.html", "probe.safetensors", ".lock")
+_OURS = (
+    "manifest.json",
+    "work",
+    "shards",
+    "seals",
+    "tables",
+    "states",
+    "figures",
+    "report.html",
+    "probe.safetensors",
+    ".lock",
+)
 _PACKAGES = ("exitlens", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "pyarrow")
 
 
@@ -243,7 +254,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _sealed(folder: Path) -> bool:
-    return any((folder / "work").glob("*/*.seal.json")) or any((folder / "shards").glob("*.seal.json"))
+    return any((folder / "work").glob("*/*.seal.json")) or any((folder / "seals").glob("*.json"))
 
 
 def _refuse_other(folder: Path, earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> None:

@@ -1,0 +1,274 @@
+"""Reading any amount of text into shards: the right numbers, the same bytes after a kill, flat memory, refusals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tests.unit.lens_model import SmallModel
+
+from exitlens.data.texts import TextFile
+from exitlens.errors import ContextError, DataError, InputError, LayerError, RunError
+from exitlens.lenses import read
+from exitlens.study import corpus
+from exitlens.study.corpus import CorpusSettings, read_corpus
+
+TEXTS = ["abc", "a", "", "hello worl", "no", "lens of a", "x", "seven of"]
+STATS = ("entropy", "top_k", "logprob", "rank", "kl", "agreement", "settling", "cosine")
+
+
+def lines(folder: Path, texts: list[str] = TEXTS, name: str = "t.jsonl") -> TextFile:
+    path = folder / name
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return TextFile(path)
+
+
+def settings(**changed: Any) -> CorpusSettings:
+    return CorpusSettings(**{"stats": STATS, "shard_tokens": 9, "precision": "exact", "top_k": 3, **changed})
+
+
+def shards(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "shards").glob("*.parquet"))}
+
+
+def test_every_row_is_what_read_gives(tmp_path: Path) -> None:
+    model = SmallModel()
+    found = read_corpus(model, lines(tmp_path), tmp_path / "out", settings())
+    frame = pd.read_parquet(tmp_path / "out" / "shards")
+    trace = read(model, [t for t in TEXTS if t], stats=STATS, top_k=3)
+    want = trace.to_pandas().sort_values(["text", "position", "layer"], kind="stable", ignore_index=True)
+    numbers = [i for i, text in enumerate(TEXTS) if text]
+    assert frame["text"].tolist() == [numbers[i] for i in want["text"]]
+    for name in ("position", "layer", "token_id", "token", "agreement", "settling"):
+        assert frame[name].tolist() == want[name].tolist()
+    for name in ("entropy", "logprob", "kl", "cosine"):
+        assert np.allclose(frame[name], want[name], atol=1e-5, equal_nan=True)
+    assert frame["rank"].isna().sum() == (want["rank"] < 0).sum() == 7 * 5
+    assert np.array_equal(np.stack(frame["top_ids"]), want[["top_ids_0", "top_ids_1", "top_ids_2"]])
+    assert [list(words) for words in frame["top_tokens"]] == [[model.token(i) for i in ids] for ids in frame["top_ids"]]
+    assert found.tokens == sum(trace.lengths) == found.fresh_tokens
+    assert found.survey.empty == 1
+    means = frame.groupby("layer")[["entropy", "kl", "agreement", "logprob"]].mean()
+    assert np.allclose(found.by_layer.set_index("layer")[means.columns], means, atol=1e-5)
+    assert found.settling == pytest.approx(frame["settling"].mean())
+
+
+def test_formats_give_the_same(tmp_path: Path) -> None:
+    model = SmallModel()
+    texts = [t for t in TEXTS if t]
+    pq.write_table(pa.table({"text": texts, "other": list(range(7))}), tmp_path / "t.parquet", row_group_size=2)
+    (tmp_path / "t.txt").write_text("\n".join(texts))
+    (tmp_path / "p.txt").write_text("\n\n \n".join(texts) + "\n")
+    files = [lines(tmp_path, texts), TextFile(tmp_path / "t.parquet"), TextFile(tmp_path / "t.txt")]
+    files.append(TextFile(tmp_path / "p.txt", split="paragraphs"))
+    out = []
+    for i, file in enumerate(files):
+        read_corpus(model, file, tmp_path / str(i), settings())
+        out.append(shards(tmp_path / str(i)))
+    assert out[0]
+    assert all(each == out[0] for each in out)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 2, 5, 7])
+def test_killed_and_started_again_it_repeats_nothing_and_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    model, source = SmallModel(), lines(tmp_path)
+    options = settings(long="split", overlap=2, shard_tokens=6)
+    whole = read_corpus(model, source, tmp_path / "whole", options)
+    assert whole.shards > 3
+    calls = 0
+
+    def counted(original: Any, stop: bool) -> Any:
+        def write(path: Path, value: Any) -> str:
+            nonlocal calls
+            calls += 1
+            if stop and calls == after:
+                raise Killed
+            return str(original(path, value))
+
+        return write
+
+    # Killed at a shard's table (odd) or at its seal (even).
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "write_table", counted(corpus.write_table, True))
+        patch.setattr(corpus, "write_json", counted(corpus.write_json, True))
+        with pytest.raises(Killed):
+            read_corpus(model, source, tmp_path / "killed", options)
+    sealed = list((tmp_path / "killed" / "seals").glob("*.json"))
+    assert len(sealed) == (after - 1) // 2
+    calls = 0
+    monkeypatch.setattr(corpus, "write_table", counted(corpus.write_table, False))
+    ticks: list[int] = []
+    again = read_corpus(model, source, tmp_path / "killed", options, tick=ticks.append)
+    assert calls == whole.shards - len(sealed)
+    assert again.tokens == whole.tokens
+    assert (again.fresh_tokens < whole.tokens) == bool(sealed)
+    assert shards(tmp_path / "killed") == shards(tmp_path / "whole")
+    assert sum(ticks) == whole.survey.characters
+    pd.testing.assert_frame_equal(again.by_layer, whole.by_layer)
+    for name in ("tables/by_layer.parquet", "seals/00001.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_damaged_shard_alone_is_made_again(tmp_path: Path) -> None:
+    model, source = SmallModel(), lines(tmp_path)
+    first = read_corpus(model, source, tmp_path / "out", settings())
+    before = shards(tmp_path / "out")
+    (tmp_path / "out" / "shards" / "00001.parquet").write_bytes(b"half")
+    again = read_corpus(model, source, tmp_path / "out", settings())
+    assert 0 < again.fresh_tokens < first.tokens / 2
+    assert shards(tmp_path / "out") == before
+    assert read_corpus(model, source, tmp_path / "out", settings()).fresh_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"stats": ("entropy",)}, r"its stats is \['entropy', 'top_k'.*this one's is \['entropy'\].*--fresh"),
+        ({"layers": (4,)}, r"its layers is \[0, 1, 2, 3, 4\], this one's is \[4\]"),
+        ({"lens": "raw"}, "its lens is 'logit', this one's is 'raw'"),
+        ({"top_k": 2}, "its top_k is 3, this one's is 2"),
+        ({"limit": 3}, "its limit is not set, this one's is 3"),
+    ],
+)
+def test_other_arguments_are_refused_by_name(tmp_path: Path, changed: dict[str, Any], says: str) -> None:
+    model, source = SmallModel(), lines(tmp_path)
+    read_corpus(model, source, tmp_path / "out", settings())
+    before = shards(tmp_path / "out")
+    with pytest.raises(RunError, match=says):
+        read_corpus(model, source, tmp_path / "out", settings(**changed))
+    assert shards(tmp_path / "out") == before
+    read_corpus(model, source, tmp_path / "out", settings(**changed), fresh=True)
+    assert shards(tmp_path / "out") != before
+
+
+def test_another_model_text_or_run_is_refused(tmp_path: Path) -> None:
+    model, source = SmallModel(), lines(tmp_path)
+    read_corpus(model, source, tmp_path / "out", settings())
+    other = SmallModel()
+    other.fingerprint = "small-1"
+    with pytest.raises(RunError, match="its model_hash is 'small-0', this one's is 'small-1'"):
+        read_corpus(other, source, tmp_path / "out", settings())
+    with pytest.raises(RunError, match="its text_hash is"):
+        read_corpus(model, lines(tmp_path, [*TEXTS, "more"]), tmp_path / "out", settings())
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps({"version": 1, "identity": {"seed": 1}, "stages": {}}))
+    with pytest.raises(RunError, match="belongs to another run, not to exitlens read"):
+        read_corpus(model, source, tmp_path / "run", settings(), fresh=True)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(RunError, match=r"thesis\.txt"):
+        read_corpus(model, source, tmp_path / "mine", settings())
+
+
+def test_a_long_text_is_refused_and_then_split_without_starting_over(tmp_path: Path) -> None:
+    model, source = SmallModel(), lines(tmp_path, ["short one", "of", "a text that is over the context of twelve"])
+    with pytest.raises(ContextError, match="text 2 has 42 tokens, over the context of 12"):
+        read_corpus(model, source, tmp_path / "out", settings())
+    found = read_corpus(model, source, tmp_path / "out", settings(long="split", overlap=4))
+    assert found.fresh_tokens < found.tokens
+    assert any("split" in note for note in found.notes)
+    frame = pd.read_parquet(tmp_path / "out" / "shards")
+    assert frame[frame["text"] == 2]["position"].tolist() == [p for p in range(42) for _ in range(5)]
+    with pytest.raises(InputError, match="overlap 12 does not fit"):
+        read_corpus(model, source, tmp_path / "other", settings(long="split", overlap=12))
+
+
+def test_what_was_refused_leaves_no_trace(tmp_path: Path) -> None:
+    model, source = SmallModel(), lines(tmp_path)
+    wrong: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"layers": (5,)}, LayerError, "layer 5 is out of range"),
+        ({"top_k": 204}, InputError, "top_k 204 .* vocabulary of 203"),
+        ({"stats": ("mood",)}, InputError, "unknown statistic 'mood'"),
+        ({"stats": ("choices",)}, InputError, "look --choices"),
+        ({"stats": ()}, InputError, "no statistic"),
+        ({"stats": ("kl",), "layers": (0,)}, LayerError, "layer 4, which was not recorded"),
+        ({"lens": "focal"}, InputError, "'focal'"),
+        ({"shard_tokens": 0}, InputError, "shard_tokens 0"),
+    ]
+    for changed, error, says in wrong:
+        with pytest.raises(error, match=says):
+            read_corpus(model, source, tmp_path / "out", settings(**changed))
+    read_corpus(model, source, tmp_path / "out", settings())
+
+
+def test_texts_of_one_token(tmp_path: Path) -> None:
+    model = SmallModel()
+    model.encode = lambda text, special=True: [5]  # type: ignore[method-assign]
+    read_corpus(model, lines(tmp_path, ["a", "b"]), tmp_path / "out", settings())
+    frame = pd.read_parquet(tmp_path / "out" / "shards")
+    assert frame["entropy"].notna().all()
+    assert frame["logprob"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.txt", b"", "holds no text"),
+        ("a.txt", b" \n\n", "holds no text"),
+        ("a.jsonl", b"", "holds no text"),
+        ("a.jsonl", b'{"text": "a"}\nnot json\n', "line 2 is not JSON"),
+        ("a.jsonl", b'{"body": "a"}\n', r"line 1 has no field 'text' \(it has 'body'\).*--field"),
+        ("a.jsonl", b'["a"]\n', "line 1 has no field 'text'"),
+        ("a.jsonl", b'{"text": 7}\n', "line 1: 'text' is '7', not a text"),
+        ("a.txt", b"good\n\xff\xfe", "line 2 is not UTF-8"),
+        ("a.parquet", b"PAR1 broken", "not a whole Parquet file"),
+    ],
+)
+def test_files_that_are_no_text(tmp_path: Path, name: str, content: bytes, says: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        TextFile(tmp_path / name).survey()
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    for path, says in ((tmp_path / "none.txt", "no such file"), (tmp_path, "is a folder")):
+        with pytest.raises(DataError, match=says):
+            TextFile(path).survey()
+    pq.write_table(pa.table({"body": ["a"]}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"no column 'text' \(it has 'body'\)"):
+        TextFile(tmp_path / "b.parquet").survey()
+    assert TextFile(tmp_path / "b.parquet", field="body").survey().texts == 1
+
+
+def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
+    """Peak of what Python holds over the file's lines: the same for a file of 20 times the size."""
+    import tracemalloc
+
+    def peak(count: int) -> int:
+        path = tmp_path / f"{count}.jsonl"
+        with path.open("w") as handle:
+            for i in range(count):
+                handle.write(json.dumps({"text": f"{i} " * 50}) + "\n")
+        file = TextFile(path)
+        tracemalloc.start()
+        assert file.survey().texts == count
+        for _ in file.texts():
+            pass
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    small = peak(200)
+    assert peak(4_000) < 1.5 * small + 100_000
+
+
+def test_one_endless_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exitlens.data.texts.LONGEST", 1 << 20)
+    (tmp_path / "a.txt").write_text("x" * (1 << 20) + "yy")
+    with pytest.raises(DataError, match="line 1 is longer than 1 MiB"):
+        TextFile(tmp_path / "a.txt").survey()
+    (tmp_path / "b.txt").write_text(("x" * 100_000 + "\n") * 12)
+    with pytest.raises(DataError, match="paragraph longer than 1 MiB"):
+        TextFile(tmp_path / "b.txt", split="paragraphs").survey()
