@@ -24,8 +24,21 @@ from exitlens.errors import CorruptModel, ModelNotFound
 
 from . import fetch
 
-__all__ = ["CATALOG", "Entry", "Member", "cache_dir", "cached", "nearest", "pull", "resolve", "target", "verify"]
+__all__ = [
+    "CATALOG",
+    "DEFAULT_ENCODER",
+    "Entry",
+    "Member",
+    "cache_dir",
+    "cached",
+    "nearest",
+    "pull",
+    "resolve",
+    "target",
+    "verify",
+]
 
+DEFAULT_ENCODER = "all-minilm-l6-v2"  # of BERTScore
 _STAMP = ".verified.json"
 
 

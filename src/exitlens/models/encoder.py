@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, LayerError, ModelNotFound, UnsupportedModel
-from ..scoring.bertscore import DEFAULT_ENCODER, Embedded
 from . import catalog, hardware
+from .catalog import DEFAULT_ENCODER
 from .huggingface import _quiet
+from .protocol import Embedded
 
 __all__ = ["LoadedEncoder", "load_encoder"]
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-__all__ = ["LayeredModel", "Parity", "Pass", "Post"]
+__all__ = ["Embedded", "LayeredModel", "Parity", "Pass", "Post"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,17 @@ class Post:
     def identity(self) -> bool:
         """True when nothing is changed."""
         return self.scale == 1.0 and self.cap is None
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What an encoder says of one text: token states ``[t, d]``, and whether each counts in averages ``[t]``.
+
+    Special tokens do not count.
+    """
+
+    states: Tensor
+    counts: Tensor
 
 
 @dataclass(frozen=True, slots=True)

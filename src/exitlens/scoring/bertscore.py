@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -17,21 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..models.catalog import DEFAULT_ENCODER
+from ..models.protocol import Embedded
 from .text import check_aligned
 
 __all__ = ["DEFAULT_ENCODER", "BertScorer", "Embedded", "Encoder", "greedy_f1"]
 
-DEFAULT_ENCODER = "all-minilm-l6-v2"
 _PAIRS = 256  # pairs matched at once
 _KEPT_TOKENS = 200_000  # of remembered texts: about 300 MB at width 384
-
-
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """One text: token states ``[t, d]`` and whether each counts in the averages ``[t]`` (special tokens do not)."""
-
-    states: Tensor
-    counts: Tensor
 
 
 @runtime_checkable

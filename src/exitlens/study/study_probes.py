@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from exitlens.data import groups
 from exitlens.data.records import Statement
@@ -16,13 +15,15 @@ from exitlens.models.protocol import LayeredModel
 from exitlens.study.context import Context
 from exitlens.study.engine import Report
 from exitlens.study.extraction import Setting, extract, label_tokens
+from exitlens.study.said import pick_taps, said
 from exitlens.study.stage_layers import check_layers
 from exitlens.study.state_store import StateStore
+from exitlens.study.study_truth import run_kinds
 
 if TYPE_CHECKING:
     from exitlens.probes.original import OriginalStudy
 
-__all__ = ["check", "original_table", "pick_taps", "pick_test_topic", "probe_study", "run", "said"]
+__all__ = ["check", "original_table", "pick_test_topic", "probe_study", "run"]
 
 ORIGINAL_TEST = "cities"
 
@@ -84,13 +85,6 @@ def original_table(
     )
 
 
-def pick_taps(lm: LayeredModel, taps: Sequence[int] | None = None) -> list[int]:
-    """The probed layers: those given, or a half, five eighths and three quarters of the depth."""
-    if taps is not None:
-        return check_layers(lm, tuple(taps))
-    return sorted({round(lm.n_layers * part) for part in (0.5, 0.625, 0.75)})
-
-
 def pick_test_topic(statements: Sequence[Statement], wanted: str | None = None) -> str:
     """The topic held out: the one asked for, the original's (cities), or the last. Raises ProbeError."""
     topics = list(dict.fromkeys(statement.topic for statement in statements))
@@ -99,20 +93,6 @@ def pick_test_topic(statements: Sequence[Statement], wanted: str | None = None) 
     if len(topics) < 2:
         raise ProbeError(f"all statements are of one topic ('{topics[0]}'): give two or more, one is held out")
     return wanted or (ORIGINAL_TEST if ORIGINAL_TEST in topics else topics[-1])
-
-
-def said(
-    lm: LayeredModel, store: StateStore, ids: Sequence[str], labels: NDArray[np.int64]
-) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Whether the most probable next token is the right word ``[n]``, and P(true) over P(true) + P(false) ``[n]``."""
-    rows = store.index().drop_duplicates("id", keep="last").set_index("id").loc[list(ids)]
-    words = {label: np.array(tokens) for label, tokens in label_tokens(lm).items()}
-    top = rows["top_id"].to_numpy()
-    right = np.where(labels == 1, np.isin(top, words[1]), np.isin(top, words[0]))
-    true, false = rows["p_true"].to_numpy(dtype=np.float64), rows["p_false"].to_numpy(dtype=np.float64)
-    total = true + false
-    # Both words may have no probability in float32: then it says nothing.
-    return right, np.divide(true, total, out=np.full_like(true, 0.5), where=total > 0)
 
 
 def check(ctx: Context) -> None:
@@ -136,9 +116,6 @@ def run(ctx: Context) -> None:
     if directory is None:
         raise ProbeError("the probe study of a run keeps its states in the run directory: give one")
     if config.kinds:
-        # Imported here: that study reads the original's tokens from this module.
-        from exitlens.study.study_truth import run_kinds
-
         run_kinds(ctx)
     if not config.original:
         return

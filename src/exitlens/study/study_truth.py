@@ -43,9 +43,9 @@ from exitlens.study.context import Context
 from exitlens.study.engine import Clock, Report
 from exitlens.study.extraction import Position, Setting, check_position, extract
 from exitlens.study.probe_kinds import view_tables
+from exitlens.study.said import pick_taps, said
 from exitlens.study.stage_layers import check_layers
 from exitlens.study.state_store import StateStore
-from exitlens.study.study_probes import pick_taps, said
 
 __all__ = ["PROTOCOLS", "TruthStudy", "run_kinds", "states_folder", "truth_data", "truth_study"]
 
