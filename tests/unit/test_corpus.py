@@ -260,8 +260,8 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
         tracemalloc.stop()
         return found
 
-    small = peak(200)
-    assert peak(4_000) < 1.5 * small + 100_000
+    small = peak(50)
+    assert peak(1_000) < 1.5 * small + 100_000
 
 
 def test_one_endless_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

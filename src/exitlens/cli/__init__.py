@@ -25,6 +25,7 @@ GROUPS = (
     "run",
     "look",
     "read",
+    "lens",
     "entropy",
     "probe",
     "generate",

@@ -9,6 +9,7 @@ translator, is the exact KL on held-out text.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -84,14 +85,18 @@ def train_tuned_lens(
         raise InputError(
             f"{len(texts)} texts of two tokens or more: a tuned lens needs at least 4 (three are split off)"
         )
+    if not time_limit > 0:
+        raise InputError(f"a time limit of {time_limit:g} seconds leaves no time to train: give more")
     order = torch.randperm(len(texts), generator=g).tolist()
     n_out = max(2, math.ceil(held_out * len(texts)))
     if n_out >= len(texts):
         raise InputError(f"held_out {held_out} leaves no text to train on: use less, 0.2 for example")
     parts = [order[n_out:], order[: n_out // 2], order[n_out // 2 : n_out]]
     room = max(64, STORED_BYTES // ((lm.n_layers + 1) * lm.d_model * 4) - check_tokens - test_tokens)
-    limits = [room, check_tokens, test_tokens]
-    data = _Split(*(_collect(lm, [texts[i] for i in p], k, progress) for p, k in zip(parts, limits, strict=True)))
+    # The few tokens kept apart come first: what is left of the time decides how many there are to train on.
+    train, check, test = ([texts[i] for i in part] for part in parts)
+    kept = [_collect(lm, check, check_tokens, progress), _collect(lm, test, test_tokens, progress)]
+    data = _Split(_collect(lm, train, room, progress, started + 0.4 * time_limit), *kept)
     n, d = lm.n_layers, lm.d_model
     scale = data.train[:n].pow(2).mean((1, 2)).sqrt()[:, None, None]  # rms of each layer's states
 
@@ -140,8 +145,14 @@ def train_tuned_lens(
         "train_tokens": str(report.train_tokens),
         "steps": str(done),
         "seed": str(seed),
+        "test_tokens": str(report.test_tokens),
+        "seconds": f"{report.seconds:.0f}",
         "kl_before": f"{float(before[:n].mean()):.4f}",
         "kl_after": f"{float(after[:n].mean()):.4f}",
+        # Layer by layer, for who opens the file later.
+        "before": json.dumps([round(value, 6) for value in report.before]),
+        "after": json.dumps([round(value, 6) for value in report.after]),
+        "chosen": json.dumps(report.chosen),
     }
     return TunedLens(name, lm.fingerprint, best[1], best[0], provenance=notes), report
 
@@ -152,8 +163,11 @@ def _collect(
     texts: Sequence[Sequence[int]],
     limit: int,
     progress: Callable[[str, int, int], None] | None,
+    until: float | None = None,
 ) -> Tensor:
     """Hidden states ``[N+1, n, d]`` float32 of the first ``limit`` tokens, first tokens of texts left out.
+
+    ``until``: a time (of ``time.monotonic``) at which what there is must do.
 
     A text's first token is where many models park a state hundreds of times as large as all others.
     """
@@ -161,7 +175,7 @@ def _collect(
     out = torch.empty(lm.n_layers + 1, limit, lm.d_model, device=lm.weight.device)
     done = 0
     for ids in texts:
-        if done >= limit:
+        if done >= limit or (until is not None and done and time.monotonic() > until):
             break
         hidden = lm.forward(torch.tensor([ids], device=lm.device), layers="all").hidden
         n = min(len(ids) - 1, limit - done)
@@ -170,7 +184,7 @@ def _collect(
         done += n
         if progress is not None:
             progress("collect", done, limit)
-    return out
+    return out[:, :done]
 
 
 def _ridge(train: Tensor, scale: Tensor, ridge: float) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,232 @@
+"""`exitlens lens train | show | list`: tuned lenses, trained here or published elsewhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .common import (
+    DEFAULT_MODEL,
+    Column,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    QuietOption,
+    RevisionOption,
+    SeedOption,
+    Tick,
+    TrustOption,
+    echo,
+    print_json,
+    print_table,
+    progress,
+    say,
+)
+
+if TYPE_CHECKING:
+    from exitlens.lenses import TunedLens
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(
+        no_args_is_help=True, rich_markup_mode=None, help="Tuned lenses: train one, see what a file holds."
+    )
+    group.command("train")(train_command)
+    group.command("show")(show_command)
+    group.command("list")(list_command)
+    app.add_typer(group, name="lens")
+
+
+def train_command(
+    text: Annotated[
+        Path | None, typer.Option("--text", help="JSON lines or Parquet with a field 'text', or plain text.")
+    ] = None,
+    self_text: Annotated[
+        int, typer.Option("--self-text", min=0, help="Train on N texts that the model writes itself.")
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write [kept as this model's own: --lens tuned].")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Keep it under this name in the cache folder: --lens NAME.")
+    ] = None,
+    field: Annotated[str, typer.Option("--field", help="Field or column that holds the text.")] = "text",
+    tokens: Annotated[int, typer.Option("--tokens", min=16, help="Tokens of text used at most.")] = 16_384,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps at most.")] = 300,
+    minutes: Annotated[float, typer.Option("--minutes", help="Time for collecting states and training.")] = 10.0,
+    seed: SeedOption = 0,
+    model: ModelOption = DEFAULT_MODEL,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = "auto",
+    revision: RevisionOption = None,
+    trust_remote_code: TrustOption = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train translators for all layers together: KL to the last layer, judged on text kept apart.
+
+    A layer keeps what does best there: nothing, the closed-form start, or the trained translator. Training ends after
+    --steps, after --minutes, or when no layer gets better. --json prints what `lens show --json` prints.
+    """
+    from exitlens.data.texts import TextFile
+    from exitlens.errors import InputError
+    from exitlens.study import lens_files, lens_training
+
+    if (text is None) == (self_text == 0):
+        raise InputError("give one of --text FILE and --self-text N")
+    if out is not None and name is not None:
+        raise InputError(f"give one of --out '{out}' and --name '{name}'")
+    if minutes <= 0:
+        raise InputError(f"--minutes {minutes:g} leaves no time to train: give more than 0")
+    path = out if out is not None else None if name is None else lens_files.kept_path(name)
+    if path is not None:
+        path = lens_files.check_writable(path)
+    source = None if text is None else TextFile(text, field=field)
+    if source is not None:
+        source.survey()
+
+    from exitlens.models import load
+
+    say(f"loading {model}", quiet)
+    lm = load(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+    path = lens_files.own_path(lm) if path is None else path
+    if source is not None:
+        pieces, origin = lens_training.pieces_of_file(lm, source, tokens)
+    else:
+        with progress("writing text", self_text, quiet) as tick:
+            pieces, origin = lens_training.pieces_of_own(lm, self_text, tokens, seed=seed, progress=_counted(tick))
+    with _Phases(quiet) as phases:
+        lens, _ = lens_training.train_and_save(
+            lm, pieces, path, name=name or path.stem, source=origin, steps=steps, minutes=minutes, seed=seed,
+            progress=phases,
+        )  # fmt: skip
+    _show(lens, path, as_json)
+    if not as_json:
+        word = name if name is not None else path if out is not None else "tuned"
+        say(f"use it: exitlens look TEXT --model {model} --lens {word}", quiet)
+
+
+def show_command(
+    lens: Annotated[str, typer.Argument(help="A file, a published folder, or a name.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Where a lens comes from, and its KL to the last layer on text kept apart, before and after.
+
+    --json prints path, name, fingerprint, n_layers, d_model, rank, provenance and layers (rows of layer, before, after,
+    chosen).
+    """
+    from exitlens.lenses import load_lens
+    from exitlens.study.lens_files import lens_named
+
+    path = lens_named(lens)
+    _show(load_lens(path), path, as_json)
+
+
+def list_command(as_json: JsonOption = False) -> None:
+    """The lenses in the cache folder, which --lens takes by name."""
+    from exitlens.lenses import load_lens
+    from exitlens.models import catalog
+    from exitlens.study.lens_files import kept_lenses
+
+    folder = catalog.cache_dir() / "lenses"
+    rows = []
+    for name, path in kept_lenses().items():
+        found = load_lens(path)
+        notes = found.provenance
+        rows.append({"name": name, "model": notes.get("model", ""), "layers": found.n_layers,
+                     "kl_before": _number(notes.get("kl_before")), "kl_after": _number(notes.get("kl_after")),
+                     "source": notes.get("source", "")})  # fmt: skip
+    if as_json:
+        print_json({"folder": folder, "lenses": rows})
+        return
+    columns: list[str | Column] = ["name", "model", "layers", Column("KL before", ".3f"), Column("KL after", ".3f"),
+               Column("text", shrink=True)]  # fmt: skip
+    print_table(columns, [list(row.values()) for row in rows], note=f"kept in {folder}")
+
+
+def _show(lens: TunedLens, path: Path, as_json: bool) -> None:
+    notes = dict(lens.provenance)
+    before, after, chosen = (_listed(notes.pop(key, None)) for key in ("before", "after", "chosen"))
+    layers = [
+        {"layer": layer, "before": b, "after": a, "chosen": c}
+        for layer, (b, a, c) in enumerate(zip(before, after, chosen, strict=False))
+    ]
+    rank = None if lens.down is None else int(lens.down.shape[1])
+    facts: dict[str, Any] = {"path": path, "name": lens.name, "fingerprint": lens.fingerprint or None,
+                             "n_layers": lens.n_layers, "d_model": lens.d_model, "rank": rank}  # fmt: skip
+    if as_json:
+        print_json({**facts, "provenance": notes, "layers": layers})
+        return
+    told = {**facts, **notes}
+    print_table(["what", "value"], [[key.replace("_", " "), str(v)] for key, v in told.items() if v is not None])
+    if layers:
+        print_table(
+            [Column("layer", "d"), Column("KL before", ".3f"), Column("KL after", ".3f"), "kept"],
+            [list(row.values()) for row in layers],
+            note=f"nats per token to the last layer, on {notes.get('test_tokens', '?')} tokens kept apart",
+        )
+    else:
+        echo("it carries no measurements: train one here to have them")
+
+
+def _listed(text: str | None) -> list[Any]:
+    """A list out of a lens's notes; what is not one (a file from elsewhere) counts as none."""
+    try:
+        value = json.loads(text) if text is not None else []
+    except ValueError:
+        return []
+    return value if isinstance(value, list) else []
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
+
+
+def _counted(tick: Tick) -> Any:
+    """A bar's tick for work that reports how much is done in all."""
+    seen = 0
+
+    def more(done: int, _total: int) -> None:
+        nonlocal seen
+        tick(done - seen)
+        seen = done
+
+    return more
+
+
+_PHASES = {"collect": "reading states", "steps": "training"}
+
+
+class _Phases:
+    """One bar for each phase of the training: collecting states (three times), then steps."""
+
+    def __init__(self, quiet: bool) -> None:
+        from contextlib import ExitStack
+
+        self.quiet = quiet
+        self._open = ExitStack()
+        self._phase: tuple[str, int] | None = None
+        self._more: Any = None
+
+    def __enter__(self) -> _Phases:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._open.close()
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if (phase, total) != self._phase:
+            self._open.close()
+            self._phase = (phase, total)
+            self._more = _counted(self._open.enter_context(progress(_PHASES.get(phase, phase), total, self.quiet)))
+        self._more(done, total)
