@@ -11,18 +11,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .data import Dataset as Dataset
     from .data import read as read_data
-    from .decoding import Generation, generate
+    from .decoding import Generation, generate, trace_answers
     from .integrations.transformers_generate import transformers_generate
+    from .lenses import Trace, read
     from .models import Layered, load, wrap
 
 __all__ = [
     "Dataset",
     "Generation",
     "Layered",
+    "Trace",
     "__version__",
     "generate",
     "load",
+    "read",
     "read_data",
+    "trace_answers",
     "transformers_generate",
     "wrap",
 ]
@@ -33,9 +37,12 @@ _HOME = {
     "Dataset": ("data", "Dataset"),
     "Generation": ("decoding", "Generation"),
     "Layered": ("models", "Layered"),
+    "Trace": ("lenses", "Trace"),
     "generate": ("decoding", "generate"),
     "load": ("models", "load"),
+    "read": ("lenses", "read"),
     "read_data": ("data", "read"),
+    "trace_answers": ("decoding", "trace_answers"),
     "transformers_generate": ("integrations.transformers_generate", "transformers_generate"),
     "wrap": ("models", "wrap"),
 }

@@ -1,7 +1,10 @@
-"""`exitlens look PROMPT --choices a,b,c`: what every layer would have answered to one question, in the terminal."""
+"""`exitlens look TEXT`: what every layer would have said after each token, or which of some choices it takes."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,9 +27,13 @@ from .common import (
 )
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from exitlens.study.look import Look
 
-__all__ = ["register"]
+__all__ = ["LENS_HELP", "register"]
+
+LENS_HELP = "logit, raw, tuned (this model's own), or a tuned lens's file or name."
 
 
 def register(app: typer.Typer) -> None:
@@ -35,7 +42,7 @@ def register(app: typer.Typer) -> None:
 
 
 def look_command(
-    prompt: Annotated[str | None, typer.Argument(help="A question.", show_default=False)] = None,
+    prompt: Annotated[str | None, typer.Argument(help="A text, or a question.", show_default=False)] = None,
     choices: Annotated[
         str | None, typer.Option("--choices", "-c", help="Answers to compare, separated by commas (or by --separator).")
     ] = None,
@@ -45,10 +52,16 @@ def look_command(
         Path | None, typer.Option("--prompts", help='JSON lines {"prompt": ..., "choices": [...]}, used as they are.')
     ] = None,
     plain: Annotated[
-        bool, typer.Option("--plain", help="Use the text as it is, without the six worked examples.")
-    ] = False,
+        bool | None,
+        typer.Option("--plain/--qa", help="The text as it is, or under six worked examples [--qa with choices]."),
+    ] = None,
+    as_map: Annotated[
+        bool | None,
+        typer.Option("--map/--no-map", help="Token x layer: each layer's likeliest next token [without choices]."),
+    ] = None,
+    no_color: Annotated[bool, typer.Option("--no-color", help="Shades of characters instead of colours.")] = False,
     layers: Annotated[str, typer.Option("--layers", help="Layers such as 0,8,16-20, or all.")] = "all",
-    lens: Annotated[str, typer.Option("--lens", help="logit or raw.")] = "logit",
+    lens: Annotated[str, typer.Option("--lens", help=LENS_HELP)] = "logit",
     rule: Annotated[
         str, typer.Option("--rule", help="What stands for a choice: auto, first-token or sequence.")
     ] = "auto",
@@ -64,14 +77,18 @@ def look_command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """What every layer would have answered: the probability of each choice, and the likeliest tokens.
+    """What every layer would have said: after each token of a text, or the probability of each choice.
 
-    --json prints a list with one object a prompt: prompt, question, lens, rule, layers (rows of question_id, lens,
-    layer, choice, correct, rule, probability, share) and top (rows of layer, rank, token_id, token, probability).
+    Without choices a map is printed: a row a layer, a column a token, in each cell the token that the layer expects
+    next, the darker the surer. NO_COLOR and --no-color shade it with characters. --json prints a list with one object
+    a prompt: prompt, question, lens, rule, layers (rows of question_id, lens, layer, choice, correct, rule,
+    probability, share), top (rows of layer, rank, token_id, token, probability) and map (null, or rows of layer,
+    position, context, token_id, token, probability).
     """
     from exitlens.errors import InputError
     from exitlens.study.inputs import prompt_records
-    from exitlens.study.look import check_lens, check_rule, look, parse_layers, question_record
+    from exitlens.study.lens_files import check_lens_word, open_lens
+    from exitlens.study.look import check_rule, look, map_of, parse_layers, question_record
 
     if (prompt is None) == (prompts is None):
         raise InputError(
@@ -80,15 +97,22 @@ def look_command(
     records = prompt_records(str(prompts)) if prompts is not None else []
     if prompt is not None:
         listed = [c.strip() for c in choices.split(separator)] if choices is not None else []
-        records = [question_record(prompt, listed, correct, plain=plain)]
-    chosen_rule, chosen_lens = check_rule(rule), check_lens(lens)
+        records = [question_record(prompt, listed, correct, plain=not listed if plain is None else plain)]
+    chosen_rule = check_rule(rule)
+    check_lens_word(lens)
 
     from exitlens.models import load
 
     say(f"loading {model}", quiet)
     lm = load(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
     numbers = parse_layers(layers, lm.n_layers)
-    found = [look(lm, record, lens=chosen_lens, layers=numbers, rule=chosen_rule, top_k=top) for record in records]
+    chosen_lens = open_lens(lens, lm)
+    found = []
+    for record in records:
+        each = look(lm, record, lens=chosen_lens, layers=numbers, rule=chosen_rule, top_k=top)
+        if as_map or (as_map is None and not record.choices):
+            each = dataclasses.replace(each, map=map_of(lm, record, lens=chosen_lens, layers=numbers))
+        found.append(each)
     if out is not None:
         from exitlens.study.look import write_looks
 
@@ -98,7 +122,10 @@ def look_command(
         print_json([_json(each, model) for each in found])
         return
     for each in found:
-        _print(each)
+        if each.record.choices or each.map is None:
+            _print(each)
+        if each.map is not None:
+            _print_map(each.map, each.lens, no_color)
 
 
 def _json(found: Look, model: str) -> dict[str, Any]:
@@ -110,7 +137,23 @@ def _json(found: Look, model: str) -> dict[str, Any]:
         "rule": found.rule,
         "layers": found.layers.to_dict("records"),
         "top": found.top.to_dict("records"),
+        "map": None if found.map is None else found.map.to_dict("records"),
     }
+
+
+def _print_map(frame: DataFrame, lens: str, no_color: bool) -> None:
+    import shutil
+
+    from exitlens.views.terminal import token_map
+
+    colour = (
+        sys.stdout.isatty() and not no_color and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    )
+    columns = shutil.get_terminal_size((100, 24)).columns
+    # What the map shows of texts is made visible by it; the escapes in it are its own colours.
+    sys.stdout.write(token_map(frame, width=max(columns, 24), colour=colour) + "\n")
+    echo(f"rows: layers, {lens} lens; under each token of the text the likeliest next one, darker where surer")
+    echo()
 
 
 def _print(found: Look) -> None:

@@ -84,6 +84,7 @@ def check_model(
 ) -> None:
     """Hash a built-in model in full; load any model and measure that its last layer reproduces its logits.
 
+    Then, for about two seconds: the cost of an unembedding in blocks, and the speed of reading all layers that follows.
     Exit code 2 when the file is damaged, or when the model cannot be read layer by layer.
     """
     from exitlens.models import catalog
@@ -97,18 +98,21 @@ def check_model(
         found["kind"] = entry.kind
     if entry is None or entry.kind == "causal-lm":
         say(f"loading {model}", quiet)
-        found |= _loaded(model, device, dtype, revision, trust_remote_code)
+        found |= _loaded(model, device, dtype, revision, trust_remote_code, quiet)
     if as_json:
         print_json(found)
         return
     print_table(["what", "value"], [[key.replace("_", " "), _shown(value)] for key, value in found.items()])
 
 
-def _loaded(name: str, device: str, dtype: str, revision: str | None, trust: bool) -> dict[str, Any]:
-    """What loading shows: the shape, where it runs, and the measured parity of the last layer."""
+def _loaded(name: str, device: str, dtype: str, revision: str | None, trust: bool, quiet: bool) -> dict[str, Any]:
+    """What loading shows: the shape, where it runs, the measured parity of the last layer, and the speed of reading."""
+    from exitlens.lenses.speed import reading_speed
     from exitlens.models import load
 
     lm = load(name, device=device, dtype=dtype, revision=revision, trust_remote_code=trust)
+    say("measuring speed", quiet)
+    speed = reading_speed(lm)
     return {
         "layers": lm.n_layers,
         "d_model": lm.d_model,
@@ -120,6 +124,18 @@ def _loaded(name: str, device: str, dtype: str, revision: str | None, trust: boo
         "parity_max_abs": lm.parity.max_abs,
         "parity_tolerance": lm.parity.tolerance,
         "parity_tokens": lm.parity.tokens,
+        "unembedding_rows": speed.rows,
+        "unembedding_ms": 1e3 * speed.unembedding_seconds,
+        "unembedding_gflops": speed.gflops,
+        "unembedding_product": speed.product,
+        "forward_tokens_per_second": speed.forward_per_second,
+        "reading_tokens_per_second": speed.tokens_per_second,
+        "reading_bound_by": speed.bound,
+        "reading_time_shares": {
+            "forward pass": speed.forward_share,
+            "unembedding product": speed.product_share,
+            "statistics": speed.statistics_share,
+        },
     }
 
 
@@ -136,4 +152,6 @@ def _state(name: str) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {share:.0%}" for name, share in value.items())
     return str(value) if isinstance(value, str | int | Path) else "–" if value is None else str(value)

@@ -23,6 +23,7 @@ from .common import (
     progress,
     say,
 )
+from .look import LENS_HELP
 
 if TYPE_CHECKING:
     from exitlens.study.corpus import CorpusRead
@@ -45,9 +46,7 @@ def read_command(
         str, typer.Option("--stats", help="entropy, kl, logprob, rank, top_k, margin, jsd, agreement, settling, ...")
     ] = "entropy",
     layers: Annotated[str, typer.Option("--layers", help="Layers such as 0,8,16-20, or all.")] = "all",
-    lens: Annotated[
-        str, typer.Option("--lens", help="logit, raw, tuned (this model's own), or a tuned lens's file or name.")
-    ] = "logit",
+    lens: Annotated[str, typer.Option("--lens", help=LENS_HELP)] = "logit",
     top_k: Annotated[int, typer.Option("--top-k", help="Tokens that the statistic top_k keeps.")] = 5,
     field: Annotated[str, typer.Option("--field", help="Field or column that holds the text.")] = "text",
     split: Annotated[

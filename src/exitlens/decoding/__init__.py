@@ -5,6 +5,7 @@ from .loop import Generation, generate, stream
 from .registry import names, parse_decoder, register
 from .sampling import Sampling
 from .score import McScores, Scorer, mc_scores, score_continuations
+from .traced import trace_answers
 
 __all__ = [
     "ACD",
@@ -26,4 +27,5 @@ __all__ = [
     "register",
     "score_continuations",
     "stream",
+    "trace_answers",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ContextError, InputError
+from ..lenses.rows import lens_name
 from ..models.native import runner_of
 from .batching import plan_batches
 from .decoders import Decoder
@@ -29,7 +30,8 @@ class Generation:
 
     ``token_ids`` write ``text`` and nothing after it (stop strings and end-of-text tokens are left out).
     ``reads[name]`` is ``[layers, tokens, …]``: each token's column describes the distributions that it was chosen
-    from. ``steps[name]`` is ``[tokens, …]``: what the decoder reported (``choice`` is a layer number).
+    from, at ``read_layers`` through ``read_lens`` (:func:`exitlens.trace_answers` makes a trace of them).
+    ``steps[name]`` is ``[tokens, …]``: what the decoder reported (``choice`` is a layer number).
     """
 
     prompt: str
@@ -39,6 +41,9 @@ class Generation:
     finish: Literal["stop", "eos", "length"]
     reads: Mapping[str, np.ndarray] = field(default_factory=dict)
     steps: Mapping[str, np.ndarray] = field(default_factory=dict)
+    prompt_ids: tuple[int, ...] = ()
+    read_layers: tuple[int, ...] = ()
+    read_lens: str = ""
 
 
 @dataclass(slots=True)
@@ -110,7 +115,10 @@ def generate(
         for _ in run.batch(rows, prefix, layers):
             pass
         for row, reads in zip(rows, _read(lm, rows, layers, read, read_lens, run), strict=True):
-            out[row.index] = run.result(row, _shown(lm, prompts[row.index]), reads)
+            answer = run.result(row, _shown(lm, prompts[row.index]), reads)
+            if layers:
+                answer = replace(answer, read_layers=tuple(layers), read_lens=lens_name(read_lens))
+            out[row.index] = answer
         done += len(batch)
         if progress is not None:
             progress(done, len(ids))
@@ -299,6 +307,7 @@ class Run:
             finish=row.finish or "length",
             reads=reads,
             steps=steps,
+            prompt_ids=tuple(row.ids),
         )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError, LayerError, UnsupportedModel
 from . import checks
+from .methods import Methods
 from .protocol import Parity, Pass, Post
 from .recorder import evaluating, first_tensor, record_blocks
 from .replay import Replay, movable
@@ -24,7 +25,7 @@ _CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length
 _PROBE = 7  # positions a row
 
 
-class Layered:
+class Layered(Methods):
     """See :class:`~exitlens.models.protocol.LayeredModel` for what each name means.
 
     The wrapped model is never changed: hooks live only while a pass runs, and training modes are put back.
@@ -148,8 +149,13 @@ class Layered:
 
     def unembed(self, x: Tensor) -> Tensor:
         """``[..., d_head]`` → raw logits ``[..., vocab]``, before ``post``."""
-        with evaluating(self.model):
-            out = first_tensor(self.layout.head(x))
+        head = self.layout.head
+        if isinstance(head, nn.Linear) and plain_linear(head) and not x.requires_grad:
+            with torch.no_grad():
+                out: Tensor | None = linear(x, head.weight, head.bias)
+        else:
+            with evaluating(self.model):
+                out = first_tensor(head(x))
         if out is None:
             raise UnsupportedModel(f"the unembedding {self.layout.head_name!r} gave no tensor")
         return out[..., : self.vocab_size]

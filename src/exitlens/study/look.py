@@ -7,30 +7,36 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
 
+import numpy as np
 import pandas as pd
 
 from exitlens.data.prompts import QA_PROMPT, qa_prompt
 from exitlens.errors import InputError, LayerError
+from exitlens.lenses.reading import read_ids
+from exitlens.lenses.rows import Lens, lens_name
 from exitlens.models.protocol import LayeredModel
 from exitlens.study.atomic import write_parquet
 from exitlens.study.choices import Rule
-from exitlens.study.stage_layers import LayersStage, LookRecord
+from exitlens.study.passes import common_prefix
+from exitlens.study.stage_layers import LayersStage, LookRecord, check_layers
 
-__all__ = ["Look", "check_lens", "check_rule", "look", "parse_layers", "question_record", "write_looks"]
+__all__ = ["Look", "check_rule", "look", "map_of", "parse_layers", "question_record", "write_looks"]
 
 _RULES = ("auto", "first-token", "sequence")
-_LENSES = ("logit", "raw")
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the layers said: ``layers`` (a row a layer and choice) and ``top`` (a row a layer and rank)."""
+    """What the layers said: ``layers`` (a row a layer and choice), ``top`` (a row a layer and rank), and where it was
+    asked for ``map`` (:func:`map_of`).
+    """
 
     record: LookRecord
     lens: str
     rule: str
     layers: pd.DataFrame
     top: pd.DataFrame
+    map: pd.DataFrame | None = None
 
 
 def look(
@@ -38,7 +44,7 @@ def look(
     record: LookRecord | str,
     choices: Sequence[str] = (),
     *,
-    lens: str = "logit",
+    lens: Lens = "logit",
     layers: Sequence[int] | Literal["all"] = "all",
     rule: Rule = "auto",
     top_k: int = 5,
@@ -55,7 +61,7 @@ def look(
     tables = LayersStage((lens,), numbers, rule, top_k).run(lm, [record])
     found = tables["layers"]
     used = str(found["rule"].iloc[0]) if len(found) else "next token"
-    return Look(record, lens, used, found, tables["layers_top"])
+    return Look(record, lens_name(lens), used, found, tables["layers_top"])
 
 
 def question_record(
@@ -98,11 +104,37 @@ def check_rule(text: str) -> Rule:
     return cast(Rule, text)
 
 
-def check_lens(text: str) -> str:
-    """One of the built-in lenses; raises InputError."""
-    if text not in _LENSES:
-        raise InputError(f"no lens '{text}': use {', '.join(_LENSES)}")
-    return text
+def map_of(
+    lm: LayeredModel, record: LookRecord, *, lens: Lens = "logit", layers: Sequence[int] | Literal["all"] = "all"
+) -> pd.DataFrame:
+    """Token × layer: what each layer expects after each token of the text, with how sure it is of it.
+
+    Columns: question_id, lens, layer, position, context (the token read there), token_id, token, probability. Worked
+    examples before the question are read but not listed. Raises ContextError, LayerError.
+    """
+    ids = list(lm.encode(record.prompt))
+    if not ids:
+        raise InputError(f"prompt '{record.id}' is empty: give a text")
+    numbers = check_layers(lm, layers)
+    before = record.prompt.rfind(record.question) if record.question else 0
+    first = common_prefix([lm.encode(record.prompt[:before]), ids]) if before > 0 else 0
+    trace = read_ids(lm, [ids], layers=numbers, lens=lens, stats=("top_k",), top_k=1)
+    top, sure = trace["top_ids"][0, :, :, 0], np.exp(trace["top_logprobs"][0, :, :, 0].astype(np.float64))
+    rows = [
+        {
+            "question_id": record.id,
+            "lens": trace.lens,
+            "layer": layer,
+            "position": place,
+            "context": trace.tokens[0][place],
+            "token_id": int(top[k, place]),
+            "token": lm.decode([int(top[k, place])]) or f"<{int(top[k, place])}>",
+            "probability": float(sure[k, place]),
+        }
+        for k, layer in enumerate(numbers)
+        for place in range(first, len(ids))
+    ]
+    return pd.DataFrame(rows)
 
 
 def write_looks(found: Sequence[Look], folder: Path) -> list[Path]:
@@ -113,8 +145,8 @@ def write_looks(found: Sequence[Look], folder: Path) -> list[Path]:
     written: list[Path] = []
     for number, each in enumerate(found, start=1):
         stem = f"look-{number:03d}"
-        for name, frame in (("layers", each.layers), ("top", each.top)):
-            if len(frame):
+        for name, frame in (("layers", each.layers), ("top", each.top), ("map", each.map)):
+            if frame is not None and len(frame):
                 path = folder / f"{stem}-{name}.parquet"
                 write_parquet(path, frame)
                 written.append(path)

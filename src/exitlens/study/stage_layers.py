@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from exitlens.errors import InputError, LayerError
 from exitlens.lenses.readout import readout
+from exitlens.lenses.rows import Lens, lens_name
 from exitlens.models.protocol import LayeredModel
 from exitlens.study.choices import ChoicePlan, Rule, plan_choices
+from exitlens.study.lens_files import lens_identity
 from exitlens.study.passes import Batch, passes
 
 __all__ = ["LayersStage", "LookRecord", "check_layers", "pick_interesting"]
@@ -42,14 +44,19 @@ class LayersStage:
     name: ClassVar[str] = "layers"
     version: ClassVar[int] = 1
 
-    lenses: tuple[str, ...] = ("logit",)
+    lenses: tuple[Lens, ...] = ("logit",)
     layers: tuple[int, ...] | Literal["all"] = "all"
     rule: Rule = "auto"
     top_k: int = 5
 
     def settings(self) -> dict[str, Any]:
         """See :class:`exitlens.study.engine.Stage`."""
-        return {"lenses": self.lenses, "layers": self.layers, "rule": self.rule, "top_k": self.top_k}
+        return {
+            "lenses": tuple(lens_identity(lens) for lens in self.lenses),
+            "layers": self.layers,
+            "rule": self.rule,
+            "top_k": self.top_k,
+        }
 
     def identify(self, record: LookRecord) -> Any:
         """See :class:`exitlens.study.engine.Stage`."""
@@ -105,7 +112,7 @@ class LayersStage:
                     yield {
                         "question_id": record.id,
                         "question": record.question,
-                        "lens": lens,
+                        "lens": lens_name(lens),
                         "layer": layer,
                         "choice": choice,
                         "correct": bool(correct[column]),
@@ -124,7 +131,7 @@ class LayersStage:
                     token = int(ids[row, rank])
                     yield {
                         "question_id": record.id,
-                        "lens": lens,
+                        "lens": lens_name(lens),
                         "layer": layer,
                         "rank": rank,
                         "token_id": token,

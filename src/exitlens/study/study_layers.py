@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from exitlens.lenses.rows import lens_name
 from exitlens.study.context import Context
 from exitlens.study.inputs import look_records, prompt_records
-from exitlens.study.look import check_lens
+from exitlens.study.lens_files import check_lens_word, open_lens
 from exitlens.study.stage_layers import LayersStage, accuracy_by_layer, check_layers, pick_interesting
 
 __all__ = ["run"]
@@ -16,7 +17,7 @@ def check(ctx: Context) -> None:
     """Raise what would stop this study before it begins."""
     check_layers(ctx.engine.lm, ctx.config.layers)
     for lens in ctx.config.lens:
-        check_lens(lens)
+        open_lens(check_lens_word(lens), ctx.engine.lm)
     if ctx.config.prompts is not None:
         prompt_records(ctx.config.prompts)
 
@@ -32,11 +33,12 @@ def run(ctx: Context) -> None:
     if not records:
         ctx.say("layers: no question has choices to compare, so this study is left out")
         return
-    stage = LayersStage(config.lens, config.layers, config.rule, config.top_k)
+    lenses = tuple(open_lens(lens, lm) for lens in config.lens)
+    stage = LayersStage(lenses, config.layers, config.rule, config.top_k)
     tables = ctx.engine.map(stage, records, batch_size=BATCH).tables
     layers = tables["layers"]
     ctx.write("layers", layers)
     ctx.write("layers_top", tables["layers_top"])
     if len(layers) and bool(layers["correct"].any()):
-        ctx.write("layers_picks", pick_interesting(layers, lens=config.lens[0], most=config.picks))
+        ctx.write("layers_picks", pick_interesting(layers, lens=lens_name(lenses[0]), most=config.picks))
         ctx.write("layers_accuracy", accuracy_by_layer(layers, seed=config.seed))

@@ -6,6 +6,7 @@ Text from data and models passes through :func:`exitlens.views.text.visible`, so
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 from pandas import DataFrame
@@ -21,6 +22,7 @@ __all__ = ["choice_table", "columns", "headline_tables", "token_map", "top_table
 
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _SHADES = " ░▒▓█"
+_RIGHT_TO_LEFT = ("R", "AL", "AN", "RLE", "RLO", "RLI")
 _BLUE, _ORANGE, _GREY = 32, 172, 245
 # 256-colour greys-to-blues, light text from the fourth on.
 _RAMP = (255, 153, 111, 68, 25, 18)
@@ -131,6 +133,13 @@ def _shade(text: str, number: float, colour: bool) -> str:
     return _paint(text, 255 if step >= 3 else 16, True, _RAMP[step])
 
 
+def _one_way(text: str) -> str:
+    """``text`` with right-to-left letters as ``⟨U+05D0⟩``: in a terminal they would turn the order of a map's cells."""
+    if text.isascii():
+        return text
+    return "".join(f"⟨U+{ord(c):04X}⟩" if unicodedata.bidirectional(c) in _RIGHT_TO_LEFT else c for c in text)
+
+
 def token_map(
     frame: DataFrame, *, width: int = 80, colour: bool = True, cell: int = 9, most_layers: int | None = None
 ) -> str:
@@ -149,14 +158,17 @@ def token_map(
     for start in range(0, len(positions), room):
         part = positions[start : start + room]
         named = [contexts[place] for place in part]
-        heads = [token_text(name) if name is not None else str(place) for name, place in zip(named, part, strict=True)]
+        heads = [
+            _one_way(token_text(name)) if name is not None else str(place)
+            for name, place in zip(named, part, strict=True)
+        ]
         lines = ["layer " + " ".join(_fit(head, cell) for head in heads)]
         for layer in reversed(shown):
             cells = []
             for place in part:
                 row = at.get((layer, place), {})
                 number = to_float(row.get("probability"))
-                text = token_text(row.get("token")) if row else ""
+                text = _one_way(token_text(row.get("token"))) if row else ""
                 if colour:
                     cells.append(_shade(_fit(text, cell), number, True))
                 else:
