@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import InputError, LayerError, UnsupportedModel
 from . import checks
 from .methods import Methods
+from .products import linear, plain_linear
 from .protocol import Parity, Pass, Post
 from .recorder import evaluating, first_tensor, record_blocks
 from .replay import Replay, movable
@@ -150,7 +151,7 @@ class Layered(Methods):
     def unembed(self, x: Tensor) -> Tensor:
         """``[..., d_head]`` → raw logits ``[..., vocab]``, before ``post``."""
         head = self.layout.head
-        if isinstance(head, nn.Linear) and plain_linear(head) and not x.requires_grad:
+        if isinstance(head, nn.Linear) and plain_linear(head):
             with torch.no_grad():
                 out: Tensor | None = linear(x, head.weight, head.bias)
         else:

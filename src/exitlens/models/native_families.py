@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .products import linear, plain_linear
+
 __all__ = ["Family", "family_of"]
 
 # Above this the fused copies of the projections would cost more memory than their speed is worth.
@@ -75,22 +77,26 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned if n == x.shape[-1] else torch.cat((turned, x[..., n:]), dim=-1)
 
 
-def _plain(module: nn.Module) -> bool:
-    return type(module) is nn.Linear
-
-
 def _fused(parts: Sequence[nn.Module], small: bool) -> Callable[[Tensor], Tensor]:
     """Several projections of one input as one product (kept apart for large, quantised or adapted models)."""
-    if not small or not all(_plain(p) for p in parts):
+    if not small or not all(plain_linear(p) for p in parts):
         return lambda x: torch.cat([p(x) for p in parts], dim=-1)
-    linear = [p for p in parts if isinstance(p, nn.Linear)]
-    weight = torch.cat([p.weight.detach() for p in linear])
-    given: list[Tensor | None] = [p.bias for p in linear]
+    plain = [p for p in parts if isinstance(p, nn.Linear)]
+    weight = torch.cat([p.weight.detach() for p in plain])
+    given: list[Tensor | None] = [p.bias for p in plain]
     biases = [bias.detach() for bias in given if bias is not None]
-    if biases and len(biases) < len(linear):
+    if biases and len(biases) < len(plain):
         return lambda x: torch.cat([p(x) for p in parts], dim=-1)
     bias = torch.cat(biases) if biases else None
-    return lambda x: F.linear(x, weight, bias)
+    return lambda x: linear(x, weight, bias)
+
+
+def _one(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """One projection, its product in the faster order where it is a plain one."""
+    if isinstance(module, nn.Linear) and plain_linear(module):
+        weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
+        return lambda x: linear(x, weight, bias)
+    return module
 
 
 def _norm(module: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -122,9 +128,9 @@ class LlamaLike:
         for block in lm.blocks:
             a, m = block.self_attn, block.mlp
             self._qkv.append(_fused([a.q_proj, a.k_proj, a.v_proj], small))
-            self._out.append(a.o_proj)
+            self._out.append(_one(a.o_proj))
             self._up.append(_fused([m.gate_proj, m.up_proj], small))
-            self._down.append(m.down_proj)
+            self._down.append(_one(m.down_proj))
             self._norm1.append(_norm(block.input_layernorm))
             self._norm2.append(_norm(block.post_attention_layernorm))
             q_norm = getattr(a, "q_norm", None)
@@ -217,6 +223,8 @@ class NeoXLike:
         self.kv_heads = int(attention.query_key_value.out_features // (3 * self.head_dim))
         self.scaling = float(attention.scaling)
         self._parallel = bool(lm.blocks[0].use_parallel_residual)
+        self._qkv = [_one(block.attention.query_key_value) for block in lm.blocks]
+        self._out = [_one(block.attention.dense) for block in lm.blocks]
         self.rotary = body.rotary_emb
         if getattr(body.rotary_emb, "rope_type", "default") not in ("default", "linear", "llama3", "yarn"):
             raise ValueError("this rotary embedding depends on the length of the text")
@@ -229,7 +237,7 @@ class NeoXLike:
         """See :class:`Family`."""
         r, s, _ = x.shape
         block = self._blocks[j]
-        joint = block.attention.query_key_value(block.input_layernorm(x)).view(r, s, self.kv_heads, 3 * self.head_dim)
+        joint = self._qkv[j](block.input_layernorm(x)).view(r, s, self.kv_heads, 3 * self.head_dim)
         q, k, v = joint.chunk(3, dim=-1)
         if cos is not None and sin is not None:
             q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
@@ -238,7 +246,7 @@ class NeoXLike:
     def finish(self, j: int, x: Tensor, mixed: Tensor | None, mlp: bool = True) -> Tensor:
         """See :class:`Family`."""
         block = self._blocks[j]
-        after = x if mixed is None else x + block.attention.dense(mixed)
+        after = x if mixed is None else x + self._out[j](mixed)
         if not mlp:
             return after
         # A parallel block's MLP reads the block's input, a serial one's what attention made of it.
