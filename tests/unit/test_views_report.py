@@ -257,6 +257,11 @@ def test_terminal_map_and_headlines() -> None:
     assert "█" in text
     assert "\x1b" not in text
     assert "\x1b[38;5;" in terminal.token_map(frame, width=50)
+    # Right-to-left letters would turn the order of the cells.
+    turned = terminal.token_map(frame.assign(token="שלום", context="مرحبا"), width=50, colour=False)
+    assert "⟨U+05E9⟩"[:7] in turned
+    assert "⟨U+0645⟩"[:7] in turned
+    assert not set("שלוםمرحبا") & set(turned)
     tables = every_table()
     told = terminal.headline_tables(tables, width=78)
     assert set(headlines(tables)) == {"layers", "entropy", "probes", "decoding", "exits"} - {"layers"}
