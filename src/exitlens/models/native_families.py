@@ -94,7 +94,8 @@ def _fused(parts: Sequence[nn.Module], small: bool) -> Callable[[Tensor], Tensor
 def _one(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """One projection, its product in the faster order where it is a plain one."""
     if isinstance(module, nn.Linear) and plain_linear(module):
-        weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
+        given: Tensor | None = module.bias
+        weight, bias = module.weight.detach(), None if given is None else given.detach()
         return lambda x: linear(x, weight, bias)
     return module
 
@@ -165,7 +166,7 @@ class LlamaLike:
         if not mlp:
             return x
         gate, up = self._up[j](self._norm2[j](x)).chunk(2, dim=-1)
-        return x + self._down[j](self._act(gate) * up)  # type: ignore[no-any-return]
+        return x + self._down[j](self._act(gate) * up)
 
     def window(self, j: int) -> int | None:
         """See :class:`Family`."""

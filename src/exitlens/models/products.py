@@ -43,7 +43,7 @@ def plain_linear(module: nn.Module) -> bool:
 
 @functools.cache
 def _turned_is_faster() -> bool:
-    return torch.backends.mkl.is_available() and _maker() == "AuthenticAMD"
+    return bool(torch.backends.mkl.is_available()) and _maker() == "AuthenticAMD"  # type: ignore[no-untyped-call]
 
 
 def _maker() -> str:
