@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from exitlens.data.prompts import QA_PROMPT, qa_prompt
 from exitlens.decoding import generate
-from exitlens.decoding.exit_analysis import Cost, Signals, apply_policy, caught_up, oracle, signals_of
+from exitlens.decoding.exit_analysis import Cost, Signals, apply_policy, block_widths, oracle, signals_of
 from exitlens.decoding.exit_search import search_skips
 from exitlens.decoding.exit_time import TimeModel, measure_times
 from exitlens.decoding.exits import ExitPrefix, Tally
@@ -151,11 +151,11 @@ class Bench:
         for policy in self.policies():
             signals = of(policy.layers) if policy.kind == "fixed" else shared
             outcome = apply_policy(signals, policy, cost, steps=self.tokens)
-            extra = caught_up(outcome.exit, signals.question, signals.step)
+            widths = block_widths(outcome.exit, signals.question, signals.step)
             tally = Tally()
             fact: dict[str, Any] = {"policy": policy.name, "tally": tally, "agrees": float(outcome.agrees.mean())}
             if times is not None:
-                fact["predicted_ms"] = 1e3 * times.seconds(outcome, policy.kind, n, extra)
+                fact["predicted_ms"] = 1e3 * times.seconds(outcome, policy.kind, n, widths)
             self.facts[policy.name] = fact
 
             def go(count: int, policy: ExitPolicy = policy, tally: Tally = tally) -> Any:

@@ -12,7 +12,7 @@ import pytest
 from tests import tiny
 
 from exitlens.data.records import Question
-from exitlens.decoding.exit_analysis import Cost, Signals, caught_up, oracle_at
+from exitlens.decoding.exit_analysis import Cost, Signals, block_widths, caught_up, oracle_at
 from exitlens.decoding.exits import ExitPrefix, Tally
 from exitlens.decoding.policies import ExitPolicy
 from exitlens.errors import InputError, LayerError
@@ -100,6 +100,8 @@ def test_caught_up_by_hand() -> None:
     step = np.array([1, 2, 3, 1, 2, 4])
     # q0: 1, then 2 takes one more of the first, then 4 takes 2 + 2, then nothing waits. q1: 3 takes 2 more.
     assert caught_up(exits, question, step).tolist() == [0, 1, 4, 0, 2, 0]
+    # The third token of q0 runs two blocks alone and two with both before it.
+    assert block_widths(exits, question, step)[2].tolist() == [0, 2, 0, 2, 0]
 
 
 def test_a_table_of_signals_comes_back_in_any_batching() -> None:

@@ -19,7 +19,17 @@ from ..errors import InputError
 from .exits import Reader, Scorer, logit_reader
 from .policies import ExitPolicy
 
-__all__ = ["Cost", "Outcome", "Signals", "apply_policy", "caught_up", "oracle", "oracle_at", "signals_of"]
+__all__ = [
+    "Cost",
+    "Outcome",
+    "Signals",
+    "apply_policy",
+    "block_widths",
+    "caught_up",
+    "oracle",
+    "oracle_at",
+    "signals_of",
+]
 
 Array = NDArray[Any]
 
@@ -189,22 +199,33 @@ def oracle_at(signals: Signals, cost: Cost, agreement: float) -> Outcome:
     return Outcome("oracle", exits, agrees, flops.astype(np.float64), bound.full, np.zeros(signals.tokens))
 
 
+def block_widths(exit_layer: Array, question: Array, step: Array) -> Array:
+    """Blocks ``[T, w]`` that ``defer`` runs at each token with ``w`` tokens at once: itself, and those before it in
+    its answer that had left below that block.
+    """
+    depths = np.asarray(exit_layer).astype(np.int64)
+    order = np.lexsort((step, question))
+    starts = np.flatnonzero(np.r_[True, np.diff(question[order]) != 0])
+    ends = np.r_[starts[1:], len(order)]
+    out = np.zeros((len(depths), int(max(ends - starts, default=0)) + 1), dtype=np.int64)
+    for begin, end in zip(starts, ends, strict=True):
+        depth = depths[order[begin:end]]
+        for t in range(end - begin):
+            # A token that left at d waits at the input of block d + 1 and joins every block from there on.
+            waiting = np.sort(depth[:t][depth[:t] < depth[t]])
+            edges = np.r_[0, waiting, depth[t]]
+            np.add.at(out[order[begin + t]], np.arange(1, len(edges)), np.diff(edges))
+            depth[:t][depth[:t] < depth[t]] = depth[t]
+    return out
+
+
 def caught_up(exit_layer: Array, question: Array, step: Array) -> Array:
     """Blocks ``[T]`` that ``defer`` runs at each token for the tokens before it, which had left below its exit.
 
     What is never caught up is what leaving early saves for good.
     """
-    extra = np.zeros(len(exit_layer), dtype=np.int64)
-    order = np.lexsort((step, question))
-    starts = np.flatnonzero(np.r_[True, np.diff(question[order]) != 0])
-    for begin, end in zip(starts, np.r_[starts[1:], len(order)], strict=True):
-        depth = np.asarray(exit_layer)[order[begin:end]].copy()
-        for t in range(1, end - begin):
-            behind = depth[:t] < depth[t]
-            if behind.any():
-                extra[order[begin + t]] = int((depth[t] - depth[:t][behind]).sum())
-                depth[:t][behind] = depth[t]
-    return extra
+    widths = block_widths(exit_layer, question, step)
+    return widths @ np.maximum(np.arange(widths.shape[1]) - 1, 0)
 
 
 def _outcome(

@@ -1,6 +1,7 @@
 """How long a policy will take on this machine, from a few measured pieces: no policy is run to predict it.
 
-Time of an answer token at batch 1: ``step + e·block + (e + caught up)·token + asks·ask + exit``, with e its exit.
+Time of an answer token at batch 1: ``step + Σ_b block(w_b) + asks·ask + exit``, over the blocks b up to its exit,
+``w_b`` the tokens that go through block b together (those that had left before it come along).
 """
 
 from __future__ import annotations
@@ -23,17 +24,19 @@ from .sampling import Sampling
 
 __all__ = ["TimeModel", "measure_times"]
 
+_WIDTHS = (1, 2, 4, 6, 8, 12)  # tokens in a block: a product's time does not grow evenly with them
+
 
 @dataclass(frozen=True, slots=True)
 class TimeModel:
-    """Seconds at batch 1: running one block at all, each token in it, logits at N, what a step costs besides.
+    """Seconds at batch 1: a block by the tokens in it, logits at N, what a step costs besides.
 
-    ``ask[kind]``: one question to a policy, its logits included; ``exit_logits``: logits at an exit for policies that
-    ask without them.
+    ``block[i]`` is measured with ``widths[i]`` tokens, straight lines between. ``ask[kind]``: one question to a
+    policy, its logits included; ``exit_logits``: logits at an exit for policies that ask without them.
     """
 
-    block: float
-    token: float
+    widths: tuple[int, ...]
+    block: tuple[float, ...]
     unembed: float
     step: float
     ask: Mapping[str, float]
@@ -41,16 +44,22 @@ class TimeModel:
 
     def full(self, n_layers: int) -> float:
         """Seconds a token of the full model, run by the same machinery."""
-        return self.step + n_layers * (self.block + self.token) + self.unembed
+        return self.step + n_layers * self.block[0] + self.unembed
 
-    def seconds(self, outcome: Outcome, kind: str, n_layers: int, extra: Array) -> float:
-        """Mean seconds a token under a policy of ``kind``; ``extra [T]``: blocks run for tokens that had left."""
-        e = outcome.exit.astype(np.float64)
+    def seconds(self, outcome: Outcome, kind: str, n_layers: int, widths: Array) -> float:
+        """Mean seconds a token under a policy of ``kind``; ``widths [T, w]``: see :func:`block_widths`."""
+        blocks = widths @ self._at(np.arange(widths.shape[1]))
         asks = outcome.asked * self.ask.get(kind, 0.0)
         leaves = outcome.exit < n_layers
         shown = kind in ("probability", "margin", "entropy", "patience")
         last = np.where(leaves, 0.0 if shown else self.exit_logits, self.unembed)
-        return float((self.step + e * self.block + (e + extra) * self.token + asks + last).mean())
+        return float((self.step + blocks + asks + last).mean())
+
+    def _at(self, tokens: Array) -> Array:
+        """Seconds of a block with so many tokens; beyond the widest measured, the last line goes on."""
+        inside = np.interp(tokens, self.widths, self.block)
+        slope = (self.block[-1] - self.block[-2]) / (self.widths[-1] - self.widths[-2])
+        return np.asarray(inside + np.maximum(tokens - self.widths[-1], 0) * slope)
 
 
 @torch.no_grad()
@@ -81,7 +90,7 @@ def measure_times(
 
     d = started(ExitPolicy("never")).depths
     by_width = {}
-    for width in (1, 12):
+    for width in _WIDTHS:
         while int(d.lengths[0]) - context < width:
             d.append(row, torch.tensor([int(d.lengths[0]) % lm.vocab_size]))
 
@@ -91,7 +100,6 @@ def measure_times(
                 d.advance(row, block)
 
         by_width[width] = _median(pass_through, few) / n
-    token = max((by_width[12] - by_width[1]) / 11, 0.0)
     layer = max(1, n - 1)
     ask: dict[str, float] = {}
     for kind in ("probability", "margin", "entropy", "patience", "cosine", "classifier", "fixed"):
@@ -115,8 +123,8 @@ def measure_times(
     unembed = _median(lambda: lm.logits(state, n).float().argmax(-1).cpu(), repeats)
     whole = n * by_width[1] + unembed
     return TimeModel(
-        block=by_width[1] - token,
-        token=token,
+        widths=_WIDTHS,
+        block=tuple(by_width[w] for w in _WIDTHS),
         unembed=unembed,
         step=max(0.0, _short_generation(lm, ids) - whole),
         # The exit's logits are part of what was timed for ``fixed``, which always leaves.

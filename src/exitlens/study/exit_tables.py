@@ -10,7 +10,16 @@ import pandas as pd
 
 from exitlens import stats
 from exitlens.decoding.calibration import calibrate, units_needed
-from exitlens.decoding.exit_analysis import Cost, Outcome, Signals, apply_policy, caught_up, oracle, oracle_at
+from exitlens.decoding.exit_analysis import (
+    Cost,
+    Outcome,
+    Signals,
+    apply_policy,
+    block_widths,
+    caught_up,
+    oracle,
+    oracle_at,
+)
 from exitlens.decoding.exit_time import TimeModel
 from exitlens.decoding.policies import ExitPolicy
 
@@ -61,11 +70,12 @@ def policy_table(
     spans = stats.bootstrap_columns(agrees, signals.question, seed=seed)
     rows = []
     for i, (kind, threshold, outcome) in enumerate(done):
-        extra = caught_up(outcome.exit, signals.question, signals.step)
+        widths = block_widths(outcome.exit, signals.question, signals.step)
         if kind == "oracle":  # the bound pays for nothing but the blocks up to its exits
-            extra = np.zeros_like(extra)
+            widths = np.c_[np.zeros_like(outcome.exit), outcome.exit]
+        extra = widths @ np.maximum(np.arange(widths.shape[1]) - 1, 0)
         later = extra.mean() * cost.block / outcome.full
-        seconds = None if times is None else times.seconds(outcome, kind, signals.n_layers, extra)
+        seconds = None if times is None else times.seconds(outcome, kind, signals.n_layers, widths)
         rows.append(
             {
                 "policy": kind,
