@@ -267,3 +267,26 @@ def test_terminal_map_and_headlines() -> None:
     assert set(headlines(tables)) == {"layers", "entropy", "probes", "decoding", "exits"} - {"layers"}
     assert "MLP, layer 3 (prompted)" in told
     assert terminal.headline_tables({}, width=78) == ""
+
+
+def test_times_of_the_manifest_stand_beside_the_tables_they_belong_to() -> None:
+    cost = pd.DataFrame(
+        {
+            "decoder": ["vanilla", "sled"],
+            "repetition_penalty": [1.0, 1.0],
+            "extra_unembeddings": [0, 29],
+            "tokens": [7, 9],
+        }
+    )
+    exits = pd.DataFrame({"policy": ["never", "margin"], "threshold": [None, 0.5], "agreement": [1.0, 0.9]})
+    manifest = {
+        "tokens_per_second": {"sled": 12.34},
+        "exit_times": [
+            {"policy": "margin", "threshold": 0.5, "predicted_time": 0.789},
+            {"policy": "never", "threshold": None, "predicted_time": 1.0},
+        ],
+    }
+    page = render(manifest, {"decoding_cost": cost, "exits": exits}, {})
+    assert "12.3" in page
+    assert "0.789" in page
+    assert "12.3" not in render({}, {"decoding_cost": cost, "exits": exits}, {})

@@ -16,7 +16,7 @@ from ..lenses.rows import lens_name
 from ..models.native import runner_of
 from .batching import plan_batches
 from .decoders import Decoder
-from .registry import parse_decoder
+from .registry import early_layers, parse_decoder
 from .sampling import Sampling, penalise, row_generator
 from .session import Prefix, open_prefix
 from .stopping import StopStrings
@@ -214,8 +214,7 @@ class Run:
         self.sampling, self.trace = sampling, trace
         self.stops = StopStrings(stop, lm.decode, lambda text: lm.encode(text, special=False))
         self.eos = frozenset(lm.eos_ids)
-        tied = lm.weight.data_ptr() == lm.embed.weight.data_ptr()
-        self.early = decoder.layers(lm.n_layers, tied)
+        self.early = early_layers(lm, decoder)
 
     @torch.no_grad()
     def batch(self, rows: list[Row], prefix: Prefix, read_layers: Sequence[int]) -> Iterator[None]:

@@ -21,7 +21,7 @@ from ..data.records import Question
 from ..errors import ContextError, InputError
 from ..models.native import KV, runner_of
 from .decoders import Decoder, Vanilla
-from .registry import parse_decoder
+from .registry import early_layers, parse_decoder
 
 __all__ = ["FLOOR", "McScores", "Scored", "Scorer", "common_beginning", "mc_scores", "score_continuations"]
 
@@ -59,8 +59,7 @@ class Scorer:
         self.lm = lm
         self.decoder = parse_decoder(decoder)
         self.shared = tuple(shared)
-        tied = lm.weight.data_ptr() == lm.embed.weight.data_ptr()
-        self._early = self.decoder.layers(lm.n_layers, tied)
+        self._early = early_layers(lm, self.decoder)
         self._layers = sorted({*self._early, lm.n_layers})
         self._softmax = post_softmax or isinstance(self.decoder, Vanilla)
         self._pass = _Pass(lm, self.shared, self._layers)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..decoding.decoders import Decoder
-from ..decoding.registry import parse_decoder
+from ..decoding.registry import early_layers, parse_decoder
 from ..errors import InputError
 from ..models.recorder import record_blocks
 
@@ -47,8 +47,7 @@ class _Loop:
 
         if self._model is not model:
             self._lm = wrap(model, None)
-            tied = self._lm.weight.data_ptr() == self._lm.embed.weight.data_ptr()
-            self._early = self.decoder.layers(self._lm.n_layers, tied)
+            self._early = early_layers(self._lm, self.decoder)
             self._model = model
         return self._lm
 

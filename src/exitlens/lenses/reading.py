@@ -54,7 +54,8 @@ def plan_windows(
             continue
         if long != "split":
             raise ContextError(
-                f"text {i} has {n} tokens, over the context of {context}: shorten it, or ask for long='split'"
+                f"text {i} has {n} tokens, over the context of {context}: shorten it, or ask for long='split' "
+                "(--long split)"
             )
         shared = context // 4 if overlap is None else overlap
         if not 0 <= shared < context:

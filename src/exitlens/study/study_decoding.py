@@ -12,6 +12,7 @@ import pandas as pd
 from exitlens import stats
 from exitlens.data.records import Question
 from exitlens.decoding import parse_decoder
+from exitlens.decoding.registry import early_layers
 from exitlens.errors import InputError
 from exitlens.models.protocol import LayeredModel
 from exitlens.scoring import TextMetric, truthfulqa_scores
@@ -129,6 +130,22 @@ def compare(scores: pd.DataFrame, penalties: dict[str, float], *, seed: int = 0)
     return table.astype({name: np.float64 for name in COLUMNS if name not in ("decoder", "metric", "n")})
 
 
+def cost_table(lm: LayeredModel, made: Sequence[Answers]) -> pd.DataFrame:
+    """Table ``decoding_cost``: per decoder the tokens written and the layers unembedded at each beside the last."""
+    return pd.DataFrame(
+        [
+            {
+                "decoder": a.spec.text,
+                "repetition_penalty": a.spec.penalty,
+                "extra_unembeddings": len(early_layers(lm, a.spec.decoder)),
+                "answers": len(a.answers),
+                "tokens": int(a.answers["n_tokens"].sum()),
+            }
+            for a in made
+        ]
+    )
+
+
 def check(ctx: Context) -> None:
     """Raise what would stop this study before it begins."""
     lm: Any = ctx.engine.lm
@@ -140,7 +157,7 @@ def check(ctx: Context) -> None:
 
 
 def run(ctx: Context) -> None:
-    """Tables ``answers``, ``judgements``, ``scores``, ``decoding``, ``decoding_layers``."""
+    """Tables ``answers``, ``judgements``, ``scores``, ``decoding``, ``decoding_layers``, ``decoding_cost``."""
     config, questions = ctx.config, ctx.inputs.questions
     specs = ctx.specs()
     judges = ctx.check_judges()
@@ -158,6 +175,7 @@ def run(ctx: Context) -> None:
     ctx.write("scores", study.scores)
     ctx.write("decoding", study.decoding)
     ctx.write("decoding_layers", study.decoding_layers, ["decoder", "layer"])
+    ctx.write("decoding_cost", cost_table(ctx.engine.lm, made))
     directory = ctx.engine.directory
     if directory is not None:
         # Speed is no result: two runs with the same seed have the same tables, never the same seconds.

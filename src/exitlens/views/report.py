@@ -13,6 +13,7 @@ from pandas import DataFrame
 from exitlens.errors import RunError
 from exitlens.views import html
 from exitlens.views.gallery import Plate, plates
+from exitlens.views.measured import with_times
 from exitlens.views.report_css import CSS
 from exitlens.views.sections import ASKED, HOW, OWN_TABLES, TABLES, TITLES
 from exitlens.views.style import replace_file
@@ -73,7 +74,7 @@ def headlines(tables: Mapping[str, DataFrame]) -> dict[str, list[str]]:
 
 def render(manifest: Mapping[str, Any], tables: Mapping[str, DataFrame], figures: Mapping[str, str]) -> str:
     """The report as HTML text."""
-    present = {name: frame for name, frame in tables.items() if len(frame)}
+    present = with_times({name: frame for name, frame in tables.items() if len(frame)}, manifest)
     stages = _mapping(manifest.get("stages"))
     found = headlines(present)
     troubles = {study: _troubles(study, stages) for study in TITLES}

@@ -34,7 +34,7 @@ OWN_TABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "layers": ("layers", "layers_picks", "layers_top"),
     "entropy": ("entropy_layers", "entropy_tokens", "judgements"),
     "probes": ("probes", "probe_curves", "probe_layers", "probe_calibration", "probe_risk", "probe_transfer"),
-    "decoding": ("decoding", "scores", "decoding_layers"),
+    "decoding": ("decoding", "scores", "decoding_layers", "decoding_cost"),
     "exits": ("exits", "exits_layers", "exits_kinds", "exits_calibration"),
 }
 HOW: Final[Mapping[str, str]] = {
@@ -222,11 +222,18 @@ def decoding(tables: Mapping[str, DataFrame]) -> list[str]:
     headers = ["decoder", "metric", "mean", "difference to the first", "p", "n"]
     out = [table(headers, body, caption="Scores", where=_where("decoding"), collapsed=len(body) > 12)]
     cost: list[list[object]] = [
-        [name, number_text(lines[0].get("repetition_penalty"), 2), number_text(lines[0].get("tokens_per_second"), 1)]
-        for name, lines in groups(items, "decoder").items()
+        [
+            row.get("decoder"),
+            number_text(row.get("repetition_penalty"), 2),
+            number_text(row.get("extra_unembeddings"), 0),
+            number_text(row.get("tokens"), 0),
+            number_text(row.get("tokens_per_second"), 1),
+        ]
+        for row in rows(tables.get("decoding_cost"))
     ]
-    headers = ["decoder", "repetition penalty", "tokens per second"]
-    out.append(table(headers, cost, caption="Settings and speed", where=_where("decoding")))
+    headers = ["decoder", "repetition penalty", "extra unembeddings a token", "tokens written", "tokens per second"]
+    caption = "What each decoder costs (speed as measured in this run)"
+    out.append(table(headers, cost, caption=caption, where=_where("decoding_cost")))
     answers = groups(rows(tables.get("answers")), "question_id")
     names = distinct((row for group in answers.values() for row in group), "decoder")
     if len(names) > 1:
