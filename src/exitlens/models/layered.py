@@ -17,6 +17,7 @@ from .products import linear, plain_linear
 from .protocol import Parity, Pass, Post
 from .recorder import evaluating, first_tensor, record_blocks
 from .replay import Replay, movable
+from .tail import Path
 from .trace import Layout, find_layout
 
 __all__ = ["Layered"]
@@ -143,9 +144,12 @@ class Layered(Methods):
         Gradients flow to ``h`` where it asks for them (translators are trained through this), never to the model.
         """
         through = torch.is_grad_enabled() and h.requires_grad
-        with evaluating(self.model), torch.set_grad_enabled(through):
+        tail = self.layout.tail
+        # Looking through a whole model's modules takes longer than one norm.
+        run = tail.modules if isinstance(tail, Path) else (self.model,)
+        with evaluating(*run), torch.set_grad_enabled(through):
             shape = h.shape
-            x = self.layout.tail(h.reshape(1, -1, shape[-1]) if h.dim() != 3 else h)
+            x = tail(h.reshape(1, -1, shape[-1]) if h.dim() != 3 else h)
             return x.reshape(*shape[:-1], x.shape[-1])
 
     def unembed(self, x: Tensor) -> Tensor:

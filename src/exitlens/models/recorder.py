@@ -83,9 +83,9 @@ def stopping_at(module: nn.Module, found: list[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run ``model`` eagerly, without dropout and without gradients, and put every module's mode back afterwards."""
-    modules = list(model.modules())
+def evaluating(*models: nn.Module) -> Iterator[None]:
+    """Run ``models`` eagerly, without dropout and without gradients, and put every module's mode back afterwards."""
+    modules = [module for model in models for module in model.modules()]
     training = [module for module in modules if module.training]
     with ExitStack() as stack:
         if any(getattr(module, "_compiled_call_impl", None) is not None for module in modules):

@@ -45,6 +45,11 @@ class Path:
     steps: tuple[TailStep, ...]
     stream: Stream | None = None  # given where the first step takes several streams in the model's own layout
 
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """The modules that run: nothing else of the model does."""
+        return tuple(step.module for step in self.steps if step.module is not None)
+
     def __call__(self, h: Tensor) -> Tensor:
         """``[batch, seq, width]`` → ``[batch, seq, d_head]``."""
         if self.stream is not None:
