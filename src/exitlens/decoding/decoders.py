@@ -97,6 +97,9 @@ def plausible(log_p: Tensor, relative_top: float) -> Tensor:
     return log_p >= log_p.amax(-1, keepdim=True) + math.log(relative_top)
 
 
+_LEAST = -200.0  # its exponential is 0 in float32, and 0 · −200 is 0 where 0 · −∞ is not a number
+
+
 def _hashed(final: Tensor, choices: int) -> Tensor:
     """A number ``[batch]`` below ``choices`` from each row's three most probable tokens.
 
@@ -177,23 +180,44 @@ class DoLa:
 
     def divergence(self, log_p: Tensor, early: Tensor) -> Tensor:
         """``[batch, k]``: how far each candidate lies from the final layer, by ``choice``."""
+        if self.choice == "jsd":
+            return _jsd(log_p, early)
         out = []
         p = log_p.exp()
         for z in early:
             log_q = z.log_softmax(-1)
-            q = log_q.exp()
-            m = p.add(q).mul_(0.5)
-            if self.choice == "jsd":
-                log_m = m.clamp_min_(1e-38).log_()
-                # A token that one side cannot emit gives 0 · −inf, which counts as 0: nansum.
-                value = (p * (log_p - log_m)).nansum(-1) + (q * (log_q - log_m)).nansum(-1)
-            else:
-                # Target and input as in the published code, so that near ties fall the same way.
-                kl = torch.nn.functional.kl_div
-                value = kl(log_p, m, reduction="none").nansum(-1) + kl(log_q, m, reduction="none").nansum(-1)
-                value = value / log_p.shape[-1]
-            out.append(0.5 * value)
+            m = p.add(log_q.exp()).mul_(0.5)
+            # Target and input as in the published code, so that near ties fall the same way.
+            kl = torch.nn.functional.kl_div
+            value = kl(log_p, m, reduction="none").nansum(-1) + kl(log_q, m, reduction="none").nansum(-1)
+            out.append(0.5 * value / log_p.shape[-1])
         return torch.stack(out, -1)
+
+
+def _jsd(log_p: Tensor, early: Tensor) -> Tensor:
+    """JSD of ``p`` and ``softmax(early[j])``, ``[batch, k]``, as ``H(m) − ½ H(p) − ½ H(q)``.
+
+    Two passes of exponentials and logarithms a layer, the rest are sums of products.
+    """
+    log_p = log_p.clamp_min(_LEAST)  # a token that cannot be emitted: 0 · finite = 0
+    p = log_p.exp()
+    h_p = -_dot(p, log_p)
+    half = p.mul_(0.5).add_(1e-37)  # no logarithm of 0 below
+    out = []
+    for z in early:
+        shifted = (z - z.amax(-1, keepdim=True)).clamp_min_(_LEAST)
+        e = shifted.exp()
+        total = e.sum(-1)
+        h_q = total.log() - _dot(e, shifted) / total
+        m = e.mul_((0.5 / total)[:, None]).add_(half)
+        h_m = -_dot(m, torch.log(m, out=shifted))
+        out.append((h_m - 0.5 * (h_p + h_q)).clamp_min_(0.0))
+    return torch.stack(out, -1)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Row by row ``Σ_v a_v b_v`` of ``[batch, vocab]``, nothing written but the sums."""
+    return torch.bmm(a[:, None], b[:, :, None])[:, 0, 0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +264,7 @@ class SLED:
             at = q_top.argmax(-1, keepdim=True)
             q_best, d_best = q_top.gather(-1, at), d_top.gather(-1, at)
             q.scatter_(-1, top.gather(-1, at), 0.0)
-            rest, along, squared = q.sum(-1, keepdim=True), (q * d).sum(-1, keepdim=True), (q * q).sum(-1, keepdim=True)
+            rest, along, squared = q.sum(-1, keepdim=True), _dot(q, d)[:, None], _dot(q, q)[:, None]
             dot = along + q_best * d_best - d_top
             dot.scatter_(-1, at, along - rest * d_best)
             length = squared + q_best * q_best - 2 * q_top + 1.0

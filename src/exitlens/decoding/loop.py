@@ -16,7 +16,8 @@ from ..lenses.rows import lens_name
 from ..models.native import runner_of
 from .batching import plan_batches
 from .decoders import Decoder
-from .registry import early_layers, parse_decoder
+from .early import early_layers, early_logits
+from .registry import parse_decoder
 from .sampling import Sampling, penalise, row_generator
 from .session import Prefix, open_prefix
 from .stopping import StopStrings
@@ -227,7 +228,7 @@ class Run:
         while True:
             final, report = session.final(hidden)
             if self.early:
-                early = torch.stack([lm.logits(hidden[j], j, self.decoder.lens).float() for j in self.early])
+                early = early_logits(lm, [hidden[j] for j in self.early], self.early, self.decoder)
             else:
                 early = final.new_empty(0, *final.shape)
             scored = self.decoder(final, early, lm.n_layers)

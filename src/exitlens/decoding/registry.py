@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import InputError
 from .decoders import ACD, END, SLED, Candidates, Decoder, DeLTa, DoLa, Scores, Vanilla
 
-__all__ = ["early_layers", "names", "parse_decoder", "register"]
+__all__ = ["names", "parse_decoder", "register"]
 
 _Factory = Callable[[str, dict[str, str]], Decoder]
 _OPTIONS: dict[str, tuple[str, ...]] = {
@@ -175,9 +175,3 @@ def _number(value: str, text: str) -> float:
     if not math.isfinite(number):
         raise InputError(f"{value!r} in decoder {text!r} is not a number")
     return number
-
-
-def early_layers(lm: Any, decoder: str | Decoder) -> tuple[int, ...]:
-    """The layers of ``lm`` that ``decoder`` unembeds at every token beside the last."""
-    tied = lm.weight.data_ptr() == lm.embed.weight.data_ptr()
-    return parse_decoder(decoder).layers(lm.n_layers, tied)

@@ -21,7 +21,8 @@ from ..data.records import Question
 from ..errors import ContextError, InputError
 from ..models.native import KV, runner_of
 from .decoders import Decoder, Vanilla
-from .registry import early_layers, parse_decoder
+from .early import early_layers, early_logits
+from .registry import parse_decoder
 
 __all__ = ["FLOOR", "McScores", "Scored", "Scorer", "common_beginning", "mc_scores", "score_continuations"]
 
@@ -139,7 +140,7 @@ class Scorer:
             b = slice(a, a + self._block)
             final = lm.logits(hidden[lm.n_layers][b], lm.n_layers).float()
             if self._early:
-                early = torch.stack([lm.logits(hidden[j][b], j, self.decoder.lens).float() for j in self._early])
+                early = early_logits(lm, [hidden[j][b] for j in self._early], self._early, self.decoder)
             else:
                 early = final.new_empty(0, *final.shape)
             scores = self.decoder(final, early, lm.n_layers).scores

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..decoding.decoders import Decoder
-from ..decoding.registry import early_layers, parse_decoder
+from ..decoding.early import early_layers, early_logits
+from ..decoding.registry import parse_decoder
 from ..errors import InputError
 from ..models.recorder import record_blocks
 
@@ -112,8 +113,8 @@ class _Loop:
     def _scores(self, lm: Any, final: Tensor, hidden: dict[int, Tensor]) -> Tensor:
         width = lm.vocab_size
         if self._early:
-            early = torch.stack([lm.logits(hidden[j][:, -1], j, self.decoder.lens) for j in self._early])
-            early = early.to(dtype=torch.float32, device=final.device)
+            early = early_logits(lm, [hidden[j][:, -1] for j in self._early], self._early, self.decoder)
+            early = early.to(final.device)
         else:
             early = final.new_empty(0, final.shape[0], width)
         scores = self.decoder(final[:, :width].clone(), early, lm.n_layers).scores

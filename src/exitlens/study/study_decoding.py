@@ -12,7 +12,7 @@ import pandas as pd
 from exitlens import stats
 from exitlens.data.records import Question
 from exitlens.decoding import parse_decoder
-from exitlens.decoding.registry import early_layers
+from exitlens.decoding.early import early_layers
 from exitlens.errors import InputError
 from exitlens.models.protocol import LayeredModel
 from exitlens.scoring import TextMetric, truthfulqa_scores
