@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +41,9 @@ def main() -> None:
     import exitlens
     from exitlens import models
 
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from lens_peers import peers
+
     name = chosen.model or next(iter(models.catalog.CATALOG))
     if chosen.memory_child is not None:
         print(json.dumps(_stream(exitlens.load(name), _texts(chosen.data, chosen.questions), chosen.memory_child)))
@@ -57,7 +61,7 @@ def main() -> None:
         "forward pass alone": lambda: _forward(lm, ids),
         "floor (product alone)": lambda: _floor(lm, tokens),
     }
-    works |= _peers(lm, ids)
+    works |= peers(lm, ids)
     seconds: dict[str, list[float]] = {work: [] for work in works}
     for _ in range(chosen.repeats):
         for work, run in works.items():
@@ -168,36 +172,6 @@ def _difference(lm: Any, text: list[int]) -> dict[str, float]:
             error = max(float((pair[0] - h).abs().max()), float((pair[1] - kl).abs().max()))
             worst[name] = max(worst[name], error)
     return worst
-
-
-def _peers(lm: Any, ids: list[list[int]]) -> dict[str, Callable[[], Any]]:
-    """The same statistics from the logits that a peer library hands out, for those that are installed."""
-    out: dict[str, Callable[[], Any]] = {}
-    model = getattr(lm, "model", None)
-    try:
-        from nnsight import NNsight
-    except ImportError:
-        pass
-    else:
-        out["nnsight"] = lambda: _nnsight(NNsight(model), lm, ids)
-    return out
-
-
-@torch.no_grad()
-def _nnsight(traced: Any, lm: Any, ids: list[list[int]]) -> None:
-    inner = traced.model
-    for text in ids:
-        kept = []
-        with traced.trace(torch.tensor([text])):
-            for block in inner.layers:
-                out = block.output
-                kept.append((out[0] if isinstance(out, tuple) else out).save())
-        rows = [k[0] if k.dim() == 3 else k for k in kept]
-        final = torch.log_softmax(lm.logits(rows[-1], lm.n_layers).float(), -1)
-        for j, h in enumerate(rows, 1):
-            logp = torch.log_softmax(lm.logits(h, j).float(), -1)
-            p = logp.exp()
-            _ = (-(p * logp).sum(-1), logp.topk(5), (final.exp() * (final - logp)).sum(-1))
 
 
 def _child(chosen: argparse.Namespace, tokens: int) -> dict[str, Any]:
