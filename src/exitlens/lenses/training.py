@@ -103,7 +103,7 @@ def train_tuned_lens(
     identity = _kl(lm, data.check, None)
     weight, bias = _ridge(data.train, scale, ridge)
     best_kl, chosen = identity[:n].clone(), ["identity"] * n
-    best = (torch.zeros(n, d, d), torch.zeros(n, d))
+    best = (torch.zeros_like(weight), torch.zeros_like(bias))
     _keep_better(best, best_kl, chosen, (weight, bias), _kl(lm, data.check, (weight, bias)), "ridge")
     # Steps start from the better of identity and ridge, layer by layer, in units of the layer's own rms.
     a = best[0].clone().requires_grad_()
@@ -197,8 +197,8 @@ def _ridge(train: Tensor, scale: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     target = last / last.pow(2).mean(1, keepdim=True).sqrt()
     mean_y = target.mean(0)
     y = target - mean_y
-    weight, bias = torch.empty(n, d, d), torch.empty(n, d)
-    eye = torch.eye(d)
+    weight, bias = train.new_empty(n, d, d), train.new_empty(n, d)
+    eye = torch.eye(d, device=train.device)
     for j in range(n):
         x = train[j] / scale[j]
         mean_x = x.mean(0)
