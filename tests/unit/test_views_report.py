@@ -230,6 +230,24 @@ def test_a_probe_within_the_models_interval_is_not_called_better() -> None:
     assert all("not certainly better than chance" in line for line in words.probes({"probes": chance}))
 
 
+@pytest.mark.parametrize(("train_accuracy", "told"), [(0.5, True), (0.9, False)])
+def test_networks_that_learned_nothing_are_called_that(train_accuracy: float, told: bool) -> None:
+    probes = pd.DataFrame(
+        {
+            "setting": ["prompted"],
+            "method": ["MLP"],
+            "layer": [15],
+            "n_test": [80],
+            "train_accuracy": [train_accuracy],
+            "test_accuracy": [0.5],
+            "test_accuracy_low": [0.4],
+            "test_accuracy_high": [0.6],
+        }
+    )
+    [text] = headlines({"probes": probes})["probes"]
+    assert ("learned even its training statements" in text) is told
+
+
 def test_exits_that_cost_more_than_they_save_are_said_to_save_nothing() -> None:
     assert all("no policy measured saves compute" in line for line in words.exits({"exits": EXITS}))
 

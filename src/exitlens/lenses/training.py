@@ -97,7 +97,7 @@ def train_tuned_lens(
     train, check, test = ([texts[i] for i in part] for part in parts)
     kept = [_collect(lm, check, check_tokens, progress), _collect(lm, test, test_tokens, progress)]
     data = _Split(_collect(lm, train, room, progress, started + 0.4 * time_limit), *kept)
-    n, d = lm.n_layers, lm.d_model
+    n = lm.n_layers
     scale = data.train[:n].pow(2).mean((1, 2)).sqrt()[:, None, None]  # rms of each layer's states
 
     identity = _kl(lm, data.check, None)

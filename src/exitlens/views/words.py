@@ -156,6 +156,9 @@ def _count(row: Row, name: str) -> str:
     return str(int(to_float(row.get(name)))) if is_number(row.get(name)) else "?"
 
 
+LEARNED = 0.55  # train accuracy below this is no better than guessing
+
+
 def probes(tables: Mapping[str, DataFrame]) -> list[str]:
     """For each setting: the best probe beside chance and beside the language model's own answer."""
     from exitlens.views.figures_probes import method_name
@@ -179,6 +182,13 @@ def probes(tables: Mapping[str, DataFrame]) -> list[str]:
             rival = max(own, key=lambda row: to_float(row.get("test_accuracy")))
             text += f"\nThe language model itself reaches {shown(rival, 'test_accuracy')} ({method_name(rival)}): "
             text += _apart(best, rival, "test_accuracy", "the probe is better", "the probe is worse")
+        trained = [to_float(row.get("train_accuracy")) for row in fitted if is_number(row.get("train_accuracy"))]
+        if trained and max(trained) < LEARNED:
+            text += (
+                f"\nNo network learned even its training statements (train accuracy at most {max(trained):.3f}): "
+                "raw states share a part far larger than their differences, and the original protocol does not take it away. "
+                "--kinds fits probes on standardised states."
+            )
         out.append(text)
     return out
 
