@@ -186,8 +186,8 @@ def probes(tables: Mapping[str, DataFrame]) -> list[str]:
         if trained and max(trained) < LEARNED:
             text += (
                 f"\nNo network learned even its training statements (train accuracy at most {max(trained):.3f}): "
-                "raw states share a part far larger than their differences, and the original protocol does not take it away. "
-                "--kinds fits probes on standardised states."
+                "raw states share a part far larger than their differences, and the original protocol does not take it "
+                "away. --kinds fits probes on standardised states."
             )
         out.append(text)
     return out
