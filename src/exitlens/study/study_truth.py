@@ -150,7 +150,7 @@ def truth_study(
     )
     tables = {**view_tables(study), **_curves(study, data, resamples, seed)}
     if matrix and protocol == "leave-one-topic-out":
-        tables["probe_transfer"] = _matrix(data, kinds, seed, resamples)
+        tables["probe_transfer"] = _matrix(data, kinds, seed, resamples, Clock("probe-transfer", 1000, report))
     tables["probe_verdict"] = pd.DataFrame(
         [{"protocol": protocol, "setting": setting, "position": position, "sentence": study.sentence()}]
     )
@@ -252,13 +252,17 @@ def _curves(study: ProbeStudy, data: ProbeData, resamples: int, seed: int) -> di
     return {table: pd.concat(parts, ignore_index=True) for table, parts in frames.items() if parts}
 
 
-def _matrix(data: ProbeData, kinds: Sequence[str], seed: int, resamples: int) -> pd.DataFrame:
+def _matrix(data: ProbeData, kinds: Sequence[str], seed: int, resamples: int, clock: Clock) -> pd.DataFrame:
     """Table ``probe_transfer``: one row a pair of topics; empty when a topic is too small for it."""
     columns = ["kind", "train_topic", "test_topic", "layer", "n"]
     # A kind that a seed changes would be fitted many times over for the same picture.
     kind = next((k for k in kinds if not kind_named(k).random), "mass-mean")
+
+    def tick(done: int, total: int) -> None:
+        clock.worked(max(0, 1000 * done // total - clock.done))
+
     try:
-        long = topic_transfer(data, kind, seed=seed, resamples=resamples).to_frame()
+        long = topic_transfer(data, kind, seed=seed, resamples=resamples, progress=tick).to_frame()
     except ProbeError:
         return pd.DataFrame(columns=columns)
     rows: dict[tuple[str, str], dict[str, Any]] = {}
