@@ -77,6 +77,23 @@ def test_logistic_float32_default_tolerance_gives_the_same_probabilities() -> No
     np.testing.assert_allclose(ours, theirs.predict_proba(x)[:, 1], atol=2e-3)
 
 
+def test_logistic_folds_that_share_no_row_are_as_if_alone() -> None:
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(90, 6, generator=g, dtype=torch.float64) * torch.tensor([1.0, 5.0, 0.2, 1.0, 1.0, 3.0])
+    y = (x[:, 0] + torch.randn(90, generator=g) > 0).double()
+    member = torch.zeros(4, 90, dtype=torch.float64)
+    member[0, :40] = 1
+    member[1, 20:40] = 1  # shares rows with the first
+    member[2, 40:70] = 1  # alone, and rows 70 to 90 belong to nobody
+    member[3, 45:70] = 1
+    weight, bias = fit_path(x, y, member, [0.01, 1.0], tol=1e-10)
+    for fold in range(4):
+        rows = member[fold].bool()
+        w, b = fit_path(x[rows], y[rows], torch.ones(1, int(rows.sum()), dtype=torch.float64), [0.01, 1.0], tol=1e-10)
+        torch.testing.assert_close(weight[fold], w[0], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(bias[fold], b[0], rtol=1e-6, atol=1e-7)
+
+
 def test_logistic_separable_and_constant_features() -> None:
     x = torch.randn(200, 10, generator=torch.Generator().manual_seed(0))
     x[:, 3] = 7.0

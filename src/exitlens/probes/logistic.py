@@ -150,7 +150,44 @@ def fit_path(
     ``x [n, d]``, ``y [n]`` 0/1, ``member [folds, n]`` 1 where a row trains, ``penalties``: values of scikit-learn's C.
     Returns ``weight [folds, C, d]`` and ``bias [folds, C]`` that act on ``x`` itself. ``tol`` bounds the largest
     component of the gradient, as scikit-learn's lbfgs does.
+
+    Folds that share no row, directly or through others (topics trained one by one), are fitted apart on their own
+    rows: together every step would go over rows that most of them do not train on.
     """
+    apart = _apart(member)
+    if len(apart) > 1 or not bool(member.any(0).all()):
+        weight = x.new_empty(len(member), len(penalties), x.shape[1])
+        bias = x.new_empty(len(member), len(penalties))
+        for folds in apart:
+            rows = member[folds].any(0)
+            weight[folds], bias[folds] = _fit_path(
+                x[rows], y[rows], member[folds][:, rows], penalties, standardize, tol, max_iter
+            )
+        return weight, bias
+    return _fit_path(x, y, member, penalties, standardize, tol, max_iter)
+
+
+def _apart(member: Tensor) -> list[Tensor]:
+    """Indices of the folds ``[folds, n]`` in classes: two folds that share a training row are in one class."""
+    shares = (member @ member.T) > 0
+    left = torch.ones(len(member), dtype=torch.bool)
+    out: list[Tensor] = []
+    while bool(left.any()):
+        inside = torch.zeros_like(left)
+        inside[left.nonzero()[0, 0]] = True
+        while True:
+            grown = inside | shares[inside].any(0)
+            if bool((grown == inside).all()):
+                break
+            inside = grown
+        out.append(inside.nonzero()[:, 0])
+        left &= ~inside
+    return out
+
+
+def _fit_path(
+    x: Tensor, y: Tensor, member: Tensor, penalties: Sequence[float], standardize: bool, tol: float, max_iter: int
+) -> tuple[Tensor, Tensor]:
     centre = x.mean(0)
     spread = x.std(0, correction=0)
     spread = torch.where(spread > 0, spread, torch.ones_like(spread)) if standardize else torch.ones_like(spread)
