@@ -187,7 +187,7 @@ def probes(tables: Mapping[str, DataFrame]) -> list[str]:
             text += (
                 f"\nNo network learned even its training statements (train accuracy at most {max(trained):.3f}): "
                 "raw states share a part far larger than their differences, and the original protocol does not take it "
-                "away. --kinds fits probes on standardised states."
+                "away. --kinds logistic standardises them."
             )
         out.append(text)
     return out
