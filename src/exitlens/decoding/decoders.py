@@ -31,6 +31,8 @@ __all__ = [
 
 Candidates = Literal["low", "high", "all"] | tuple[int, ...]
 
+_LEAST = -650.0  # its exponential is as good as 0, but can be taken the logarithm of
+
 
 @dataclass(slots=True)
 class Scores:
@@ -95,9 +97,6 @@ def plausible(log_p: Tensor, relative_top: float) -> Tensor:
     if relative_top <= 0.0:
         return log_p > -math.inf
     return log_p >= log_p.amax(-1, keepdim=True) + math.log(relative_top)
-
-
-_LEAST = -200.0  # its exponential is 0 in float32, and 0 · −200 is 0 where 0 · −∞ is not a number
 
 
 def _hashed(final: Tensor, choices: int) -> Tensor:
@@ -195,24 +194,26 @@ class DoLa:
 
 
 def _jsd(log_p: Tensor, early: Tensor) -> Tensor:
-    """JSD of ``p`` and ``softmax(early[j])``, ``[batch, k]``, as ``H(m) − ½ H(p) − ½ H(q)``.
+    """JSD of ``p`` and ``softmax(early[j])``, float64 ``[batch, k]``, as ``H(m) − ½ H(p) − ½ H(q)``.
 
-    Two passes of exponentials and logarithms a layer, the rest are sums of products.
+    In float64 throughout: raw early layers are nearly uniform, and their divergences differ in the sixth decimal.
     """
-    log_p = log_p.clamp_min(_LEAST)  # a token that cannot be emitted: 0 · finite = 0
-    p = log_p.exp()
-    h_p = -_dot(p, log_p)
-    half = p.mul_(0.5).add_(1e-37)  # no logarithm of 0 below
+    device = log_p.device
+    if device.type == "mps":  # it has no float64
+        log_p, early = log_p.cpu(), early.cpu()
+    p = log_p.double().softmax(-1)
+    h_p = torch.special.entr(p).sum(-1)
+    x, y = torch.empty_like(p), torch.empty_like(p)  # reused: a fresh one a layer costs half as much again
     out = []
     for z in early:
-        shifted = (z - z.amax(-1, keepdim=True)).clamp_min_(_LEAST)
-        e = shifted.exp()
-        total = e.sum(-1)
-        h_q = total.log() - _dot(e, shifted) / total
-        m = e.mul_((0.5 / total)[:, None]).add_(half)
-        h_m = -_dot(m, torch.log(m, out=shifted))
+        x.copy_(z).sub_(x.amax(-1, keepdim=True)).clamp_min_(_LEAST)
+        total = torch.exp(x, out=y).sum(-1)
+        h_q = total.log() - x.mul_(y).sum(-1) / total
+        m = y.mul_((0.5 / total)[:, None]).add_(p, alpha=0.5)
+        h_m = -torch.log(m, out=x).mul_(m).sum(-1)
         out.append((h_m - 0.5 * (h_p + h_q)).clamp_min_(0.0))
-    return torch.stack(out, -1)
+    found = torch.stack(out, -1)
+    return found.float().to(device) if device.type == "mps" else found
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
