@@ -130,13 +130,13 @@ def vanilla(lm: Any, questions: Sequence[Any], chosen: argparse.Namespace) -> li
 
 def contrast(lm: Any, questions: Sequence[Any], chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """Time per step at batch 8, beside vanilla plus the bare product of the extra rows, and the published way."""
-    from exitlens.decoding import generate, parse_decoder
+    from exitlens.decoding import generate
+    from exitlens.decoding.early import early_layers
 
     n, tokens = 8, chosen.tokens
     texts = prompts(questions, n)
-    tied = lm.weight.data_ptr() == lm.embed.weight.data_ptr()
     names = ("vanilla", "dola:high", "sled", "end")
-    layers = {name: parse_decoder(name).layers(lm.n_layers, tied) for name in names}
+    layers = {name: early_layers(lm, name) for name in names}
     works: dict[str, Work] = {}
     for name in names:
         works[name] = lambda name=name: generate(lm, texts, decoder=name, max_new_tokens=tokens, batch_size=n)

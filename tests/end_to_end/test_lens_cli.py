@@ -11,11 +11,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 from tests import tiny
+from tests.commands import call, done
 
 from exitlens.cli import main
 
@@ -41,19 +41,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _own_cache(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EXITLENS_CACHE", str(work / "cache"))
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = main([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def done(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Any:
-    code, out, err = call(capsys, *arguments, "--json", "-q")
-    assert code == 0, err
-    return json.loads(out)
 
 
 def test_read_prints_means_and_where_the_files_are(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -257,6 +257,21 @@ def test_dola_reports_its_layer_and_every_divergence(choice: str) -> None:
         assert choice == "reference" or (info["divergence"] <= math.log(2) + 1e-6).all()
 
 
+def test_dola_tells_nearly_uniform_candidates_apart() -> None:
+    """As raw early layers are: their divergences differ by a millionth, less than float32 sums of a vocabulary err."""
+    random = torch.Generator().manual_seed(0)
+    final = torch.randn(4, 49152, generator=random) * 4
+    flat = torch.randn(8, 4, 49152, generator=random) * 1e-2
+    early = flat + final * torch.linspace(0, 1.4e-3, 8)[torch.randperm(8, generator=random), None, None]
+    got = parse_decoder("dola:0/1/2/3/4/5/6/7")(final, early, 8).info
+    p, q = final.double().softmax(-1), early.double().softmax(-1)
+    m = (p + q) / 2
+    want = ((p * (p / m).log() + q * (q / m).log()).sum(-1) / 2).T
+    assert (want.max(-1).values - want.topk(2).values[:, 1] < 1e-4).all()
+    torch.testing.assert_close(got["divergence"].double(), want, rtol=0, atol=1e-9)
+    assert got["choice"].tolist() == want.argmax(-1).tolist()
+
+
 @pytest.mark.parametrize("choice", ["jsd", "reference"])
 def test_of_equal_candidates_the_first_wins(choice: str) -> None:
     final, early = logits(1, 1)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests import tiny
-
-from exitlens.cli import main
+from tests.commands import call, done
 
 # typer hands its own context class over, and bad options are wrong types on purpose.
 pytestmark = pytest.mark.wrong_types
@@ -30,19 +28,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [{"question": f"What is {i} + 2?", "best": "4", "correct": ["4"], "incorrect": ["5"]} for i in range(4)]
     (folder / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
-
-
-def call(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = main([str(a) for a in arguments])
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def done(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> Any:
-    code, out, err = call(capsys, *arguments, "--json", "-q")
-    assert code == 0, err
-    return json.loads(out)
 
 
 def test_train_then_analyse_then_generate(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Protocol
 
 import typer
@@ -26,6 +26,7 @@ __all__ = [
     "SeedOption",
     "Tick",
     "TrustOption",
+    "counted",
     "echo",
     "plain",
     "print_json",
@@ -222,6 +223,18 @@ class Tick(Protocol):
 
     def __call__(self, count: int = 1, /) -> None:
         """``count`` more are done."""
+
+
+def counted(tick: Tick) -> Callable[[int, int], None]:
+    """``tick`` for work that reports how much is done in all (``done, total``)."""
+    seen = 0
+
+    def more(done: int, _total: int) -> None:
+        nonlocal seen
+        tick(done - seen)
+        seen = done
+
+    return more
 
 
 def _silent(_count: int = 1, /) -> None:

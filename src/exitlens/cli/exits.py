@@ -18,6 +18,7 @@ from .common import (
     RevisionOption,
     SeedOption,
     TrustOption,
+    counted,
     echo,
     print_json,
     print_table,
@@ -281,14 +282,7 @@ def _windows(lm: Any, text: Path | None, own: int, most: int, seed: int, quiet: 
         found = exit_files.read_windows(text, lm, length=length, most=most)
         return found, f"{text.name} sha256:{(sha256_file(text) or '')[:16]}"
     with progress("writing text", own, quiet) as tick:
-        seen = 0
-
-        def more(done: int, _total: int) -> None:
-            nonlocal seen
-            tick(done - seen)
-            seen = done
-
-        written = exit_files.own_texts(lm, own, tokens=length, seed=seed, progress=more)
+        written = exit_files.own_texts(lm, own, tokens=length, seed=seed, progress=counted(tick))
     found = exit_files.windows_of(written, lm, length=length, most=most)
     if len(found) < 4:
         raise InputError(

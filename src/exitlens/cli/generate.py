@@ -18,6 +18,7 @@ from .common import (
     RevisionOption,
     SeedOption,
     TrustOption,
+    counted,
     echo,
     print_json,
     progress,
@@ -131,13 +132,7 @@ def generate_command(
         _stream(lm, asked[0], options)
         return
     with progress("generating", len(asked), quiet) as tick:
-        done = 0
-
-        def more(count: int, _total: int) -> None:
-            nonlocal done
-            tick(count - done)
-            done = count
-
+        more = counted(tick)
         facts: dict[str, Any] = {}
         if skips:
             answer_all = prepare(lm, exit_, exit_cache, speculate, heads, options, batch_size, quiet, more)

@@ -18,8 +18,8 @@ from .common import (
     QuietOption,
     RevisionOption,
     SeedOption,
-    Tick,
     TrustOption,
+    counted,
     echo,
     print_json,
     print_table,
@@ -101,7 +101,7 @@ def train_command(
         pieces, origin = lens_training.pieces_of_file(lm, source, tokens)
     else:
         with progress("writing text", self_text, quiet) as tick:
-            pieces, origin = lens_training.pieces_of_own(lm, self_text, tokens, seed=seed, progress=_counted(tick))
+            pieces, origin = lens_training.pieces_of_own(lm, self_text, tokens, seed=seed, progress=counted(tick))
     with _Phases(quiet) as phases:
         lens, _ = lens_training.train_and_save(
             lm, pieces, path, name=name or path.stem, source=origin, steps=steps, minutes=minutes, seed=seed,
@@ -192,18 +192,6 @@ def _number(text: str | None) -> float | None:
         return None
 
 
-def _counted(tick: Tick) -> Any:
-    """A bar's tick for work that reports how much is done in all."""
-    seen = 0
-
-    def more(done: int, _total: int) -> None:
-        nonlocal seen
-        tick(done - seen)
-        seen = done
-
-    return more
-
-
 _PHASES = {"collect": "reading states", "steps": "training"}
 
 
@@ -228,5 +216,5 @@ class _Phases:
         if (phase, total) != self._phase:
             self._open.close()
             self._phase = (phase, total)
-            self._more = _counted(self._open.enter_context(progress(_PHASES.get(phase, phase), total, self.quiet)))
+            self._more = counted(self._open.enter_context(progress(_PHASES.get(phase, phase), total, self.quiet)))
         self._more(done, total)

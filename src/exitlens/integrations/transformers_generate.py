@@ -157,11 +157,7 @@ class _Made:
     def output(self, sequences: Tensor, model_kwargs: dict[str, Any]) -> Any:
         if not self.asked:
             return sequences
-        from transformers.generation.utils import GenerateDecoderOnlyOutput
+        from ..models.huggingface import generate_output
 
         cache = model_kwargs.get("past_key_values", model_kwargs.get("cache_params"))
-        return GenerateDecoderOnlyOutput(
-            sequences=sequences,  # type: ignore[arg-type] # a LongTensor is a Tensor
-            past_key_values=cache,
-            **self.kept,
-        )
+        return generate_output(sequences=sequences, past_key_values=cache, **self.kept)

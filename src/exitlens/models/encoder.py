@@ -1,6 +1,5 @@
 """Text encoders for BERTScore: token states of one layer.
 
-Beside huggingface.py the only file that imports transformers.
 Only safetensors weights are read, remote code is never run, and arithmetic is float32.
 """
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import InputError, LayerError, ModelNotFound, UnsupportedModel
 from . import catalog, hardware
 from .catalog import DEFAULT_ENCODER
-from .huggingface import _quiet
+from .huggingface import pretrained_encoder
 from .protocol import Embedded
 
 __all__ = ["LoadedEncoder", "load_encoder"]
@@ -127,15 +126,8 @@ def load_encoder(
 
 
 def _read(source: str, revision: str | None, text: str) -> tuple[nn.Module, Any]:
-    from transformers import AutoModel, AutoTokenizer
-
-    model: Any
     try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-            model = AutoModel.from_pretrained(
-                source, revision=revision, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-            )
+        model, tokenizer = pretrained_encoder(source, revision)
     # Damaged files surface as whatever the parser of the moment raises; all mean that the folder cannot be used.
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

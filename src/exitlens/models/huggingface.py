@@ -24,7 +24,7 @@ from . import catalog, hardware
 from .gguf_file import check_gguf, fix_pre_tokenizer
 from .layered import Layered
 
-__all__ = ["load", "wrap"]
+__all__ = ["generate_output", "load", "pretrained_encoder", "wrap"]
 
 _CONVERTED_LIMIT = 4 << 30  # larger GGUF conversions are not kept on disk
 
@@ -98,6 +98,25 @@ def _cache(model: nn.Module) -> Any:
 
     config: Any = model.config
     return DynamicCache(config=config)
+
+
+def pretrained_encoder(source: str, revision: str | None) -> tuple[Any, Any]:
+    """A text encoder in float32 and its tokenizer; damaged files raise what transformers raises."""
+    from transformers import AutoModel, AutoTokenizer
+
+    with _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        model = AutoModel.from_pretrained(
+            source, revision=revision, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
+    return model, tokenizer
+
+
+def generate_output(**fields: Any) -> Any:
+    """What ``model.generate`` returns for a decoder-only model when asked for a dictionary."""
+    from transformers.generation.utils import GenerateDecoderOnlyOutput
+
+    return GenerateDecoderOnlyOutput(**fields)
 
 
 @contextmanager

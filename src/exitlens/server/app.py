@@ -7,6 +7,7 @@ import contextlib
 import json
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -142,7 +143,7 @@ def _usage(job: Job, answer: Generation) -> dict[str, int]:
     return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
 
-class _Form:
+class _Form(ABC):
     """The shape of answers at one address."""
 
     kind, streamed, prefix = "", "", ""
@@ -153,11 +154,11 @@ class _Form:
     def _made(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         return {**self._head, "object": kind, "choices": choices, **more}
 
-    def _choice(self, text: str, finish: str | None) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _choice(self, text: str, finish: str | None) -> dict[str, Any]: ...
 
-    def _delta(self, text: str, finish: str | None) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _delta(self, text: str, finish: str | None) -> dict[str, Any]: ...
 
     def opening(self) -> list[dict[str, Any]]:
         return []

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from pandas import DataFrame
 
@@ -38,4 +37,4 @@ def with_times(tables: Mapping[str, DataFrame], manifest: Mapping[str, Any]) -> 
 
 def _key(threshold: Any) -> float | None:
     """Missing is None however it was stored; equal numbers are equal after their way through JSON."""
-    return None if threshold is None or pd.isna(threshold) else float(np.float64(threshold))
+    return None if threshold is None or pd.isna(threshold) else float(threshold)

@@ -19,6 +19,7 @@ __all__ = ["HEADLINES", "decoding", "entropy", "exits", "join", "layers", "probe
 
 LEVEL = 0.05
 AGREEMENTS = (0.98, 0.95, 0.90)
+LEARNED = 0.55  # train accuracy below this is no better than guessing
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -154,9 +155,6 @@ def _p(value: object) -> str:
 
 def _count(row: Row, name: str) -> str:
     return str(int(to_float(row.get(name)))) if is_number(row.get(name)) else "?"
-
-
-LEARNED = 0.55  # train accuracy below this is no better than guessing
 
 
 def probes(tables: Mapping[str, DataFrame]) -> list[str]:
