@@ -173,7 +173,7 @@ def train_heads(
                     x = lm.norm(hidden[n][rows]).float()
                     p = lm.post(torch.nn.functional.linear(x, weight, bias)).softmax(-1)
                 moved = translate(hidden[layer][rows].float(), down, up, shift)
-                z = lm.post(torch.nn.functional.linear(lm.norm(moved), weight, bias))
+                z = lm.post(torch.nn.functional.linear(lm.norm(moved).float(), weight, bias))
                 loss = -(p * z.log_softmax(-1)).sum(-1).mean()
                 optimiser.zero_grad()
                 loss.backward()
@@ -216,7 +216,7 @@ def _agreement(
     """``[T]``: is the head's top token the one of layer N?"""
     out = []
     for at in range(0, len(states), 512):
-        x = lm.norm(translate(states[at : at + 512].float(), *head))
+        x = lm.norm(translate(states[at : at + 512].float(), *head)).float()
         z = torch.nn.functional.linear(x, weight, bias)
         out.append(shortlist[z.argmax(-1)] == top[at : at + 512])
     return torch.cat(out)

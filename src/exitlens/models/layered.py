@@ -141,7 +141,8 @@ class Layered(Methods):
     def norm(self, h: Tensor) -> Tensor:
         """``[..., d_model]`` → ``[..., d_head]``: everything between the last block and the unembedding.
 
-        Gradients flow to ``h`` where it asks for them (translators are trained through this), never to the model.
+        In the model's dtype, whatever that of ``h``: recorded or translated states are often float32. Gradients flow
+        to ``h`` where it asks for them (translators are trained through this), never to the model.
         """
         through = torch.is_grad_enabled() and h.requires_grad
         tail = self.layout.tail
@@ -149,15 +150,16 @@ class Layered(Methods):
         run = tail.modules if isinstance(tail, Path) else (self.model,)
         with evaluating(*run), torch.set_grad_enabled(through):
             shape = h.shape
+            h = h.to(self.dtype)
             x = tail(h.reshape(1, -1, shape[-1]) if h.dim() != 3 else h)
             return x.reshape(*shape[:-1], x.shape[-1])
 
     def unembed(self, x: Tensor) -> Tensor:
-        """``[..., d_head]`` → raw logits ``[..., vocab]``, before ``post``."""
+        """``[..., d_head]`` of any dtype → raw logits ``[..., vocab]`` in the model's, before ``post``."""
         head = self.layout.head
         if isinstance(head, nn.Linear) and plain_linear(head):
             with torch.no_grad():
-                out: Tensor | None = linear(x, head.weight, head.bias)
+                out: Tensor | None = linear(x.to(head.weight.dtype), head.weight, head.bias)
         else:
             with evaluating(self.model):
                 out = first_tensor(head(x))
