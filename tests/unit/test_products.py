@@ -25,6 +25,49 @@ def test_both_orders_are_one_product(rows: int, outputs: int, with_bias: bool, m
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 70])
+def test_the_other_library_gives_the_same_product_and_leaves_the_setting(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not hasattr(torch.backends.mkldnn, "matmul"):
+        pytest.skip("this PyTorch cannot choose the library")
+    monkeypatch.setattr(products, "_onednn_is_exact", lambda: True)
+    setting = torch.backends.mkldnn.matmul
+    before, setting.fp32_precision = setting.fp32_precision, "ieee"
+    seen: list[str] = []
+    monkeypatch.setattr(
+        products.F, "linear", lambda *given: (seen.append(setting.fp32_precision), given[0] @ given[1].T)[1]
+    )
+    x, weight = torch.randn(rows, 16), torch.randn(7, 16)
+    try:
+        torch.testing.assert_close(products.linear(x, weight), x @ weight.T)
+        assert ("bf16" in seen) == (rows >= 3)
+        assert setting.fp32_precision == "ieee"
+    finally:
+        setting.fp32_precision = before
+
+
+def test_the_setting_comes_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(torch.backends.mkldnn, "matmul"):
+        pytest.skip("this PyTorch cannot choose the library")
+    monkeypatch.setattr(products, "_onednn_is_exact", lambda: True)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    with pytest.raises(RuntimeError, match="shapes"), products.faster_float32():
+        torch.mm(torch.ones(4, 3), torch.ones(4, 3))
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+
+
+def test_a_processor_whose_products_round_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = torch.nn.functional.linear
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(products, "_maker", lambda: "AuthenticAMD")
+    monkeypatch.setattr(products.F, "linear", exact)
+    assert products._try_onednn() == (torch.backends.mkldnn.is_available() and hasattr(torch.backends.mkldnn, "matmul"))
+    monkeypatch.setattr(products.F, "linear", lambda x, w: exact(x.bfloat16(), w.bfloat16()).float())
+    assert not products._try_onednn()
+
+
 def test_a_module_that_does_something_else_is_left_alone() -> None:
     plain, heard, moved = (nn.Linear(3, 2) for _ in range(3))
     heard.register_forward_hook(lambda _module, _given, out: out + 1)

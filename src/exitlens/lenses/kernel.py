@@ -7,6 +7,9 @@ overwritten by the next one unless a later step must look back at it. Logits are
     total = Σ e^z'      first = Σ z' e^z'      second = Σ z'² e^z'
     log-sum-exp = c + ln total    H = ln total − first/total    varentropy = second/total − (first/total)²
 
+Within a tile they come from its softmax p, whose exponentials PyTorch computes twice as fast as ``exp``: with v the
+tile's largest logit, its share of ``total`` is u = e^z'_v / p_v, of ``first`` u Σ p z', of ``second`` u Σ p z'².
+
 The largest logits are found from the maxima of runs of 64 tokens: the k largest logits lie in the k runs with the
 largest maxima.
 """
@@ -19,12 +22,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..models.products import faster_float32
 from ..models.protocol import Post
 
 __all__ = ["Block", "Head", "Wants"]
 
 RUN = 64  # tokens whose maximum is kept
-UNSHIFTED = 30.0  # logits within ± this need no shift: e^z stays far from both ends of float32
+UNSHIFTED = 64.0  # logits within ± this need no shift: Σ p z keeps its fifth decimal in float32
 CELLS = 1 << 19  # logits in a tile: what a processor cache holds beside the exponentials
 RESCORED = 8  # largest logits recomputed in float32 after a bf16 product
 
@@ -78,8 +82,13 @@ class Head:
     def bytes(self, wants: Wants) -> int:
         """Bytes of the buffers that a block of :attr:`rows` rows needs."""
         size = 8 if self.dtype == torch.float64 else 4
-        logits = self.vocab if wants.keeps_logits else self.tile
-        return self.rows * (logits + 2 * self.tile + self._runs) * size + self.tile * self.width * size
+        kept = self.vocab * (2 if self.rounds(wants) else size) if wants.keeps_logits else 0
+        return self.rows * (kept + (3 * self.tile + self._runs) * size) + self.tile * self.width * size
+
+    def rounds(self, wants: Wants) -> bool:
+        """Whether a bf16 product is kept as it is: half the memory, for a look back at the largest alone."""
+        plain = self.bias is None and self.cap is None and self.device.type == "cpu"
+        return self.product == torch.bfloat16 and plain and not wants.stored
 
     def buffer(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """A reused buffer of this shape, its content undefined."""
@@ -104,14 +113,19 @@ class Head:
             return w
         return self.buffer(f"weight {dtype}", b - a, self.width, dtype=dtype).copy_(w)
 
-    def multiply(self, x: Tensor, a: int, b: int, out: Tensor) -> None:
-        """``out[r, v] = post(⟨x_r, w_v⟩ + b_v)`` for the tokens a..b, ``x`` from :meth:`rows_of`."""
+    def multiply(self, x: Tensor, a: int, b: int, out: Tensor, rounded: Tensor | None = None) -> None:
+        """``out[r, v] = post(⟨x_r, w_v⟩ + b_v)`` for the tokens a..b, ``x`` from :meth:`rows_of` in the product's type.
+
+        ``rounded``: where to leave a bf16 product as it comes, without bias and soft-cap.
+        """
         if self.product == torch.bfloat16:
             w16 = self.tile_weight(a, b, torch.bfloat16)
             if self.device.type == "cuda":
-                torch.mm(x.bfloat16(), w16.T, out_dtype=torch.float32, out=out)
+                torch.mm(x, w16.T, out_dtype=torch.float32, out=out)
             else:
-                out.copy_(torch.mm(x.bfloat16(), w16.T))
+                if rounded is None:
+                    rounded = self.buffer("rounded", len(x), b - a, dtype=torch.bfloat16)
+                out.copy_(torch.mm(x, w16.T, out=rounded))
             if self.bias is not None:
                 out += self.bias[a:b]
         elif self.bias is not None:
@@ -140,6 +154,7 @@ class Block:
     def __init__(self, head: Head, x: Tensor, wants: Wants, reference: slice = slice(0, 0)) -> None:
         self.head, self.x, self.wants, self.reference = head, x, wants, reference
         self.m = len(x)
+        self._rounds = head.rounds(wants)
         self.shift = torch.zeros(self.m, dtype=head.dtype, device=head.device)
         self.total = torch.zeros(self.m, dtype=torch.float64, device=head.device)
         self.first = torch.zeros(self.m, dtype=torch.float64, device=head.device)
@@ -150,10 +165,13 @@ class Block:
         self._maxima = head.buffer("maxima", self.m, head._runs) if wants.top else None
         self.top_ids: Tensor | None = None
         self.top_values: Tensor | None = None
-        self._run(exact_shift=False)
-        bad = ~torch.isfinite(self.total) | (self.total <= 0)
-        if bool(bad.any()) and bool(torch.isfinite(x).all()):
-            self._run(exact_shift=True)  # logits spread wider than float32's exponent: once more, with the true maxima
+        with faster_float32():
+            self._run(exact_shift=False)
+            bad = ~torch.isfinite(self.total) | (self.total <= 0)
+            if bool(bad.any()) and bool(torch.isfinite(x).all()):
+                self._run(
+                    exact_shift=True
+                )  # logits spread wider than float32's exponent: once more, with the true maxima
         if wants.top:
             self._find_top(max(wants.top, RESCORED) if head.product == torch.bfloat16 else wants.top)
             if head.product == torch.bfloat16:
@@ -166,24 +184,39 @@ class Block:
     def tiles(self) -> Iterator[tuple[int, int, Tensor]]:
         """``(a, b, z' [m, b − a])`` of every tile; the logits are real only when they are kept."""
         head = self.head
-        keep = self.wants.keeps_logits
+        keep = self.wants.keeps_logits and not self._rounds
         flat = head.buffer("logits", head.vocab * head.rows if keep else head.tile * head.rows)
         for a, b in head.bounds:
             start = a * head.rows if keep else 0
             yield a, b, flat[start : start + self.m * (b - a)].view(self.m, b - a)
 
+    def _products(self, x: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        """Every tile, filled with its logits, not shifted yet."""
+        head = self.head
+        kept = self._kept() if self._rounds else None
+        for a, b, z in self.tiles():
+            start = a * head.rows
+            rounded = None if kept is None else kept[start : start + z.numel()].view(z.shape)
+            head.multiply(x, a, b, z, rounded)
+            yield a, b, z
+
+    def _kept(self) -> Tensor:
+        head = self.head
+        if self._rounds:
+            return head.buffer("kept", head.vocab * head.rows, dtype=torch.bfloat16)
+        return head.buffer("logits", head.vocab * head.rows)
+
     def _run(self, *, exact_shift: bool) -> None:
         head, wants = self.head, self.wants
+        x = self.x.to(head.product)
         for sums in (self.total, self.first, self.second, self.mean_row, self.mean_bias):
             sums.zero_()
         if exact_shift:
             self.shift.fill_(-torch.inf)
-            for a, b, z in self.tiles():
-                head.multiply(self.x, a, b, z)
+            for _, _, z in self._products(x):
                 self.shift = torch.maximum(self.shift, z.amax(1))
         shifted = exact_shift
-        for a, b, z in self.tiles():
-            head.multiply(self.x, a, b, z)
+        for a, b, z in self._products(x):
             if a == 0 and not exact_shift:
                 largest = z.amax(1)
                 # Σ z² e^z needs logits near 0 for its own precision.
@@ -192,30 +225,36 @@ class Block:
                     self.shift = torch.nan_to_num(largest)
             if shifted:
                 z.sub_(self.shift[:, None])
-            if self._maxima is not None:
-                full = (b - a) // RUN
-                if full:
-                    into = self._maxima[:, a // RUN : a // RUN + full]
-                    torch.amax(z[:, : full * RUN].reshape(self.m, full, RUN), 2, out=into)
-                if (b - a) % RUN:
-                    self._maxima[:, -1] = z[:, full * RUN :].amax(1)
-            e = torch.exp(z, out=head.buffer("e", self.m, b - a))
-            self.total += e.sum(1)
+            largest = z.amax(1) if self._maxima is None else self._keep_maxima(self._maxima, a, b, z)
+            p = torch.softmax(z, 1, out=head.buffer("e", self.m, b - a))
+            share = (largest.double() - p.amax(1).double().log()).exp()
+            self.total += share
             if wants.mean_row:
-                ref = e[self.reference]
-                self.mean_row += ref @ head.tile_weight(a, b, head.dtype)
+                ref, of = p[self.reference], share[self.reference]
+                self.mean_row += (ref @ head.tile_weight(a, b, head.dtype)).double().mul_(of[:, None])
                 if head.bias is not None:
-                    self.mean_bias += ref @ head.bias[a:b]
-            if wants.first:
-                self.first += e.mul_(z).sum(1)
-            if wants.second:
-                self.second += e.mul_(z).sum(1)
+                    self.mean_bias += (ref @ head.bias[a:b]).double().mul_(of)
+            for power, sums in ((wants.first or wants.second, self.first), (wants.second, self.second)):
+                if power:  # 0 · ∞ where a whole tile is switched off
+                    sums += (p.mul_(z).sum(1).double() * share).masked_fill_(share == 0, 0.0)
+
+    def _keep_maxima(self, maxima: Tensor, a: int, b: int, z: Tensor) -> Tensor:
+        """Largest logit of every run of the tile a..b into ``maxima``; the tile's own ``[m]`` as result."""
+        full = (b - a) // RUN
+        last = a // RUN + full
+        if full:
+            torch.amax(z[:, : full * RUN].reshape(self.m, full, RUN), 2, out=maxima[:, a // RUN : last])
+        if (b - a) % RUN:
+            maxima[:, last] = z[:, full * RUN :].amax(1)
+            last += 1
+        return maxima[:, a // RUN : last].amax(1)
 
     # ---- looking back at kept logits
 
     def at(self, ids: Tensor) -> Tensor:
         """Kept logits z' ``[m, k]`` at ``ids [m, k]``."""
-        return self.head.buffer("logits", self.head.vocab * self.head.rows)[self._where(ids)]
+        found = self._kept()[self._where(ids)]
+        return found.float() - self.shift[:, None] if self._rounds else found
 
     def _where(self, ids: Tensor) -> Tensor:
         head = self.head
@@ -241,9 +280,17 @@ class Block:
         ids = chosen.sort(dim=1).values[:, :, None] * RUN + torch.arange(RUN, device=head.device)
         ids = ids.flatten(1)
         z = self.at(ids.clamp(max=head.vocab - 1)).masked_fill_(ids >= head.vocab, -torch.inf)
-        best = z.sort(dim=1, descending=True, stable=True)
-        self.top_ids = ids.gather(1, best.indices[:, :k])
-        self.top_values = best.values[:, :k]
+        # A stable sort of all would do; it takes three times as long as the k largest, put in order, with ties seen to.
+        found = z.topk(min(k + 1, z.shape[1]), dim=1)
+        place = found.indices[:, :k].sort(dim=1).values
+        place = place.gather(1, z.gather(1, place).sort(dim=1, descending=True, stable=True).indices)
+        if found.values.shape[1] > k:
+            tied = (found.values[:, k] == found.values[:, k - 1]).nonzero()[:, 0]
+            if len(tied):
+                order = z[tied].sort(dim=1, descending=True, stable=True).indices
+                place = place.index_copy(0, tied, order[:, :k])
+        self.top_ids = ids.gather(1, place)
+        self.top_values = z.gather(1, place)
 
     def _rescore(self) -> None:
         """Recompute the largest logits in float32 and put the differences into every sum."""
@@ -262,7 +309,8 @@ class Block:
             self.mean_row += torch.einsum("rk,rkd->rd", moved, self.head.weight[ids].to(self.head.dtype))
             if self.head.bias is not None:
                 self.mean_bias += (moved * self.head.bias[ids]).sum(1)
-        self.head.buffer("logits", self.head.vocab * self.head.rows)[self._where(self.top_ids)] = new
+        if not self._rounds:
+            self._kept()[self._where(self.top_ids)] = new
         order = new.sort(dim=1, descending=True, stable=True)
         k = self.wants.top
         self.top_values = order.values[:, :k]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..models.products import faster_float32
 from ..models.protocol import LayeredModel
 from .kernel import Head
 from .precision import product_dtype
@@ -89,11 +90,12 @@ def reading_speed(lm: LayeredModel, *, seconds: float = 2.0, precision: str = "f
 
 def _product(lm: LayeredModel, rows: int, product: torch.dtype, seconds: float) -> float:
     head = Head(lm.weight, lm.bias, lm.post, rows=rows, product=product)
-    x = head.rows_of(torch.randn(rows, head.width, device=head.device))
+    x = head.rows_of(torch.randn(rows, head.width, device=head.device)).to(product)
 
     def once() -> None:
-        for a, b in head.bounds:
-            head.multiply(x, a, b, head.buffer("logits", rows, b - a))
+        with faster_float32():
+            for a, b in head.bounds:
+                head.multiply(x, a, b, head.buffer("logits", rows, b - a))
 
     return _timed(lm, once, seconds)
 

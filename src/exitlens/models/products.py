@@ -1,25 +1,32 @@
-"""The products of a decoding step: few rows with a large weight, in the order that the processor does faster.
+"""Float32 products on the processor, by the library and in the order that it does faster.
 
-``x Wᵀ`` and ``(W xᵀ)ᵀ`` are one product. On AMD processors Intel's MKL (the float32 library of PyTorch's CPU builds)
-takes a slow path for the first with two to a few rows: at 3072 × 576 and four rows the second is twice as fast, at
-49152 × 576 and eight rows 1.7 times (two cores of an EPYC; more rows, or one, gain nothing). With one row the
-weight laid out as ``[d, v]`` is 1.7 times as fast (:func:`joint`, which copies the weights anyway). Chosen by the
-processor's maker, never by timing, so that a machine gives the same numbers every time.
+PyTorch's CPU builds send float32 products to Intel's MKL, which is slow on AMD processors. Two ways around it
+(``python benchmarks/products.py`` times them):
+
+- Processors with AVX512 but no AMX: oneDNN, which PyTorch takes when it is allowed to round to bf16. Without AMX it
+  does not round, and is about twice as fast from three rows on. Where a first product shows rounding, it is not used.
+- Others: ``x Wᵀ`` and ``(W xᵀ)ᵀ`` are one product, and of two to a few rows the second is faster in MKL. With one row
+  the weight laid out as ``[d, v]`` is faster (:func:`joint`, which copies the weights anyway).
+
+Chosen by the processor's maker and abilities, never by timing, so that a machine gives the same numbers every time.
 """
 
 from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["joint", "linear", "plain_linear"]
+__all__ = ["faster_float32", "joint", "linear", "plain_linear"]
 
+_ONEDNN = 3  # rows from which on oneDNN is faster
 _FEW = 5  # rows, with any weight
 _FEW_OF_MANY = 64  # rows, with a weight of at least so many outputs:
 _MANY = 8192
@@ -29,6 +36,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x [..., d] · weight [v, d]ᵀ + bias [v]`` → ``[..., v]``, contiguous."""
     d = x.shape[-1]
     rows = x.numel() // d
+    if rows >= _ONEDNN and _plain(x) and _onednn_is_exact():
+        with faster_float32():
+            return F.linear(x, weight, bias)
     most = _FEW_OF_MANY if weight.shape[0] >= _MANY else _FEW
     if not 2 <= rows <= most or not _turns(x):
         return F.linear(x, weight, bias)
@@ -50,12 +60,31 @@ def joint(parts: Sequence[tuple[Tensor, Tensor | None]]) -> Callable[[Tensor], T
     turned = weight.t().contiguous()
 
     def product(x: Tensor) -> Tensor:
-        if 2 <= x.numel() // x.shape[-1] <= _FEW:
+        if _onednn_is_exact():
+            with faster_float32():
+                out = torch.matmul(x, turned)
+        elif 2 <= x.numel() // x.shape[-1] <= _FEW:
             return torch.cat([linear(x, w, b) for w, b in parts], dim=-1)
-        out = torch.matmul(x, turned)
+        else:
+            out = torch.matmul(x, turned)
         return out if bias is None else out + bias
 
     return product
+
+
+@contextmanager
+def faster_float32(rows: int = _ONEDNN) -> Iterator[None]:
+    """Float32 products of ``rows`` on the CPU by oneDNN, where faster and as exact; then the caller's setting again."""
+    if rows < _ONEDNN or not _onednn_is_exact():
+        yield
+        return
+    setting: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = setting.fp32_precision
+    setting.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        setting.fp32_precision = before
 
 
 def plain_linear(module: nn.Module) -> bool:
@@ -64,8 +93,36 @@ def plain_linear(module: nn.Module) -> bool:
     return type(module) is nn.Linear and not (changed or module._forward_hooks or module._forward_pre_hooks)
 
 
+def _plain(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cpu"
+
+
 def _turns(x: Tensor) -> bool:
-    return x.dtype == torch.float32 and x.device.type == "cpu" and _turned_is_faster()
+    return _plain(x) and _turned_is_faster()
+
+
+@functools.cache
+def _onednn_is_exact() -> bool:
+    return _try_onednn()
+
+
+def _try_onednn() -> bool:
+    """Whether oneDNN is the better library here (see above), and a product by it is right to float32's rounding."""
+    able = torch.backends.cpu.get_cpu_capability() == "AVX512" and not torch.cpu._is_amx_tile_supported()
+    setting: Any = getattr(torch.backends.mkldnn, "matmul", None)  # PyTorch before 2.9 has none
+    if not (able and _maker() == "AuthenticAMD" and torch.backends.mkldnn.is_available()):  # type: ignore[no-untyped-call]
+        return False
+    if not hasattr(setting, "fp32_precision"):
+        return False
+    before, generator = setting.fp32_precision, torch.Generator().manual_seed(0)
+    x, w = torch.randn(64, 512, generator=generator), torch.randn(256, 512, generator=generator)
+    try:
+        setting.fp32_precision = "bf16"
+        found = F.linear(x, w)
+    finally:
+        setting.fp32_precision = before
+    want = x.double() @ w.double().T
+    return float((found - want).abs().max()) < 1e-3  # rounded inputs would err by 0.1; float32 errs by 1e-5
 
 
 @functools.cache

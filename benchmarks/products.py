@@ -1,0 +1,63 @@
+"""Float32 products of a few rows with a large weight, in every way that models/products.py chooses from.
+
+    python benchmarks/products.py                # the built-in model's shapes, all threads
+    OMP_NUM_THREADS=1 python benchmarks/products.py
+
+The ways take turns; milliseconds are the least of the turns, since a busy machine only adds. ``chosen`` is what the
+product used by the models takes. "oneDNN" is what PyTorch runs where ``torch.backends.mkldnn.matmul.fp32_precision``
+allows bf16; ``error`` its largest difference from float64, which shows whether the processor really rounded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from exitlens.models.products import linear
+
+SHAPES = [(49152, 576), (1536, 576), (576, 1536)]
+ROWS = (1, 2, 4, 8, 16, 64, 512)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description="Times of float32 products.")
+    options.add_argument("--turns", type=int, default=15)
+    turns = options.parse_args().turns
+    print(f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    print(f"{'weight':>14} {'rows':>5} {'plain':>9} {'turned':>9} {'oneDNN':>9} {'chosen':>9}  error")
+    generator = torch.Generator().manual_seed(0)
+    for v, d in SHAPES:
+        w = torch.randn(v, d, generator=generator) * 0.05
+        for rows in ROWS:
+            x = torch.randn(rows, d, generator=generator)
+            ways = [lambda: x @ w.T, lambda: (w @ x.T).T, lambda: _onednn(x, w), lambda: linear(x, w)]  # noqa: B023
+            times = _turns(ways, turns)
+            error = float((_onednn(x, w).double() - x.double() @ w.double().T).abs().max())
+            print(f"{v:>8} × {d:<4} {rows:>5} " + " ".join(f"{1e3 * t:9.3f}" for t in times) + f"  {error:.0e}")
+
+
+def _onednn(x: Tensor, w: Tensor) -> Tensor:
+    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before, setting.fp32_precision = setting.fp32_precision, "bf16"
+    try:
+        return x @ w.T
+    finally:
+        setting.fp32_precision = before
+
+
+def _turns(ways: list[Callable[[], Tensor]], turns: int) -> list[float]:
+    best = [float("inf")] * len(ways)
+    for _ in range(turns):
+        for i, way in enumerate(ways):
+            begun = time.perf_counter()
+            way()
+            best[i] = min(best[i], time.perf_counter() - begun)
+    return best
+
+
+if __name__ == "__main__":
+    main()
