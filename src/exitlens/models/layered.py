@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import InputError, LayerError, UnsupportedModel
 from . import checks
 from .methods import Methods
-from .products import faster_float32, linear, plain_linear
+from .products import linear, plain_linear
 from .protocol import Parity, Pass, Post
 from .recorder import evaluating, first_tensor, record_blocks
 from .replay import Replay, movable
@@ -215,7 +215,6 @@ class Layered(Methods):
         kwargs = self._arguments(input_ids, attention_mask, cache)
         with (
             evaluating(self.model),
-            faster_float32(input_ids.numel()),
             record_blocks(
                 self.blocks,
                 self.layout.stream,

@@ -73,9 +73,9 @@ def joint(parts: Sequence[tuple[Tensor, Tensor | None]]) -> Callable[[Tensor], T
 
 
 @contextmanager
-def faster_float32(rows: int = _ONEDNN) -> Iterator[None]:
-    """Float32 products of ``rows`` on the CPU by oneDNN, where faster and as exact; then the caller's setting again."""
-    if rows < _ONEDNN or not _onednn_is_exact():
+def faster_float32() -> Iterator[None]:
+    """Float32 products on the CPU by oneDNN, where that is faster and as exact; then the caller's setting again."""
+    if not _onednn_is_exact():
         yield
         return
     setting: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
