@@ -224,6 +224,12 @@ def test_a_stream_shows_text_before_the_answer_is_whole() -> None:
 # ---- input
 
 
+@pytest.mark.wrong_types
+def test_a_prompt_of_neither_kind_is_named() -> None:
+    with pytest.raises(InputError, match=r"neither a text nor a list of token ids: \['A', 'B'\]"):
+        generate(model(), [["A", "B"]])  # type: ignore[list-item]
+
+
 def test_token_ids_are_taken_as_they_are() -> None:
     lm = model()
     ids = lm.encode(PROMPTS[0])

@@ -11,6 +11,7 @@ from tests import tiny
 from torch import Tensor
 
 from exitlens.decoding import generate
+from exitlens.decoding.exit_analysis import signals_of
 from exitlens.decoding.exits import ExitPrefix
 from exitlens.decoding.heads import ExitHeads, train_heads
 from exitlens.decoding.policies import ExitPolicy
@@ -74,6 +75,27 @@ def test_tokens_outside_the_shortlist_are_never_given() -> None:
     assert z.shape == (50, tiny.VOCAB)
     assert torch.isfinite(z).sum(-1).tolist() == [20] * 50
     assert set(z.argmax(-1).tolist()) <= set(heads.shortlist.tolist())
+
+
+def test_the_entropy_over_a_shortlist_is_a_number_and_rows_leave_by_it() -> None:
+    lm = model()
+    hidden, _ = planted()
+    heads = train_heads(lm, hidden, layers=[1, 2], shortlist_size=20, rank=4, epochs=1)
+    read = heads.reader(lm)
+    questions, steps = [0] * 50, list(range(50))
+    signals = signals_of(lm, {j: h[:50] for j, h in hidden.items()}, questions, steps, reader=read)
+    for e, layer in enumerate((1, 2)):
+        p = read(hidden[layer][:50], layer)[:, heads.shortlist].double().softmax(-1)
+        want = -(p * p.log()).sum(-1).detach()
+        assert signals.values["entropy"][e] == pytest.approx(want.numpy(), abs=1e-4)
+    prefix: list[Any] = []
+
+    def open_with(ids: Any) -> Any:
+        prefix.append(ExitPrefix(lm, ids, ExitPolicy("entropy", 50.0, (1, 2)), reader=read))
+        return prefix[0]
+
+    generate(lm, ["Q: What is true?"], max_new_tokens=6, open_with=open_with)
+    assert set(prefix[0].tally.exits) & {1, 2} == {1}  # the first token comes from the prompt's own pass
 
 
 def test_round_trip_and_the_same_seed_gives_the_same_heads() -> None:

@@ -18,7 +18,7 @@ from scipy import stats
 
 from ..errors import InputError
 
-__all__ = ["Calibrated", "calibrate", "p_value", "units_needed"]
+__all__ = ["Calibrated", "calibrate", "p_value", "require_units", "units_needed"]
 
 Bound = Literal["hoeffding", "hoeffding-bentkus"]
 
@@ -77,6 +77,22 @@ def units_needed(delta: float, epsilon: float, bound: Bound = "hoeffding-bentkus
     return high
 
 
+def require_units(n: int, delta: float, epsilon: float, bound: Bound = "hoeffding-bentkus") -> None:
+    """Raises :class:`InputError` when no threshold could pass with ``n`` calibration answers: says how many."""
+    _check(delta, epsilon)
+    needed = units_needed(delta, epsilon, bound)
+    if n < needed:
+        raise InputError(
+            f"{n} calibration answers are too few for delta={delta:g} and epsilon={epsilon:g}: "
+            f"at least {needed} are needed, half of {2 * needed} questions"
+        )
+
+
+def _check(delta: float, epsilon: float) -> None:
+    if not 0.0 < delta < 1.0 or not 0.0 < epsilon < 1.0:
+        raise InputError(f"delta={delta} and epsilon={epsilon} must lie between 0 and 1")
+
+
 def calibrate(
     losses: NDArray[Any],
     thresholds: Sequence[float | int],
@@ -90,20 +106,14 @@ def calibrate(
     Raises :class:`InputError` for δ or ε outside 0..1, losses outside 0..1, or too few answers for the δ and ε asked
     (it says how many are needed).
     """
-    if not 0.0 < delta < 1.0 or not 0.0 < epsilon < 1.0:
-        raise InputError(f"delta={delta} and epsilon={epsilon} must lie between 0 and 1")
+    _check(delta, epsilon)
     losses = np.asarray(losses, dtype=np.float64)
     if losses.ndim != 2 or losses.shape[0] != len(thresholds):
         raise InputError(f"losses of shape {losses.shape} do not fit {len(thresholds)} thresholds: one row each")
     if not (np.isfinite(losses).all() and losses.min(initial=0.0) >= 0.0 and losses.max(initial=0.0) <= 1.0):
         raise InputError("losses must be finite and lie in 0..1")
     n = losses.shape[1]
-    needed = units_needed(delta, epsilon, bound)
-    if n < needed:
-        raise InputError(
-            f"{n} calibration answers are too few for delta={delta:g} and epsilon={epsilon:g}: "
-            f"at least {needed} are needed"
-        )
+    require_units(n, delta, epsilon, bound)
     chosen: int | None = None
     tested: list[float] = []
     for i in range(len(thresholds)):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .exits import Reader, Scorer, logit_reader
-from .policies import ExitPolicy
+from .policies import ExitPolicy, entropy_of
 
 __all__ = [
     "Cost",
@@ -139,7 +139,7 @@ def signals_of(
             top[e, part] = best.indices[:, 0].cpu().numpy()
             values["probability"][e, part] = pair[:, 0]
             values["margin"][e, part] = pair[:, 0] - pair[:, 1]
-            values["entropy"][e, part] = -(log_p.exp() * log_p).sum(-1).cpu().numpy()
+            values["entropy"][e, part] = entropy_of(log_p).cpu().numpy()
     cosine = np.full((len(exits), total), np.nan)
     for e in range(1, len(exits)):
         a, b = hidden[exits[e]].float(), hidden[exits[e - 1]].float()

@@ -177,6 +177,8 @@ def encode(lm: Any, prompt: str | Sequence[int], chat: bool, max_new_tokens: int
     """Token ids of a prompt; raises as :func:`generate` says."""
     if not isinstance(prompt, str):
         ids = list(prompt)
+        if any(not hasattr(i, "__index__") for i in ids):
+            raise InputError(f"a prompt is neither a text nor a list of token ids: {str(prompt)[:60]}")
         if any(not 0 <= i < lm.vocab_size for i in ids):
             raise InputError(f"a prompt has token ids outside 0..{lm.vocab_size - 1}, the vocabulary of {lm.name}")
     elif chat:

@@ -15,11 +15,16 @@ from torch import Tensor
 
 from ..errors import InputError, LayerError
 
-__all__ = ["KINDS", "Ask", "ExitPolicy", "parse_policy"]
+__all__ = ["KINDS", "Ask", "ExitPolicy", "entropy_of", "parse_policy"]
 
 Kind = Literal["probability", "margin", "entropy", "patience", "cosine", "classifier", "fixed", "never"]
 KINDS: tuple[Kind, ...] = ("probability", "margin", "entropy", "patience", "cosine", "classifier", "fixed", "never")
 _NEEDS_LOGITS = frozenset({"probability", "margin", "entropy", "patience"})
+
+
+def entropy_of(log_p: Tensor) -> Tensor:
+    """Entropy in nats of log-probabilities ``[..., vocab]``; −inf (outside a head's shortlist) adds nothing."""
+    return -(log_p.exp() * log_p.clamp_min(-1e4)).sum(-1)
 
 
 @dataclass(slots=True)
@@ -109,7 +114,7 @@ class ExitPolicy:
                 raise InputError(f"exit policy {self.kind} needs logits")
             log_p = ask.logits.float().log_softmax(-1)
             if self.kind == "entropy":
-                return -(log_p.exp() * log_p).sum(-1)
+                return entropy_of(log_p)
             top = log_p.topk(2, dim=-1).values.exp()
             return top[:, 0] if self.kind == "probability" else top[:, 0] - top[:, 1]
         if self.kind == "patience":

@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from exitlens.data.records import Question
+from exitlens.decoding.calibration import require_units
 from exitlens.decoding.exit_analysis import Cost
 from exitlens.decoding.exit_time import TimeModel, measure_times
 from exitlens.decoding.heads import ExitHeads
@@ -61,6 +62,8 @@ def exit_study(
     """
     if not questions:
         raise InputError("no questions: give a data set of questions")
+    for delta in deltas if strict else ():  # now, not after the answers were written
+        require_units(len(questions) // 2, delta, epsilon)
     engine = Engine(lm, None, report)
     spec = DecoderSpec.parse("vanilla")
     answers = answer_all(engine, questions, spec, max_new_tokens=max_new_tokens, batch_size=batch_size).answers

@@ -66,7 +66,7 @@ def _figure(
         items = sorted(items, key=lambda row: int(row["layer"]))
         draw(axes, items)
         size = f"{_n(items, 'n_right')} right, {_n(items, 'n_wrong')} wrong answers"
-        name = wrap(figure_text(f"Judge: {judge}"), 50 if columns == 2 else 96, 2)
+        name = wrap(figure_text(f"Judge: {judge}"), 44 if columns == 2 else 96, 2)
         axes.set_title(f"{name}\n{size}", fontsize=8.5)
         layer_axis(axes, label=place + columns >= len(judges))
         axes.grid(axis="y")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
@@ -16,6 +18,8 @@ SAVINGS = {
     "layers_saved": "layers saved (mean a token)",
     "predicted_time": "predicted time (1 = the full model)",
 }
+# A policy looks the same in every figure, whichever others stand beside it.
+POLICIES = ("probability", "margin", "entropy", "patience", "cosine", "classifier", "fixed", "never")
 
 
 @drawing
@@ -27,12 +31,17 @@ def pareto(exits: DataFrame, *, cost: str = "flops_saved", note: str = "") -> Fi
     """
     figure = new_figure(4.4)
     axes = figure.subplots()
-    index = 0
+    others = len(POLICIES)
     for policy, items in groups(rows(exits), "policy").items():
         items = sorted(items, key=lambda row: (to_float(row.get(cost)), -to_float(row.get("agreement"))))
         oracle = str(policy).lower().startswith("oracle")
-        look = {"color": INK, "marker": "*", "linestyle": "-"} if oracle else pick(index)
-        index += not oracle
+        if oracle:
+            look: dict[str, Any] = {"color": INK, "marker": "*", "linestyle": "-"}
+        elif policy in POLICIES:
+            look = pick(POLICIES.index(policy))
+        else:
+            look = pick(others)
+            others += 1
         x, y = column(items, cost), column(items, "agreement")
         if not oracle:
             down, up = errors(items, "agreement")
@@ -48,7 +57,7 @@ def pareto(exits: DataFrame, *, cost: str = "flops_saved", note: str = "") -> Fi
     if cost == "predicted_time":
         axes.invert_xaxis()  # better is to the right in every version of this figure
     axes.grid()
-    if index or axes.get_legend_handles_labels()[0]:
+    if axes.get_legend_handles_labels()[0]:
         figure.legend(loc="outside lower center", ncols=3)
     title(figure, "What an early exit saves, at what agreement", note)
     return figure

@@ -32,7 +32,7 @@ ASKED: Final[Mapping[str, str]] = {
 # The tables that make a study present, the first one first.
 OWN_TABLES: Final[Mapping[str, tuple[str, ...]]] = {
     "layers": ("layers", "layers_picks", "layers_top"),
-    "entropy": ("entropy_layers", "entropy_tokens", "judgements"),
+    "entropy": ("entropy_layers", "entropy_tokens"),
     "probes": ("probes", "probe_curves", "probe_layers", "probe_calibration", "probe_risk", "probe_transfer"),
     "decoding": ("decoding", "scores", "decoding_layers", "decoding_cost"),
     "exits": ("exits", "exits_layers", "exits_kinds", "exits_calibration"),
@@ -245,6 +245,8 @@ def decoding(tables: Mapping[str, DataFrame]) -> list[str]:
         headers = ["question", *(str(name) for name in names)]
         caption = f"Answers that differ between decoders, of {len(answers)} questions"
         out.append(table(headers, side, caption=caption, where=_where("answers"), collapsed=True))
+    if not any(rows(tables.get(name)) for name in OWN_TABLES["entropy"]):  # else they stand in that section
+        out.append(_answers_judged(tables))
     return out
 
 
