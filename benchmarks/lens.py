@@ -5,8 +5,10 @@
 
 The work: entropy, top-5, log-probability of the next token and KL to the final layer, at all layers and positions.
 Our work and the others' take turns in one process, so that a busy machine slows all of them; the table gives medians
-of tokens per second, and the ratio to the plain loop of the same turn. ``floor`` is the unembedding product alone
-(the same rows, nothing read from the logits), what no exact float32 method can pass on this machine.
+of tokens per second, and the ratio to the plain loop of the same turn. ``product alone`` is the unembedding of the
+same rows with nothing read from the logits: PyTorch's own float32 product, the one that products.py chooses,
+and bf16 where the machine has it. No method with that product can be faster here. Peers and the plain loop run in the
+model's type (``--dtype``).
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ STATS = ("entropy", "top_k", "logprob", "kl")
 def main() -> None:
     options = argparse.ArgumentParser(description="Speed and memory of reading every layer.")
     options.add_argument("--model", default=None, help="default: the built-in model")
+    options.add_argument("--dtype", default="auto", help="type of the model: float32, bfloat16 or auto")
     options.add_argument("--data", default=None, help="default: the built-in questions; or a TruthfulQA csv")
     options.add_argument("--questions", type=int, default=64)
     options.add_argument("--repeats", type=int, default=3)
@@ -44,11 +47,19 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     from lens_peers import peers
 
+    from exitlens.lenses.precision import bf16_products
+
     name = chosen.model or next(iter(models.catalog.CATALOG))
     if chosen.memory_child is not None:
-        print(json.dumps(_stream(exitlens.load(name), _texts(chosen.data, chosen.questions), chosen.memory_child)))
+        print(
+            json.dumps(
+                _stream(
+                    exitlens.load(name, dtype=chosen.dtype), _texts(chosen.data, chosen.questions), chosen.memory_child
+                )
+            )
+        )
         return
-    lm = exitlens.load(name)
+    lm = exitlens.load(name, dtype=chosen.dtype)
     texts = _texts(chosen.data, chosen.questions)
     ids = [lm.encode(text) for text in texts]
     tokens = sum(map(len, ids))
@@ -59,8 +70,11 @@ def main() -> None:
         "exitlens fast": lambda: _ours(lm, ids, "fast", "all"),
         "exitlens fast, 3 layers": lambda: _ours(lm, ids, "fast", three),
         "forward pass alone": lambda: _forward(lm, ids),
-        "floor (product alone)": lambda: _floor(lm, tokens),
+        "product alone, float32": lambda: _floor(lm, tokens, torch.float32),
+        "product alone, float32 chosen": lambda: _chosen_floor(lm, tokens),
     }
+    if bf16_products(lm.device):
+        works["product alone, bf16"] = lambda: _floor(lm, tokens, torch.bfloat16)
     works |= peers(lm, ids)
     seconds: dict[str, list[float]] = {work: [] for work in works}
     for _ in range(chosen.repeats):
@@ -86,9 +100,12 @@ def main() -> None:
     if chosen.json:
         print(json.dumps(result, indent=1))
         return
-    print(f"{lm.name}: {len(ids)} texts, {tokens} tokens, {lm.n_layers + 1} layers, {result['threads']} threads")
+    print(
+        f"{lm.name} in {lm.dtype}: {len(ids)} texts, {tokens} tokens, {lm.n_layers + 1} layers, "
+        f"{result['threads']} threads"
+    )
     for row in rows:
-        print(f"  {row['work']:28s} {row['tokens_per_second']:9.1f} tokens/s   {row['ratio']:6.2f} x plain loop")
+        print(f"  {row['work']:30s} {row['tokens_per_second']:9.1f} tokens/s   {row['ratio']:6.2f} x plain loop")
     for work, error in worst.items():
         print(f"  largest error of entropy and KL against float64, {work}: {error:.2g} nats")
     for peak in result.get("memory", []):
@@ -138,15 +155,22 @@ def _forward(lm: Any, ids: list[list[int]]) -> None:
 
 
 @torch.no_grad()
-def _floor(lm: Any, tokens: int) -> None:
-    weight = lm.weight.detach().float()
+def _floor(lm: Any, tokens: int, dtype: torch.dtype) -> None:
+    weight = lm.weight.detach().to(dtype)
     rows = 512
-    x = torch.randn(rows, weight.shape[1], device=weight.device)
+    x = torch.randn(rows, weight.shape[1], device=weight.device).to(dtype)
     tiles = weight.split(1024)
-    out = [torch.empty(rows, len(w), device=weight.device) for w in tiles]
+    out = [torch.empty(rows, len(w), device=weight.device, dtype=dtype) for w in tiles]
     for _ in range(-(-tokens * (lm.n_layers + 1) // rows)):
         for w, o in zip(tiles, out, strict=True):
             torch.mm(x, w.T, out=o)
+
+
+def _chosen_floor(lm: Any, tokens: int) -> None:
+    from exitlens.products import faster_float32
+
+    with faster_float32():
+        _floor(lm, tokens, torch.float32)
 
 
 @torch.no_grad()
@@ -176,7 +200,7 @@ def _difference(lm: Any, text: list[int]) -> dict[str, float]:
 
 def _child(chosen: argparse.Namespace, tokens: int) -> dict[str, Any]:
     command = [sys.executable, __file__, "--memory-child", str(tokens), "--questions", str(chosen.questions)]
-    command += [part for key in ("model", "data") if (v := getattr(chosen, key)) for part in (f"--{key}", v)]
+    command += [part for key in ("model", "data", "dtype") if (v := getattr(chosen, key)) for part in (f"--{key}", v)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

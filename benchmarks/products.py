@@ -1,4 +1,4 @@
-"""Float32 products of a few rows with a large weight, in every way that models/products.py chooses from.
+"""Float32 products of a few rows with a large weight, in every way that products.py chooses from.
 
     python benchmarks/products.py                # the built-in model's shapes, all threads
     OMP_NUM_THREADS=1 python benchmarks/products.py
@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from exitlens.models.products import linear
+from exitlens.products import linear
 
 SHAPES = [(49152, 576), (1536, 576), (576, 1536)]
 ROWS = (1, 2, 4, 8, 16, 64, 512)

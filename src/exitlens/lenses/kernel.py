@@ -22,14 +22,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..models.products import faster_float32
 from ..models.protocol import Post
+from ..products import faster_float32
 
 __all__ = ["Block", "Head", "Wants"]
 
 RUN = 64  # tokens whose maximum is kept
 UNSHIFTED = 64.0  # logits within ± this need no shift: Σ p z keeps its fifth decimal in float32
 CELLS = 1 << 19  # logits in a tile: what a processor cache holds beside the exponentials
+WEIGHT_BYTES = 128 << 20  # the unembedding in another type is kept whole up to here, else made anew tile by tile
 RESCORED = 8  # largest logits recomputed in float32 after a bf16 product
 
 
@@ -78,12 +79,18 @@ class Head:
         self.bounds = [(a, min(a + n, self.vocab)) for a in range(0, self.vocab, n)]
         self._runs = (self.vocab + RUN - 1) // RUN
         self._buffers: dict[str, Tensor] = {}
+        self._converted: set[tuple[int, torch.dtype]] = set()
 
     def bytes(self, wants: Wants) -> int:
         """Bytes of the buffers that a block of :attr:`rows` rows needs."""
         size = 8 if self.dtype == torch.float64 else 4
         kept = self.vocab * (2 if self.rounds(wants) else size) if wants.keeps_logits else 0
-        return self.rows * (kept + (3 * self.tile + self._runs) * size) + self.tile * self.width * size
+        return self.rows * (kept + (3 * self.tile + self._runs) * size) + self._weight_bytes(wants)
+
+    def _weight_bytes(self, wants: Wants) -> int:
+        types = {self.product, self.dtype} if wants.mean_row else {self.product}
+        whole = (self.vocab * self.width * t.itemsize for t in types if t != self.weight.dtype)
+        return sum(bytes_ if bytes_ <= WEIGHT_BYTES else bytes_ * self.tile // self.vocab for bytes_ in whole)
 
     def rounds(self, wants: Wants) -> bool:
         """Whether a bf16 product is kept as it is: half the memory, for a look back at the largest alone."""
@@ -111,7 +118,13 @@ class Head:
         w = self.weight[a:b]
         if w.dtype == dtype:
             return w
-        return self.buffer(f"weight {dtype}", b - a, self.width, dtype=dtype).copy_(w)
+        if self.vocab * self.width * dtype.itemsize > WEIGHT_BYTES:
+            return self.buffer(f"weight {dtype}", b - a, self.width, dtype=dtype).copy_(w)
+        tile = self.buffer(f"weight {dtype}", self.vocab, self.width, dtype=dtype)[a:b]
+        if (a, dtype) not in self._converted:
+            self._converted.add((a, dtype))
+            tile.copy_(w)
+        return tile
 
     def multiply(self, x: Tensor, a: int, b: int, out: Tensor, rounded: Tensor | None = None) -> None:
         """``out[r, v] = post(⟨x_r, w_v⟩ + b_v)`` for the tokens a..b, ``x`` from :meth:`rows_of` in the product's type.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..models.products import faster_float32
 from ..models.protocol import LayeredModel
+from ..products import faster_float32
 from .kernel import Head
 from .precision import product_dtype
 from .readout import readout

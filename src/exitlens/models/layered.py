@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, LayerError, UnsupportedModel
+from ..products import linear, plain_linear
 from . import checks
 from .methods import Methods
-from .products import linear, plain_linear
 from .protocol import Parity, Pass, Post
 from .recorder import evaluating, first_tensor, record_blocks
 from .replay import Replay, movable

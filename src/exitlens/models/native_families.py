@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .products import joint, linear, plain_linear
+from ..products import joint, linear, plain_linear
 
 __all__ = ["Family", "family_of"]
 

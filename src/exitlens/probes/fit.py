@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import ProbeError
+from ..products import faster_float32
 from .bank import Kind
 from .base import Probe, Provenance
 from .data import ProbeData, check_labels, make_data
@@ -76,7 +77,7 @@ def fit_grid(
     # Random kinds train fold after fold anyway; handing them one fold at a time keeps only its weights alive.
     blocks = [[f] for f in range(len(folds))] if k.random else [list(range(len(folds)))]
     done = 0
-    with torch.no_grad():
+    with torch.no_grad(), faster_float32():
         for start in range(0, n_layers, step):
             states = data.states[start : start + step]
             for block in blocks:
@@ -112,7 +113,7 @@ def fit_rows(
     train = np.arange(data.n) if rows is None else rows
     check_labels(data.labels[train], "training rows")
     at = data.layers.index(layer)
-    with torch.no_grad():
+    with torch.no_grad(), faster_float32():
         bank = single.fit(data.states[at : at + 1], data, [torch.from_numpy(train)], (seed,))[0]
     base = provenance if provenance is not None else Provenance()
     notes = "; ".join(x for x in (base.notes, k.notes) if x)
