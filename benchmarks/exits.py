@@ -285,6 +285,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="a model, or tiny, or big (random weights)")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", help="of the built-in or a named model")
     parser.add_argument("--heads")
     parser.add_argument("--adapter")
     parser.add_argument("--prompts", type=int, default=4)
@@ -299,7 +300,7 @@ def main() -> None:
     if options.model in ("tiny", "big"):
         lm = random_model(options.model, options.device)
     else:
-        lm = load(options.model, device=options.device, dtype="float32" if options.device == "cpu" else "auto")
+        lm = load(options.model, device=options.device, dtype=options.dtype)
     from exitlens.study.exit_files import load_adapted, load_heads
 
     if options.adapter:
