@@ -182,9 +182,8 @@ class Block:
             self._run(exact_shift=False)
             bad = ~torch.isfinite(self.total) | (self.total <= 0)
             if bool(bad.any()) and bool(torch.isfinite(x).all()):
-                self._run(
-                    exact_shift=True
-                )  # logits spread wider than float32's exponent: once more, with the true maxima
+                # Logits spread wider than the sums' exponents: once more, with the true maxima.
+                self._run(exact_shift=True)
         if wants.top:
             self._find_top(max(wants.top, RESCORED) if head.product == torch.bfloat16 else wants.top)
             if head.product == torch.bfloat16:
@@ -293,7 +292,7 @@ class Block:
         ids = chosen.sort(dim=1).values[:, :, None] * RUN + torch.arange(RUN, device=head.device)
         ids = ids.flatten(1)
         z = self.at(ids.clamp(max=head.vocab - 1)).masked_fill_(ids >= head.vocab, -torch.inf)
-        # A stable sort of all would do; it takes three times as long as the k largest, put in order, with ties seen to.
+        # The k largest put in order, which is quicker than a stable sort of all; ties at the edge are seen to.
         found = z.topk(min(k + 1, z.shape[1]), dim=1)
         place = found.indices[:, :k].sort(dim=1).values
         place = place.gather(1, z.gather(1, place).sort(dim=1, descending=True, stable=True).indices)
