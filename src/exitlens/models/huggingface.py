@@ -140,13 +140,13 @@ def _load_gguf(path: Path, label: str, device: torch.device, dtype: torch.dtype)
         raise ModelNotFound(
             f"{label!r} is a file but not .gguf: give a .gguf file or a folder with safetensors weights"
         )
-    check_gguf(path)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model: Any
     digest = _file_hash(path)
     kept = catalog.cache_dir() / "converted" / f"{digest[:24]}-t{_major()}"
     if not (kept / "whole").exists():
+        check_gguf(path)  # seconds; a file that was unpacked before is whole, byte for byte
         with _quiet():
             try:
                 tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
