@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["faster_float32", "joint", "linear", "plain_linear"]
+__all__ = ["faster_float32", "joint", "linear", "onednn_is_exact", "plain_linear", "unheard"]
 
 _ONEDNN = 3  # rows from which on oneDNN is faster
 _FEW = 5  # rows, with any weight
@@ -89,8 +89,13 @@ def faster_float32() -> Iterator[None]:
 
 def plain_linear(module: nn.Module) -> bool:
     """True when ``module`` is ``nn.Linear`` itself, unchanged and unheard: its product may be done elsewhere."""
+    return type(module) is nn.Linear and unheard(module)
+
+
+def unheard(module: nn.Module) -> bool:
+    """True when nothing but ``module``'s own code runs when it is called."""
     changed = "forward" in module.__dict__  # what libraries that move weights between devices do
-    return type(module) is nn.Linear and not (changed or module._forward_hooks or module._forward_pre_hooks)
+    return not (changed or module._forward_hooks or module._forward_pre_hooks)
 
 
 def _plain(x: Tensor) -> bool:
@@ -99,6 +104,11 @@ def _plain(x: Tensor) -> bool:
 
 def _turns(x: Tensor) -> bool:
     return _plain(x) and _turned_is_faster()
+
+
+def onednn_is_exact() -> bool:
+    """True where float32 products by oneDNN are faster than by MKL, and as exact."""
+    return _onednn_is_exact()
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from exitlens.decoding.sampling import penalise, row_generator
 from exitlens.decoding.stopping import StopStrings
 from exitlens.errors import ContextError, InputError
 from exitlens.models import wrap
+from exitlens.models.native import runner_of
 
 PROMPTS = ["How many whiskers does a human have?", "Q: What is true?", "Paris", "Q: What is true?"]
 
@@ -268,9 +269,11 @@ def test_the_whole_context_can_be_filled() -> None:
 def test_layers_that_a_decoder_does_not_read_are_not_unembedded(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = model()
     asked: list[tuple[int, int]] = []
-    plain = lm.logits
+    runner = runner_of(lm)
+    assert runner is not None
+    plain = runner.logits
     monkeypatch.setattr(
-        lm, "logits", lambda h, j, lens="logit": asked.append((j, h.numel() // h.shape[-1])) or plain(h, j, lens)
+        runner, "logits", lambda h, j, lens="logit": asked.append((j, h.numel() // h.shape[-1])) or plain(h, j, lens)
     )
     generate(lm, PROMPTS[:2], decoder="dola:2", max_new_tokens=3)
     assert {j for j, _ in asked} == {2, 3}

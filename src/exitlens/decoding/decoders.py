@@ -1,8 +1,9 @@
 """Decoders: from the final logits and the early ones to scores for the next token, each row on its own.
 
 Sources: DoLa (Chuang et al. 2023, arXiv 2309.03883), SLED (Zhang et al. 2024), ACD (Gera et al. 2023), END (Wu et al.
-2025), DeLTa. In every one ``final`` is ``[batch, vocab]`` and ``early`` is
-``[layers, batch, vocab]``, both float32 logits after the model's own last transformation.
+2025), DeLTa. In every one ``final`` is ``[batch, vocab]`` in float32 and ``early`` is ``[layers, batch, vocab]`` in the
+model's own type, both logits after the model's own last transformation. Early layers are taken one by one: all of them
+in float32 at once would cost more time in fresh memory than in arithmetic.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ class DoLa:
             divergence = self.divergence(log_p, early)
             info["divergence"] = divergence
             index = divergence.argmax(-1)
-        chosen = early[index, torch.arange(final.shape[0], device=final.device)]
+        chosen = early[index, torch.arange(final.shape[0], device=final.device)].to(final.dtype)
         mask = plausible(log_p, self.relative_top)
         if self.relative_top == 0.0 and self.choice == "reference":
             scores = final - chosen
@@ -184,7 +185,7 @@ class DoLa:
         out = []
         p = log_p.exp()
         for z in early:
-            log_q = z.log_softmax(-1)
+            log_q = z.to(log_p.dtype).log_softmax(-1)
             m = p.add(log_q.exp()).mul_(0.5)
             # Target and input as in the published code, so that near ties fall the same way.
             kl = torch.nn.functional.kl_div
@@ -216,11 +217,6 @@ def _jsd(log_p: Tensor, early: Tensor) -> Tensor:
     return found.float().to(device) if device.type == "mps" else found
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Row by row ``Σ_v a_v b_v`` of ``[batch, vocab]``, nothing written but the sums."""
-    return torch.bmm(a[:, None], b[:, :, None])[:, 0, 0]
-
-
 @dataclass(frozen=True, slots=True)
 class SLED:
     """Self logits evolution: the top-k logits move against the direction in which early layers still differ."""
@@ -250,37 +246,48 @@ class SLED:
         p = final.softmax(-1)
         top = final.topk(k, dim=-1).indices  # not of p, in which far tokens all round to 0
         top_p = p.gather(-1, top)
-        weighted = final.new_zeros(final.shape[0], k)
-        total = final.new_zeros(final.shape[0])
-        dead = final.isneginf()
-        closed = bool(dead.any())
-        for z in early:
-            q = z.softmax(-1)
-            d = z - final
-            if closed:
-                d = d.masked_fill_(dead, 0.0)  # −inf − −inf: nothing to move
-            # cos(q − onehot_i, d) for i in T, without writing the one-hot matrix out. The token of T that q likes
-            # best is summed apart, so that nothing cancels when q is nearly one-hot itself.
-            q_top, d_top = q.gather(-1, top), d.gather(-1, top)
-            at = q_top.argmax(-1, keepdim=True)
-            q_best, d_best = q_top.gather(-1, at), d_top.gather(-1, at)
-            q.scatter_(-1, top.gather(-1, at), 0.0)
-            rest, along, squared = q.sum(-1, keepdim=True), _dot(q, d)[:, None], _dot(q, q)[:, None]
-            dot = along + q_best * d_best - d_top
-            dot.scatter_(-1, at, along - rest * d_best)
-            length = squared + q_best * q_best - 2 * q_top + 1.0
-            length.scatter_(-1, at, squared + rest * rest)
-            length = length.sqrt() * torch.linalg.vector_norm(d, dim=-1, keepdim=True)
-            cosine = torch.where(length > 0, dot / length.clamp_min(torch.finfo(dot.dtype).tiny), 0.0).clamp_max_(1.0)
-            m = cosine.clamp_min(0.0).square()
-            weight = m.sum(-1)
-            # w_j · (m normalised over i) = m, so the normalisation over tokens cancels with the layer's weight
-            weighted += m
-            total += weight
+        m = _agreements(final, early, top)
+        # w_j · (m normalised over i) = m, so the normalisation over tokens cancels with the layer's weight
+        weighted = m.sum(0)
+        total = weighted.sum(-1)
         shift = torch.where(total[:, None] > 0, -weighted / total.clamp_min(1e-30)[:, None], torch.zeros_like(weighted))
         moved = final.gather(-1, top) - self.rate * (top_p + shift)
         scores = torch.full_like(final, self.floor).scatter_(-1, top, moved)
         return Scores(scores, {"kept": torch.full((final.shape[0],), k, device=final.device)})
+
+
+def _agreements(final: Tensor, early: Tensor, top: Tensor) -> Tensor:
+    """SLED's ``m``, ``[layers, batch, k]``: ``max(cos(q_j − onehot_i, Z_j − z), 0)²`` for i in ``top``.
+
+    Without writing the one-hot matrix out. The token of ``top`` that q likes best is summed apart, so that nothing
+    cancels when q is nearly one-hot itself.
+    """
+    dead = final.isneginf()
+    closed = bool(dead.any())
+    d, q, both = torch.empty_like(final), torch.empty_like(final), torch.empty_like(final)
+    q_top, d_top, at, rest, along, squared, length = [], [], [], [], [], [], []
+    for z in early:
+        torch.softmax(d.copy_(z), -1, out=q)
+        d.sub_(final)
+        if closed:
+            d.masked_fill_(dead, 0.0)  # −inf − −inf: nothing to move
+        q_top.append(q.gather(-1, top))
+        d_top.append(d.gather(-1, top))
+        at.append(q_top[-1].argmax(-1, keepdim=True))
+        q.scatter_(-1, top.gather(-1, at[-1]), 0.0)
+        # Products and sums apart: a matrix product of one row with one column takes ten times as long.
+        rest.append(q.sum(-1))
+        along.append(torch.mul(q, d, out=both).sum(-1))
+        squared.append(torch.mul(q, q, out=both).sum(-1))
+        length.append(torch.linalg.vector_norm(d, dim=-1))
+    qs, ds, best = torch.stack(q_top), torch.stack(d_top), torch.stack(at)
+    q_best, d_best = qs.gather(-1, best), ds.gather(-1, best)
+    left, dot, norm = (torch.stack(part)[..., None] for part in (rest, along, squared))
+    towards = (dot + q_best * d_best - ds).scatter(-1, best, dot - left * d_best)
+    size = (norm + q_best * q_best - 2 * qs + 1.0).scatter(-1, best, norm + left * left)
+    size = size.sqrt() * torch.stack(length)[..., None]
+    cosine = torch.where(size > 0, towards / size.clamp_min(torch.finfo(size.dtype).tiny), 0.0)
+    return cosine.clamp(0.0, 1.0).square()
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +311,7 @@ class ACD:
         log_p = final.log_softmax(-1)
         mask = plausible(log_p, self.relative_top)
         # An early −inf would make the contrast +inf, and infinities do not share a mass.
-        log_q = early[0].log_softmax(-1).clamp_min_(torch.finfo(final.dtype).min / 2)
+        log_q = early[0].to(final.dtype).log_softmax(-1).clamp_min_(torch.finfo(final.dtype).min / 2)
         contrast = (log_p - log_q).masked_fill_(~mask, -math.inf)
         mass = log_p.masked_fill(~mask, -math.inf).logsumexp(-1, keepdim=True)
         return Scores(torch.where(mask, contrast.log_softmax(-1) + mass, log_p), {"kept": mask.sum(-1)})
@@ -333,7 +340,7 @@ class END:
         """Final logits less the entropy of each plausible token's growth over the layers."""
         mask = plausible(final.log_softmax(-1), self.relative_top)
         rows, tokens = mask.nonzero(as_tuple=True)
-        growth = torch.cat([early[:, rows, tokens], final[rows, tokens][None]])
+        growth = torch.cat([early[:, rows, tokens].to(final.dtype), final[rows, tokens][None]])
         entropy = torch.special.entr(growth.softmax(0)).sum(0)
         scores = final.clone()
         scores[rows, tokens] -= self.weight * entropy
@@ -370,6 +377,6 @@ class DeLTa:
         w = (1.0 / (k + 1) + (where - x.mean()) * centred / centred.square().sum()).to(final.dtype)
         scores = final * w[-1]
         for weight, z in zip(w[:-1].tolist(), early, strict=True):
-            scores = scores.add_(z, alpha=weight)
+            scores = scores.add_(z.to(final.dtype), alpha=weight)
         mask = plausible(final.log_softmax(-1), self.relative_top)
         return Scores(scores.masked_fill_(~mask, -math.inf), {"kept": mask.sum(-1)})

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import ContextError, InputError
 from ..lenses.rows import lens_name
-from ..models.native import runner_of
+from ..models.native import logits_of, runner_of
 from .batching import plan_batches
 from .decoders import Decoder
 from .early import early_layers, early_logits
@@ -218,6 +218,7 @@ class Run:
         self.stops = StopStrings(stop, lm.decode, lambda text: lm.encode(text, special=False))
         self.eos = frozenset(lm.eos_ids)
         self.early = early_layers(lm, decoder)
+        self._logits = logits_of(lm) if self.early else None
 
     @torch.no_grad()
     def batch(self, rows: list[Row], prefix: Prefix, read_layers: Sequence[int]) -> Iterator[None]:
@@ -230,7 +231,7 @@ class Run:
         while True:
             final, report = session.final(hidden)
             if self.early:
-                early = early_logits(lm, [hidden[j] for j in self.early], self.early, self.decoder)
+                early = early_logits(lm, [hidden[j] for j in self.early], self.early, self.decoder, self._logits)
             else:
                 early = final.new_empty(0, *final.shape)
             scored = self.decoder(final, early, lm.n_layers)

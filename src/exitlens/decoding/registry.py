@@ -59,7 +59,7 @@ class _User:
         return candidate_layers(self._layers, n_layers, tied) if self._layers else ()
 
     def __call__(self, final: Tensor, early: Tensor, n_layers: int) -> Scores:  # noqa: ARG002 (the protocol's)
-        scores = self._function(final, early)
+        scores = self._function(final, early.to(final.dtype))
         if scores.shape != final.shape:
             raise InputError(
                 f"decoder {self.name!r} gave scores of shape {tuple(scores.shape)}, not {tuple(final.shape)}"

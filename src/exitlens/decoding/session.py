@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..models.native import KV, Runner, Where, runner_of
+from ..models.native import KV, Runner, Shared, Where, runner_of
 
 __all__ = ["ModelPrefix", "NativePrefix", "Prefix", "Session", "open_prefix"]
 
@@ -52,12 +52,18 @@ def open_prefix(lm: Any, ids: Sequence[int]) -> Prefix:
     return ModelPrefix(lm, ids) if runner is None else NativePrefix(runner, ids)
 
 
+# A beginning of at least so many tokens, of at least so many rows, is kept once: else copies for every row cost less.
+_SHARED_TOKENS, _SHARED_ROWS = 32, 2
+
+
 class NativePrefix:
     """The prefix's keys and values in one row, on the model's blocks run one by one."""
 
+    @torch.no_grad()
     def __init__(self, runner: Runner, ids: Sequence[int]) -> None:
         self.runner, self.ids = runner, tuple(ids)
         self.kv: KV | None = None
+        self._shared: Shared | None = None
         if self.ids:
             tokens = torch.tensor([self.ids], device=runner.lm.device)
             self.kv = runner.new_kv(1, len(self.ids))
@@ -69,10 +75,14 @@ class NativePrefix:
         return NativeSession(self, layers, max_new_tokens)
 
     def open(self, rows: int, capacity: int) -> KV:
-        """A cache of its own for ``rows`` rows, holding the prefix."""
+        """A cache for ``rows`` rows of ``capacity`` tokens that begin with the prefix."""
+        p = len(self.ids)
+        if self.kv is not None and rows >= _SHARED_ROWS and p >= _SHARED_TOKENS and self.runner.can_share(capacity):
+            if self._shared is None:
+                self._shared = Shared.of(self.kv, p)
+            return self.runner.new_kv(rows, capacity, self._shared)
         kv = self.runner.new_kv(rows, capacity)
         if self.kv is not None:
-            p = len(self.ids)
             for mine, theirs in zip((*kv.keys, *kv.values), (*self.kv.keys, *self.kv.values), strict=True):
                 mine[:, :, :p] = theirs
         return kv
@@ -87,6 +97,7 @@ class NativeSession:
         self.kv: KV
         self.lengths: Tensor  # tokens held, a row
 
+    @torch.no_grad()
     def start(self, prompts: Sequence[Sequence[int]]) -> dict[int, Tensor]:
         """See :class:`Session`."""
         p = len(self._prefix.ids)
@@ -104,6 +115,7 @@ class NativeSession:
         # What short rows wrote past their end is never seen: later tokens take those places before they are read.
         return {layer: h[rows, last] for layer, h in kept.items()}
 
+    @torch.no_grad()
     def step(self, tokens: Tensor) -> dict[int, Tensor]:
         """See :class:`Session`."""
         where = self._runner.where(self.lengths, 1)
@@ -112,8 +124,8 @@ class NativeSession:
 
     def final(self, hidden: dict[int, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """See :class:`Session`."""
-        lm = self._runner.lm
-        return lm.logits(hidden[lm.n_layers], lm.n_layers).float(), {}
+        last = self._runner.n_layers
+        return self._runner.logits(hidden[last], last).float(), {}
 
     def keep(self, rows: Tensor) -> None:
         """See :class:`Session`."""

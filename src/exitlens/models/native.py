@@ -8,59 +8,23 @@ model's own pass before it gives a runner out, so a family that does something e
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from ..packed import packed
+from ..products import plain_linear
 from . import native_families
-from .native_families import Family
+from .native_attention import attend, attend_shared
+from .native_cache import KV, Shared, Where
+from .native_families import Family, norm_of, small_enough
 from .recorder import evaluating
+from .tail import Path
 
-__all__ = ["KV", "Runner", "Where", "native", "runner_of"]
-
-
-@dataclass(slots=True)
-class KV:
-    """Keys and values a layer, each ``[rows, kv_heads, capacity, head_dim]``; position is index, in every row."""
-
-    keys: list[Tensor]
-    values: list[Tensor]
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return int(self.keys[0].shape[0])
-
-    @property
-    def capacity(self) -> int:
-        """Most tokens that a row can hold."""
-        return int(self.keys[0].shape[2])
-
-    def select(self, rows: Tensor) -> KV:
-        """The same for some rows only (copies)."""
-        return KV([k[rows] for k in self.keys], [v[rows] for v in self.values])
-
-
-@dataclass(slots=True)
-class Where:
-    """Which cache rows a call works on and from which position each goes on, shared by all layers of a step.
-
-    ``start``: one position for all rows, or ``[rows]``. ``rows``: indices into the cache, or None for all of them.
-    """
-
-    start: int | Tensor
-    width: int
-    rows: Tensor | None
-    positions: Tensor  # [rows, width] or [width]
-    total: int  # keys that can be seen: the largest position + 1
-    cos: Tensor | None = None
-    sin: Tensor | None = None
-    masks: dict[int | None, Tensor | None] = field(default_factory=dict)
+__all__ = ["KV", "Runner", "Shared", "Where", "logits_of", "native", "runner_of"]
 
 
 class Runner:
@@ -73,15 +37,29 @@ class Runner:
         self._table_for = 0
         self._cos: Tensor | None = None
         self._sin: Tensor | None = None
+        self._head = self._norm = None
+        head, tail = lm.layout.head, lm.layout.tail
+        if plain_linear(head) and small_enough(lm):
+            self._head = packed(head.weight, head.bias)
+        # A tail of one norm, as these families have: run without looking through the model first.
+        if isinstance(tail, Path) and tail.stream is None and len(tail.steps) == 1 and tail.steps[0].scale == 1.0:
+            module = tail.steps[0].module
+            fast = None if module is None else norm_of(module)
+            self._norm = None if fast is module else fast
         self._rope(capacity)
 
-    def new_kv(self, rows: int, capacity: int) -> KV:
-        """An empty cache for ``rows`` rows of at most ``capacity`` tokens."""
+    def new_kv(self, rows: int, capacity: int, shared: Shared | None = None) -> KV:
+        """An empty cache for ``rows`` rows of at most ``capacity`` tokens, those of ``shared`` among them."""
         f = self.family
-        shape = (rows, f.kv_heads, capacity, f.head_dim)
+        shape = (rows, f.kv_heads, capacity - (0 if shared is None else shared.length), f.head_dim)
         dtype, device = self.lm.dtype, self.lm.device
         keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(self.n_layers)]
-        return KV(keys, [torch.zeros_like(k) for k in keys])
+        return KV(keys, [torch.zeros_like(k) for k in keys], shared)
+
+    def can_share(self, capacity: int) -> bool:
+        """Whether every block of a text of ``capacity`` tokens sees all that came before."""
+        windows = [self.family.window(j) for j in range(self.n_layers)]
+        return all(window is None or window >= capacity for window in windows)
 
     def where(self, start: int | Tensor, width: int, rows: Tensor | None = None) -> Where:
         """Work out positions and rotary tables for a step; see :class:`Where`."""
@@ -130,21 +108,25 @@ class Runner:
         if not attention:
             return f.finish(j - 1, x, None, mlp)
         q, k, v = f.project(j - 1, x, where.cos, where.sin)
-        self.store(kv.keys[j - 1], k, where)
-        self.store(kv.values[j - 1], v, where)
-        keys, values = kv.keys[j - 1], kv.values[j - 1]
+        keys, values, past = kv.keys[j - 1], kv.values[j - 1], kv.past
+        where.store((keys, values), (k, v), past)
+        seen = where.total - past
         if where.rows is not None:
-            keys, values = keys[where.rows, :, : where.total], values[where.rows, :, : where.total]
+            keys, values = keys[where.rows, :, :seen], values[where.rows, :, :seen]
         else:
-            keys, values = keys[:, :, : where.total], values[:, :, : where.total]
-        mixed = _attend(q, keys, values, self._mask(where, f.window(j - 1)), f.scaling)
+            keys, values = keys[:, :, :seen], values[:, :, :seen]
+        mask = where.mask(f.window(j - 1), past, q.shape[1] // keys.shape[1], q.dtype)
+        if kv.shared is None:
+            mixed = attend(q, keys, values, mask, f.scaling)
+        else:
+            held = kv.shared.keys[j - 1], kv.shared.values[j - 1]
+            mixed = attend_shared(q, held, keys, values, mask, f.scaling)
         return f.finish(j - 1, x, mixed, mlp)
 
     def store_only(self, j: int, x: Tensor, kv: KV, where: Where) -> None:
         """Put block ``j``'s keys and values of ``x`` into the cache and compute nothing else."""
         _, k, v = self.family.project(j - 1, x, where.cos, where.sin)
-        self.store(kv.keys[j - 1], k, where)
-        self.store(kv.values[j - 1], v, where)
+        where.store((kv.keys[j - 1], kv.values[j - 1]), (k, v), kv.past)
 
     def run(self, x: Tensor, kv: KV, where: Where, *, keep: Collection[int] = (), first: int = 1) -> dict[int, Tensor]:
         """Blocks ``first``..N on ``x``; the states at layers ``keep`` (and N) of ``[rows, width, d_model]``."""
@@ -155,34 +137,16 @@ class Runner:
                 kept[j] = x
         return kept
 
-    @staticmethod
-    def store(cache: Tensor, new: Tensor, where: Where) -> None:
-        """Write ``new [rows, kv_heads, width, head_dim]`` at its rows and positions."""
-        if isinstance(where.start, int):
-            into = slice(where.start, where.start + where.width)
-            if where.rows is None:
-                cache[:, :, into] = new
-            else:
-                cache[where.rows, :, into] = new
-            return
-        rows = torch.arange(new.shape[0], device=new.device) if where.rows is None else where.rows
-        cache[rows[:, None], :, where.positions] = new.transpose(1, 2)
-
-    def _mask(self, where: Where, window: int | None) -> Tensor | None:
-        """What each query may see: ``[rows or 1, 1, width, total]``, or None when it is everything."""
-        if window is not None and where.total <= window:
-            window = None
-        if window not in where.masks:
-            if isinstance(where.start, int) and where.width == 1 and window is None:
-                where.masks[window] = None
-            else:
-                at = where.positions if where.positions.dim() == 2 else where.positions[None]
-                keys = torch.arange(where.total, device=at.device)
-                seen = keys <= at[..., None]
-                if window is not None:
-                    seen &= keys > at[..., None] - window
-                where.masks[window] = seen[:, None]
-        return where.masks[window]
+    @torch.no_grad()
+    def logits(self, h: Tensor, layer: int, lens: Literal["raw", "logit"] = "logit") -> Tensor:
+        """``lm.logits`` by a product laid out for few rows, where there is one."""
+        lm = self.lm
+        early = lens == "raw" and layer < self.n_layers
+        if self._head is None or (early and h.shape[-1] != lm.weight.shape[-1]):
+            return lm.logits(h, layer, lens)  # type: ignore[no-any-return]
+        h = h.to(lm.dtype)
+        x = h if early else (self._norm or lm.norm)(h)
+        return lm.post(self._head(x)[..., : lm.vocab_size])  # type: ignore[no-any-return]
 
     def _rope(self, capacity: int) -> None:
         if self.family.rotary is None or capacity <= self._table_for:
@@ -193,32 +157,23 @@ class Runner:
         like = torch.zeros(1, 1, dtype=self.lm.dtype, device=self.lm.device)
         with evaluating(self.lm.model):
             cos, sin = self.family.rotary(like, at)
-        self._cos, self._sin, self._table_for = cos[0], sin[0], size
-
-
-def _attend(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """``q [r, heads, s, hd]`` over ``[r, kv_heads, n, hd]`` → ``[r, s, heads·hd]``."""
-    r, heads, s, hd = q.shape
-    kv_heads = keys.shape[1]
-    group = heads // kv_heads
-    if s == 1:
-        # One token a row: the heads of a group are the rows of one small product, and no key is copied.
-        weights = torch.matmul(q.view(r, kv_heads, group, hd), keys.transpose(-1, -2)).mul_(scaling)
-        if mask is not None:
-            weights = weights.masked_fill_(~mask, -torch.inf)
-        weights = torch.softmax(weights, dim=-1, dtype=torch.float32).to(q.dtype)
-        return torch.matmul(weights, values).view(r, 1, heads * hd)
-    if group > 1:
-        keys, values = keys.repeat_interleave(group, 1), values.repeat_interleave(group, 1)
-    mixed = F.scaled_dot_product_attention(q, keys, values, attn_mask=mask, scale=scaling)
-    return mixed.transpose(1, 2).reshape(r, s, heads * hd)
+        half = sin.shape[-1] // 2
+        turned = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+        self._cos, self._sin, self._table_for = cos[0], turned[0], size
 
 
 def runner_of(lm: Any) -> Runner | None:
-    """:func:`native`, asked once a model."""
-    if "_runner" not in lm.__dict__:
-        lm._runner = native(lm)
+    """:func:`native`, asked once a model, and again where its weights have changed: a runner holds copies of them."""
+    held = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in lm.model.parameters())
+    if "_runner" not in lm.__dict__ or lm._runner_for != held:
+        lm._runner, lm._runner_for = native(lm), held
     return lm._runner  # type: ignore[no-any-return]
+
+
+def logits_of(lm: Any) -> Callable[..., Tensor]:
+    """``lm.logits``, or the same of its runner where that is faster."""
+    runner = runner_of(lm)
+    return lm.logits if runner is None else runner.logits
 
 
 def native(lm: Any) -> Runner | None:
@@ -243,6 +198,13 @@ def native(lm: Any) -> Runner | None:
     bound = 5e-2 if lm.dtype in (torch.bfloat16, torch.float16) else 1e-4
     for j, state in want.items():
         ours = torch.cat([part[j] for part in got], dim=1).float()
-        if not float((ours - state.float()).abs().max()) <= bound * max(1.0, float(state.abs().max())):
+        if not _alike(ours, state.float(), bound):
             return None
+    last = want[lm.n_layers][:, -1]
+    if not _alike(runner.logits(last, lm.n_layers).float(), lm.logits(last, lm.n_layers).float(), bound):
+        return None
     return runner
+
+
+def _alike(ours: Tensor, theirs: Tensor, bound: float) -> bool:
+    return float((ours - theirs).abs().max()) <= bound * max(1.0, float(theirs.abs().max()))

@@ -7,12 +7,14 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..products import joint, linear, plain_linear
+from ..packed import packed
+from ..products import joint, linear, plain_linear, unheard
 
-__all__ = ["Family", "family_of"]
+__all__ = ["Family", "family_of", "norm_of", "one_product", "small_enough"]
 
-# Above this the fused copies of the projections would cost more memory than their speed is worth.
+# Above so many parameters the copies of the weights would cost more memory than their speed is worth.
 _FUSE_LIMIT = 1_000_000_000
 
 Qkv = tuple[Tensor, Tensor, Tensor]
@@ -66,13 +68,19 @@ def family_of(lm: Any) -> Family | None:
     return None
 
 
+def small_enough(lm: Any) -> bool:
+    """Whether the weights may be held a second time, laid out for decoding."""
+    return bool(sum(p.numel() for p in lm.model.parameters()) < _FUSE_LIMIT)
+
+
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of the first ``cos.shape[-1]`` channels of ``[rows, width, heads, head_dim]``."""
+    """Rotary embedding of the first ``cos.shape[-1]`` channels of ``[rows, width, heads, head_dim]``.
+
+    The halves change places with one of them negative; that sign is in ``sin`` already.
+    """
     n = cos.shape[-1]
-    turned = x[..., :n]
-    half = n // 2
-    swapped = torch.cat((-turned[..., half:], turned[..., :half]), dim=-1)
-    turned = torch.addcmul(turned * cos, swapped, sin)
+    turned = x if n == x.shape[-1] else x[..., :n]
+    turned = torch.addcmul(turned * cos, torch.roll(turned, n // 2, -1), sin)
     return turned if n == x.shape[-1] else torch.cat((turned, x[..., n:]), dim=-1)
 
 
@@ -80,34 +88,39 @@ def _fused(parts: Sequence[nn.Module], small: bool) -> Callable[[Tensor], Tensor
     """Several projections of one input as one product (kept apart for large, quantised or adapted models)."""
     if not small or not all(plain_linear(p) for p in parts):
         return lambda x: torch.cat([p(x) for p in parts], dim=-1)
-    plain = [p for p in parts if isinstance(p, nn.Linear)]
-    given: list[Tensor | None] = [p.bias for p in plain]
-    biases = [None if b is None else b.detach() for b in given]
-    if len({b is None for b in biases}) > 1:
+    weights: list[Tensor] = [p.weight.detach() for p in parts]  # type: ignore[operator]
+    given: list[Tensor | None] = [p.bias for p in parts]  # type: ignore[misc]
+    biases = [b.detach() for b in given if b is not None]
+    if len(biases) not in (0, len(parts)):
         return lambda x: torch.cat([p(x) for p in parts], dim=-1)
-    return joint([(p.weight.detach(), b) for p, b in zip(plain, biases, strict=True)])
+    found = packed(torch.cat(weights), torch.cat(biases) if biases else None)
+    return found or joint([(w, biases[i] if biases else None) for i, w in enumerate(weights)])
 
 
-def _one(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """One projection, its product in the faster order where it is a plain one."""
-    if isinstance(module, nn.Linear) and plain_linear(module):
-        given: Tensor | None = module.bias
-        weight, bias = module.weight.detach(), None if given is None else given.detach()
-        return lambda x: linear(x, weight, bias)
-    return module
+def one_product(module: nn.Module, small: bool) -> Callable[[Tensor], Tensor]:
+    """One projection: laid out for few rows, else in the faster order, where it is a plain one."""
+    if type(module).__name__ == "Conv1D" and unheard(module):  # GPT-2's: a linear map, its weight [d, v]
+        found = packed(module.weight.t().contiguous(), module.bias) if small else None  # type: ignore[operator, arg-type]
+        return found or module
+    if not isinstance(module, nn.Linear) or not plain_linear(module):
+        return module
+    given: Tensor | None = module.bias
+    weight, bias = module.weight.detach(), None if given is None else given.detach()
+    found = packed(weight, bias) if small else None
+    return found or (lambda x: linear(x, weight, bias))
 
 
-def _norm(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """RMS norms of plain form without their casts (float32 only: in half precision the model's own rounding is kept).
-
-    Written out: for the few rows of a step the fused kernel takes more than twice the time of these four.
-    """
+def norm_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """RMS norms of plain form in one kernel; in half precision their rounding before the weight is kept."""
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", None)
     plain = type(module).__name__ in ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
-    if plain and eps is not None and isinstance(weight, Tensor) and weight.dtype == torch.float32:
-        return lambda x: weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
-    return module
+    if not plain or eps is None or not isinstance(weight, Tensor) or not unheard(module):
+        return module
+    own, size = weight.detach(), weight.shape
+    if own.dtype == torch.float32:
+        return lambda x: F.rms_norm(x, size, own, eps)
+    return lambda x: own * F.rms_norm(x.float(), size, None, eps).to(x.dtype)
 
 
 class LlamaLike:
@@ -123,19 +136,19 @@ class LlamaLike:
         self.rotary = body.rotary_emb
         if getattr(body.rotary_emb, "rope_type", "default") not in ("default", "linear", "llama3", "yarn"):
             raise ValueError("this rotary embedding depends on the length of the text")
-        small = sum(p.numel() for p in lm.model.parameters()) < _FUSE_LIMIT
+        small = small_enough(lm)
         self._qkv, self._out, self._up, self._down = [], [], [], []
         self._norm1, self._norm2, self._qk_norm, self._windows = [], [], [], []
         for block in lm.blocks:
             a, m = block.self_attn, block.mlp
             self._qkv.append(_fused([a.q_proj, a.k_proj, a.v_proj], small))
-            self._out.append(_one(a.o_proj))
+            self._out.append(one_product(a.o_proj, small))
             self._up.append(_fused([m.gate_proj, m.up_proj], small))
-            self._down.append(_one(m.down_proj))
-            self._norm1.append(_norm(block.input_layernorm))
-            self._norm2.append(_norm(block.post_attention_layernorm))
+            self._down.append(one_product(m.down_proj, small))
+            self._norm1.append(norm_of(block.input_layernorm))
+            self._norm2.append(norm_of(block.post_attention_layernorm))
             q_norm = getattr(a, "q_norm", None)
-            self._qk_norm.append(None if q_norm is None else (_norm(q_norm), _norm(a.k_norm)))
+            self._qk_norm.append(None if q_norm is None else (norm_of(q_norm), norm_of(a.k_norm)))
             self._windows.append(getattr(a, "sliding_window", getattr(lm.config, "sliding_window", None)))
         kv = attention.k_proj.out_features // self.head_dim
         self.kv_heads, self._heads = int(kv), int(attention.q_proj.out_features // self.head_dim)
@@ -188,6 +201,11 @@ class GPT2Like:
         self.scaling = self.head_dim**-0.5 if attention.scale_attn_weights else 1.0
         if attention.scale_attn_by_inverse_layer_idx:
             raise ValueError("attention scaled by layer is not run here")
+        small = small_enough(lm)
+        self._qkv = [one_product(block.attn.c_attn, small) for block in lm.blocks]
+        self._out = [one_product(block.attn.c_proj, small) for block in lm.blocks]
+        self._up = [one_product(block.mlp.c_fc, small) for block in lm.blocks]
+        self._down = [one_product(block.mlp.c_proj, small) for block in lm.blocks]
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Token plus position embeddings."""
@@ -197,15 +215,15 @@ class GPT2Like:
         """See :class:`Family`."""
         r, s, d = x.shape
         block = self._blocks[j]
-        q, k, v = block.attn.c_attn(block.ln_1(x)).view(r, s, 3, self.kv_heads, d // self.kv_heads).unbind(2)
+        q, k, v = self._qkv[j](block.ln_1(x)).view(r, s, 3, self.kv_heads, d // self.kv_heads).unbind(2)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
     def finish(self, j: int, x: Tensor, mixed: Tensor | None, mlp: bool = True) -> Tensor:
         """See :class:`Family`."""
         block = self._blocks[j]
         if mixed is not None:
-            x = x + block.attn.c_proj(mixed)
-        return x + block.mlp(block.ln_2(x)) if mlp else x
+            x = x + self._out[j](mixed)
+        return x + self._down[j](block.mlp.act(self._up[j](block.ln_2(x)))) if mlp else x
 
     def window(self, j: int) -> int | None:  # noqa: ARG002
         """All positions."""
@@ -224,8 +242,11 @@ class NeoXLike:
         self.kv_heads = int(attention.query_key_value.out_features // (3 * self.head_dim))
         self.scaling = float(attention.scaling)
         self._parallel = bool(lm.blocks[0].use_parallel_residual)
-        self._qkv = [_one(block.attention.query_key_value) for block in lm.blocks]
-        self._out = [_one(block.attention.dense) for block in lm.blocks]
+        small = small_enough(lm)
+        self._qkv = [one_product(block.attention.query_key_value, small) for block in lm.blocks]
+        self._out = [one_product(block.attention.dense, small) for block in lm.blocks]
+        self._up = [one_product(block.mlp.dense_h_to_4h, small) for block in lm.blocks]
+        self._down = [one_product(block.mlp.dense_4h_to_h, small) for block in lm.blocks]
         self.rotary = body.rotary_emb
         if getattr(body.rotary_emb, "rope_type", "default") not in ("default", "linear", "llama3", "yarn"):
             raise ValueError("this rotary embedding depends on the length of the text")
@@ -251,7 +272,8 @@ class NeoXLike:
         if not mlp:
             return after
         # A parallel block's MLP reads the block's input, a serial one's what attention made of it.
-        return after + block.mlp(block.post_attention_layernorm(x if self._parallel else after))  # type: ignore[no-any-return]
+        up = self._up[j](block.post_attention_layernorm(x if self._parallel else after))
+        return after + self._down[j](block.mlp.act(up))
 
     def window(self, j: int) -> int | None:  # noqa: ARG002
         """All positions."""
