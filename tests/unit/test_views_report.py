@@ -249,7 +249,27 @@ def test_networks_that_learned_nothing_are_called_that(train_accuracy: float, to
 
 
 def test_exits_that_cost_more_than_they_save_are_said_to_save_nothing() -> None:
-    assert all("no policy measured saves compute" in line for line in words.exits({"exits": EXITS}))
+    lines = [line for line in words.exits({"exits": EXITS}) if not line.startswith("The bound")]
+    assert lines
+    assert all("no policy measured saves compute" in line for line in lines)
+
+
+def test_exits_say_the_bound_and_name_one_policy_once() -> None:
+    table = pd.DataFrame(
+        {
+            "policy": ["oracle", "cosine", "margin"],
+            "threshold": [1.0, 0.99, 0.5],
+            "agreement": [1.0, 0.985, 0.91],
+            "agreement_low": [1.0, 0.97, 0.90],
+            "agreement_high": [1.0, 0.99, 0.93],
+            "flops_saved": [0.3, 0.01, 0.2],
+        }
+    )
+    bound, careful, bold = words.exits({"exits": table})
+    assert "30.0%" in bound
+    assert careful.startswith("At 98% and 95% agreement or more, cosine")
+    assert "reaches below 98%" in careful
+    assert bold.startswith("At 90% agreement or more, margin")
 
 
 def test_terminal_tables_fit_the_width_and_obey_no_escape() -> None:

@@ -261,25 +261,36 @@ def _signed(row: Row) -> str:
 
 
 def exits(tables: Mapping[str, DataFrame]) -> list[str]:
-    """For three levels of agreement: the policy that saves most, or that none does."""
+    """What no policy can pass; then, for three levels of agreement, the policy that saves most, or that none does."""
     items = [row for row in rows(tables.get("exits")) if is_number(row.get("agreement"))]
     items = [row for row in items if is_number(row.get("flops_saved"))]
-    out: list[str] = []
     oracle = [row for row in items if str(row.get("policy")).lower().startswith("oracle")]
+    out: list[str] = []
+    whole = [row for row in oracle if to_float(row.get("agreement")) == 1.0]
+    if whole:
+        most = max(to_float(row.get("flops_saved")) for row in whole)
+        out.append(
+            f"The bound: leaving each token at its settling depth, asking for nothing, saves {most:.1%} of the FLOPs."
+        )
+    found: list[tuple[Row | None, list[float]]] = []  # the same policy is often the best at several levels
     for level in AGREEMENTS if items else ():
         able = [row for row in items if row not in oracle and to_float(row.get("agreement")) >= level]
         able = [row for row in able if to_float(row.get("flops_saved")) > 0]
-        if not able:
-            out.append(f"At {level:.0%} agreement with the full model or more, no policy measured saves compute.")
+        best = max(able, key=lambda row: to_float(row.get("flops_saved"))) if able else None
+        if found and found[-1][0] is best:
+            found[-1][1].append(level)
+        else:
+            found.append((best, [level]))
+    for row, levels in found:
+        asked = f"At {join([f'{level:.0%}' for level in levels])} agreement"
+        if row is None:
+            out.append(f"{asked} with the full model or more, no policy measured saves compute.")
             continue
-        best = max(able, key=lambda row: to_float(row.get("flops_saved")))
-        bound = "" if outside(best, "agreement", level) else f" (its interval reaches below {level:.0%})"
-        policy = f"{visible(best.get('policy'))} at {number_text(best.get('threshold'), 2)}"
-        saved = f"{to_float(best['flops_saved']):.1%} of the FLOPs"
-        out.append(
-            f"At {level:.0%} agreement or more, {policy} saves most: {saved}, "
-            f"agreement {shown(best, 'agreement')}{bound}."
-        )
+        strictest = max(levels)
+        bound = "" if outside(row, "agreement", strictest) else f" (its interval reaches below {strictest:.0%})"
+        policy = f"{visible(row.get('policy'))} at {number_text(row.get('threshold'), 2)}"
+        saved = f"{to_float(row['flops_saved']):.1%} of the FLOPs"
+        out.append(f"{asked} or more, {policy} saves most: {saved}, agreement {shown(row, 'agreement')}{bound}.")
     return out
 
 
