@@ -190,6 +190,30 @@ def test_bfloat16_products_stay_in_their_documented_bounds(monkeypatch: pytest.M
     assert (fast["top_logprobs"] - exact["top_logprobs"])[..., 0].abs().max() < 0.02
 
 
+@pytest.mark.parametrize("post", [Post(), Post(2.0, 60.0)], ids=["plain", "soft-cap"])
+@pytest.mark.parametrize("stat", ["entropy", "kl", "logprob"])
+def test_fast_keeps_its_bounds_for_one_statistic_of_widely_spread_logits(
+    monkeypatch: pytest.MonkeyPatch, stat: str, post: Post
+) -> None:
+    # A divergence of tens of nats: an error of p_N would count as often as the other layer's logits are large.
+    model = SmallModel(vocab=3000, d=64, spread=1.5, post=post)
+    hidden = states(model, 40)
+    targets = torch.arange(40)
+    exact = readout(model, hidden, stats=(stat,), targets=targets)[stat]
+    monkeypatch.setattr(precision_module, "bf16_fast", lambda device: True)
+    fast = readout(model, hidden, stats=(stat,), targets=targets, precision="fast")[stat]
+    assert exact.max() > 20 or stat != "kl"
+    assert (fast - exact).abs().max() < 0.05
+
+
+def test_equal_logits_keep_the_order_of_their_ids_after_a_bf16_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision_module, "bf16_fast", lambda device: True)
+    model = SmallModel(vocab=1500)
+    hidden = {j: torch.zeros(3, model.d_model) for j in range(model.n_layers + 1)}
+    found = readout(model, hidden, stats=("top_k",), top_k=4, precision="fast")["top_ids"]
+    assert (found == torch.arange(4)).all()
+
+
 def test_fast_is_the_float32_product_where_bf16_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision_module, "bf16_fast", lambda device: False)
     model = SmallModel()

@@ -22,7 +22,8 @@ def usable(device: torch.device, product: torch.dtype, wants: Wants) -> bool:
 class FusedBlock(Block):
     """As :class:`~.kernel.Block`, with no logits kept: :meth:`at` computes single logits anew.
 
-    With a bf16 product nothing is rescored: the sums are float32 and only the inputs are rounded.
+    With a bf16 product nothing is rescored: the sums are float32 and only the inputs are rounded. The rows that KL
+    compares with are multiplied in float32 all the same.
     """
 
     def __init__(self, head: Head, x: Tensor, wants: Wants, reference: slice = slice(0, 0)) -> None:
@@ -36,10 +37,17 @@ class FusedBlock(Block):
         self.total, self.first, self.second = found["total"], found["first"], found["second"]
         self.top_ids = found["best"][:, None] if wants.top else None
         self.top_values = torch.zeros_like(self.shift)[:, None] if wants.top else None
-        if wants.mean_row:  # one layer's rows more through the plain product: 1/layers of the work
-            # The same product type, so that p_ref is the distribution whose sums stand above.
-            own = Block(head, x[reference], Wants(mean_row=True), slice(0, len(x[reference])))
+        if wants.mean_row:  # one layer's rows more through the plain product, in float32: 1/layers of the work
+            need = Wants(first=True, second=wants.second, mean_row=True, compared=True)
+            own = Block(head, x[reference], need, slice(0, None))
             self.mean_row, self.mean_bias = own.mean_row, own.mean_bias
+            # p_ref is the distribution of these sums, so they stand for its rows.
+            self.shift[reference] = own.shift
+            self.total[reference], self.first[reference] = own.total, own.first
+            self.second[reference] = own.second
+            if self.top_ids is not None and self.top_values is not None:
+                best = head.single(x[reference], self.top_ids[reference])
+                self.top_values[reference] = best - own.shift[:, None]
 
     def at(self, ids: Tensor) -> Tensor:
         """Logits z' ``[m, k]`` at ``ids [m, k]``, each one dot product."""

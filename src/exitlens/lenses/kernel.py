@@ -12,6 +12,10 @@ tile's largest logit, its share of ``total`` is u = e^z'_v / p_v, of ``first`` u
 
 The largest logits are found from the maxima of runs of 64 tokens: the k largest logits lie in the k runs with the
 largest maxima.
+
+After a bf16 product the largest logits are recomputed in float32. The rows that others are compared with by KL are
+multiplied in float32 from the start: KL takes the other rows' logits in the mean over p_ref, so that an error of p_ref
+counts as often as those logits are large.
 """
 
 from __future__ import annotations
@@ -36,7 +40,7 @@ RESCORED = 8  # largest logits recomputed in float32 after a bf16 product
 
 @dataclass(frozen=True, slots=True)
 class Wants:
-    """What a block has to produce: only these passes are made."""
+    """What a block has to produce: only these passes are made. ``compared``: the reference's rows must be exact."""
 
     first: bool = False
     second: bool = False
@@ -44,6 +48,7 @@ class Wants:
     stored: bool = False
     targets: bool = False
     mean_row: bool = False
+    compared: bool = False
 
     @property
     def keeps_logits(self) -> bool:
@@ -88,7 +93,7 @@ class Head:
         return self.rows * (kept + (3 * self.tile + self._runs) * size) + self._weight_bytes(wants)
 
     def _weight_bytes(self, wants: Wants) -> int:
-        types = {self.product, self.dtype} if wants.mean_row else {self.product}
+        types = {self.product, self.dtype} if wants.compared else {self.product}
         whole = (self.vocab * self.width * t.itemsize for t in types if t != self.weight.dtype)
         return sum(bytes_ if bytes_ <= WEIGHT_BYTES else bytes_ * self.tile // self.vocab for bytes_ in whole)
 
@@ -126,10 +131,19 @@ class Head:
             tile.copy_(w)
         return tile
 
-    def multiply(self, x: Tensor, a: int, b: int, out: Tensor, rounded: Tensor | None = None) -> None:
+    def multiply(
+        self,
+        x: Tensor,
+        a: int,
+        b: int,
+        out: Tensor,
+        rounded: Tensor | None = None,
+        exact: tuple[slice, Tensor] | None = None,
+    ) -> None:
         """``out[r, v] = post(⟨x_r, w_v⟩ + b_v)`` for the tokens a..b, ``x`` from :meth:`rows_of` in the product's type.
 
-        ``rounded``: where to leave a bf16 product as it comes, without bias and soft-cap.
+        ``rounded``: where to leave a bf16 product as it comes, without bias and soft-cap. ``exact``: some of the rows,
+        and what they are in float32, to be multiplied in float32.
         """
         if self.product == torch.bfloat16:
             w16 = self.tile_weight(a, b, torch.bfloat16)
@@ -139,6 +153,8 @@ class Head:
                 if rounded is None:
                     rounded = self.buffer("rounded", len(x), b - a, dtype=torch.bfloat16)
                 out.copy_(torch.mm(x, w16.T, out=rounded))
+            if exact is not None:
+                torch.mm(exact[1], self.tile_weight(a, b, self.dtype).T, out=out[exact[0]])
             if self.bias is not None:
                 out += self.bias[a:b]
         elif self.bias is not None:
@@ -150,8 +166,9 @@ class Head:
 
     def single(self, x: Tensor, ids: Tensor) -> Tensor:
         """Logits ``[rows, k]`` of the tokens ``ids [rows, k]`` alone, each one dot product in the kernel's type."""
-        w = self.weight[ids].to(self.dtype)
-        z = torch.einsum("rkd,rd->rk", w, x)
+        # index_select copies whole rows, several times as fast as indexing.
+        w = self.weight.index_select(0, ids.flatten()).to(self.dtype, copy=True).view(*ids.shape, self.width)
+        z = w.mul_(x[:, None]).sum(2)
         if self.bias is not None:
             z += self.bias[ids]
         return z.tanh_().mul_(self.cap) if self.cap is not None else z
@@ -168,6 +185,7 @@ class Block:
         self.head, self.x, self.wants, self.reference = head, x, wants, reference
         self.m = len(x)
         self._rounds = head.rounds(wants)
+        self._exact = (reference, x[reference]) if wants.compared and head.product == torch.bfloat16 else None
         self.shift = torch.zeros(self.m, dtype=head.dtype, device=head.device)
         self.total = torch.zeros(self.m, dtype=torch.float64, device=head.device)
         self.first = torch.zeros(self.m, dtype=torch.float64, device=head.device)
@@ -209,7 +227,7 @@ class Block:
         for a, b, z in self.tiles():
             start = a * head.rows
             rounded = None if kept is None else kept[start : start + z.numel()].view(z.shape)
-            head.multiply(x, a, b, z, rounded)
+            head.multiply(x, a, b, z, rounded, self._exact)
             yield a, b, z
 
     def _kept(self) -> Tensor:
@@ -277,27 +295,29 @@ class Block:
         return start * head.rows + row * wide + (ids - start)
 
     def _find_top(self, k: int) -> None:
+        """The ``k`` largest logits; ties at the edge are seen to where one of the ``wants.top`` first is among them."""
         head = self.head
         assert self._maxima is not None
         k = min(k, head.vocab)
+        inner = min(k, self.wants.top) - 1  # the last that is wanted
         runs = min(k, head._runs)
         # One run more than needed shows whether equal maxima straddle the edge; then the lower token ids win.
         seen = self._maxima.topk(min(runs + 1, head._runs), dim=1)
         chosen = seen.indices[:, :runs]
         if seen.values.shape[1] > runs:
-            tied = (seen.values[:, runs] == seen.values[:, runs - 1]).nonzero()[:, 0]
+            tied = (seen.values[:, runs] == seen.values[:, min(inner, runs - 1)]).nonzero()[:, 0]
             if len(tied):
                 order = self._maxima[tied].sort(dim=1, descending=True, stable=True).indices
                 chosen = chosen.index_copy(0, tied, order[:, :runs])
         ids = chosen.sort(dim=1).values[:, :, None] * RUN + torch.arange(RUN, device=head.device)
         ids = ids.flatten(1)
         z = self.at(ids.clamp(max=head.vocab - 1)).masked_fill_(ids >= head.vocab, -torch.inf)
-        # The k largest put in order, which is quicker than a stable sort of all; ties at the edge are seen to.
+        # The k largest put in order, which is quicker than a stable sort of all.
         found = z.topk(min(k + 1, z.shape[1]), dim=1)
         place = found.indices[:, :k].sort(dim=1).values
         place = place.gather(1, z.gather(1, place).sort(dim=1, descending=True, stable=True).indices)
         if found.values.shape[1] > k:
-            tied = (found.values[:, k] == found.values[:, k - 1]).nonzero()[:, 0]
+            tied = (found.values[:, k] == found.values[:, inner]).nonzero()[:, 0]
             if len(tied):
                 order = z[tied].sort(dim=1, descending=True, stable=True).indices
                 place = place.index_copy(0, tied, order[:, :k])
@@ -305,25 +325,30 @@ class Block:
         self.top_values = z.gather(1, place)
 
     def _rescore(self) -> None:
-        """Recompute the largest logits in float32 and put the differences into every sum."""
+        """Recompute the largest logits in float32, and with them what the reference finds likeliest."""
         assert self.top_ids is not None
         assert self.top_values is not None
-        old = self.top_values
-        new = self.head.single(self.x, self.top_ids) - self.shift[:, None]
-        e_old, e_new = old.double().exp(), new.double().exp()
-        change = e_new - e_old
-        self.total += change.sum(1)
-        self.first += (new * e_new - old * e_old).sum(1)
-        self.second += (new * new * e_new - old * old * e_old).sum(1)
-        if self.wants.mean_row:
-            ref, ids = self.reference, self.top_ids[self.reference]
-            moved = change[ref].to(self.head.dtype)
-            self.mean_row += torch.einsum("rk,rkd->rd", moved, self.head.weight[ids].to(self.head.dtype))
-            if self.head.bias is not None:
-                self.mean_bias += (moved * self.head.bias[ids]).sum(1)
-        if not self._rounds:
-            self._kept()[self._where(self.top_ids)] = new
+        new = self._replace(self.top_ids, self.top_values)
+        if self.wants.stored:
+            # Compared one by one, a row's logits count as much as the reference's probabilities there.
+            likely = self.top_ids[self.reference]
+            if len(likely):
+                likely = likely.repeat(self.m // len(likely), 1)
+                self._replace(likely, self.at(likely))
         order = new.sort(dim=1, descending=True, stable=True)
         k = self.wants.top
         self.top_values = order.values[:, :k]
         self.top_ids = self.top_ids.gather(1, order.indices[:, :k])
+
+    def _replace(self, ids: Tensor, old: Tensor) -> Tensor:
+        """Logits z' of ``ids [m, k]`` in float32; their differences from ``old`` go into every sum."""
+        new = self.head.single(self.x, ids) - self.shift[:, None]
+        if self._exact is not None:
+            old = old.index_copy(0, torch.arange(self.m, device=old.device)[self.reference], new[self.reference])
+        e_old, e_new = old.double().exp(), new.double().exp()
+        self.total += (e_new - e_old).sum(1)
+        self.first += (new * e_new - old * e_old).sum(1)
+        self.second += (new * new * e_new - old * old * e_old).sum(1)
+        if not self._rounds:
+            self._kept()[self._where(ids)] = new
+        return new

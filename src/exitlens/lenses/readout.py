@@ -40,7 +40,7 @@ STATS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 PAIRED = frozenset({"kl", "jsd", "tv"})
-DEFAULT_ROWS = 512
+DEFAULT_ROWS = 1024
 DEFAULT_BYTES = 512 << 20
 
 
@@ -142,6 +142,8 @@ def readout(
         top = min(2, vocab)
     if "top_k" in wanted:
         top = max(top, top_k)
+    if product == torch.bfloat16 and device.type == "cpu":
+        top = max(top, 1)  # to have the largest logits recomputed
     wants = Wants(
         first=bool(wanted & {"entropy", "varentropy", "kl", "jsd"}),
         second="varentropy" in wanted,
@@ -149,6 +151,7 @@ def readout(
         stored=bool(direct or wanted & {"rank", "choices"}),
         targets="logprob" in wanted,
         mean_row=linear_kl,
+        compared="kl" in wanted,
     )
     needs_logits = bool(wanted - {"cosine"})
     out: dict[str, Tensor] = {}
