@@ -3,16 +3,19 @@
     python benchmarks/exits.py                          # built-in model, batch 1
     python benchmarks/exits.py --heads heads.safetensors  # with heads of `exitlens exits train`
     python benchmarks/exits.py --adapter DIR            # an adapted model
+    python benchmarks/exits.py --only easy              # the machinery's own ceiling
     python benchmarks/exits.py --quick --model tiny     # a random model of twelve blocks, a minute
     python benchmarks/exits.py --model big --device cuda  # random weights, 2 billion: what it costs, not what it says
     python benchmarks/exits.py --json out.json
 
 Settings take turns, so that a busy machine disturbs all of them alike; "× plain" is the median over turns of the ratio
 within a turn (above 1: faster than plain). Time a token leaves the prompt's pass out: (T tokens − 1 token) / (T − 1).
-"agrees": share of tokens that the full model would have given at that place. Predicted: from one full pass over plain
-decoding's answers and the time model of decoding/exit_time.py, before anything is run. "easy": the same weights with
-the deep half of the blocks nearly the identity, so that almost every token may leave at half depth: what the machinery
-gives when the model does not stand in the way. Peer: transformers' generate, plain and with assistant_early_exit.
+"agrees": share of tokens that the full model would have given at that place; "short": rows read over a head's
+shortlist instead of the vocabulary. Predicted: from one full pass over plain decoding's answers and the time model of
+decoding/exit_time.py, before anything is run. "auto": what `--speculate auto` chooses on these prompts. "easy": the
+same weights with the deep half of the blocks nearly the identity, so that almost every token may leave at half depth,
+with heads fitted on the very prompts: what the machinery gives when the model does not stand in the way. Peer:
+transformers' generate, plain and with assistant_early_exit.
 """
 
 from __future__ import annotations
@@ -36,9 +39,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from exitlens.data.prompts import QA_PROMPT, qa_prompt
 from exitlens.decoding import generate
 from exitlens.decoding.exit_analysis import Cost, Signals, apply_policy, block_widths, oracle, signals_of
-from exitlens.decoding.exit_search import search_skips
+from exitlens.decoding.exit_search import best_draft, search_skips
 from exitlens.decoding.exit_time import TimeModel, measure_times
 from exitlens.decoding.exits import ExitPrefix, Tally
+from exitlens.decoding.heads import ExitHeads, train_heads
 from exitlens.decoding.policies import ExitPolicy
 from exitlens.decoding.speculation import Draft, SpeculationTally, speculate
 from exitlens.models import load, wrap
@@ -100,7 +104,9 @@ class Bench:
     def __init__(self, lm: Any, prompts: list[str], tokens: int, repeats: int, heads: Any = None) -> None:
         self.lm, self.prompts, self.tokens, self.repeats, self.heads = lm, prompts, tokens, repeats, heads
         n = lm.n_layers
-        self.layers = heads.layers if heads is not None else tuple(sorted({n // 2, (2 * n) // 3, (5 * n) // 6, n - 2}))
+        self.layers = tuple(sorted({n // 2, (2 * n) // 3, (5 * n) // 6, n - 2}))
+        if heads is not None:
+            self.layers = tuple(j for j in heads.layers if j >= n // 2)
         self.reader = None if heads is None else heads.reader(lm)
         self.scorer = None if heads is None else heads.scorer(lm)
         self.settings: dict[str, Callable[[int], Any]] = {}
@@ -114,17 +120,28 @@ class Bench:
             if kind != "classifier" or self.heads is not None
             for t in grid
         ]
-        fixed = self.layers if self.heads is not None else (n // 2, (3 * n) // 4, n - 2)
-        return [*out, *(ExitPolicy("fixed", layers=(j,)) for j in fixed[:3]), ExitPolicy("never")]
+        fixed = (n // 2, (3 * n) // 4, n - 2) if self.heads is None else (self.layers[0], *self.layers[-2:])
+        if self.heads is not None:  # few exits, deep ones: where an ordinary model agrees with itself
+            deep = self.layers[-3:]
+            out += [ExitPolicy("probability", t, deep) for t in (0.5, 0.8)]
+            out += [ExitPolicy("classifier", t, deep) for t in (0.8, 0.9)]
+        return [*out, *(ExitPolicy("fixed", layers=(j,)) for j in dict.fromkeys(fixed)), ExitPolicy("never")]
+
+    def name(self, policy: ExitPolicy) -> str:
+        fewer = policy.kind != "fixed" and policy.layers and policy.layers != self.layers
+        return f"{policy.name}@{'/'.join(map(str, policy.layers))}" if fewer else policy.name
 
     def signals(self, answers: list[Any]) -> Signals:
         """What the exits show on given answers; the first token of an answer is not asked about."""
         lm, parts = self.lm, []
+        self.texts, self.places = [], []
         for prompt, answer in zip(self.prompts, answers, strict=True):
             ids = lm.encode(prompt)
             whole = torch.tensor([[*ids, *answer.token_ids]], device=lm.device)
             exits = sorted({*self.layers, *(j for p in self.policies() for j in p.layers), lm.n_layers})
             hidden = lm.forward(whole, layers=exits).hidden
+            self.texts.append(whole[0].tolist())
+            self.places += range(len(ids), len(ids) + len(answer.token_ids) - 1)
             parts.append({j: h[0, len(ids) : len(ids) + len(answer.token_ids) - 1] for j, h in hidden.items()})
         states = {j: torch.cat([p[j] for p in parts]) for j in parts[0]}
         sizes = [len(p[lm.n_layers]) for p in parts]
@@ -137,7 +154,10 @@ class Bench:
 
         def of(layers: tuple[int, ...]) -> Signals:
             kept = {j: states[j] for j in (*layers, n)}
-            return signals_of(self.lm, kept, question, step, reader=self.reader, scorer=self.scorer)
+            return signals_of(
+                self.lm, kept, question, step, layers=layers, reader=self.reader, scorer=self.scorer, texts=self.texts,
+                places=self.places,
+            )  # fmt: skip
 
         return of
 
@@ -145,21 +165,20 @@ class Bench:
         of = self.signals(plain)
         shared = of(self.layers)
         cost = Cost.of(self.lm)
-        n = self.lm.n_layers
         bound = oracle(shared, cost)
         self.facts["oracle"] = {"mean_exit": float(bound.exit.mean()), "agrees": 1.0}
         for policy in self.policies():
-            signals = of(policy.layers) if policy.kind == "fixed" else shared
+            signals = of(policy.layers) if policy.layers and policy.layers != self.layers else shared
             outcome = apply_policy(signals, policy, cost, steps=self.tokens)
             widths = block_widths(outcome.exit, signals.question, signals.step)
             tally = Tally()
-            fact: dict[str, Any] = {"policy": policy.name, "tally": tally, "agrees": float(outcome.agrees.mean())}
+            fact: dict[str, Any] = {"tally": tally, "agrees": float(outcome.agrees.mean())}
             if times is not None:
-                fact["predicted_ms"] = 1e3 * times.seconds(outcome, policy.kind, n, widths)
-            self.facts[policy.name] = fact
+                fact["predicted_ms"] = 1e3 * times.seconds(outcome, policy.kind, widths)
+            self.facts[self.name(policy)] = fact
 
             def go(count: int, policy: ExitPolicy = policy, tally: Tally = tally) -> Any:
-                tally.blocks = tally.unembeddings = 0
+                tally.blocks = tally.unembeddings = tally.short = 0
                 tally.exits = {}
                 return generate(
                     self.lm, self.prompts, max_new_tokens=count, batch_size=1,
@@ -167,7 +186,7 @@ class Bench:
                                                      steps=self.tokens, tally=tally),
                 )  # fmt: skip
 
-            self.settings[policy.name] = go
+            self.settings[self.name(policy)] = go
 
     def add_drafts(self, drafts: list[Draft]) -> None:
         for draft in drafts:
@@ -177,12 +196,29 @@ class Bench:
 
             def go(count: int, draft: Draft = draft, tally: SpeculationTally = tally) -> Any:
                 tally.__init__()  # type: ignore[misc]  # counts of the last turn only
-                head = (
-                    self.reader if draft.exit is not None and self.heads and draft.exit in self.heads.layers else None
-                )
+                head = self.reader if draft.exit is not None else None
                 return speculate(self.lm, self.prompts, draft, max_new_tokens=count, reader=head, tally=tally)
 
             self.settings[name] = go
+
+    def add_auto(self, text: list[int]) -> None:
+        chosen, trials = best_draft(self.lm, self.prompts, reader=self.reader, text=text, max_new_tokens=24)
+        for trial in trials:
+            print(
+                f"  auto tries {trial.name}: {trial.speedup:.2f} x plain, accepted {trial.acceptance:.2f}", flush=True
+            )
+        name = "auto: plain" if chosen is None else f"auto: {chosen.name}"
+        tally = SpeculationTally()
+        self.facts[name] = {"agrees": 1.0, **({} if chosen is None else {"speculation": tally})}
+
+        def go(count: int) -> Any:
+            if chosen is None:
+                return self.settings["plain"](count)
+            tally.__init__()  # type: ignore[misc]
+            head = self.reader if chosen.exit is not None else None
+            return speculate(self.lm, self.prompts, chosen, max_new_tokens=count, reader=head, tally=tally)
+
+        self.settings[name] = go
 
     def add_peer(self, exits: list[int]) -> None:
         """transformers itself; a way that it refuses is left out and said so."""
@@ -214,7 +250,7 @@ class Bench:
         for turn in range(self.repeats + 1):  # the first turn only warms up
             for name, go in self.settings.items():
                 took = []
-                for count in (1, self.tokens):
+                for count in (1, self.tokens if turn else 4):
                     sync()
                     begun = time.perf_counter()
                     made = go(count)
@@ -235,11 +271,10 @@ class Bench:
             pairs = zip(seconds["plain"], seconds[name], strict=True)
             row["times_plain"] = statistics.median(a / b for a, b in pairs)
             if "tally" in fact:
-                row["blocks"] = fact["tally"].blocks / fact["later"]
-                row["unembeddings"] = fact["tally"].unembeddings / fact["later"]
+                row |= {key: getattr(fact["tally"], key) / fact["later"] for key in ("blocks", "unembeddings", "short")}
             if "speculation" in fact:
-                row["blocks"] = fact["speculation"].blocks / fact["later"]
-                row["unembeddings"] = fact["speculation"].unembeddings / fact["later"]
+                tally = fact["speculation"]
+                row |= {key: getattr(tally, key) / fact["later"] for key in ("blocks", "unembeddings", "short")}
                 row["accepted"] = fact["speculation"].acceptance
             if "predicted_ms" in fact:
                 row["predicted_ms"] = fact["predicted_ms"]
@@ -249,8 +284,7 @@ class Bench:
 
 
 def measure(lm: Any, options: argparse.Namespace, heads: Any, peers: bool) -> list[dict[str, Any]]:
-    texts = QUESTIONS[: options.prompts]
-    prompts = ["".join(qa_prompt(text, QA_PROMPT)) for text in texts] if lm.name.startswith("smol") else texts
+    prompts = prompts_for(lm, options)
     bench = Bench(lm, prompts, options.tokens, options.repeats, heads)
     bench.settings["plain"] = lambda count: generate(lm, prompts, max_new_tokens=count, batch_size=1)
     plain = bench.settings["plain"](options.tokens)
@@ -258,20 +292,38 @@ def measure(lm: Any, options: argparse.Namespace, heads: Any, peers: bool) -> li
     times = measure_times(lm, reader=bench.reader, scorer=bench.scorer, context=len(lm.encode(prompts[0])) + 16)
     bench.add_exits(times, plain)
     n = lm.n_layers
-    drafts = [Draft(exit=j) for j in sorted({max(1, n // 4), n // 2, (3 * n) // 4})]
+    exits = sorted({max(1, n // 4), n // 2, (3 * n) // 4})
+    drafts = [Draft(exit=j) for j in (exits if heads is None else heads.layers[:-2])]
     text = [t for answer in plain for t in answer.token_ids][:96]
     found = search_skips(lm, text, most=4 if options.quick else None)
     bench.add_drafts([*drafts, *([found] if found is not None else [])])
+    bench.add_auto(text)
     if peers:
-        bench.add_peer(sorted({max(1, n // 4), n // 2, (3 * n) // 4}))
+        bench.add_peer(exits)
     return bench.run()
+
+
+def easy_heads(lm: Any, options: argparse.Namespace) -> ExitHeads:
+    """Heads at half depth and at the end, fitted on the prompts and the model's own answers."""
+    prompts = prompts_for(lm, options)
+    texts = [[*lm.encode(g.prompt), *g.token_ids] for g in generate(lm, prompts, max_new_tokens=options.tokens)]
+    layers = [lm.n_layers // 2, lm.n_layers]
+    passes = [lm.forward(torch.tensor([t], device=lm.device), layers=layers).hidden for t in texts * 4]
+    states = {j: torch.cat([h[j][0] for h in passes]).float() for j in layers}
+    return train_heads(lm, states, layers=layers, rank=8, epochs=1, batch=64, texts=texts * 4)
+
+
+def prompts_for(lm: Any, options: argparse.Namespace) -> list[str]:
+    texts = QUESTIONS[: options.prompts]
+    return ["".join(qa_prompt(text, QA_PROMPT)) for text in texts] if lm.name.startswith("smol") else texts
 
 
 def show(title: str, rows: list[dict[str, Any]], n: int) -> None:
     print(f"\n{title} ({n} blocks)")
-    heads = ["setting", "agrees", "blocks", "unembeddings", "accepted", "ms", "predicted_ms", "predicted_over_measured",
-             "times_plain"]  # fmt: skip
-    names = ["setting", "agrees", "blocks", "unembed", "accepted", "ms/token", "predicted", "pred/meas", "× plain"]
+    heads = ["setting", "agrees", "blocks", "unembeddings", "short", "accepted", "ms", "predicted_ms",
+             "predicted_over_measured", "times_plain"]  # fmt: skip
+    names = ["setting", "agrees", "blocks", "unembed", "short", "accepted", "ms/token", "predicted", "pred/meas",
+             "× plain"]  # fmt: skip
     print(f"{names[0]:36}" + "".join(f"{name:>10}" for name in names[1:]))
     for row in rows:
         cells = "".join(f"{row[h]:10.3f}" if isinstance(row.get(h), float) else f"{'–':>10}" for h in heads[1:])
@@ -293,6 +345,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="two prompts, twelve tokens, one turn")
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--only", choices=("own", "easy"), help="one of the two tables")
     parser.add_argument("--json")
     options = parser.parse_args()
     if options.quick:
@@ -308,10 +361,13 @@ def main() -> None:
     heads = load_heads(options.heads, lm) if options.heads else None
     print(f"{lm.name}, {lm.dtype}, {lm.device}, {torch.get_num_threads()} threads, batch 1")
     out = {"model": lm.name, "device": str(lm.device), "threads": torch.get_num_threads(), "own": [], "easy": []}
-    out["own"] = measure(lm, options, heads, not options.no_peers)
-    show("the model itself", out["own"], lm.n_layers)
-    out["easy"] = measure(easy(lm), options, None, False)
-    show("easy: the deep half nearly the identity", out["easy"], lm.n_layers)
+    if options.only != "easy":
+        out["own"] = measure(lm, options, heads, not options.no_peers)
+        show("the model itself", out["own"], lm.n_layers)
+    if options.only != "own":
+        simple = easy(lm)
+        out["easy"] = measure(simple, options, easy_heads(simple, options), False)
+        show("easy: the deep half nearly the identity", out["easy"], lm.n_layers)
     if options.json:
         Path(options.json).write_text(json.dumps(out, indent=2))
 

@@ -14,8 +14,9 @@ from tests import tiny
 from exitlens.decoding import generate
 from exitlens.decoding.depths import CachePolicy
 from exitlens.decoding.exit_analysis import Cost, Outcome, Signals, apply_policy, oracle, signals_of
-from exitlens.decoding.exits import ExitPrefix, Tally, logit_reader
+from exitlens.decoding.exits import ExitPrefix, Tally
 from exitlens.decoding.policies import ExitPolicy, parse_policy
+from exitlens.decoding.shortlist import logit_reader
 from exitlens.errors import InputError, LayerError, UnsupportedModel
 from exitlens.models import wrap
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests import tiny
 from torch import Tensor
 
 from exitlens.decoding import generate
-from exitlens.decoding.exit_analysis import signals_of
+from exitlens.decoding.exit_analysis import Cost, apply_policy, signals_of
 from exitlens.decoding.exits import ExitPrefix
 from exitlens.decoding.heads import ExitHeads, train_heads
 from exitlens.decoding.policies import ExitPolicy
@@ -124,14 +125,102 @@ def test_decoding_leaves_by_the_classifier_with_the_heads_tokens() -> None:
     assert set(prefix[0].tally.exits) & {1, 2}
 
 
+def test_a_head_at_the_last_layer_gives_the_models_own_tokens_from_the_shortlist() -> None:
+    """It runs every block and saves the product with the rest of the vocabulary; decoding does what was predicted."""
+    built = tiny.model("llama")
+    built.generation_config.eos_token_id = []  # an end token is asked about too, and is no part of the answer
+    lm = wrap(built, tiny.tokenizer())
+    hidden, _ = planted()
+    heads = train_heads(lm, hidden, layers=[1, 3], shortlist_size=tiny.VOCAB // 2, rank=4, epochs=1)
+    read = heads.reader(lm)
+    full = lm.logits(hidden[3][:200], 3)
+    torch.testing.assert_close(read.short(hidden[3][:200], 3), full[:, heads.shortlist], rtol=1e-4, atol=1e-4)
+    prompt = "Q: What is true?"
+    (plain,) = generate(lm, [prompt], max_new_tokens=60)
+    whole = torch.tensor([[*lm.encode(prompt), *plain.token_ids]])
+    seen = {j: h[0] for j, h in lm.forward(whole, layers=[1, 3]).hidden.items()}
+    n = whole.shape[1]
+    sure = signals_of(lm, seen, [0] * n, range(n), reader=read, texts=whole.tolist(), places=range(n)).values
+    policy = ExitPolicy("probability", float(np.quantile(sure["probability"][0], 0.7)), (1, 3))
+    prefix: list[Any] = []
+
+    def open_with(ids: Any) -> Any:
+        prefix.append(ExitPrefix(lm, ids, policy, reader=read))
+        return prefix[0]
+
+    (answer,) = generate(lm, [prompt], max_new_tokens=60, open_with=open_with, trace=True)
+    ids = lm.encode(prompt)
+    states = lm.forward(torch.tensor([[*ids, *answer.token_ids]]), layers=[1, 3]).hidden
+    asked = {j: h[0, len(ids) : len(ids) + len(answer.token_ids) - 1] for j, h in states.items()}
+    steps = list(range(1, len(answer.token_ids)))
+    text, places = [*ids, *answer.token_ids], range(len(ids), len(ids) + len(steps))
+    signals = signals_of(lm, asked, [0] * len(steps), steps, reader=read, texts=[text], places=places)
+    assert signals.layers == (1, 3)
+    outcome = apply_policy(signals, policy, Cost(1.0, 1.0, exit_unembed=0.1))
+    assert answer.steps["exit"][1:].tolist() == outcome.exit.tolist()
+    rows = np.where(outcome.left, np.searchsorted(signals.layers, outcome.exit), 2)
+    assert list(answer.token_ids[1:]) == signals.top[rows, np.arange(len(steps))].tolist()
+    # A row of the whole vocabulary only where neither head was sure enough; the prompt's own pass is not counted.
+    assert prefix[0].tally.unembeddings == int((~outcome.left).sum())
+    assert prefix[0].tally.short == int(outcome.asked.sum())
+    assert 0 < outcome.left.sum() < len(steps)
+    assert (outcome.left & (outcome.exit == 3)).any()
+
+
+def test_what_a_text_holds_can_be_said_without_being_on_the_shortlist() -> None:
+    lm = model()
+    hidden, _ = planted()
+    heads = train_heads(lm, hidden, layers=[1, 3], shortlist_size=10, rank=4, epochs=1)
+    read = heads.reader(lm)
+    texts = [[1, 2, 3, 2], [250, 251]]
+    rows, everyone = read.rows(texts), np.arange(2)
+    state, full = hidden[3][:2], lm.logits(hidden[3][:2], 3).float()
+    for _ in range(2):
+        shown = rows.show(state, 3, everyone)
+        whole = shown.whole(lm.vocab_size)
+        for row, text in enumerate(texts):
+            known = sorted({*heads.shortlist.tolist(), *text})
+            assert torch.isfinite(whole[row]).nonzero().flatten().tolist() == known
+            torch.testing.assert_close(whole[row, known], full[row, known], rtol=1e-4, atol=1e-4)
+            assert int(shown.top()[row]) == known[int(full[row, known].argmax())]
+        # All of a pass at once gives the same.
+        at_once = read.shown(state, 3, texts, [len(text) - 1 for text in texts])
+        torch.testing.assert_close(at_once.whole(lm.vocab_size), whole)
+        texts = [[*texts[0], 7], [*texts[1], 251]]
+        rows.add(everyone, [7, 251])
+    rows.keep(np.array([1]))
+    alone = rows.show(state[1:], 3, np.array([0])).whole(lm.vocab_size)
+    torch.testing.assert_close(alone, whole[1:])
+    # What comes later in the text is not known yet.
+    early = read.shown(state[:1], 3, [texts[0]], [1]).whole(lm.vocab_size)
+    assert torch.isfinite(early[0]).nonzero().flatten().tolist() == sorted({*heads.shortlist.tolist(), 1, 2})
+
+
+def test_classifiers_learn_that_a_texts_own_tokens_can_be_said() -> None:
+    """With a shortlist that holds next to nothing, the text decides which positions agree."""
+    lm = model()
+    hidden, _ = planted()
+    final = [lm.logits(part, 3).argmax(-1) for part in hidden[3].split(64)]
+    texts = torch.cat(final).view(-1, 10).tolist()  # each text holds at its own place what layer N says there
+    made = [
+        train_heads(lm, hidden, layers=[3], shortlist_size=2, rank=4, epochs=1, texts=given) for given in (None, texts)
+    ]
+    apart, together = (float(heads.notes["agreement.3"]) for heads in made)
+    assert apart < 0.5
+    assert together == 1.0
+
+
 def test_what_cannot_be_is_refused() -> None:
     hidden, heads = planted()
     with pytest.raises(ProbeError, match="another model"):
         heads.reader(model(seed=1))
     with pytest.raises(InputError, match="no exit head at layer 3"):
         heads.scorer(model())(hidden[3], 3)
-    with pytest.raises(InputError, match="layer 3"):
-        train_heads(model(), hidden, layers=[3])
+    for layer in (0, 4):
+        with pytest.raises(InputError, match=f"exit head at layer {layer}"):
+            train_heads(model(), hidden, layers=[layer])
+    with pytest.raises(InputError, match="shortlist_size=1"):
+        train_heads(model(), hidden, layers=[1], shortlist_size=1)
     with pytest.raises(InputError, match="100 positions"):
         train_heads(model(), {j: h[:100] for j, h in hidden.items()}, layers=[1])
     with pytest.raises(ProbeError, match="tuned-lens"):

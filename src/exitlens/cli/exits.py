@@ -129,7 +129,7 @@ def train_command(
     windows: WindowsOption = 160,
     layers: LayersOption = None,
     adapter: AdapterOption = None,
-    shortlist: Annotated[int, typer.Option("--shortlist", min=1, help="Tokens that an exit can give.")] = 4096,
+    shortlist: Annotated[int, typer.Option("--shortlist", min=2, help="Tokens that an exit can give.")] = 4096,
     rank: Annotated[int, typer.Option("--rank", min=1, help="Rank of the translators.")] = 64,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the text.")] = 3,
     seed: SeedOption = 0,
@@ -151,7 +151,7 @@ def train_command(
     _one_text(text, self_text)
     lm = _load(model, device, dtype, revision, trust_remote_code, adapter, quiet)
     found, source = _windows(lm, text, self_text, windows, seed, quiet)
-    chosen = _layers(layers) or _default_exits(lm.n_layers)
+    chosen = _layers(layers) or _default_heads(lm.n_layers)
     with progress("fitting heads", len(found) + len(chosen) * epochs, quiet) as tick:
         heads, before, after = fit_heads(
             lm, found, chosen, shortlist_size=shortlist, rank=rank, epochs=epochs, seed=seed, tick=tick
@@ -222,7 +222,7 @@ def _report_gain(before: Any, after: Any, facts: dict[str, Any], as_json: bool) 
         print_json({**facts, "before": before, "after": after})
         return
     body: list[list[Any]] = [
-        [f"agreement at layer {layer}", value, after.agreement[layer]] for layer, value in before.agreement.items()
+        [f"agreement at layer {layer}", before.agreement.get(layer), value] for layer, value in after.agreement.items()
     ]
     body.append(["mean settling depth", before.settling_depth, after.settling_depth])
     body.append([f"FLOPs saved at {after.level:.0%} agreement", before.flops_saved, after.flops_saved])
@@ -259,6 +259,11 @@ def _layers(text: str | None) -> list[int] | None:
         return sorted({int(part) for part in text.replace("/", ",").split(",") if part.strip()})
     except ValueError:
         raise LayerError(f"exit layers '{text}' are not numbers: write 15/20/24") from None
+
+
+def _default_heads(n: int) -> list[int]:
+    """The exits, two shallow layers for drafts, and the last, whose head saves the rest of the vocabulary."""
+    return sorted({max(1, round(n * 0.07)), max(1, round(n * 0.17)), *_default_exits(n), n})
 
 
 def _default_exits(n: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def prepare(
     if exit_ is not None:
         scorer = None if trained is None else trained.scorer(lm)
         return _leaving(lm, exit_, cache, trained, reader, scorer, options, batch_size, progress)
-    return _drafting(lm, str(speculate), reader, options, batch_size, quiet)
+    return _drafting(lm, str(speculate), trained, options, batch_size, quiet)
 
 
 def _leaving(
@@ -55,10 +56,11 @@ def _leaving(
     from exitlens.decoding.exits import ExitPrefix, Tally
     from exitlens.decoding.policies import parse_policy
     from exitlens.errors import InputError
+    from exitlens.study.study_exits import exit_layers
 
-    policy = parse_policy(text, lm.n_layers)
+    policy = parse_policy(text, lm.n_layers, last=heads is not None and lm.n_layers in heads.layers)
     if heads is not None and policy.kind != "never":
-        policy = policy if policy.layers else replace(policy, layers=heads.layers)
+        policy = policy if policy.layers else replace(policy, layers=exit_layers(lm, None, heads))
         for layer in policy.layers:
             if layer not in heads.layers:
                 raise InputError(
@@ -84,22 +86,27 @@ def _leaving(
     return answer
 
 
-def _drafting(lm: Any, text: str, reader: Any, options: dict[str, Any], batch_size: int, quiet: bool) -> Answer:
+def _drafting(lm: Any, text: str, heads: Any, options: dict[str, Any], batch_size: int, quiet: bool) -> Answer:
     from exitlens.decoding import generate
     from exitlens.decoding.exit_search import best_draft
     from exitlens.decoding.speculation import SpeculationTally, speculate
     from exitlens.errors import UnsupportedModel
     from exitlens.models.native import runner_of
 
+    reader = None if heads is None else heads.reader(lm)
     shared = {key: options[key] for key in ("stop", "sampling", "seed", "chat")}
     if runner_of(lm) is None:
         raise UnsupportedModel(f"{lm.name}: its blocks cannot be run apart, so it cannot draft: leave --speculate out")
     fixed = None if text == "auto" else parse_draft(text, lm.n_layers)
+    if fixed is not None and fixed.exit is not None and heads is not None:
+        heads.index(fixed.exit)  # refuses before any text is written
 
     def answer(asked: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
-        draft, facts = fixed, {}
+        draft = fixed
+        facts: dict[str, Any] = {}
         if draft is None:
             say("measuring which draft is fastest on these prompts", quiet)
+            begun = time.perf_counter()
             sample = list(asked[:4])
             known = [token for prompt in sample for token in lm.encode(prompt)][:128]
             draft, trials = best_draft(
@@ -111,11 +118,12 @@ def _drafting(lm: Any, text: str, reader: Any, options: dict[str, Any], batch_si
                     f"  {t.name}: {1e3 * t.seconds:.1f} ms a token, {t.speedup:.2f}x, accepted {t.acceptance:.0%}",
                     quiet,
                 )
+            facts["measuring_seconds"] = time.perf_counter() - begun
             facts["trials"] = [
                 {"name": t.name, "seconds": t.seconds, "speedup": t.speedup, "acceptance": t.acceptance} for t in trials
             ]
             said = "no draft beats plain decoding: decoding plainly" if draft is None else f"drafting with {draft.name}"
-            say(said, quiet)
+            say(f"{said} (measured in {facts['measuring_seconds']:.0f} s)", quiet)
         if draft is None:
             return generate(lm, asked, batch_size=batch_size, **options), {**facts, "speculate": "none"}
         tally = SpeculationTally()

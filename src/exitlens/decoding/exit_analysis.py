@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
-from .exits import Reader, Scorer, logit_reader
+from .exits import Scorer
 from .policies import ExitPolicy, entropy_of
+from .shortlist import HeadReader, Reader, Shown, logit_reader, reads_last
 
 __all__ = [
     "Cost",
@@ -39,8 +40,8 @@ class Signals:
     """What the exits showed. ``layers [E]`` are the exits, ``tokens T`` the positions whose next token is predicted.
 
     ``top [E+1, T]``: top token at each exit and at layer N (last row). ``values[kind] [E, T]``: each policy's signal
-    (``cosine`` is NaN at the first exit; ``classifier`` only with a scorer). ``question [T]`` and ``step [T]``: which
-    answer a token belongs to, and its place in it.
+    (``cosine`` is NaN at the first exit; ``classifier`` only with a scorer). An exit at layer N is a head's there.
+    ``question [T]`` and ``step [T]``: which answer a token belongs to, and its place in it.
     """
 
     layers: tuple[int, ...]
@@ -85,8 +86,9 @@ class Cost:
 class Outcome:
     """What a policy does to each token: ``exit [T]`` (layer), ``agrees [T]`` with the full model, ``flops [T]``.
 
-    ``asked [T]``: exits at which it was asked. ``full`` is the full model's FLOPs per token. ``flops`` counts the
-    blocks up to the exit; what a deferred cache runs later is :func:`caught_up`.
+    ``asked [T]``: exits at which it was asked. ``left [T]``: by an exit (a head at layer N is one). ``full`` is the
+    full model's FLOPs per token. ``flops`` counts the blocks up to the exit; what a deferred cache runs later is
+    :func:`caught_up`.
     """
 
     policy: str
@@ -95,6 +97,7 @@ class Outcome:
     flops: Array
     full: float
     asked: Array
+    left: Array
 
     @property
     def flops_saved(self) -> float:
@@ -113,16 +116,22 @@ def signals_of(
     question: Sequence[int] | Array,
     step: Sequence[int] | Array,
     *,
+    layers: Sequence[int] | None = None,
     reader: Reader | None = None,
     scorer: Scorer | None = None,
+    texts: Sequence[Sequence[int]] | None = None,
+    places: Sequence[int] | Array | None = None,
     block_rows: int = 64,
 ) -> Signals:
     """Signals of recorded states: ``hidden[layer]`` is ``[T, d_model]`` at every exit and at layer N.
 
-    Raises :class:`InputError` when layer N or every exit is missing.
+    ``layers``: the exits (default: all that were recorded; N is one where ``reader`` has a head there). Raises
+    ``texts``, a question's token ids each, with ``places [T]``, where in its text a state stands: heads read the text's
+    tokens too, as decoding does. Raises :class:`InputError` when layer N or every exit is missing.
     """
     n = lm.n_layers
-    exits = tuple(sorted(j for j in hidden if 1 <= j < n))
+    end = n + 1 if reads_last(reader, n) else n
+    exits = tuple(sorted(j for j in (hidden if layers is None else layers) if 1 <= j < end and j in hidden))
     if n not in hidden or not exits:
         raise InputError(f"exit analysis needs states at layer {n} and at one exit at least; got {sorted(hidden)}")
     read = reader or logit_reader(lm)
@@ -133,10 +142,14 @@ def signals_of(
         part = slice(at, at + block_rows)
         top[-1, part] = lm.logits(hidden[n][part], n).argmax(-1).cpu().numpy()
         for e, layer in enumerate(exits):
-            log_p = read(hidden[layer][part], layer).float().log_softmax(-1)
-            best = log_p.topk(2, dim=-1)
-            pair = best.values.exp().cpu().numpy()
-            top[e, part] = best.indices[:, 0].cpu().numpy()
+            if isinstance(read, HeadReader) and texts is not None and places is not None:
+                mine = [texts[int(q)] for q in np.asarray(question)[part]]
+                shown = read.shown(hidden[layer][part], layer, mine, np.asarray(places)[part].tolist())
+            else:
+                shown = Shown(read(hidden[layer][part], layer).float())
+            log_p = shown.z.log_softmax(-1)
+            pair = log_p.topk(2, dim=-1).values.exp().cpu().numpy()
+            top[e, part] = shown.top().cpu().numpy()
             values["probability"][e, part] = pair[:, 0]
             values["margin"][e, part] = pair[:, 0] - pair[:, 1]
             values["entropy"][e, part] = entropy_of(log_p).cpu().numpy()
@@ -158,7 +171,7 @@ def apply_policy(signals: Signals, policy: ExitPolicy, cost: Cost, *, steps: int
 
     Raises :class:`InputError` when the signal was not recorded or an exit was not.
     """
-    wanted = policy.exits(signals.n_layers)
+    wanted = policy.exits(signals.n_layers, last=signals.n_layers in signals.layers)
     for layer in wanted:
         if layer not in signals.layers:
             raise InputError(f"exit layer {layer} was not recorded: recorded are {', '.join(map(str, signals.layers))}")
@@ -195,8 +208,10 @@ def oracle_at(signals: Signals, cost: Cost, agreement: float) -> Outcome:
     exits[late] = np.minimum(exits[late], signals.layers[0])
     agrees = bound.agrees.copy()
     agrees[late] &= ~wrong[late]
-    flops = exits * cost.block + np.where(exits < signals.n_layers, cost.at_exit, cost.unembed)
-    return Outcome("oracle", exits, agrees, flops.astype(np.float64), bound.full, np.zeros(signals.tokens))
+    left = bound.left.copy()
+    left[late] = True
+    flops = exits * cost.block + np.where(left, cost.at_exit, cost.unembed)
+    return Outcome("oracle", exits, agrees, flops.astype(np.float64), bound.full, np.zeros(signals.tokens), left)
 
 
 def block_widths(exit_layer: Array, question: Array, step: Array) -> Array:
@@ -232,7 +247,7 @@ def _outcome(
     signals: Signals, name: str, rows: list[int], leave: Array, cost: Cost, policy: ExitPolicy | None
 ) -> Outcome:
     n, tokens = signals.n_layers, signals.tokens
-    left = leave.any(0) if rows else np.zeros(tokens, dtype=bool)
+    left: Array = np.asarray(leave.any(0)) if rows else np.zeros(tokens, dtype=bool)
     first = leave.argmax(0) if rows else np.zeros(tokens, dtype=np.int64)
     exits = np.array([signals.layers[r] for r in rows] or [n])
     exit_layer = np.where(left, exits[first], n)
@@ -245,4 +260,4 @@ def _outcome(
     else:
         per_ask = cost.head if policy is not None and policy.kind in ("classifier", "cosine") else 0.0
         flops = flops + asked * per_ask + np.where(left, cost.at_exit, cost.unembed)
-    return Outcome(name, exit_layer, agrees, flops.astype(np.float64), n * cost.block + cost.unembed, asked)
+    return Outcome(name, exit_layer, agrees, flops.astype(np.float64), n * cost.block + cost.unembed, asked, left)

@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 
-from .exits import Reader
 from .loop import generate
+from .shortlist import HeadReader, Reader
 from .speculation import Draft, SpeculationTally, speculate
 
 __all__ = ["Trial", "best_draft", "search_skips"]
+
+_NEAR = 0.9  # of plain decoding's speed on one prompt: slower drafts are not timed again
+_CLOSE = 3  # drafts timed on all prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,41 +46,58 @@ def best_draft(
 ) -> tuple[Draft | None, list[Trial]]:
     """The fastest of ``drafts`` on ``prompts`` (None: none beats plain decoding by ``margin``), and all trials.
 
-    Default drafts: exits at a quarter, half, two thirds and seven eighths of the depth, and a skip set found on
-    ``text`` (token ids). Every setting is timed ``repeats`` times in turn with plain decoding; the best time counts.
+    Default drafts: exits at the layers of ``reader``'s heads, or else at a quarter, half, two thirds and seven eighths
+    of the depth, and a skip set found on ``text`` (token ids). All run once on the first prompt; those that come near
+    plain decoding are timed on all prompts, ``repeats`` times in turn with it, and the best time counts.
     """
-    n = lm.n_layers
-    more = options or {}
     if drafts is None:
+        drafts = _drafts(lm, reader, text)
+    more = {"max_new_tokens": max_new_tokens, **(options or {})}
+    done, total = 0, (len(drafts) + 1) * (repeats + 1)
+
+    def timed(draft: Draft | None, asked: Sequence[str]) -> tuple[float, float]:
+        nonlocal done
+        tally = SpeculationTally()
+        begun = time.perf_counter()
+        if draft is None:
+            made = generate(lm, asked, batch_size=batch_size, **more)
+        else:
+            head = reader if draft.exit is not None else None
+            made = speculate(lm, asked, draft, batch_size=batch_size, reader=head, tally=tally, **more)
+        seconds = (time.perf_counter() - begun) / max(1, sum(len(g.token_ids) for g in made))
+        done += 1
+        if progress is not None:
+            progress(done, total)
+        return seconds, tally.acceptance
+
+    timed(None, prompts[:1])  # warms up
+    plain = timed(None, prompts[:1])[0]
+    first = {i: timed(draft, prompts[:1]) for i, draft in enumerate(drafts)}
+    close = sorted((i for i in first if first[i][0] < plain / _NEAR), key=lambda i: first[i][0])[:_CLOSE]
+    trials = {i: Trial(d.name, d, *first[i], plain / first[i][0]) for i, d in enumerate(drafts)}
+    plain = float("inf") if close else plain
+    best: dict[int, float] = {}
+    for _ in range(max(1, repeats) if close else 0):
+        plain = min(plain, timed(None, prompts)[0])
+        for i in close:
+            seconds, acceptance = timed(drafts[i], prompts)
+            best[i] = min(seconds, best.get(i, seconds))
+            trials[i] = replace(trials[i], seconds=best[i], acceptance=acceptance)
+    for i in close:
+        trials[i] = replace(trials[i], speedup=plain / best[i])
+    able = [trials[i] for i in close if trials[i].speedup >= margin]
+    top = max(able, key=lambda t: t.speedup, default=None)
+    return (None if top is None else top.draft), [Trial("plain", None, plain, 1.0, 1.0), *trials.values()]
+
+
+def _drafts(lm: Any, reader: Reader | None, text: Sequence[int] | None) -> list[Draft]:
+    n = lm.n_layers
+    if isinstance(reader, HeadReader):
+        exits = [j for j in reader.layers if j < n]
+    else:
         exits = sorted({max(1, n // 4), n // 2, (2 * n) // 3, n - max(1, n // 8)} & set(range(1, n)))
-        drafts = [Draft(exit=e) for e in exits]
-        if text is not None:
-            found = search_skips(lm, text)
-            drafts = [*drafts, *([found] if found is not None else [])]
-    plain = float("inf")
-    best: dict[int, tuple[float, float]] = {}
-    for turn in range(max(1, repeats)):
-        plain = min(
-            plain, _time(lambda: generate(lm, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, **more))
-        )
-        for i, draft in enumerate(drafts):
-            tally = SpeculationTally()
-
-            def go(draft: Draft = draft, tally: SpeculationTally = tally) -> Any:
-                head = reader if draft.exit is not None else None
-                return speculate(
-                    lm, prompts, draft, max_new_tokens=max_new_tokens, batch_size=batch_size, reader=head, tally=tally,
-                    **more,
-                )  # fmt: skip
-
-            seconds = _time(go)
-            best[i] = (min(seconds, best.get(i, (seconds, 0.0))[0]), tally.acceptance)
-            if progress is not None:
-                progress(turn * len(drafts) + i + 1, repeats * len(drafts))
-    trials = [Trial("plain", None, plain, 1.0, 1.0)]
-    trials += [Trial(d.name, d, best[i][0], best[i][1], plain / best[i][0]) for i, d in enumerate(drafts)]
-    top = max(trials[1:], key=lambda t: t.speedup, default=None)
-    return (top.draft if top is not None and top.speedup >= margin else None), trials
+    found = None if text is None else search_skips(lm, text)
+    return [*(Draft(exit=j) for j in exits), *([] if found is None else [found])]
 
 
 @torch.no_grad()
@@ -104,7 +124,7 @@ def search_skips(
         for j in range(1, n + 1):
             if j not in attention or j not in mlp:
                 x = runner.block(j, x, kv, where, attention=j not in attention, mlp=j not in mlp)
-        return lm.logits(x[0], n).argmax(-1)  # type: ignore[no-any-return]
+        return runner.logits(x[0], n).argmax(-1)
 
     want = tops(frozenset(), frozenset())
     chosen: list[tuple[str, int]] = []
@@ -141,10 +161,3 @@ def search_skips(
         skip_attention=tuple(sorted(j for kind, j in picked if kind == "attention")),
         skip_mlp=tuple(sorted(j for kind, j in picked if kind == "mlp")),
     )
-
-
-def _time(work: Callable[[], Any]) -> float:
-    begun = time.perf_counter()
-    made = work()
-    tokens = sum(len(g.token_ids) for g in made)
-    return (time.perf_counter() - begun) / max(1, tokens)

@@ -17,10 +17,11 @@ import torch
 from ..errors import UnsupportedModel
 from ..models.native import runner_of
 from .exit_analysis import Array, Outcome
-from .exits import ExitPrefix, ExitSession, Reader, Scorer
+from .exits import ExitPrefix, ExitSession, Scorer
 from .loop import Row, Run
 from .policies import ExitPolicy
 from .sampling import Sampling
+from .shortlist import Reader
 
 __all__ = ["TimeModel", "measure_times"]
 
@@ -46,13 +47,12 @@ class TimeModel:
         """Seconds a token of the full model, run by the same machinery."""
         return self.step + n_layers * self.block[0] + self.unembed
 
-    def seconds(self, outcome: Outcome, kind: str, n_layers: int, widths: Array) -> float:
+    def seconds(self, outcome: Outcome, kind: str, widths: Array) -> float:
         """Mean seconds a token under a policy of ``kind``; ``widths [T, w]``: see :func:`block_widths`."""
         blocks = widths @ self._at(np.arange(widths.shape[1]))
         asks = outcome.asked * self.ask.get(kind, 0.0)
-        leaves = outcome.exit < n_layers
         shown = kind in ("probability", "margin", "entropy", "patience")
-        last = np.where(leaves, 0.0 if shown else self.exit_logits, self.unembed)
+        last = np.where(outcome.left, 0.0 if shown else self.exit_logits, self.unembed)
         return float((self.step + blocks + asks + last).mean())
 
     def _at(self, tokens: Array) -> Array:
@@ -79,6 +79,12 @@ def measure_times(
     ids = [(7 * i + 5) % lm.vocab_size for i in range(context)]
     row = np.array([0])
     few = max(5, repeats // 3)
+    # What a step reads in between has long left the processor's cache when the next one comes; an array larger than
+    # the cache, read before each timing, does the same.
+    other = torch.zeros(1 << 24 if lm.device.type == "cpu" else 1)
+
+    def cold() -> None:
+        other.sum()
 
     def started(policy: ExitPolicy) -> ExitSession:
         prefix = ExitPrefix(lm, (), policy, reader=reader, scorer=scorer)
@@ -99,7 +105,7 @@ def measure_times(
             for block in range(1, n + 1):
                 d.advance(row, block)
 
-        by_width[width] = _median(pass_through, few) / n
+        by_width[width] = _median(pass_through, few) / n  # all blocks are larger than the cache
     layer = max(1, n - 1)
     ask: dict[str, float] = {}
     for kind in ("probability", "margin", "entropy", "patience", "cosine", "classifier", "fixed"):
@@ -118,9 +124,9 @@ def measure_times(
         ) -> None:
             session._ask(state, state, layer, row, tops, same, session._p.policy.threshold)
 
-        ask[kind] = _median(question, repeats)
+        ask[kind] = _median(question, repeats, cold)
     state = d.last(row)
-    unembed = _median(lambda: lm.logits(state, n).float().argmax(-1).cpu(), repeats)
+    unembed = _median(lambda: runner.logits(state, n).float().argmax(-1).cpu(), few, cold)
     whole = n * by_width[1] + unembed
     return TimeModel(
         widths=_WIDTHS,
@@ -161,10 +167,12 @@ class _Opened:
         return self._session
 
 
-def _median(work: Callable[[], Any], repeats: int) -> float:
+def _median(work: Callable[[], Any], repeats: int, before: Callable[[], None] | None = None) -> float:
     work()
     times = []
     for _ in range(repeats):
+        if before is not None:
+            before()
         begun = time.perf_counter()
         work()
         if torch.cuda.is_available():

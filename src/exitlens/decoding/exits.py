@@ -15,27 +15,23 @@ from ..models.native import runner_of
 from .depths import CachePolicy, Depths
 from .policies import Ask, ExitPolicy
 from .session import NativePrefix
+from .shortlist import HeadReader, Reader, RowReader, Shown, logit_reader, reads_last, show
 
-__all__ = ["ExitPrefix", "ExitSession", "Reader", "Tally", "logit_reader"]
+__all__ = ["ExitPrefix", "ExitSession", "Scorer", "Tally"]
 
-# Logits [rows, vocab] of states [rows, d_model] at a layer.
-Reader = Callable[[Tensor, int], Tensor]
 # The classifier's probability [rows] that a state's top token at a layer is the final one.
 Scorer = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(slots=True)
 class Tally:
-    """What was really run: block × token, unembedding rows, and answer tokens by exit layer."""
+    """What was really run: block × token, unembedding rows (and rows over a head's shortlist), answer tokens by exit
+    layer."""
 
     blocks: int = 0
     unembeddings: int = 0
+    short: int = 0
     exits: dict[int, int] | None = None
-
-
-def logit_reader(lm: Any) -> Reader:
-    """The model's own norm and unembedding at every layer."""
-    return lambda h, layer: lm.logits(h, layer).float()
 
 
 class ExitPrefix:
@@ -89,10 +85,11 @@ class ExitSession:
         self._p = prefix
         self._room = room
         self._n = prefix.lm.n_layers
-        self._exits = prefix.policy.exits(self._n)
+        self._exits = prefix.policy.exits(self._n, last=reads_last(prefix.reader, self._n))
         self._step = 0
         self._logits: Tensor
         self._exit: np.ndarray
+        self._reader: Reader | RowReader
         self.depths: Depths
 
     def start(self, prompts: Sequence[Sequence[int]]) -> dict[int, Tensor]:
@@ -100,8 +97,10 @@ class ExitSession:
         inner = self._p.prefix.session([self._n], self._room)
         hidden = inner.start(prompts)
         self.depths = Depths(self._p.runner, inner.kv, inner.lengths)
-        self._logits = self._p.lm.logits(hidden[self._n], self._n).float()
+        self._logits = self._p.runner.logits(hidden[self._n], self._n).float()
         self._exit = np.full(len(prompts), self._n)
+        reader = self._p.reader
+        self._reader = reader.rows(prompts) if isinstance(reader, HeadReader) else reader
         self._count()
         return hidden
 
@@ -111,9 +110,11 @@ class ExitSession:
 
     def step(self, tokens: Tensor) -> dict[int, Tensor]:
         """See :class:`~exitlens.decoding.session.Session`; the states are those at each row's exit."""
-        d, p = self.depths, self._p
+        d, p, n = self.depths, self._p, self._n
         everyone = np.arange(len(tokens))
         d.append(everyone, tokens)
+        if isinstance(self._reader, RowReader):
+            self._reader.add(everyone, tokens.tolist())
         self._step += 1
         limit = p.policy.limit(self._step, p.steps)
         going = everyone
@@ -121,29 +122,32 @@ class ExitSession:
         self._logits = torch.empty(len(tokens), p.lm.vocab_size, device=p.lm.device)
         previous: Tensor | None = None
         tops, same = np.full(len(tokens), -1), np.zeros(len(tokens), dtype=np.int64)
-        for block in range(1, self._n + 1):
+        for block in range(1, n + 1):
             self._advance(going, block)
-            if block == self._n:
-                self._logits[torch.from_numpy(going)] = p.lm.logits(d.last(going), self._n).float()
-                p.tally.unembeddings += len(going)
-            elif block in self._exits:
+            if block in self._exits:
                 state = d.last(going)
                 leave = self._ask(state, previous, block, going, tops, same, limit)
                 out = going[leave]
-                if len(out) and p.cache == "propagate":
+                if len(out) and block < n and p.cache == "propagate":
                     d.propagate(out, block)
-                elif p.cache == "recompute":
+                elif block < n and p.cache == "recompute":
                     d.parked[out, d.lengths[out] - 1] = True
                 previous = state[torch.from_numpy(~leave)]
                 going = going[~leave]
                 if not len(going):
                     break
+        if len(going):
+            self._logits[torch.from_numpy(going)] = p.runner.logits(d.last(going), n).float()
+            p.tally.unembeddings += len(going)
         self._count()
         return {self._n: d.last(everyone)}
 
     def keep(self, rows: Tensor) -> None:
         """See :class:`~exitlens.decoding.session.Session`."""
-        self.depths.select(rows.cpu().numpy())
+        kept = rows.cpu().numpy()
+        self.depths.select(kept)
+        if isinstance(self._reader, RowReader):
+            self._reader.keep(kept)
 
     def _advance(self, going: np.ndarray, block: int) -> None:
         before = self.depths.blocks_run
@@ -165,26 +169,32 @@ class ExitSession:
         """Who of ``going`` leaves at ``layer``; the logits of those who do are kept."""
         p = self._p
         ask = Ask(state=state, previous=previous)
+        shown: Shown | None = None
         if p.policy.needs_logits:
-            ask.logits = p.reader(state, layer)
-            p.tally.unembeddings += len(going)
-            top = ask.logits.argmax(-1).cpu().numpy()
-            same[going] = np.where(tops[going] == top, same[going] + 1, 1)
-            tops[going] = top
-            ask.unchanged = torch.from_numpy(same[going])
+            shown = self._show(state, layer, going)
+            ask.logits = shown.z
+            if p.policy.kind == "patience":
+                top = shown.top().cpu().numpy()
+                same[going] = np.where(tops[going] == top, same[going] + 1, 1)
+                tops[going] = top
+                ask.unchanged = torch.from_numpy(same[going])
         elif p.policy.kind == "classifier" and p.scorer is not None:
             ask.score = p.scorer(state, layer)
         leave = p.policy.decide(ask, len(going), limit).numpy()
         if leave.any():
             chosen = torch.from_numpy(leave)
-            if ask.logits is None:
-                logits = p.reader(state[chosen], layer)
-                p.tally.unembeddings += int(leave.sum())
-            else:
-                logits = ask.logits[chosen]
-            self._logits[torch.from_numpy(going[leave])] = logits
+            shown = self._show(state[chosen], layer, going[leave]) if shown is None else shown.of(chosen)
+            self._logits[torch.from_numpy(going[leave])] = shown.whole(p.lm.vocab_size)
             self._exit[going[leave]] = layer
         return leave
+
+    def _show(self, state: Tensor, layer: int, rows: np.ndarray) -> Shown:
+        shown, tally = show(self._reader, state, layer, rows), self._p.tally
+        if shown.ids is None:
+            tally.unembeddings += len(state)
+        else:
+            tally.short += len(state)
+        return shown
 
     def _count(self) -> None:
         assert self._p.tally.exits is not None  # made by ExitPrefix

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError, ProbeError
+from .shortlist import HeadReader, translate
 
 __all__ = ["ExitHeads", "train_heads"]
 
@@ -25,7 +26,8 @@ __all__ = ["ExitHeads", "train_heads"]
 class ExitHeads:
     """Frozen heads at ``layers [E]``, over the token ids ``shortlist [S]``.
 
-    ``down [E, r, d]``, ``up [E, d, r]``, ``shift [E, d]``: the translators. ``direction [E, d]``, ``offset [E]``:
+    ``down [E, r, d]``, ``up [E, d, r]``, ``shift [E, d]``: the translators (nothing at layer N, whose head saves the
+    rest of the vocabulary and no block). ``direction [E, d]``, ``offset [E]``:
     the classifiers, on the normed state. ``fingerprint`` is the model's that they were fitted on; ``notes`` says on
     what and how well.
     """
@@ -48,33 +50,23 @@ class ExitHeads:
                 f"{lm.name}): train them with `exitlens exits train --model {lm.name}`"
             )
 
-    def reader(self, lm: Any) -> Callable[[Tensor, int], Tensor]:
-        """Logits ``[rows, vocab]`` at an exit: −inf outside the shortlist."""
+    def reader(self, lm: Any) -> HeadReader:
+        """Logits at an exit: on the shortlist, and with the tokens that rows hold."""
         self.check(lm)
-        weight = lm.weight[self.shortlist].contiguous()
-        bias = None if lm.bias is None else lm.bias[self.shortlist]
-
-        def read(h: Tensor, layer: int) -> Tensor:
-            e = self._index(layer)
-            x = lm.norm(translate(h, self.down[e], self.up[e], self.shift[e]))
-            z = lm.post(torch.nn.functional.linear(x, weight, bias)).float()
-            out = torch.full((*h.shape[:-1], lm.vocab_size), -math.inf, device=h.device)
-            out[..., self.shortlist] = z
-            return out
-
-        return read
+        return HeadReader(self, lm)
 
     def scorer(self, lm: Any) -> Callable[[Tensor, int], Tensor]:
         """Probability ``[rows]`` that the head's top token at a layer is the one of layer N."""
         self.check(lm)
 
         def score(h: Tensor, layer: int) -> Tensor:
-            e = self._index(layer)
+            e = self.index(layer)
             return torch.sigmoid(_features(h) @ self.direction[e] + self.offset[e])
 
         return score
 
-    def _index(self, layer: int) -> int:
+    def index(self, layer: int) -> int:
+        """Place of a layer among ``layers``. Raises :class:`InputError`."""
         try:
             return self.layers.index(layer)
         except ValueError:
@@ -106,12 +98,6 @@ class ExitHeads:
         return cls(layers=tuple(tensors["layers"].tolist()), fingerprint=text["fingerprint"], notes=notes, **rest)
 
 
-def translate(h: Tensor, down: Tensor, up: Tensor, shift: Tensor) -> Tensor:
-    """``h + U V h + b`` for ``h [..., d]``."""
-    low = h.to(down.dtype) @ down.T
-    return h + (low @ up.T + shift).to(h.dtype)
-
-
 def _features(h: Tensor) -> Tensor:
     """The state at unit mean square, so that its growth over layers and tokens does not enter."""
     h = h.float()
@@ -130,25 +116,30 @@ def train_heads(
     rate: float = 1e-3,
     seed: int = 0,
     held_out: float = 0.1,
+    texts: Sequence[Sequence[int]] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> ExitHeads:
     """Fit heads on recorded states ``hidden[layer] [T, d_model]`` of text, at ``layers`` and at N.
 
     The shortlist is the ``shortlist_size`` tokens that layer N gives most mass to. Translators minimise the KL of layer
     N's distribution, renormalised on the shortlist, to the head's. The last ``held_out`` share of positions is kept
-    apart and measures agreement (in ``notes``).
+    apart and measures agreement (in ``notes``). ``texts``: the token ids that the states stand on, text after text;
+    with them classifiers count what a text holds already as part of the shortlist, as decoding does.
 
-    Raises :class:`InputError` for fewer than 256 positions or a layer that was not recorded.
+    At layer N there is nothing to translate: its head is the shortlist and a classifier. Raises :class:`InputError`
+    for fewer than 256 positions or a layer that was not recorded.
     """
     n = lm.n_layers
     for layer in layers:
-        if not 1 <= layer < n or layer not in hidden:
-            raise InputError(f"exit head at layer {layer}: use recorded layers from 1 to {n - 1}")
+        if not 1 <= layer <= n or layer not in hidden:
+            raise InputError(f"exit head at layer {layer}: use recorded layers from 1 to {n}")
     total = int(hidden[n].shape[0])
     if total < 256:
         raise InputError(f"{total} positions of text are too few to fit exit heads: give at least 256")
     split = total - max(32, int(total * held_out))
     mass, top = _final_mass(lm, hidden[n])
+    if shortlist_size < 2 or rank < 1 or epochs < 1:
+        raise InputError(f"shortlist_size={shortlist_size}, rank={rank} or epochs={epochs} is out of range")
     size = min(shortlist_size, lm.vocab_size)
     shortlist = mass.topk(size).indices.sort().values
     weight = lm.weight.detach()[shortlist].float()
@@ -165,7 +156,7 @@ def train_heads(
         optimiser = torch.optim.Adam([down, up, shift], lr=rate)
         steps = epochs * max(1, split // batch)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=rate, total_steps=steps + 1)
-        for _ in range(epochs):
+        for _ in range(epochs if layer < n else 0):
             order = torch.randperm(split, generator=generator)
             for at in range(0, split - batch + 1, batch):
                 rows = order[at : at + batch]
@@ -182,8 +173,10 @@ def train_heads(
             done += 1
             if progress is not None:
                 progress(done, work)
+        done = (len(parts["down"]) + 1) * epochs
         with torch.no_grad():
-            agree = _agreement(lm, hidden[layer], top, shortlist, weight, bias, (down, up, shift))
+            own = () if texts is None else texts
+            agree = _agreement(lm, hidden[layer], top, shortlist, weight, bias, (down, up, shift), own)
         direction, offset = _classifier(_features(hidden[layer][:split]), agree[:split])
         notes[f"agreement.{layer}"] = f"{float(agree[split:].float().mean()):.4f}"
         for key, value in zip(parts, (down, up, shift, direction, offset), strict=True):
@@ -212,13 +205,23 @@ def _agreement(
     weight: Tensor,
     bias: Tensor | None,
     head: tuple[Tensor, Tensor, Tensor],
+    texts: Sequence[Sequence[int]],
 ) -> Tensor:
     """``[T]``: is the head's top token the one of layer N?"""
-    out = []
-    for at in range(0, len(states), 512):
-        x = lm.norm(translate(states[at : at + 512].float(), *head)).float()
-        z = torch.nn.functional.linear(x, weight, bias)
-        out.append(shortlist[z.argmax(-1)] == top[at : at + 512])
+    out, at = [], 0
+    sizes = [len(text) for text in texts] or [512] * math.ceil(len(states) / 512)
+    for i, size in enumerate(sizes):
+        x = lm.norm(translate(states[at : at + size].float(), *head)).float()
+        best = torch.nn.functional.linear(x, weight, bias).max(-1)
+        chosen = shortlist[best.indices]
+        if len(texts):
+            ids = torch.tensor(list(texts[i]), device=x.device)
+            offset = None if lm.bias is None else lm.bias.detach()[ids].float()
+            z = torch.nn.functional.linear(x, lm.weight.detach()[ids].float(), offset)
+            said = z.masked_fill(torch.ones_like(z, dtype=torch.bool).triu(1), -torch.inf).max(-1)
+            chosen = torch.where(said.values > best.values, ids[said.indices], chosen)
+        out.append(chosen == top[at : at + size])
+        at += size
     return torch.cat(out)
 
 

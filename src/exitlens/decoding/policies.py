@@ -88,16 +88,21 @@ class ExitPolicy:
         sign = "≤" if self.kind == "entropy" else "≥"
         return f"{self.kind}{sign}{self.threshold:g}"
 
-    def exits(self, n_layers: int) -> tuple[int, ...]:
-        """The layers asked at, in order. Raises :class:`LayerError` for one outside 1..N−1."""
+    def exits(self, n_layers: int, *, last: bool = False) -> tuple[int, ...]:
+        """The layers asked at, in order; ``last``: layer N too, where a head saves the full vocabulary product.
+
+        Raises :class:`LayerError` for a layer outside 1..N−1 (1..N).
+        """
         if self.kind == "never":
             return ()
-        layers = self.layers or tuple(range(max(1, n_layers // 2), n_layers))
+        end = n_layers + 1 if last else n_layers
+        layers = self.layers or tuple(range(max(1, n_layers // 2), end))
         for layer in layers:
-            if not 1 <= layer < n_layers:
+            if not 1 <= layer < end:
+                more = "" if last else f", and after {n_layers} with a trained head there"
                 raise LayerError(
                     f"exit layer {layer} is out of range: a model of {n_layers} blocks can leave after 1 to "
-                    f"{n_layers - 1}"
+                    f"{end - 1}{more}"
                 )
         return tuple(sorted(layers))
 
@@ -115,8 +120,10 @@ class ExitPolicy:
             log_p = ask.logits.float().log_softmax(-1)
             if self.kind == "entropy":
                 return entropy_of(log_p)
+            if self.kind == "probability":
+                return log_p.amax(-1).exp()
             top = log_p.topk(2, dim=-1).values.exp()
-            return top[:, 0] if self.kind == "probability" else top[:, 0] - top[:, 1]
+            return top[:, 0] - top[:, 1]
         if self.kind == "patience":
             return None if ask.unchanged is None else ask.unchanged.float()
         if self.kind == "cosine":
@@ -137,10 +144,10 @@ class ExitPolicy:
         return (signal <= limit if self.kind == "entropy" else signal >= limit).cpu()
 
 
-def parse_policy(text: str, n_layers: int) -> ExitPolicy:
+def parse_policy(text: str, n_layers: int, *, last: bool = False) -> ExitPolicy:
     """``probability:0.9``, ``probability:0.9@15/20/25``, ``fixed:20``, ``patience:3``, ``never``.
 
-    Raises :class:`InputError` and :class:`LayerError`.
+    ``last``: see :meth:`ExitPolicy.exits`. Raises :class:`InputError` and :class:`LayerError`.
     """
     body, _, where = text.strip().partition("@")
     kind, _, value = body.partition(":")
@@ -159,5 +166,5 @@ def parse_policy(text: str, n_layers: int) -> ExitPolicy:
         raise InputError(f"exit policy {kind!r} needs a threshold: write {kind}:0.9")
     else:
         policy = ExitPolicy(kind, number, layers)
-    policy.exits(n_layers)
+    policy.exits(n_layers, last=last)
     return policy

@@ -20,10 +20,10 @@ from ..errors import InputError, LayerError, UnsupportedModel
 from ..models.native import runner_of
 from .batching import plan_batches
 from .depths import Depths
-from .exits import Reader, logit_reader
 from .loop import Generation, Row, Run, encode
 from .sampling import Sampling, row_generator
 from .session import NativePrefix
+from .shortlist import HeadReader, Reader, RowReader, Shown, logit_reader, show
 
 __all__ = ["Draft", "SpeculationTally", "speculate"]
 
@@ -75,6 +75,7 @@ class SpeculationTally:
     accepted: int = 0
     blocks: int = 0
     unembeddings: int = 0
+    short: int = 0  # rows over a head's shortlist
     lengths: list[int] = field(default_factory=list)
 
     @property
@@ -128,7 +129,8 @@ class _Rounds:
     """One batch: draft, verify, crop, until every row has finished."""
 
     def __init__(self, run: Run, prefix: NativePrefix, draft: Draft, reader: Reader, tally: SpeculationTally) -> None:
-        self.run, self.prefix, self.draft, self.reader, self.tally = run, prefix, draft, reader, tally
+        self.run, self.prefix, self.draft, self.tally = run, prefix, draft, tally
+        self.reader: Reader | RowReader = reader
         self.n = run.lm.n_layers
         self.first = draft.first(self.n)
         self.greedy = run.sampling.greedy
@@ -137,23 +139,25 @@ class _Rounds:
     @torch.no_grad()
     def go(self, rows: list[Row]) -> None:
         """Run ``rows`` to their ends."""
-        lm, run = self.run.lm, self.run
+        run = self.run
         # Drafts may reach past the last answer token before they are cut back.
         inner = self.prefix.session([self.n], run.limit + self.draft.length + 1)
         hidden = inner.start([row.ids for row in rows])
         self.d = Depths(self.prefix.runner, inner.kv, inner.lengths)
-        logits = lm.logits(hidden[self.n], self.n).float()
+        logits = self.prefix.runner.logits(hidden[self.n], self.n).float()
         chosen = run.sampling.choose(logits, [row.generator for row in rows])
         for row, token in zip(rows, chosen.tolist(), strict=True):
             run.accept(row, token)
         active = np.array([i for i, row in enumerate(rows) if row.finish is None], dtype=np.int64)
+        if isinstance(self.reader, HeadReader):
+            self.reader = self.reader.rows([[*row.ids, *row.new] for row in rows])
         length = self.draft.length
         while len(active):
             length = self._round(rows, active, length)
             active = active[[rows[i].finish is None for i in active]]
 
     def _round(self, rows: list[Row], active: np.ndarray, length: int) -> int:
-        d, run, lm = self.d, self.run, self.run.lm
+        d, run = self.d, self.run
         start = d.lengths[active].copy()
         drafts, shares = self._propose(rows, active, length)
         before = d.blocks_run
@@ -162,7 +166,7 @@ class _Rounds:
         self.tally.blocks += d.blocks_run - before
         at = torch.from_numpy(start[:, None] + np.arange(length + 1)[None])
         states = d.states[torch.from_numpy(active)[:, None], at]
-        final = lm.logits(states, self.n).float()
+        final = self.prefix.runner.logits(states, self.n).float()
         self.tally.unembeddings += final.shape[0] * final.shape[1]
         best = 0
         kept = np.zeros(len(active), dtype=np.int64)
@@ -175,6 +179,8 @@ class _Rounds:
             for token in tokens:
                 if row.finish is None:
                     run.accept(row, token)
+                    if isinstance(self.reader, RowReader):
+                        self.reader.add(active[i : i + 1], [token])
             kept[i] = start[i] + 1 + held
         d.crop(active, kept)
         self.tally.rounds += 1
@@ -195,13 +201,16 @@ class _Rounds:
             if step == length:  # the last draft is only brought to where verification begins
                 self.tally.blocks += d.blocks_run - before
                 break
-            logits = self._draft_logits(active)
+            shown = self._draft_logits(active)
             self.tally.blocks += d.blocks_run - before
-            self.tally.unembeddings += len(active)
-            if self.greedy:
-                token = logits.argmax(-1).cpu()
+            if shown.ids is None:
+                self.tally.unembeddings += len(active)
             else:
-                share = self.run.sampling.distribution(logits)
+                self.tally.short += len(active)
+            if self.greedy:
+                token = shown.top().cpu()
+            else:
+                share = self.run.sampling.distribution(shown.whole(self.run.lm.vocab_size))
                 shares.append(share)
                 own = [rows[i].generator for i in active]
                 token = torch.cat([torch.multinomial(s.cpu(), 1, generator=g) for s, g in zip(share, own, strict=True)])
@@ -209,11 +218,11 @@ class _Rounds:
                 mine.append(t)
         return drafts, torch.stack(shares, 1) if shares else None
 
-    def _draft_logits(self, active: np.ndarray) -> Tensor:
+    def _draft_logits(self, active: np.ndarray) -> Shown:
         if self.draft.exit is not None:
-            return self.reader(self.d.last(active), self.first).float()
+            return show(self.reader, self.d.last(active), self.first, active)
         x = self.d.draft_rest(active, self.first, self.draft.skip_attention, self.draft.skip_mlp)
-        return self.run.lm.logits(x, self.n).float()  # type: ignore[no-any-return]
+        return Shown(self.prefix.runner.logits(x, self.n).float())
 
     def _verify(self, row: Row, final: Tensor, draft: list[int], share: Tensor | None) -> tuple[list[int], int]:
         """Tokens to add (accepted drafts and one of the model's own) and how many drafts held."""

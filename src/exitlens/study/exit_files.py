@@ -77,7 +77,7 @@ def record_states(
     lm: Any, windows: Sequence[Sequence[int]], layers: Sequence[int], *, tick: Callable[[int], None] | None = None
 ) -> tuple[dict[int, Tensor], NDArray[Any], NDArray[Any]]:
     """States ``{layer: [T, d_model]}`` of all windows, at ``layers`` and N; the window and place of each position."""
-    parts: dict[int, list[Tensor]] = {j: [] for j in (*layers, lm.n_layers)}
+    parts: dict[int, list[Tensor]] = {j: [] for j in dict.fromkeys((*layers, lm.n_layers))}
     for at in range(0, len(windows), 4):
         hidden = lm.forward(torch.tensor(windows[at : at + 4], device=lm.device), layers=list(parts)).hidden
         for j, states in parts.items():

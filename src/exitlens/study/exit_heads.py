@@ -47,7 +47,7 @@ def fit_heads(
     hidden, _, _ = record_states(lm, windows[:-held], layers, tick=tick)
     heads = train_heads(
         lm, hidden, layers=layers, shortlist_size=shortlist_size, rank=rank, epochs=epochs, seed=seed,
-        progress=None if tick is None else lambda _done, _total: tick(1),
+        texts=windows[:-held], progress=None if tick is None else lambda _done, _total: tick(1),
     )  # fmt: skip
     return heads, measure(lm, windows[-held:], layers), measure(lm, windows[-held:], layers, heads=heads)
 
@@ -64,12 +64,17 @@ def measure(
     """What exits are worth on ``windows``; with ``teacher``, agreement is with that model's last layer."""
     hidden, question, step = record_states(lm, windows, layers)
     reader = scorer = None
+    upper = [j for j in layers if j >= lm.n_layers // 2] or list(
+        layers
+    )  # policies ask there; the others are for drafts
     cost = Cost.of(lm)
     if heads is not None:
         reader, scorer = heads.reader(lm), heads.scorer(lm)
         at_exit = 2.0 * len(heads.shortlist) * lm.d_model + 4.0 * heads.down.shape[1] * lm.d_model
         cost = Cost(cost.block, cost.unembed, cost.head, at_exit)
-    signals = signals_of(lm, hidden, question, step, reader=reader, scorer=scorer)
+    signals = signals_of(
+        lm, hidden, question, step, layers=layers, reader=reader, scorer=scorer, texts=windows, places=step
+    )
     if teacher is not None:
         states = record_states(teacher, windows, [])[0]
         top = signals.top.copy()
@@ -80,13 +85,25 @@ def measure(
             ]
         )
         signals = Signals(signals.layers, signals.n_layers, top, signals.values, question, step)
+    agreement = {j: float((signals.top[e] == signals.top[-1]).mean()) for e, j in enumerate(signals.layers)}
+    signals = _only(signals, upper)
     table = policy_table(signals, cost)
     able = table[(table["policy"] != "oracle") & (table["agreement"] >= level) & (table["flops_saved"] > 0)]
     best = able.sort_values("flops_saved").iloc[-1] if len(able) else None
     return Gain(
-        agreement={j: float((signals.top[e] == signals.top[-1]).mean()) for e, j in enumerate(signals.layers)},
+        agreement=agreement,
         settling_depth=float(oracle(signals, cost).exit.mean()),
         flops_saved=0.0 if best is None else float(best["flops_saved"]),
         policy="none" if best is None else f"{best['policy']} {best['threshold']:g}",
         level=level,
     )
+
+
+def _only(signals: Signals, layers: Sequence[int]) -> Signals:
+    """Signals of some exits. Those that compare with the exit before are left out where that is another one now."""
+    rows = [e for e, j in enumerate(signals.layers) if j in layers]
+    if len(rows) == len(signals.layers):
+        return signals
+    values = {kind: v[rows] for kind, v in signals.values.items() if kind not in ("cosine", "patience")}
+    kept = tuple(signals.layers[e] for e in rows)
+    return Signals(kept, signals.n_layers, signals.top[[*rows, -1]], values, signals.question, signals.step)

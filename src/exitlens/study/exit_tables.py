@@ -75,7 +75,7 @@ def policy_table(
             widths = np.c_[np.zeros_like(outcome.exit), outcome.exit]
         extra = widths @ np.maximum(np.arange(widths.shape[1]) - 1, 0)
         later = extra.mean() * cost.block / outcome.full
-        seconds = None if times is None else times.seconds(outcome, kind, signals.n_layers, widths)
+        seconds = None if times is None else times.seconds(outcome, kind, widths)
         rows.append(
             {
                 "policy": kind,
@@ -102,13 +102,14 @@ def layers_table(signals: Signals, cost: Cost, policies: Sequence[ExitPolicy]) -
     done += [(p.kind, _threshold(p), apply_policy(signals, p, cost)) for p in policies]
     parts = []
     for kind, threshold, outcome in done:
-        counts = np.array([(outcome.exit == layer).sum() for layer in (*signals.layers, signals.n_layers)])
+        layers = list(dict.fromkeys((*signals.layers, signals.n_layers)))
+        counts = np.array([(outcome.exit == layer).sum() for layer in layers])
         parts.append(
             pd.DataFrame(
                 {
                     "policy": kind,
                     "threshold": threshold,
-                    "layer": [*signals.layers, signals.n_layers],
+                    "layer": layers,
                     "count": counts,
                     "share": counts / max(1, signals.tokens),
                 }

@@ -33,7 +33,7 @@ class AnswerRecord:
 
 @dataclass(frozen=True)
 class ExitStage:
-    """Table ``exit_signals``: a row a token and layer (the exits, then N).
+    """Table ``exit_signals``: a row a token and layer (the exits, then N; a head at N is an exit).
 
     Step 0, the token that the prompt's own pass gives, is not there: decoding gets it at full depth anyway.
     """
@@ -62,14 +62,25 @@ class ExitStage:
         n = lm.n_layers
         frames: dict[int, pd.DataFrame] = {}
         needed = max(0, min(starts) - 1)
-        for part in passes(lm, texts, layers=(*self.layers, n), positions="all", needed=needed):
+        for part in passes(lm, texts, layers=tuple(dict.fromkeys((*self.layers, n))), positions="all", needed=needed):
             for row, i in enumerate(part.index):
                 begin = starts[i] - part.start
                 states = {j: h[row, begin:] for j, h in part.hidden.items()}
                 if not len(states[n]):
                     continue
                 steps = np.arange(1, len(states[n]) + 1)
-                found = signals_of(lm, states, np.zeros(len(steps)), steps, reader=reader, scorer=scorer)
+                places = begin + part.start + np.arange(len(steps))
+                found = signals_of(
+                    lm,
+                    states,
+                    np.zeros(len(steps)),
+                    steps,
+                    layers=self.layers,
+                    reader=reader,
+                    scorer=scorer,
+                    texts=[texts[i]],
+                    places=places,
+                )
                 sure = _final_probability(lm, states[n])
                 frames[i] = _long(batch[i].id, found, sure)
         ordered = [frames[i] for i in sorted(frames)]
@@ -81,9 +92,10 @@ def signals_from(table: pd.DataFrame, n_layers: int) -> tuple[Signals, NDArray[A
     """Signals, the full model's probability of its top token ``[T]``, and the questions' ids (``question`` counts)."""
     ids = list(dict.fromkeys(table["question_id"]))
     place = {key: i for i, key in enumerate(ids)}
-    layers = sorted(int(j) for j in table["layer"].unique())
-    rows = len(layers)
-    # Rows of one token stand together, layers in order.
+    # Rows of one token stand together, layers in order; N stands there twice where a head may leave at N.
+    first = table.iloc[0]
+    rows = int(((table["question_id"] == first["question_id"]) & (table["step"] == first["step"])).sum())
+    layers = [int(j) for j in table["layer"].iloc[:rows]]
     shaped = {name: table[name].to_numpy().reshape(-1, rows).T for name in ("top", *_KINDS) if name in table}
     last = table.iloc[rows - 1 :: rows]
     values = {
@@ -92,8 +104,8 @@ def signals_from(table: pd.DataFrame, n_layers: int) -> tuple[Signals, NDArray[A
         if name in shaped and not np.isnan(shaped[name][:-1].astype(np.float64)).all()
     }
     question = np.array([place[key] for key in last["question_id"]], dtype=np.int64)
-    exits = tuple(j for j in layers if j < n_layers)
-    signals = Signals(exits, n_layers, shaped["top"].astype(np.int64), values, question, last["step"].to_numpy())
+    top, step = shaped["top"].astype(np.int64), last["step"].to_numpy()
+    signals = Signals(tuple(layers[:-1]), n_layers, top, values, question, step)
     return signals, last["probability"].to_numpy(dtype=np.float64), ids
 
 

@@ -125,10 +125,12 @@ def exit_layers(lm: Any, layers: Sequence[int] | None, heads: ExitHeads | None) 
                 raise InputError(
                     f"no exit head at layer {layer}: there are heads at {', '.join(map(str, heads.layers))}"
                 )
-        layers = layers or heads.layers
+        # Heads of the lower half are there for drafts: to ask at each of them costs more than it saves.
+        layers = layers or [j for j in heads.layers if j >= lm.n_layers // 2] or heads.layers
     if lm.n_layers < 2:
         raise LayerError(f"{lm.name} has {lm.n_layers} block: there is no layer to leave at before the last")
-    return ExitPolicy("probability", 1.0, tuple(dict.fromkeys(layers or ()))).exits(lm.n_layers)
+    last = heads is not None and lm.n_layers in heads.layers
+    return ExitPolicy("probability", 1.0, tuple(dict.fromkeys(layers or ()))).exits(lm.n_layers, last=last)
 
 
 def check(ctx: Context) -> None:
