@@ -12,6 +12,8 @@ import torch
 from tests import tiny
 
 from exitlens.cli import main
+from exitlens.decoding import Generation, generate
+from exitlens.decoding import watch as watching
 from exitlens.models import load
 from exitlens.study.artifacts import load_probe
 from exitlens.study.judged import read_texts
@@ -143,6 +145,35 @@ def test_watch_gives_each_token_the_probability_of_the_plain_pass(
     hidden: Any = lm.forward(torch.tensor([[*ids, *found["token_ids"]]]), layers=probe_.layers).hidden
     plain = probe_.p_true(torch.stack([hidden[j][0, len(ids) :] for j in probe_.layers]))
     assert found["p_true"] == pytest.approx(plain.tolist(), abs=1e-5)
+
+
+def test_watch_gives_tokens_while_the_answer_is_written_and_none_of_a_stop_string(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = load(str(work / "model"), device="cpu", dtype="float32")
+    whole = generate(lm, ["Thing 5 is"], max_new_tokens=12)[0]
+    chosen: list[int] = []
+
+    class Counting(watching.Run):
+        def accept(self, row: Any, token: int) -> bool:
+            chosen.append(token)
+            return super().accept(row, token)
+
+    monkeypatch.setattr(watching, "Run", Counting)
+    pieces = watching.watch(lm, "Thing 5 is", (1, 3), max_new_tokens=12)
+    first = next(pieces)
+    assert len(chosen) == 2
+    assert isinstance(first, watching.Watched)
+    assert (first.token, first.states.shape) == (whole.tokens[0], (2, lm.d_model))
+    *rest, answer = pieces
+    assert [p.token for p in rest if isinstance(p, watching.Watched)] == list(whole.tokens[1:])
+    assert isinstance(answer, Generation)
+    assert answer.token_ids == whole.token_ids
+    stop = whole.text[-3:]
+    cut = generate(lm, ["Thing 5 is"], max_new_tokens=12, stop=[stop])[0]
+    *seen, answer = watching.watch(lm, "Thing 5 is", (1,), max_new_tokens=12, stop=[stop])
+    assert [p.token for p in seen if isinstance(p, watching.Watched)] == list(cut.tokens)
+    assert 0 < len(seen) < 12
 
 
 def test_watch_refuses_a_probe_of_prompted_statements(

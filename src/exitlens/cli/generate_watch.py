@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import Column, echo, print_json, print_table
+from .common import echo, print_json
 
 if TYPE_CHECKING:
     from exitlens.study.artifacts import SavedProbe
@@ -41,30 +42,38 @@ def open_watcher(path: Path, skips: bool) -> SavedProbe:
 def write_watched(
     lm: Any, saved: SavedProbe, texts: Sequence[str], asked: Sequence[str], options: dict[str, Any], as_json: bool
 ) -> None:
-    """Answer each prompt and print its tokens with P(true), or the whole as JSON. Raises ProbeError."""
+    """Answer each prompt and print every token with P(true) as it comes, or the whole as JSON. Raises ProbeError."""
+    from exitlens.decoding import Generation
     from exitlens.decoding.watch import watch
 
     saved.check(lm)
     found = []
-    for text, prompt in zip(texts, asked, strict=True):
-        answer, states = watch(lm, prompt, saved.layers, **options)
-        found.append((text, answer, saved.p_true(states).double().tolist()))
-    if as_json:
-        print_json(
-            [
-                {
-                    "prompt": text, "text": answer.text, "tokens": answer.tokens, "token_ids": answer.token_ids,
-                    "finish": answer.finish, "decoder": options["decoder"],
-                    "repetition_penalty": options["repetition_penalty"], "p_true": p_true,
-                }
-                for text, answer, p_true in found
-            ]
-        )  # fmt: skip
-        return
     where = ", ".join(map(str, saved.layers))
-    for text, answer, p_true in found:
-        if len(found) > 1:
-            echo(f"> {text}")
-        columns: list[str | Column] = [Column("P(true)", ".3f"), "token"]
-        rows = [[p, token] for p, token in zip(p_true, answer.tokens, strict=True)]
-        print_table(columns, rows, title=f"{saved.probe.kind} at layer {where}: is the text so far true?")
+    for text, prompt in zip(texts, asked, strict=True):
+        if not as_json:
+            if len(texts) > 1:
+                echo(f"> {text}")
+            echo(f"{saved.probe.kind} at layer {where}: is the text so far true?")
+            echo("P(true)  token")
+            sys.stdout.flush()
+        p_true: list[float] = []
+        for piece in watch(lm, prompt, saved.layers, **options):
+            if isinstance(piece, Generation):
+                found.append((text, piece, p_true))
+                break
+            p_true.append(float(saved.p_true(piece.states[:, None]).double()[0]))
+            if not as_json:
+                echo(f"{p_true[-1]:>7.3f}  {piece.token}")
+                sys.stdout.flush()
+    if not as_json:
+        return
+    print_json(
+        [
+            {
+                "prompt": text, "text": answer.text, "tokens": answer.tokens, "token_ids": answer.token_ids,
+                "finish": answer.finish, "decoder": options["decoder"],
+                "repetition_penalty": options["repetition_penalty"], "p_true": p_true,
+            }
+            for text, answer, p_true in found
+        ]
+    )  # fmt: skip

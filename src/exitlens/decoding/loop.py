@@ -20,7 +20,7 @@ from .early import early_layers, early_logits
 from .registry import parse_decoder
 from .sampling import Sampling, penalise, row_generator
 from .session import Prefix, open_prefix
-from .stopping import StopStrings
+from .stopping import StopStrings, undecided
 
 __all__ = ["Generation", "generate", "stream"]
 
@@ -148,14 +148,13 @@ def stream(
     run = Run(lm, parse_decoder(decoder), max_new_tokens, stop, repetition_penalty, sampling or Sampling(), False)
     row = Row(0, ids, None if run.sampling.greedy else row_generator(seed, ids, 0))
     sent = 0
-    hold = max((len(s) for s in stop), default=0)
     for _ in run.batch([row], open_prefix(lm, ()), []):
         if alive is not None and not alive():
             return
         text = lm.decode(row.new)
         if text.endswith("�") or row.finish is not None:
             continue
-        safe = len(text) - _overlap(text, stop, hold)
+        safe = len(text) - undecided(text, stop)
         if safe > sent:
             yield text[sent:safe]
             sent = safe
@@ -163,14 +162,6 @@ def stream(
     if len(result.text) > sent:
         yield result.text[sent:]
     yield result
-
-
-def _overlap(text: str, stops: Sequence[str], hold: int) -> int:
-    """Length of the longest end of ``text`` that begins a stop string."""
-    for n in range(min(hold, len(text)), 0, -1):
-        if any(stop.startswith(text[-n:]) for stop in stops):
-            return n
-    return 0
 
 
 def encode(lm: Any, prompt: str | Sequence[int], chat: bool, max_new_tokens: int) -> list[int]:

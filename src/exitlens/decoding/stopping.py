@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ..errors import InputError
 
-__all__ = ["StopStrings"]
+__all__ = ["StopStrings", "undecided"]
 
 
 class StopStrings:
@@ -63,3 +63,11 @@ class StopStrings:
         while low < len(ids) and not self._decode(ids[:low]).startswith(text[:at]):
             low += 1
         return text[:at], low
+
+
+def undecided(text: str, stops: Sequence[str]) -> int:
+    """Length of the longest end of ``text`` that may be the beginning of a stop string."""
+    for n in range(min(max(map(len, stops), default=0), len(text)), 0, -1):
+        if any(stop.startswith(text[-n:]) for stop in stops):
+            return n
+    return 0

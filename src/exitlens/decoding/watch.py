@@ -1,8 +1,9 @@
-"""One answer with the hidden state of each of its tokens: what a probe needs to watch a generation."""
+"""One answer, token by token, with the hidden state of each: what a probe needs to watch a generation."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,8 +13,17 @@ from .decoders import Decoder
 from .loop import Generation, Row, Run, encode
 from .sampling import Sampling, row_generator
 from .session import open_prefix
+from .stopping import undecided
 
-__all__ = ["watch"]
+__all__ = ["Watched", "watch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A token of the answer as text, and its states ``[layers, d_model]``, float32."""
+
+    token: str
+    states: Tensor
 
 
 def watch(
@@ -28,26 +38,38 @@ def watch(
     sampling: Sampling | None = None,
     seed: int = 0,
     chat: bool = False,
-) -> tuple[Generation, Tensor]:
-    """Answer one prompt; also the states ``[layers, tokens, d_model]`` at the answer's own tokens.
+) -> Iterator[Watched | Generation]:
+    """Answer one prompt: each token of the answer as soon as it is certain and its state known, then the answer.
 
-    A state is recorded when its token is fed to choose the next one, at no further pass; only the last token, after
-    which nothing is chosen, is read in a pass of its own. Raises as :func:`exitlens.decoding.generate`.
+    A state is recorded when its token is fed to choose the next one, at no further pass, so a token comes one step
+    after it was chosen; only the last, after which nothing is chosen, is read in a pass of its own. Tokens that may
+    still turn out to begin a stop string are held back. Raises as :func:`exitlens.decoding.generate`.
     """
     wanted = [lm.check_layer(j) for j in layers]
     ids = encode(lm, prompt, chat, max_new_tokens)
     run = Run(lm, decoder, max_new_tokens, stop, repetition_penalty, sampling or Sampling(), False)
     row = Row(0, ids, None if run.sampling.greedy else row_generator(seed, ids, 0))
+    sent = 0
     for _ in run.batch([row], open_prefix(lm, ()), wanted):
-        pass
+        # What was recorded beside a token is the state that it was chosen from: that of the token before it.
+        while row.finish is None and sent < len(row.hidden) - 1 and _certain(lm, row.new, sent + 1, stop):
+            yield Watched(lm.token(row.new[sent]), row.hidden[sent + 1].float().cpu())
+            sent += 1
     answer = run.result(row, prompt if isinstance(prompt, str) else str(lm.decode(prompt)), {})
     kept = list(answer.token_ids)
-    if not kept:
-        return answer, torch.empty(len(wanted), 0, lm.d_model)
-    # What was recorded beside a token is the state that it was chosen from: that of the token before it.
-    states = [h.cpu() for h in row.hidden[1 : len(kept) + 1]]
+    states = [h.float().cpu() for h in row.hidden[1 : len(kept) + 1]]
     if len(states) < len(kept):
         whole = torch.tensor([[*ids, *kept]], device=lm.device)
         last = lm.forward(whole, layers=wanted, positions="last").hidden
-        states.append(torch.stack([last[j][0, -1] for j in wanted]).cpu())
-    return answer, torch.stack(states, 1).float()
+        states.append(torch.stack([last[j][0, -1] for j in wanted]).float().cpu())
+    for token, state in zip(answer.tokens[sent:], states[sent:], strict=True):
+        yield Watched(token, state)
+    yield answer
+
+
+def _certain(lm: Any, new: Sequence[int], count: int, stop: Sequence[str]) -> bool:
+    """Whether the first ``count`` of the tokens ``new`` stay, whatever comes next."""
+    if not stop:
+        return True
+    text = lm.decode(new).rstrip("\ufffd")  # half a character: its rest is yet to come
+    return len(lm.decode(new[:count])) <= len(text) - undecided(text, stop)
