@@ -177,6 +177,19 @@ def test_the_judge_and_the_artefact_are_named_in_the_figure() -> None:
     assert "artefact" not in style.svg_text(figures_entropy.means(entropy()))
 
 
+def test_bins_of_few_statements_are_left_out_and_the_figure_says_so() -> None:
+    bins = pd.concat([BINS, BINS.assign(confidence=[0.4, 0.6])], ignore_index=True)
+
+    def dots(frame: pd.DataFrame) -> int:
+        line = figures_evaluation.calibration(frame).axes[0].containers[0].lines[0]
+        return len(line.get_xdata())
+
+    few = bins.assign(n=[50.0, 50.0, 9.4, 50.0])
+    assert (dots(few), dots(bins.assign(n=50.0)), dots(bins.assign(n=2.0))) == (3, 4, 4)
+    assert "bins of 10 statements or more" in style.svg_text(figures_evaluation.calibration(few))
+    assert "or more" not in style.svg_text(figures_evaluation.calibration(bins))
+
+
 def test_an_unwritable_folder_is_one_line_with_its_name(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")

@@ -11,17 +11,25 @@ from exitlens.views.text import figure_text, number_text, shorten, to_float
 
 __all__ = ["calibration", "risk_coverage", "transfer"]
 
+FEW = 10  # statements in a bin below which its share says nothing: its interval reaches from 0 to 1
+NOISY = 0.1  # coverage below which a risk rests on so few statements that it must not set the scale
+
 
 @drawing
 def calibration(probe_calibration: DataFrame, *, note: str = "") -> Figure:
     """Reliability curve: the share that is true among statements given a probability, against that probability.
 
-    Columns: kind, confidence (mean probability of the bin), observed, observed_low, observed_high, n.
+    Columns: kind, confidence (mean probability of the bin), observed, observed_low, observed_high, n. Bins of fewer
+    than 10 statements are left out, and the figure says so.
     """
-    figure = new_figure(4.2, 5.4)
+    figure = new_figure(5.0, 5.4)
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, label="perfect")
-    for index, (kind, items) in enumerate(groups(rows(probe_calibration), "kind").items()):
+    every = rows(probe_calibration)
+    shown = [row for row in every if not to_float(row.get("n")) < FEW] or every
+    if len(shown) < len(every):
+        note = " · ".join(filter(None, [note, f"bins of {FEW} statements or more"]))
+    for index, (kind, items) in enumerate(groups(shown, "kind").items()):
         items = sorted(items, key=lambda row: to_float(row["confidence"]))
         down, up = errors(items, "observed")
         axes.errorbar(
@@ -35,7 +43,7 @@ def calibration(probe_calibration: DataFrame, *, note: str = "") -> Figure:
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability given by the probe", ylabel="share that is true")
     axes.set_aspect("equal")
     axes.grid()
-    axes.legend(loc="upper left")
+    figure.legend(loc="outside lower center", ncols=2)
     title(figure, "Calibration", note, width=70)
     return figure
 
@@ -46,8 +54,9 @@ def risk_coverage(probe_risk: DataFrame, *, note: str = "") -> Figure:
 
     Columns: kind, coverage, risk, risk_low, risk_high.
     """
-    figure = new_figure(3.4)
+    figure = new_figure(3.8)
     axes = figure.subplots()
+    top = 0.0
     for index, (kind, items) in enumerate(groups(rows(probe_risk), "kind").items()):
         items = sorted(items, key=lambda row: to_float(row["coverage"]))
         look = pick(index)
@@ -56,9 +65,12 @@ def risk_coverage(probe_risk: DataFrame, *, note: str = "") -> Figure:
             column(items, "risk_low"),
             column(items, "risk_high"),
             color=look["color"],
-            alpha=0.14,
+            alpha=0.1,
             linewidth=0,
         )
+        settled = [row for row in items if to_float(row["coverage"]) >= NOISY] or items
+        highs = [value for name in ("risk", "risk_high") for value in column(settled, name) if value == value]
+        top = max([top, *highs])
         axes.plot(
             column(items, "coverage"),
             column(items, "risk"),
@@ -67,10 +79,10 @@ def risk_coverage(probe_risk: DataFrame, *, note: str = "") -> Figure:
             **look,
         )
     axes.set(xlim=(0, 1), xlabel="coverage: share of statements answered", ylabel="risk: error among them")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.08 * top or 1.0)
     axes.grid(axis="y")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper left")
+        figure.legend(loc="outside lower center", ncols=3)
     title(figure, "Risk against coverage, the most confident first", note)
     return figure
 

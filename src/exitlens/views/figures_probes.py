@@ -82,7 +82,7 @@ def accuracy_dots(probes: DataFrame, *, note: str = "") -> Figure:
 def training_curves(probe_curves: DataFrame, *, note: str = "") -> Figure:
     """Training loss and accuracy by epoch, one line for each layer, one row of panels for each setting."""
     settings = groups(rows(probe_curves), "setting")
-    figure, places = panels(2 * len(settings) or 2, 2, 2.0, extra=0.75, sharex=True)
+    figure, places = panels(2 * len(settings) or 2, 2, 2.0, extra=1.05, sharex=True)
     for number, (setting, items) in enumerate(settings.items()):
         for axes, name, unit in zip(
             places[2 * number : 2 * number + 2],
@@ -99,8 +99,9 @@ def training_curves(probe_curves: DataFrame, *, note: str = "") -> Figure:
             axes.grid(axis="y")
             if number == len(settings) - 1:
                 axes.set_xlabel("epoch")
-        if number == 0:
-            places[1].legend(loc="lower right")
+    if settings:
+        handles, labels = places[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=4)
     title(figure, "Training of the probes, after each epoch", note)
     return figure
 
