@@ -145,17 +145,26 @@ def test_the_offline_tasks(lm: Any, tmp_path: Path) -> None:
     assert found["config"]["decoder"] == "dola:0/2"
 
 
-def test_the_command_line(folder: Path, tmp_path: Path) -> None:
+# `exitlens lm-eval`, and the harness's own `lm_eval`, which meets exitlens through a task given as a file.
+OURS = "import sys; from exitlens.cli import main; sys.exit(main(['lm-eval', *sys.argv[1:]]))"
+THEIRS = "from lm_eval.__main__ import cli_evaluate; cli_evaluate()"
+
+
+@pytest.mark.parametrize(
+    ("program", "task"),
+    [(OURS, "exitlens_truthfulqa_mc1"), (THEIRS, str(TASKS / "exitlens_truthfulqa_mc1.yaml"))],
+    ids=["exitlens", "lm_eval"],
+)
+def test_the_command_line(program: str, task: str, folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "TruthfulQA.csv"
     path.write_text(CSV)
     arguments = [
         "run", "--model", "exitlens", "--model_args", f"pretrained={folder},decoder=sled,dtype=float32",
-        "--tasks", "exitlens_truthfulqa_mc1", "--metadata", f"csv={path}", "--output_path", str(tmp_path / "out"),
+        "--tasks", task, "--metadata", f"csv={path}", "--output_path", str(tmp_path / "out"),
         "--batch_size", "4",
     ]  # fmt: skip
-    code = "import sys; from exitlens.cli import main; sys.exit(main(['lm-eval', *sys.argv[1:]]))"
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
-    command = [sys.executable, "-c", code, *arguments]
+    command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "exitlens_truthfulqa_mc1" in done.stdout

@@ -388,6 +388,8 @@ def test_no_candidates_left() -> None:
         ("dola:lens=tuned", "use raw or logit"),
         ("dola:high,low", "two bare values"),
         ("dola:4/x", "not a layer"),
+        ("dola:hihg", "unknown layers 'hihg' in decoder 'dola:hihg': did you mean high?"),
+        ("end:some", "use low, high, all, or a list such as 4/8/12"),
         ("static", "needs its layer"),
         ("sled:k=0", "out of range"),
         ("sled:rate=0", "out of range"),

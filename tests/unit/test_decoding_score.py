@@ -18,7 +18,7 @@ from exitlens.errors import ContextError, InputError
 from exitlens.models import wrap
 
 SHARED = list(range(40, 52))
-CONTEXTS = [[*SHARED, 7, 9, 11], [*SHARED, 7, 9, 12], [*SHARED, 80]]
+CONTEXTS = [[*SHARED, 7, 9, 11], [*SHARED, 7, 9, 12], [*SHARED, 8, 9, 12, 14, 3], [*SHARED, 80]]
 ANSWERS = [[5, 6, 7, 8, 9], [5], [100, 101], [250, 3, 77]]
 
 
@@ -111,8 +111,13 @@ def test_multiple_choice_is_computed_from_the_answers_scores() -> None:
     lm = model("llama")
     questions = [question(), question(id="q2", question="What is false?", incorrect=("Paris, and", "A", "human"))]
     steps: list[tuple[int, int]] = []
-    got = mc_scores(lm, questions, "dola:0/2,top=0", style=BARE_PROMPT, progress=lambda *a: steps.append(a))
+    one_by_one = mc_scores(
+        lm, questions, "dola:0/2,top=0", style=BARE_PROMPT, batch_size=1, progress=lambda *a: steps.append(a)
+    )
     assert steps == [(1, 2), (2, 2)]
+    got = mc_scores(lm, questions, "dola:0/2,top=0", style=BARE_PROMPT)  # answers of both side by side
+    for a, b in zip((*got.correct, *got.incorrect), (*one_by_one.correct, *one_by_one.incorrect), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3)
     for i, q in enumerate(questions):
         context = lm.encode(f"Q: {q.question}\nA:")
 

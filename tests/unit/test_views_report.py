@@ -12,7 +12,7 @@ import pytest
 from tests.unit.test_views_figures import EXITS, NASTY, decoding, entropy, layers, probes
 
 from exitlens.errors import RunError
-from exitlens.views import html, terminal, words
+from exitlens.views import html, sections, terminal, words
 from exitlens.views.gallery import plates
 from exitlens.views.report import headlines, render, write_report
 from exitlens.views.style import svg_text
@@ -211,9 +211,22 @@ def test_decoding_tells_certain_differences_and_unequal_penalties() -> None:
     covering = decoding().assign(difference_low=-0.1)
     (said,) = words.decoding({"decoding": covering})
     assert "every interval covers zero" in said
+    both = pd.concat([covering, covering.iloc[2:].assign(decoder="sled")], ignore_index=True)
+    (said,) = words.decoding({"decoding": both})
+    assert said.startswith("dola:low and sled beside vanilla")
     unequal = decoding()
     unequal.loc[unequal["decoder"] != "vanilla", "repetition_penalty"] = 1.2
     assert "different repetition penalties" in words.decoding({"decoding": unequal})[-1]
+
+
+def test_quality_stands_beside_cost() -> None:
+    cost = pd.DataFrame(
+        {"decoder": ["vanilla", "dola:low"], "extra_unembeddings": [0, 7], "tokens_per_second": [50, 40]}
+    )
+    (table, *_) = sections.decoding({"decoding": decoding(), "decoding_cost": cost})
+    text = re.sub(r"<[^>]+>", " ", table)
+    assert re.search(r"vanilla\s+0.300\s+0.300\s+20.0\s+0", text)
+    assert re.search(r"dola:low\s+0.300 ▲\s+0.300 ▲\s+25.0\s+7", text)
 
 
 def test_a_probe_within_the_models_interval_is_not_called_better() -> None:

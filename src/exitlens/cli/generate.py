@@ -84,6 +84,7 @@ def generate_command(
     """
     from exitlens.data.prompts import QA_PROMPT, qa_prompt, read_prompts
     from exitlens.decoding import generate
+    from exitlens.decoding.stopping import StopStrings
     from exitlens.errors import InputError
     from exitlens.study.stage_generate import DecoderSpec
 
@@ -93,7 +94,7 @@ def generate_command(
         raise InputError("--qa and --chat exclude each other: leave one out")
     texts = [p.prompt for p in read_prompts(prompts)] if prompts is not None else [str(prompt)]
     spec = DecoderSpec.parse(decoder, repetition_penalty)
-    sampling = _sampling(temperature, top_p, top_k)
+    sampling = _sampling(temperature, top_p, top_k, quiet)
     from .generate_exits import check_options, prepare
 
     check_options(exit_, speculate, spec.decoder, spec.penalty, heads)
@@ -104,6 +105,7 @@ def generate_command(
         saved = open_watcher(watch, exit_ is not None or speculate is not None)
     asked = ["".join(qa_prompt(text, QA_PROMPT)) for text in texts] if qa else texts
     stops = [*(stop or ()), *(QA_PROMPT.stop if qa else ())]
+    StopStrings(stops, lambda _: "")  # an empty one is told before the model is loaded
 
     from exitlens.models import load
 
@@ -179,7 +181,10 @@ def _stream(lm: Any, prompt: str, options: dict[str, Any]) -> None:
     sys.stdout.write("\n")
 
 
-def _sampling(temperature: float, top_p: float, top_k: int) -> Any:
+def _sampling(temperature: float, top_p: float, top_k: int, quiet: bool) -> Any:
     from exitlens.decoding import Sampling
 
-    return None if temperature == 0.0 else Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
+    asked = Sampling(temperature=temperature, top_p=top_p, top_k=top_k)
+    if asked.greedy and asked != Sampling():
+        say("--top-p and --top-k change nothing at temperature 0 (greedy): give --temperature too", quiet)
+    return None if asked.greedy else asked

@@ -59,8 +59,9 @@ def score_command(
         say(f"{dataset.name}: {note}", quiet)
     answers = {}
     for path in predictions:
+        text = _read(path)
         try:
-            aligned = align(parse_predictions(_read(path)), dataset)
+            aligned = align(parse_predictions(text), dataset)
         except DataError as error:
             raise DataError(f"'{path}': {error}") from None
         name = path.name if path.name not in answers else str(path)
@@ -109,4 +110,4 @@ def _print(table: DataFrame, judged: list[dict[str, Any]], many: bool, labels: l
 def _read(path: Path) -> str:
     from exitlens.data.sources import read_source
 
-    return read_source(path).text
+    return read_source(path, "stored answers").text

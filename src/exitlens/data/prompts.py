@@ -126,7 +126,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
 
     Raises DataError naming the line for a missing or unknown field, a repeated choice, or a file without prompts.
     """
-    source = read_source(Path(path).expanduser())
+    source = read_source(Path(path).expanduser(), "prompts")
     prompts = []
     for where, found in json_objects(source):
         unknown = [name for name in found if name not in {"prompt", "choices"}]

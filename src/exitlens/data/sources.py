@@ -28,12 +28,17 @@ class Source:
         return self.path.stem
 
 
-def read_source(path: Path) -> Source:
-    """Reads ``path`` as UTF-8; raises DataError when it is missing, unreadable, empty or not UTF-8."""
+def read_source(path: Path, holds: str = "questions or statements") -> Source:
+    """Reads ``path`` as UTF-8; raises DataError when it is missing, unreadable, empty or not UTF-8.
+
+    ``holds``: what should be in it, for the message about an empty file.
+    """
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"no such data file or folder: {str(path)!r}; check the path") from None
+    except IsADirectoryError:
+        raise DataError(f"{str(path)!r} is a folder; give a file with {holds}") from None
     except OSError as error:
         raise DataError(f"cannot read {str(path)!r}: {error.strerror or error}; check its permissions") from None
     try:
@@ -44,7 +49,7 @@ def read_source(path: Path) -> Source:
             f"{str(path)!r} is not UTF-8 (byte 0x{raw[error.start]:02x} in line {line}); save it as UTF-8"
         ) from None
     if not text.strip():
-        raise DataError(f"{str(path)!r} is empty; give a file with questions or statements")
+        raise DataError(f"{str(path)!r} is empty; give a file with {holds}")
     return Source(path, text, hashlib.sha256(raw).hexdigest())
 
 

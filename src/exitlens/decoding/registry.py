@@ -26,6 +26,7 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
     "end": ("weight", "layers", "top", "lens"),
     "delta": ("from", "at", "top", "lens"),
 }
+_SETS = ("low", "high", "all")
 _USER: dict[str, Callable[..., Decoder]] = {}
 
 
@@ -155,8 +156,11 @@ def _build(head: str, bare: str, options: dict[str, str], text: str) -> Decoder:
 
 
 def _layers(value: str, text: str) -> Candidates:
-    if value in ("low", "high", "all"):
+    if value in _SETS:
         return value  # type: ignore[return-value]
+    if value.isalpha():
+        known = (*_SETS, "or a list such as 4/8/12")
+        raise InputError(f"unknown layers {value!r} in decoder {text!r}: {_near(value, known)}")
     return tuple(_whole(part, text) for part in value.split("/"))
 
 

@@ -1,15 +1,14 @@
 """How probable a decoder finds given continuations: for multiple choice, and for other people's harnesses.
 
 What all texts begin with is run once; so is what the answers of one question share. The answers then go side by side,
-padded on the right, where nothing sees the padding.
+those of one question beside those of others of like length, padded on the right, where nothing sees the padding.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,10 +18,13 @@ from torch import Tensor
 from ..data.prompts import QA_PROMPT, PromptStyle, qa_prompt
 from ..data.records import Question
 from ..errors import ContextError, InputError
-from ..models.native import KV, runner_of
+from ..models.native import logits_of
+from .contexts import open_contexts
 from .decoders import Decoder, Vanilla
 from .early import early_layers, early_logits
 from .registry import parse_decoder
+
+_T = TypeVar("_T")
 
 __all__ = ["FLOOR", "McScores", "Scored", "Scorer", "common_beginning", "mc_scores", "score_continuations"]
 
@@ -30,7 +32,8 @@ FLOOR = -1000.0
 """The least that a token counts, above all a filtered one, as in the published code: such a sum stays a number."""
 
 _MIN_SHARED = 8  # a shorter common beginning costs more in copies than it saves
-_BLOCK_BYTES = 128 << 20  # logits of all layers that are held at once
+_BLOCK_BYTES = 64 << 20  # logits of all layers that are held at once
+_AHEAD = 4  # contexts that are run together, in batches: enough of their continuations to find some of equal length
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,8 @@ class Scorer:
         self._early = early_layers(lm, self.decoder)
         self._layers = sorted({*self._early, lm.n_layers})
         self._softmax = post_softmax or isinstance(self.decoder, Vanilla)
-        self._pass = _Pass(lm, self.shared, self._layers)
+        self._contexts = open_contexts(lm, self.shared, self._layers)
+        self._logits = logits_of(lm)
         per_row = 4 * lm.vocab_size * (len(self._early) + 4)
         self._block = max(1, _BLOCK_BYTES // per_row)
 
@@ -81,18 +85,26 @@ class Scorer:
             groups.setdefault(tuple(context), []).append(at)
         out: list[Scored | None] = [None] * len(requests)
         alone: list[int] = []
+        held: list[tuple[int, ...]] = []
         for key, members in groups.items():
             if len(members) == 1 or len(key) - p < 2:
                 alone += members
-                continue
+            else:
+                held.append(key)
+        held.sort(key=len)
+        for keys in _portions(held, groups, _AHEAD * batch_size if self._contexts.many else 1):
             # The context's last token goes with each answer, since its logits choose the answer's first token.
-            held = self._pass.extended(key[p:-1])
-            members.sort(key=lambda i: -len(requests[i][1]))
-            for rows in _cut(members, batch_size):
-                self._rows([((key[-1],), requests[i][1]) for i in rows], rows, held, out)
+            begun = self._contexts.hold([key[p:-1] for key in keys])
+            asked = [(i, number) for number, key in enumerate(keys) for i in groups[key]]
+            asked.sort(key=lambda pair: -len(requests[pair[0]][1]))
+            for part in _cut(asked, batch_size):
+                pairs = [((keys[number][-1],), requests[i][1]) for i, number in part]
+                states = begun.run([number for _, number in part], _texts(pairs))
+                self._rows(pairs, [i for i, _ in part], states, out)
         alone.sort(key=lambda i: -len(requests[i][0]) - len(requests[i][1]))
         for rows in _cut(alone, batch_size):
-            self._rows([(requests[i][0][p:], requests[i][1]) for i in rows], rows, self._pass, out)
+            rest = [(requests[i][0][p:], requests[i][1]) for i in rows]
+            self._rows(rest, rows, self._contexts.run(_texts(rest)), out)
         return [scored for scored in out if scored is not None]
 
     def _check(self, context: Sequence[int], continuation: Sequence[int]) -> None:
@@ -110,13 +122,12 @@ class Scorer:
 
     def _rows(
         self,
-        pairs: list[tuple[Sequence[int], Sequence[int]]],
+        pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
         rows: Sequence[int],
-        held: _Pass,
+        hidden: dict[int, Tensor],
         out: list[Scored | None],
     ) -> None:
-        texts = [[*rest, *continuation][:-1] for rest, continuation in pairs]
-        hidden = held.run(texts)
+        """Put into ``out`` what ``hidden``, the states of each row's text, says of its continuation."""
         row, column, target = [], [], []
         for i, (rest, continuation) in enumerate(pairs):
             for k, token in enumerate(continuation):
@@ -138,75 +149,42 @@ class Scorer:
         values, best = [], []
         for a in range(0, len(targets), self._block):
             b = slice(a, a + self._block)
-            final = lm.logits(hidden[lm.n_layers][b], lm.n_layers).float()
+            final = self._logits(hidden[lm.n_layers][b], lm.n_layers).float()
             if self._early:
-                early = early_logits(lm, [hidden[j][b] for j in self._early], self._early, self.decoder)
+                early = early_logits(lm, [hidden[j][b] for j in self._early], self._early, self.decoder, self._logits)
             else:
                 early = final.new_empty(0, *final.shape)
             scores = self.decoder(final, early, lm.n_layers).scores
-            found = scores.gather(-1, targets[b, None]).squeeze(-1)
             best.append((scores.argmax(-1) == targets[b]).cpu().numpy())
             if self._softmax:
-                found = found - scores.logsumexp(-1)
+                scores = scores.log_softmax(-1)
+            found = scores.gather(-1, targets[b, None]).squeeze(-1)
             values.append(found.clamp_min(FLOOR).cpu().double().numpy())
         return np.concatenate(values), np.concatenate(best)
 
 
-class _Pass:
-    """A beginning that has been run, in one row, on the native blocks or in the model's own cache."""
-
-    def __init__(
-        self, lm: Any, ids: Sequence[int], layers: Sequence[int], kv: KV | None = None, cache: Any = None, past: int = 0
-    ) -> None:
-        self.lm, self._layers, self._runner = lm, layers, runner_of(lm)
-        self.past = past + len(ids)
-        self._kv, self._cache = kv, cache
-        if not ids:
-            return
-        tokens = torch.tensor([list(ids)], device=lm.device)
-        if self._runner is not None:
-            self._kv = self._copy(1, len(ids), past)
-            where = self._runner.where(past, len(ids))
-            self._runner.run(self._runner.embed(tokens, where), self._kv, where)
-        else:
-            self._cache = copy.deepcopy(cache) if cache is not None else lm.new_cache()
-            self._cache = lm.forward(tokens, None, layers=(), cache=self._cache).cache
-
-    def extended(self, ids: Sequence[int]) -> _Pass:
-        """The same with ``ids`` after it."""
-        return _Pass(self.lm, ids, self._layers, self._kv, self._cache, self.past) if len(ids) else self
-
-    def run(self, texts: Sequence[Sequence[int]]) -> dict[int, Tensor]:
-        """States ``{layer: [rows, longest, d_model]}`` of ``texts`` after the beginning, each row on its own."""
-        width = max(map(len, texts))
-        ids = torch.zeros(len(texts), width, dtype=torch.long)
-        for i, text in enumerate(texts):
-            ids[i, : len(text)] = torch.tensor(list(text))
-        ids = ids.to(self.lm.device)
-        if self._runner is not None:
-            kv = self._copy(len(texts), width, self.past)
-            where = self._runner.where(self.past, width)
-            return self._runner.run(self._runner.embed(ids, where), kv, where, keep=self._layers)
-        if self._cache is None:
-            return self.lm.forward(ids, None, layers=self._layers).hidden  # type: ignore[no-any-return]
-        cache = copy.deepcopy(self._cache)
-        if len(texts) > 1:
-            cache.batch_repeat_interleave(len(texts))
-        return self.lm.forward(ids, None, layers=self._layers, cache=cache).hidden  # type: ignore[no-any-return]
-
-    def _copy(self, rows: int, room: int, past: int) -> KV:
-        """A cache for ``rows`` rows with the first ``past`` positions filled in and ``room`` more."""
-        if self._runner is None:
-            raise RuntimeError("only native blocks have this cache")
-        kv = self._runner.new_kv(rows, past + room)
-        if self._kv is not None and past:
-            for mine, theirs in zip((*kv.keys, *kv.values), (*self._kv.keys, *self._kv.values), strict=True):
-                mine[:, :, :past] = theirs[:, :, :past]
-        return kv
-
-
-def _cut(items: list[int], size: int) -> list[list[int]]:
+def _cut(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
     return [items[a : a + size] for a in range(0, len(items), size)]
+
+
+def _texts(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[list[int]]:
+    """What is run of each pair: the last token is only looked up."""
+    return [[*rest, *continuation][:-1] for rest, continuation in pairs]
+
+
+def _portions(
+    keys: Sequence[tuple[int, ...]], groups: dict[tuple[int, ...], list[int]], most: int
+) -> list[list[tuple[int, ...]]]:
+    """Contexts to be run together: no more than have ``most`` continuations, but one at least."""
+    portions: list[list[tuple[int, ...]]] = []
+    count = most
+    for key in keys:
+        if count + len(groups[key]) > most:
+            portions.append([])
+            count = 0
+        portions[-1].append(key)
+        count += len(groups[key])
+    return portions
 
 
 def score_continuations(
@@ -245,12 +223,12 @@ def mc_scores(
     post_softmax: bool = True,
     *,
     style: PromptStyle | str = QA_PROMPT,
-    batch_size: int = 16,
+    batch_size: int = 32,
     progress: Any = None,
 ) -> McScores:
     """MC1, MC2 and MC3 of ``questions``: an answer's score is the sum over its tokens after ``A:``.
 
-    The few-shot opening is run once, each question once, and a question's answers in one batch. ``progress(done,
+    The few-shot opening is run once, each question once, and ``batch_size`` answers at a time. ``progress(done,
     total)`` counts questions. Raises :class:`InputError` for a question without correct or incorrect answers.
     """
     from ..scoring.choice import choice_scores
@@ -264,16 +242,23 @@ def mc_scores(
     contexts = [lm.encode("".join(qa_prompt(q, style))) for q in questions]
     scorer = Scorer(lm, decoder, shared=common_beginning(contexts), post_softmax=post_softmax)
     best, correct, incorrect = [], [], []
-    for at, (question, context) in enumerate(zip(questions, contexts, strict=True)):
-        answers = list(dict.fromkeys((question.best, *question.correct, *question.incorrect)))
-        text = "".join(qa_prompt(question, style))
-        pairs = [(context, _answer_ids(lm, text, context, answer)) for answer in answers]
-        found = dict(zip(answers, (s.total for s in scorer.score(pairs, batch_size=batch_size)), strict=True))
-        best.append(found[question.best])
-        correct.append(np.array([found[a] for a in question.correct]))
-        incorrect.append(np.array([found[a] for a in question.incorrect]))
+    for start in range(0, len(questions), batch_size):
+        some = range(start, min(start + batch_size, len(questions)))
+        answers = {
+            i: list(dict.fromkeys((questions[i].best, *questions[i].correct, *questions[i].incorrect))) for i in some
+        }
+        pairs = []
+        for i in some:
+            text = "".join(qa_prompt(questions[i], style))
+            pairs += [(contexts[i], _answer_ids(lm, text, contexts[i], answer)) for answer in answers[i]]
+        scored = iter(scorer.score(pairs, batch_size=batch_size))
+        for i in some:
+            found = {answer: next(scored).total for answer in answers[i]}
+            best.append(found[questions[i].best])
+            correct.append(np.array([found[a] for a in questions[i].correct]))
+            incorrect.append(np.array([found[a] for a in questions[i].incorrect]))
         if progress is not None:
-            progress(at + 1, len(questions))
+            progress(some.stop, len(questions))
     made = choice_scores(best, correct, incorrect)
     return McScores(
         made.mc1,

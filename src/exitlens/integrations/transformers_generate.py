@@ -17,6 +17,7 @@ from ..decoding.decoders import Decoder
 from ..decoding.early import early_layers, early_logits
 from ..decoding.registry import parse_decoder
 from ..errors import InputError
+from ..models.native import logits_of
 from ..models.recorder import record_blocks
 
 __all__ = ["transformers_generate"]
@@ -72,6 +73,7 @@ class _Loop:
         if streamer is not None:
             streamer.put(input_ids.cpu())
         made = _Made(config)
+        unembed = logits_of(lm) if self._early else None
         pad = config._pad_token_tensor
         ends = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
         going = torch.ones(input_ids.shape[0], dtype=torch.long, device=input_ids.device)
@@ -91,7 +93,7 @@ class _Loop:
             first = False
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
             final = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=input_ids.device)
-            scores = logits_processor(input_ids, self._scores(lm, final, hidden))
+            scores = logits_processor(input_ids, self._scores(lm, final, hidden, unembed))
             made.note(outputs, scores, final)
             if config.do_sample:
                 tokens = torch.multinomial(scores.softmax(-1), num_samples=1).squeeze(1)
@@ -110,10 +112,13 @@ class _Loop:
             streamer.end()
         return made.output(input_ids, model_kwargs)
 
-    def _scores(self, lm: Any, final: Tensor, hidden: dict[int, Tensor]) -> Tensor:
+    def _scores(
+        self, lm: Any, final: Tensor, hidden: dict[int, Tensor], unembed: Callable[..., Tensor] | None
+    ) -> Tensor:
         width = lm.vocab_size
         if self._early:
-            early = early_logits(lm, [hidden[j][:, -1] for j in self._early], self._early, self.decoder)
+            states = [hidden[j][:, -1] for j in self._early]
+            early = early_logits(lm, states, self._early, self.decoder, unembed)
             early = early.to(final.device)
         else:
             early = final.new_empty(0, final.shape[0], width)

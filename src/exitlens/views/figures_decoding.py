@@ -9,7 +9,7 @@ from pandas import DataFrame
 
 from exitlens.views.frames import Row, column, distinct, errors, groups, layers_of, rows
 from exitlens.views.style import BLUE, INK, MUTED, drawing, layer_axis, panels, short_number, title
-from exitlens.views.text import figure_text, is_number, number_text, shorten, to_float
+from exitlens.views.text import figure_text, is_number, shorten, to_float
 
 __all__ = ["differences", "layer_choices", "scores"]
 
@@ -26,7 +26,7 @@ def scores(decoding: DataFrame, *, note: str = "") -> Figure:
             axes.hlines(place, low, high, color=MUTED, linewidth=1.1)
             axes.plot([value], [place], "o", color=BLUE, markersize=5)
             axes.annotate(
-                number_text(value, 3),
+                f"{value + 0.0:.3f}".replace("-0.000", "0.000").replace("-", "−"),
                 (value, place),
                 (0, 4),
                 textcoords="offset points",

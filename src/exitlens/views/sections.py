@@ -220,7 +220,10 @@ def decoding(tables: Mapping[str, DataFrame]) -> list[str]:
         for row in items
     ]
     headers = ["decoder", "metric", "mean", "difference to the first", "p", "n"]
-    out = [table(headers, body, caption="Scores", where=_where("decoding"), collapsed=len(body) > 12)]
+    out = [
+        _quality_and_cost(items, rows(tables.get("decoding_cost"))),
+        table(headers, body, caption="Scores", where=_where("decoding"), collapsed=len(body) > 12),
+    ]
     cost: list[list[object]] = [
         [
             row.get("decoder"),
@@ -248,6 +251,33 @@ def decoding(tables: Mapping[str, DataFrame]) -> list[str]:
     if not any(rows(tables.get(name)) for name in OWN_TABLES["entropy"]):  # else they stand in that section
         out.append(_answers_judged(tables))
     return out
+
+
+def _quality_and_cost(items: list[Row], costs: list[Row]) -> str:
+    """A row a decoder: its scores, those that certainly differ from the first decoder's marked, and what it costs."""
+    metrics = [name for name in distinct(items, "metric") if not str(name).endswith("_diff")]
+    body: list[list[object]] = []
+    for name, group in groups(items, "decoder").items():
+        mine = {row.get("metric"): row for row in group}
+        cost = next((row for row in costs if row.get("decoder") == name), {})
+        rate = to_float(cost.get("tokens_per_second"))
+        scores = [_marked(mine[metric]) if metric in mine else "–" for metric in metrics]
+        time = number_text(1000 / rate, 1) if rate > 0 else "–"
+        body.append([name, *scores, time, number_text(cost.get("extra_unembeddings"), 0)])
+    headers = ["decoder", *(metric_name(str(metric)) for metric in metrics), "ms a token", "extra unembeddings"]
+    caption = (
+        "Quality beside cost. ▲ ▼: certainly above or below the first decoder, the interval of the paired difference "
+        "leaves zero out. Time as measured in this run"
+    )
+    return table(headers, body, caption=caption, where=_where("decoding"))
+
+
+def _marked(row: Row) -> str:
+    told = number_text(row.get("mean"))
+    if not is_number(row.get("difference")):
+        return told
+    low, high = to_float(row.get("difference_low")), to_float(row.get("difference_high"))
+    return told + (" ▲" if low > 0 else " ▼" if high < 0 else "")
 
 
 def exits(tables: Mapping[str, DataFrame]) -> list[str]:

@@ -229,22 +229,29 @@ def decoding(tables: Mapping[str, DataFrame]) -> list[str]:
     systems = groups(items, "decoder")
     names = list(systems)
     out: list[str] = []
+    alike: dict[tuple[int, str], list[str]] = {}  # decoders without a certain difference, told together
     for name in names[1:]:
         compared = [row for row in systems[name] if is_number(row.get("difference"))]
         certain = [row for row in compared if outside(row, "difference", 0.0)]
         if not compared:
             continue
         told = [f"{metric_name(str(row['metric']))} {_signed(row)}" for row in certain]
-        text = f"{visible(name)} beside {visible(names[0])}, paired by question (n = {_count(compared[0], 'n')}): "
+        n = _count(compared[0], "n")
+        text = f"{visible(name)} beside {visible(names[0])}, paired by question (n = {n}): "
         if certain:
             text += f"differences whose interval leaves zero out: {join(told)}"
             rest = len(compared) - len(certain)
             text += f"; no certain difference on the other {rest}." if rest else "."
             if len(compared) > 1:
                 text += f"\nThe intervals are not corrected for looking at {len(compared)} metrics."
+            out.append(text)
         else:
-            text += f"no certain difference on any of {len(compared)} metrics: every interval covers zero."
-        out.append(text)
+            alike.setdefault((len(compared), n), []).append(visible(name))
+    for (metrics, n), same in alike.items():
+        out.append(
+            f"{join(same)} beside {visible(names[0])}, paired by question (n = {n}): no certain difference on any of "
+            f"{metrics} metrics: every interval covers zero."
+        )
     penalties = {
         number_text(row.get("repetition_penalty"), 2) for row in items if is_number(row.get("repetition_penalty"))
     }

@@ -1,6 +1,7 @@
 """What the task files of this folder call: TruthfulQA from a local CSV, and its scores.
 
-The harness loads this file by its path, so it imports exitlens by name.
+The harness loads this file by its path, so it imports exitlens by name. Of a task that is given as a file, or as a
+folder of files, it does so before it looks for the model: then its own ``lm_eval`` knows the model ``exitlens`` too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from exitlens.data import read
 from exitlens.data.prompts import qa_prompt
 from exitlens.errors import InputError
+from exitlens.integrations import lm_eval as _model  # noqa: F401 (registers the model)
 from exitlens.scoring.choice import mc2
 from exitlens.scoring.text import Bleu, RougeL
 from exitlens.scoring.truthfulqa import truthfulqa_scores
