@@ -13,6 +13,7 @@ from torch import Tensor
 
 from exitlens.decoding import generate
 from exitlens.decoding.exit_analysis import Cost, apply_policy, signals_of
+from exitlens.decoding.exit_time import measure_times
 from exitlens.decoding.exits import ExitPrefix
 from exitlens.decoding.heads import ExitHeads, train_heads
 from exitlens.decoding.policies import ExitPolicy
@@ -208,6 +209,16 @@ def test_classifiers_learn_that_a_texts_own_tokens_can_be_said() -> None:
     apart, together = (float(heads.notes["agreement.3"]) for heads in made)
     assert apart < 0.5
     assert together == 1.0
+
+
+def test_times_are_measured_with_heads_at_any_layer() -> None:
+    lm = model()
+    hidden, _ = planted()
+    for layers in ([1], [3]):  # not at the last layer but one, where a model without heads is asked
+        heads = train_heads(lm, hidden, layers=layers, shortlist_size=20, rank=4, epochs=1)
+        times = measure_times(lm, reader=heads.reader(lm), scorer=heads.scorer(lm), context=20, repeats=3)
+        assert times.ask["classifier"] > 0
+        assert times.exit_logits > times.ask["classifier"]
 
 
 def test_what_cannot_be_is_refused() -> None:

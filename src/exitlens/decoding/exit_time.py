@@ -21,7 +21,7 @@ from .exits import ExitPrefix, ExitSession, Scorer
 from .loop import Row, Run
 from .policies import ExitPolicy
 from .sampling import Sampling
-from .shortlist import Reader
+from .shortlist import HeadReader, Reader
 
 __all__ = ["TimeModel", "measure_times"]
 
@@ -107,6 +107,8 @@ def measure_times(
 
         by_width[width] = _median(pass_through, few) / n  # all blocks are larger than the cache
     layer = max(1, n - 1)
+    if isinstance(reader, HeadReader):
+        layer = next((j for j in reversed(reader.layers) if j < n), reader.layers[-1])
     ask: dict[str, float] = {}
     for kind in ("probability", "margin", "entropy", "patience", "cosine", "classifier", "fixed"):
         if kind == "classifier" and scorer is None:
