@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import time
 from collections import Counter
 from functools import lru_cache
 from typing import Any
@@ -12,7 +14,7 @@ import transformers as tf
 from scipy import stats
 from tests import tiny
 
-from exitlens.decoding import Sampling, generate, speculation
+from exitlens.decoding import Sampling, exit_search, generate, speculation
 from exitlens.decoding.speculation import Draft, SpeculationTally, speculate
 from exitlens.errors import InputError, LayerError, UnsupportedModel
 from exitlens.models import wrap
@@ -152,6 +154,40 @@ def test_that_test_catches_drawing_the_replacement_from_the_whole(
 
     monkeypatch.setattr(speculation._Rounds, "_verify", careless)
     assert chi_square(sampled, Draft(exit=2, length=2), 2000) < 1e-3
+
+
+def test_the_search_finds_sub_layers_that_do_nothing() -> None:
+    built = copy.deepcopy(model("llama", spread=0.2).model)
+    with torch.no_grad():
+        built.model.layers[2].self_attn.o_proj.weight.zero_()
+        built.model.layers[3].mlp.down_proj.weight.zero_()
+    lm = wrap(built, tiny.tokenizer())
+    found = exit_search.search_skips(lm, lm.encode(PROMPTS[2]), least=1.0, most=2)
+    assert found is not None
+    assert (found.skip_attention, found.skip_mlp) == ((3,), (4,))
+
+
+@pytest.mark.parametrize("slow", ["generate", "speculate"])
+def test_auto_takes_the_draft_that_is_faster_and_plain_decoding_where_none_is(
+    monkeypatch: pytest.MonkeyPatch, slow: str
+) -> None:
+    """Either way of decoding is made slow by hand: what is chosen must follow."""
+    real = getattr(exit_search, slow)
+
+    def slowly(*given: Any, **more: Any) -> Any:
+        made = real(*given, **more)
+        time.sleep(0.5 + 0.01 * sum(len(g.token_ids) for g in made))
+        return made
+
+    monkeypatch.setattr(exit_search, slow, slowly)
+    drafts = [Draft(exit=2), Draft(exit=5)]
+    chosen, trials = exit_search.best_draft(model("llama"), PROMPTS[:2], drafts=drafts, max_new_tokens=6, repeats=1)
+    assert [t.name for t in trials] == ["plain", "exit=2", "exit=5"]
+    if slow == "generate":
+        assert chosen in drafts
+        assert max(t.speedup for t in trials) == next(t.speedup for t in trials if t.draft == chosen) > 1.03
+    else:
+        assert chosen is None
 
 
 @pytest.mark.parametrize(

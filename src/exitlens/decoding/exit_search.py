@@ -119,14 +119,21 @@ def search_skips(
     where = runner.where(0, tokens.shape[1])
     kv = runner.new_kv(1, tokens.shape[1])
 
-    def tops(attention: frozenset[int], mlp: frozenset[int]) -> torch.Tensor:
-        x = runner.embed(tokens, where)
-        for j in range(1, n + 1):
-            if j not in attention or j not in mlp:
-                x = runner.block(j, x, kv, where, attention=j not in attention, mlp=j not in mlp)
+    def states(skipped: Sequence[tuple[str, int]], first: int, x: torch.Tensor) -> list[torch.Tensor]:
+        """Inputs of blocks ``first``..N and the last block's output."""
+        out = [x]
+        for j in range(first, n + 1):
+            attention, mlp = ("attention", j) not in skipped, ("mlp", j) not in skipped
+            out.append(
+                runner.block(j, out[-1], kv, where, attention=attention, mlp=mlp) if attention or mlp else out[-1]
+            )
+        return out
+
+    def tops(x: torch.Tensor) -> torch.Tensor:
         return runner.logits(x[0], n).argmax(-1)
 
-    want = tops(frozenset(), frozenset())
+    known = states((), 1, runner.embed(tokens, where))
+    want = tops(known[-1])
     chosen: list[tuple[str, int]] = []
     limit = n if most is None else most
     best_gain, best_size = 1.0, 0
@@ -135,19 +142,20 @@ def search_skips(
     while open_ and len(chosen) < limit:
         scored = []
         for item in open_:
-            trial = [*chosen, item]
-            skips = [frozenset(j for kind, j in trial if kind == k) for k in ("attention", "mlp")]
-            scored.append((float((tops(*skips) == want).float().mean()), item))
+            # Nothing before the block that the item belongs to changes.
+            last = states([*chosen, item], item[1], known[item[1] - 1])[-1]
+            scored.append((float((tops(last) == want).float().mean()), item))
         agreement, item = max(scored)
         if agreement < least:
             break
         chosen.append(item)
+        known = states(chosen, 1, known[0])
         # Only the better half stays open: what costs much now will not cost little later.
         keep = sorted(scored, reverse=True)[: max(4, len(scored) // 2)]
         open_ = [i for _, i in keep if i != item]
         share = 1.0 - len(chosen) / (2 * n)
-        gain = (1 - agreement ** (length + 1)) / ((1 - agreement) if agreement < 1 else 1 / (length + 1))
-        gain /= length * share + 1.0
+        tokens_a_round = (1 - agreement ** (length + 1)) / (1 - agreement) if agreement < 1 else length + 1
+        gain = tokens_a_round / (length * share + 1.0)
         if gain > best_gain:
             best_gain, best_size = gain, len(chosen)
         elif len(chosen) - best_size >= 3:
