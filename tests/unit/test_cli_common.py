@@ -8,6 +8,7 @@ import math
 import re
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,16 @@ def test_control_characters_are_written_out() -> None:
     assert common.safe(HOSTILE) == "a\\x1b[2J\\x00b\\n[red]c[/red]\\u202etxt\\ud800"
     kept = "naïve שלום 日本 🧑‍🚀 ½"
     assert common.safe(kept) == kept
+
+
+def test_what_we_warn_of_is_one_line_and_other_libraries_keep_theirs() -> None:
+    usual = warnings.formatwarning
+    ours = str(Path(exitlens.__file__).parent / "probes" / "protocols.py")
+    with cli._plain_warnings():
+        assert warnings.formatwarning("folds\x1b leak", UserWarning, ours, 7) == "warning: folds\\x1b leak\n"
+        assert "torch.py:7" in warnings.formatwarning("slow", UserWarning, "/else/torch.py", 7)
+        assert "protocols.py:7" in warnings.formatwarning("old", DeprecationWarning, ours, 7)
+    assert warnings.formatwarning is usual
 
 
 def test_table_in_a_pipe_is_whole_and_aligned(capsys: pytest.CaptureFixture[str]) -> None:

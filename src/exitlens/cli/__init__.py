@@ -9,8 +9,10 @@ import contextlib
 import errno
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -87,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            build()(args=None if argv is None else list(argv), prog_name="exitlens")
+            with _plain_warnings():
+                build()(args=None if argv is None else list(argv), prog_name="exitlens")
         except SystemExit as end:  # how typer ends every command
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
         else:
@@ -109,6 +112,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code == 130:
         sys.stderr.write("\ninterrupted; finished work is kept, the same command goes on from there\n")
     return code
+
+
+@contextlib.contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """What this package warns of is one line, without the place in the code where it was noticed."""
+    usual = warnings.formatwarning
+
+    def written(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1]):
+            return f"warning: {safe(str(message))}\n"
+        return usual(message, category, filename, lineno, line)
+
+    warnings.formatwarning = written
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _fail(message: str) -> int:
