@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from tests.unit.lens_model import SmallModel, states
 
 from exitlens.errors import InputError, LayerError
+from exitlens.lenses import training
 from exitlens.lenses.files import load_lens, save_lens
 from exitlens.lenses.readout import readout
 from exitlens.lenses.training import train_tuned_lens
@@ -66,6 +68,23 @@ def test_training_lowers_held_out_kl_at_every_layer(post: Post, sample: int | No
     for before, after in zip(report.before[:-1], report.after[:-1], strict=True):
         assert after < 0.9 * before
     assert lens.provenance["source"] == "random"
+
+
+def test_steps_that_time_cut_short_are_judged_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def progress(phase: str, done: int, _total: int) -> None:
+        if phase == "steps" and done == 50:
+            clock[0] = 99.0
+
+    g = torch.Generator().manual_seed(9)
+    texts = [torch.randint(203, (12,), generator=g).tolist() for _ in range(120)]
+    _, report = train_tuned_lens(
+        SmallModel(), texts, steps=300, check_every=300, learning_rate=3e-3, time_limit=90.0, progress=progress
+    )
+    assert report.steps == 50
+    assert "trained" in report.chosen
 
 
 def test_a_layer_that_cannot_be_bettered_keeps_the_identity() -> None:
