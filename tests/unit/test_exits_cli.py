@@ -78,6 +78,7 @@ def test_adapt_writes_an_adapter_that_generate_takes(work: Path, capsys: pytest.
         (("generate", "A", "--exit", "fixed:1", "--exit-cache", "forget"), "'forget'"),
         (("generate", "A", "--exit", "fixed:1", "--decoder", "dola:high"), "dola:high"),
         (("generate", "A", "--exit", "fixed:1", "--speculate", "auto"), "exclude each other"),
+        (("generate", "A", "--exit", "fixed:3", "--speculate", "auto"), "exclude each other"),
         (("generate", "A", "--speculate", "exit=3"), "draft exit 3"),
         (("generate", "A", "--speculate", "soon"), "'soon'"),
         (("generate", "A", "--heads", "nothing.safetensors"), "does nothing"),

@@ -17,6 +17,7 @@ from exitlens.decoding.exit_time import measure_times
 from exitlens.decoding.exits import ExitPrefix
 from exitlens.decoding.heads import ExitHeads, train_heads
 from exitlens.decoding.policies import ExitPolicy
+from exitlens.decoding.speculation import Draft, SpeculationTally, speculate
 from exitlens.errors import InputError, ProbeError
 from exitlens.models import wrap
 
@@ -209,6 +210,30 @@ def test_classifiers_learn_that_a_texts_own_tokens_can_be_said() -> None:
     apart, together = (float(heads.notes["agreement.3"]) for heads in made)
     assert apart < 0.5
     assert together == 1.0
+
+
+@pytest.mark.parametrize("draft", [Draft(exit=1), Draft(skip_mlp=(2,), length=2)])
+def test_drafts_verified_by_the_last_layers_head_give_what_leaving_there_gives(draft: Draft) -> None:
+    lm = model()
+    hidden, _ = planted()
+    heads = train_heads(lm, hidden, layers=[1, 3], shortlist_size=20, rank=4, epochs=1)
+    read = heads.reader(lm)
+    prompts = ["Q: What is true?", "Paris", "How many whiskers does a human have?"]
+    want = generate(
+        lm, prompts, max_new_tokens=20, batch_size=1,
+        open_with=lambda ids: ExitPrefix(lm, ids, ExitPolicy("fixed", layers=(3,)), reader=read),
+    )  # fmt: skip
+    plain = generate(lm, prompts, max_new_tokens=20)
+    assert [g.token_ids for g in want] != [g.token_ids for g in plain]  # the shortlist does make a difference here
+    for batch_size in (1, 3):
+        tally = SpeculationTally()
+        got = speculate(
+            lm, prompts, draft, max_new_tokens=20, batch_size=batch_size, reader=read, short=True, tally=tally
+        )
+        assert [g.token_ids for g in got] == [g.token_ids for g in want]
+        assert tally.short > 0
+    with pytest.raises(InputError, match="exit head at layer 3"):
+        speculate(lm, prompts, draft, short=True)
 
 
 def test_times_are_measured_with_heads_at_any_layer() -> None:

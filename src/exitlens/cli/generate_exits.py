@@ -19,8 +19,11 @@ def check_options(exit_: str | None, speculate: str | None, decoder: str, penalt
     """Raise InputError for options that exclude each other, before a model is loaded."""
     from exitlens.errors import InputError
 
-    if exit_ is not None and speculate is not None:
-        raise InputError("--exit and --speculate exclude each other: leave one out")
+    if exit_ is not None and speculate is not None and (heads is None or not exit_.startswith("fixed:")):
+        raise InputError(
+            "--exit and --speculate exclude each other (but for fixed:LAST with --heads, which verifies by the last "
+            "layer's head): leave one out"
+        )
     if (exit_ or speculate) and decoder != "vanilla":
         raise InputError(f"--exit and --speculate skip layers that decoder '{decoder}' needs: use --decoder vanilla")
     if speculate is not None and penalty != 1.0:
@@ -36,14 +39,17 @@ def prepare(
     batch_size: int, quiet: bool, progress: Callable[[int, int], None] | None,
 ) -> Answer:  # fmt: skip
     """How to answer under these options. Raises InputError, LayerError, ProbeError, UnsupportedModel."""
+    from exitlens.errors import InputError
     from exitlens.study.exit_files import load_heads
 
     trained = None if heads is None else load_heads(heads, lm)
     reader = None if trained is None else trained.reader(lm)
-    if exit_ is not None:
+    if exit_ is not None and speculate is None:
         scorer = None if trained is None else trained.scorer(lm)
         return _leaving(lm, exit_, cache, trained, reader, scorer, options, batch_size, progress)
-    return _drafting(lm, str(speculate), trained, options, batch_size, quiet)
+    if exit_ is not None and exit_ != f"fixed:{lm.n_layers}":
+        raise InputError(f"--exit {exit_} cannot be drafted for: with --speculate only fixed:{lm.n_layers} can")
+    return _drafting(lm, str(speculate), trained, exit_ is not None, options, batch_size, quiet)
 
 
 def _leaving(
@@ -86,9 +92,11 @@ def _leaving(
     return answer
 
 
-def _drafting(lm: Any, text: str, heads: Any, options: dict[str, Any], batch_size: int, quiet: bool) -> Answer:
+def _drafting(
+    lm: Any, text: str, heads: Any, short: bool, options: dict[str, Any], batch_size: int, quiet: bool
+) -> Answer:
     from exitlens.decoding import generate
-    from exitlens.decoding.exit_search import best_draft
+    from exitlens.decoding.exit_search import best_draft, undrafted
     from exitlens.decoding.speculation import SpeculationTally, speculate
     from exitlens.errors import UnsupportedModel
     from exitlens.models.native import runner_of
@@ -111,7 +119,7 @@ def _drafting(lm: Any, text: str, heads: Any, options: dict[str, Any], batch_siz
             known = [token for prompt in sample for token in lm.encode(prompt)][:128]
             draft, trials = best_draft(
                 lm, sample, reader=reader, text=known, batch_size=min(batch_size, len(sample)),
-                max_new_tokens=min(24, options["max_new_tokens"]), options=shared,
+                max_new_tokens=min(24, options["max_new_tokens"]), short=short, options=shared,
             )  # fmt: skip
             for t in trials:
                 say(
@@ -125,12 +133,15 @@ def _drafting(lm: Any, text: str, heads: Any, options: dict[str, Any], batch_siz
             said = "no draft beats plain decoding: decoding plainly" if draft is None else f"drafting with {draft.name}"
             say(f"{said} (measured in {facts['measuring_seconds']:.0f} s)", quiet)
         if draft is None:
-            return generate(lm, asked, batch_size=batch_size, **options), {**facts, "speculate": "none"}
+            alone = undrafted(lm, reader, short=short)
+            return generate(lm, asked, batch_size=batch_size, open_with=alone, **options), {
+                **facts,
+                "speculate": "none",
+            }
         tally = SpeculationTally()
-        head = reader if draft.exit is not None else None
         made = speculate(
-            lm, asked, draft, max_new_tokens=options["max_new_tokens"], batch_size=batch_size, reader=head, tally=tally,
-            **shared,
+            lm, asked, draft, max_new_tokens=options["max_new_tokens"], batch_size=batch_size, reader=reader,
+            short=short, tally=tally, **shared,
         )  # fmt: skip
         return made, {**facts, "speculate": draft.name, "acceptance": tally.acceptance, "rounds": tally.rounds}
 

@@ -66,27 +66,36 @@ class Depths:
         column = np.minimum(np.arange(width)[None], last[:, None])
         return np.take_along_axis(order, column, axis=1), total
 
-    def advance(self, rows: np.ndarray, block: int) -> None:
-        """Run ``block`` (1..N) on every state of ``rows`` that waits at its input."""
-        positions, total = self._waiting(rows, block - 1)
-        self._move(rows, positions, block)
-        self.blocks_run += total
+    def advance(self, rows: np.ndarray, block: int, last: int | None = None) -> None:
+        """Run blocks ``block``..``last`` (default: that one) on all states of ``rows`` that wait at the first's input.
 
-    def _move(self, rows: np.ndarray, positions: np.ndarray, block: int) -> None:
+        No state of these rows may wait at the input of a block between: nobody joins on the way.
+        """
+        last = block if last is None else last
+        positions, total = self._waiting(rows, block - 1)
+        self._move(rows, positions, block, last)
+        self.blocks_run += total * (last - block + 1)
+
+    def _move(self, rows: np.ndarray, positions: np.ndarray, block: int, last: int) -> None:
         where = self._where(rows, positions)
         if len(rows) == 1 and isinstance(where.start, int):  # one row, neighbouring tokens: a view, nothing is gathered
             row, first = int(rows[0]), where.start
             here = self.states[row : row + 1, first : first + where.width]
-            here.copy_(self.runner.block(block, here, self.kv, where))
+            here.copy_(self._through(here, block, last, where))
         else:
             index, at = self._index
-            self.states[index, at] = self.runner.block(block, self.states[index, at], self.kv, where)
-        self.depth[rows[:, None], positions] = block
+            self.states[index, at] = self._through(self.states[index, at], block, last, where)
+        self.depth[rows[:, None], positions] = last
 
-    def advance_last(self, rows: np.ndarray, block: int) -> None:
-        """Run ``block`` on the newest token of each row only (tokens drafted before it wait where they are)."""
-        self._move(rows, self.lengths[rows][:, None] - 1, block)
-        self.blocks_run += len(rows)
+    def _through(self, x: Tensor, block: int, last: int, where: Where) -> Tensor:
+        for j in range(block, last + 1):
+            x = self.runner.block(j, x, self.kv, where)
+        return x
+
+    def advance_last(self, rows: np.ndarray, last: int) -> None:
+        """Take the newest token of each row from layer 0 to ``last`` (tokens drafted before it wait where they are)."""
+        self._move(rows, self.lengths[rows][:, None] - 1, 1, last)
+        self.blocks_run += len(rows) * last
 
     def draft_rest(
         self, rows: np.ndarray, first: int, skip_attention: Sequence[int], skip_mlp: Sequence[int]

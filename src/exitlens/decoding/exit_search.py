@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 
+from .exits import ExitPrefix
 from .loop import generate
+from .policies import ExitPolicy
+from .session import Prefix
 from .shortlist import HeadReader, Reader
 from .speculation import Draft, SpeculationTally, speculate
 
-__all__ = ["Trial", "best_draft", "search_skips"]
+__all__ = ["Trial", "best_draft", "search_skips", "undrafted"]
 
 _NEAR = 0.9  # of plain decoding's speed on one prompt: slower drafts are not timed again
 _CLOSE = 3  # drafts timed on all prompts
@@ -41,6 +44,7 @@ def best_draft(
     batch_size: int = 1,
     margin: float = 1.03,
     repeats: int = 2,
+    short: bool = False,
     options: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Draft | None, list[Trial]]:
@@ -48,7 +52,8 @@ def best_draft(
 
     Default drafts: exits at the layers of ``reader``'s heads, or else at a quarter, half, two thirds and seven eighths
     of the depth, and a skip set found on ``text`` (token ids). All run once on the first prompt; those that come near
-    plain decoding are timed on all prompts, ``repeats`` times in turn with it, and the best time counts.
+    plain decoding are timed on all prompts, ``repeats`` times in turn with it, and the best time counts. ``short``: see
+    :func:`~exitlens.decoding.speculation.speculate`.
     """
     if drafts is None:
         drafts = _drafts(lm, reader, text)
@@ -60,10 +65,9 @@ def best_draft(
         tally = SpeculationTally()
         begun = time.perf_counter()
         if draft is None:
-            made = generate(lm, asked, batch_size=batch_size, **more)
+            made = generate(lm, asked, batch_size=batch_size, open_with=undrafted(lm, reader, short=short), **more)
         else:
-            head = reader if draft.exit is not None else None
-            made = speculate(lm, asked, draft, batch_size=batch_size, reader=head, tally=tally, **more)
+            made = speculate(lm, asked, draft, batch_size=batch_size, reader=reader, short=short, tally=tally, **more)
         seconds = (time.perf_counter() - begun) / max(1, sum(len(g.token_ids) for g in made))
         done += 1
         if progress is not None:
@@ -88,6 +92,13 @@ def best_draft(
     able = [trials[i] for i in close if trials[i].speedup >= margin]
     top = max(able, key=lambda t: t.speedup, default=None)
     return (None if top is None else top.draft), [Trial("plain", None, plain, 1.0, 1.0), *trials.values()]
+
+
+def undrafted(lm: Any, reader: Reader | None, *, short: bool) -> Callable[[Sequence[int]], Prefix] | None:
+    """How ``generate`` opens prompts to answer as ``speculate`` does, without a draft."""
+    if not short:
+        return None
+    return lambda ids: ExitPrefix(lm, ids, ExitPolicy("fixed", layers=(lm.n_layers,)), reader=reader)
 
 
 def _drafts(lm: Any, reader: Reader | None, text: Sequence[int] | None) -> list[Draft]:

@@ -86,6 +86,7 @@ class ExitSession:
         self._room = room
         self._n = prefix.lm.n_layers
         self._exits = prefix.policy.exits(self._n, last=reads_last(prefix.reader, self._n))
+        self._stops = sorted({*self._exits, self._n})
         self._step = 0
         self._logits: Tensor
         self._exit: np.ndarray
@@ -122,15 +123,17 @@ class ExitSession:
         self._logits = torch.empty(len(tokens), p.lm.vocab_size, device=p.lm.device)
         previous: Tensor | None = None
         tops, same = np.full(len(tokens), -1), np.zeros(len(tokens), dtype=np.int64)
-        for block in range(1, n + 1):
-            self._advance(going, block)
-            if block in self._exits:
+        layer = 0
+        for stop in self._stops:  # tokens wait at exits only, so between two of them nobody joins
+            self._advance(going, layer + 1, stop)
+            layer = stop
+            if layer in self._exits:
                 state = d.last(going)
-                leave = self._ask(state, previous, block, going, tops, same, limit)
+                leave = self._ask(state, previous, layer, going, tops, same, limit)
                 out = going[leave]
-                if len(out) and block < n and p.cache == "propagate":
-                    d.propagate(out, block)
-                elif block < n and p.cache == "recompute":
+                if len(out) and layer < n and p.cache == "propagate":
+                    d.propagate(out, layer)
+                elif layer < n and p.cache == "recompute":
                     d.parked[out, d.lengths[out] - 1] = True
                 previous = state[torch.from_numpy(~leave)]
                 going = going[~leave]
@@ -149,11 +152,11 @@ class ExitSession:
         if isinstance(self._reader, RowReader):
             self._reader.keep(kept)
 
-    def _advance(self, going: np.ndarray, block: int) -> None:
+    def _advance(self, going: np.ndarray, block: int, last: int) -> None:
         before = self.depths.blocks_run
         if self._p.cache == "recompute":
             self.depths.restart(going, block - 1)
-        self.depths.advance(going, block)
+        self.depths.advance(going, block, last)
         self._p.tally.blocks += self.depths.blocks_run - before
 
     def _ask(

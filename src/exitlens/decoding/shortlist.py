@@ -122,27 +122,27 @@ class RowReader:
     def __init__(self, reader: HeadReader, texts: Sequence[Sequence[int]]) -> None:
         self.reader = reader
         self._own = [[t for t in dict.fromkeys(text) if t not in reader.listed] for text in texts]
-        self._known: tuple[bytes, Tensor, Tensor, Tensor] | None = None
+        self._known: dict[bytes, tuple[Tensor, Tensor, Tensor]] = {}
 
     def add(self, rows: np.ndarray, tokens: Sequence[int]) -> None:
         """One new token a row."""
         for row, token in zip(rows.tolist(), tokens, strict=True):
             if token not in self.reader.listed and token not in self._own[row]:
                 self._own[row].append(token)
-                self._known = None
+                self._known = {}
 
     def keep(self, rows: np.ndarray) -> None:
         """Drop every row but these."""
         self._own = [self._own[row] for row in rows.tolist()]
-        self._known = None
+        self._known = {}
 
     def show(self, h: Tensor, layer: int, rows: np.ndarray) -> Shown:
-        """What the head at ``layer`` says of states ``[len(rows), d_model]``."""
+        """What the head at ``layer`` says of states ``[len(rows), d_model]``; a row may be there more than once."""
         key = rows.tobytes()
-        if self._known is None or self._known[0] != key:  # the same rows are asked at exit after exit
+        if key not in self._known:  # the same rows are asked at exit after exit, and step after step
             ids, there = _padded([self._own[row] for row in rows.tolist()], h.device)
-            self._known = (key, ids, there, self.reader.lm.weight.detach()[ids])
-        _, ids, there, weight = self._known
+            self._known[key] = (ids, there, self.reader.lm.weight.detach()[ids])
+        ids, there, weight = self._known[key]
         return _joined(self.reader, self.reader.features(h, layer), ids, there, weight)
 
 

@@ -23,7 +23,7 @@ from .depths import Depths
 from .loop import Generation, Row, Run, encode
 from .sampling import Sampling, row_generator
 from .session import NativePrefix
-from .shortlist import HeadReader, Reader, RowReader, Shown, logit_reader, show
+from .shortlist import HeadReader, Reader, RowReader, Shown, logit_reader, reads_last, show
 
 __all__ = ["Draft", "SpeculationTally", "speculate"]
 
@@ -96,17 +96,22 @@ def speculate(
     seed: int = 0,
     chat: bool = False,
     reader: Reader | None = None,
+    short: bool = False,
     tally: SpeculationTally | None = None,
 ) -> list[Generation]:
     """Answer every prompt as :func:`~exitlens.decoding.generate` would, by drafts.
 
     ``reader`` gives logits at the draft's exit (a trained head); the model's own norm and unembedding by default.
-    Raises :class:`UnsupportedModel` for a model whose blocks cannot be run apart, and what ``generate`` raises.
+    ``short``: verification reads the last layer by its head in ``reader`` as well. The answers are then those of
+    leaving at layer N (exit policy ``fixed:N``), not of plain decoding. Raises
+    :class:`UnsupportedModel` for a model whose blocks cannot be run apart, and what ``generate`` raises.
     """
     runner = runner_of(lm)
     if runner is None:
         raise UnsupportedModel(f"{lm.name}: its blocks cannot be run apart, so it cannot draft: decode plainly")
     draft.first(lm.n_layers)
+    if short and not reads_last(reader, lm.n_layers):
+        raise InputError(f"verification over a shortlist needs a trained exit head at layer {lm.n_layers}")
     run = Run(lm, "vanilla", max_new_tokens, stop, 1.0, sampling or Sampling(), trace=False)
     ids = [encode(lm, prompt, chat, max_new_tokens) for prompt in prompts]
     plan = plan_batches(ids, batch_size, gap_exact=True)
@@ -119,7 +124,7 @@ def speculate(
         generators.append(None if run.sampling.greedy else row_generator(seed, row_ids, before))
     for batch in plan.batches:
         rows = [Row(i, ids[i], generators[i]) for i in batch]
-        _Rounds(run, prefix, draft, reader or logit_reader(lm), counts).go(rows)
+        _Rounds(run, prefix, draft, reader or logit_reader(lm), counts, short).go(rows)
         for row in rows:
             out[row.index] = run.result(row, prompts[row.index], {})
     return [out[i] for i in range(len(ids))]
@@ -128,7 +133,10 @@ def speculate(
 class _Rounds:
     """One batch: draft, verify, crop, until every row has finished."""
 
-    def __init__(self, run: Run, prefix: NativePrefix, draft: Draft, reader: Reader, tally: SpeculationTally) -> None:
+    def __init__(
+        self, run: Run, prefix: NativePrefix, draft: Draft, reader: Reader, tally: SpeculationTally, short: bool
+    ) -> None:
+        self.short = short
         self.run, self.prefix, self.draft, self.tally = run, prefix, draft, tally
         self.reader: Reader | RowReader = reader
         self.n = run.lm.n_layers
@@ -161,13 +169,17 @@ class _Rounds:
         start = d.lengths[active].copy()
         drafts, shares = self._propose(rows, active, length)
         before = d.blocks_run
-        for block in range(self.first + 1, self.n + 1):
-            d.advance(active, block)
+        d.advance(active, self.first + 1, self.n)
         self.tally.blocks += d.blocks_run - before
         at = torch.from_numpy(start[:, None] + np.arange(length + 1)[None])
         states = d.states[torch.from_numpy(active)[:, None], at]
-        final = self.prefix.runner.logits(states, self.n).float()
-        self.tally.unembeddings += final.shape[0] * final.shape[1]
+        if self.short:  # a draft's own tokens are in the shortlist or the text: what a row may say does not change here
+            shown = show(self.reader, states.flatten(0, 1), self.n, np.repeat(active, length + 1))
+            final = shown.whole(run.lm.vocab_size).view(len(active), length + 1, -1)
+            self.tally.short += len(active) * (length + 1)
+        else:
+            final = self.prefix.runner.logits(states, self.n).float()
+            self.tally.unembeddings += len(active) * (length + 1)
         best = 0
         kept = np.zeros(len(active), dtype=np.int64)
         for i, r in enumerate(active):
@@ -196,8 +208,8 @@ class _Rounds:
         for step in range(length + 1):
             d.append(active, token)
             before = d.blocks_run
-            for block in range(1, self.first + 1):
-                d.advance_last(active, block)
+            if self.first:
+                d.advance_last(active, self.first)
             if step == length:  # the last draft is only brought to where verification begins
                 self.tally.blocks += d.blocks_run - before
                 break
