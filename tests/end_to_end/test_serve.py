@@ -23,6 +23,7 @@ from tests import tiny
 from exitlens.decoding import Sampling, generate
 from exitlens.errors import InputError
 from exitlens.models import wrap
+from exitlens.models.native import runner_of
 from exitlens.server import Limits, check_address, create_app
 
 TEMPLATE = (
@@ -218,6 +219,9 @@ def test_other_bodies_and_addresses(url: str) -> None:
     assert httpx.post(f"{url}/completions", content="{", headers=json_type).status_code == 400
     assert httpx.post(f"{url}/completions", content="[" * 2000, headers=json_type).status_code == 400
     assert httpx.post(f"{url}/completions", content="[]", headers=json_type).status_code == 400
+    half = httpx.post(f"{url}/completions", content='{"prompt": "\\ud800"}', headers=json_type)
+    assert half.status_code == 400
+    assert "is no character" in half.json()["error"]["message"]
     assert httpx.post(f"{url}/completions", data={"a": "b"}).status_code == 415
     assert httpx.get(f"{url}/nothing").status_code == 404
     assert httpx.get(f"{url}/completions").status_code == 405
@@ -239,14 +243,16 @@ class _Slow:
 
     def __init__(self, lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.tokens = 0
-        plain = lm.logits
+        runner = runner_of(lm)  # its own way to the logits is the one that generation takes
+        assert runner is not None
+        plain = runner.logits
 
         def logits(*args: Any, **options: Any) -> Any:
             self.tokens += 1
             time.sleep(0.05)
             return plain(*args, **options)
 
-        monkeypatch.setattr(lm, "logits", logits)
+        monkeypatch.setattr(runner, "logits", logits)
 
 
 @pytest.mark.parametrize("stream", [True, False])

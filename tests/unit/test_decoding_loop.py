@@ -250,6 +250,8 @@ def test_token_ids_are_taken_as_they_are() -> None:
         ("A" * 300, {}, ContextError, "shorten it"),
         ("A", {"decoder": "dola:9"}, InputError, "out of range"),
         ("A", {"stop": [""]}, InputError, "stop string is empty"),
+        ("A\ud800", {}, InputError, "is no character"),
+        ("A", {"stop": ["\udfff"]}, InputError, "is no character"),
         ("A", {"chat": True}, InputError, "no chat template"),
     ],
 )

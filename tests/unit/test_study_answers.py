@@ -12,6 +12,7 @@ import torch
 from tests import tiny
 
 from exitlens.data.records import Question
+from exitlens.decoding import mc_scores
 from exitlens.errors import ConfigError, InputError
 from exitlens.models import wrap
 from exitlens.scoring import Bleu, ExactChoice, RougeL
@@ -115,6 +116,21 @@ def test_decoders_are_compared_with_the_first_by_question(lm: Any) -> None:
     assert study.decoding_layers.groupby("decoder")["count"].sum().to_dict() == {
         "dola:high": int(study.answers.groupby("decoder")["n_tokens"].sum()["dola:high"])
     }
+
+
+@pytest.mark.parametrize("mc", ["softmax", "scores"])
+def test_multiple_choice_stands_beside_the_written_answers(lm: Any, mc: str) -> None:
+    decoders = ["vanilla", "dola:0/2,top=0"]
+    study = decoding_study(lm, QUESTIONS, decoders, metrics=[RougeL()], max_new_tokens=2, mc=mc)
+    end = "" if mc == "softmax" else "_scores"
+    both = [q for q in QUESTIONS if q.correct and q.incorrect]
+    for decoder in decoders:
+        want = mc_scores(lm, both, decoder, mc == "softmax")
+        rows = study.decoding[study.decoding["decoder"] == decoder].set_index("metric")
+        assert rows.loc[f"mc1{end}", "mean"] == pytest.approx(want.mc1.mean())
+        assert rows.loc[f"mc2{end}", "mean"] == pytest.approx(want.mc2.mean(), abs=1e-4)
+        assert rows.loc[f"mc3{end}", "n"] == len(both) > 0
+        assert "rouge_max" in rows.index
 
 
 def test_differences_are_paired_and_missing_values_leave_for_all() -> None:

@@ -49,6 +49,9 @@ def run_command(
     decoders: Annotated[
         str | None, typer.Option("--decoders", help="Decoders compared, by commas [vanilla,dola:high,dola:low].")
     ] = None,
+    mc: Annotated[
+        str | None, typer.Option("--mc", help="MC1-3 of every decoder too, by its softmax or its scores [none].")
+    ] = None,
     judges: Annotated[str | None, typer.Option("--judges", help="Who says which answers are right, by commas.")] = None,
     entropy_estimators: Annotated[
         str | None, typer.Option("--entropy-estimators", help="per-group; pooled-weights reproduces an artefact.")
@@ -93,7 +96,7 @@ def run_command(
     given = {
         "model": model, "data": data, "statements": statements, "only": only, "limit": limit,
         "limit_statements": limit_statements, "seed": seed, "out": out, "prompts": prompts, "decoders": decoders,
-        "judges": judges, "entropy_estimators": entropy_estimators, "repetition_penalty": repetition_penalty,
+        "mc": mc, "judges": judges, "entropy_estimators": entropy_estimators, "repetition_penalty": repetition_penalty,
         "max_new_tokens": max_new_tokens, "batch_size": batch_size, "lens": lens, "layers": layers,
         "taps": taps, "kinds": kinds,
         "bertscore_model": bertscore_model, "figures": figures, "device": device, "dtype": dtype, "revision": revision,

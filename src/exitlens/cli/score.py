@@ -57,6 +57,9 @@ def score_command(
     dataset = read(data, limit=limit)
     for note in dataset.notes:
         say(f"{dataset.name}: {note}", quiet)
+    twice = next((path for i, path in enumerate(predictions) if path in predictions[:i]), None)
+    if twice is not None:
+        raise DataError(f"'{twice}' is given twice: leave one out")
     answers = {}
     for path in predictions:
         text = _read(path)

@@ -277,14 +277,19 @@ class Layered(Methods):
         return movable(self._cache_factory())
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids of ``text``; ``special`` adds what the tokenizer itself puts before a text."""
+        """Token ids of ``text``; ``special`` adds what the tokenizer itself puts before a text.
+
+        Raises :class:`InputError` for a text that is no Unicode.
+        """
+        check_text(text)
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
 
     def encode_chat(self, text: str) -> list[int]:
         """Token ids of ``text`` as a user's turn in the tokenizer's chat template, ready for the reply.
 
-        Raises :class:`InputError` when the tokenizer has no template.
+        Raises :class:`InputError` when the tokenizer has no template, and for a text that is no Unicode.
         """
+        check_text(text)
         if not getattr(self.tokenizer, "chat_template", None):
             raise InputError(f"{self.name}'s tokenizer has no chat template: leave --chat out")
         turns = [{"role": "user", "content": text}]
@@ -332,6 +337,15 @@ class Layered(Methods):
         parameters = inspect.signature(body.forward).parameters
         names = {"kwargs" if p.kind is inspect.Parameter.VAR_KEYWORD else name for name, p in parameters.items()}
         return body, frozenset(names)
+
+
+def check_text(text: str) -> None:
+    """Raise :class:`InputError` where ``text`` holds half a character (a lone surrogate), as tokenizers would not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start : error.start + 1]
+        raise InputError(f"a text holds {half!r}, which is no character: write it as UTF-8") from None
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

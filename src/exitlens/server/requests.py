@@ -70,6 +70,11 @@ def read_json(body: bytes) -> dict[str, Any]:
         raise Refusal(400, f"the body is not JSON: {str(error).splitlines()[0]}") from None
     if not isinstance(found, dict):
         raise Refusal(400, f"the body is a JSON {type(found).__name__}, not an object")
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = str(error.object)[error.start : error.start + 1]
+        raise Refusal(400, f"the body holds {half!r}, which is no character: send whole ones") from None
     return found
 
 

@@ -55,6 +55,9 @@ class RunConfig(BaseModel):
     decoders: tuple[str, ...] = Field(
         ("vanilla", "dola:high", "dola:low"), description="decoders compared; NAME@1.2 sets a repetition penalty"
     )
+    mc: Literal["none", "softmax", "scores"] = Field(
+        "none", description="MC1-3 of every decoder too: by its log-probabilities (softmax) or its bare scores"
+    )
     judges: tuple[str, ...] = Field(("similarity", "margin:rouge"), description="who says which answers are right")
     entropy_estimators: tuple[Literal["per-group", "pooled-weights"], ...] = Field(
         ("per-group",), description="pooled-weights reproduces a published artefact, see METHODS"

@@ -16,7 +16,7 @@ from exitlens.study.judging import Scorers
 from exitlens.study.passes import check_context
 from exitlens.study.stage_generate import DecoderSpec, GenerateStage, ask
 
-__all__ = ["Answers", "Context", "answer_all"]
+__all__ = ["Answers", "Context", "answer_all", "slug"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def answer_all(
     """Answers of one decoder to every question, in the questions' order; finished batches are kept."""
     stage = GenerateStage(spec, max_new_tokens=max_new_tokens, batch_size=batch_size, entropy=entropy)
     # One generation batch is a unit of work: the shared prompt is run once a unit, and a kill costs a unit.
-    done = engine.map(stage, ask(questions, style), batch_size=batch_size, label=f"generate-{_slug(spec.text)}")
+    done = engine.map(stage, ask(questions, style), batch_size=batch_size, label=f"generate-{slug(spec.text)}")
     chosen = done.tables.get("decoding_layers")
     if chosen is not None and len(chosen):
         chosen = chosen.groupby(["decoder", "layer"], sort=True)["count"].sum().reset_index()
@@ -139,5 +139,6 @@ class Context:
         self.write(name, frame.loc[order.sort_values(kind="stable").index].reset_index(drop=True))
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """A decoder's text as part of a file name."""
     return "".join(c if c.isalnum() else "-" for c in text).strip("-") or "decoder"

@@ -16,9 +16,10 @@ from exitlens.decoding.early import early_layers
 from exitlens.errors import InputError
 from exitlens.models.protocol import LayeredModel
 from exitlens.scoring import TextMetric, truthfulqa_scores
-from exitlens.study.context import Answers, Context, answer_all
+from exitlens.study.context import Answers, Context, answer_all, slug
 from exitlens.study.engine import Engine, Report
 from exitlens.study.judging import judge_answers
+from exitlens.study.stage_choose import ChooseStage
 from exitlens.study.stage_generate import DecoderSpec
 
 __all__ = ["DecodingStudy", "compare", "decoding_study", "run", "score"]
@@ -48,12 +49,14 @@ def decoding_study(
     max_new_tokens: int = 50,
     batch_size: int = 32,
     repetition_penalty: float = 1.0,
+    mc: str = "none",
     seed: int = 0,
     report: Report | None = None,
 ) -> DecodingStudy:
     """Answer the questions with every decoder, score the answers, compare each decoder with the first by question.
 
-    ``dola:high@1.2`` gives a decoder a repetition penalty of its own. Nothing is written to disk. Raises InputError
+    ``dola:high@1.2`` gives a decoder a repetition penalty of its own. ``mc``: MC1–3 too, by each decoder's ``softmax``
+    or its ``scores``; the penalty has no part in them. Nothing is written to disk. Raises InputError
     (no questions or decoders, an unknown decoder), ContextError.
     """
     if not questions or not decoders:
@@ -69,17 +72,42 @@ def decoding_study(
         )
         for text in decoders
     ]
-    return analyse(made, questions, metrics, seed=seed)
+    chosen = choose_all(engine, questions, [a.spec for a in made], mc, batch_size=batch_size)
+    return analyse(made, questions, metrics, chosen, seed=seed)
+
+
+def choose_all(
+    engine: Engine, questions: Sequence[Question], specs: Sequence[DecoderSpec], mc: str, *, batch_size: int
+) -> list[pd.DataFrame]:
+    """Rows of ``scores`` with MC1–3 of every decoder, of the questions that have both kinds of answers."""
+    both = [question for question in questions if question.correct and question.incorrect]
+    if mc == "none" or not both:
+        return []
+    found = []
+    for spec in specs:
+        stage = ChooseStage(spec.decoder, mc == "softmax")
+        # Two decoders that differ in their penalty only choose alike, and the second finds the first one's units.
+        table = engine.map(stage, both, batch_size=batch_size, label=f"choose-{slug(spec.decoder)}").tables["choices"]
+        found.append(table.assign(decoder=spec.text)[["decoder", "question_id", "metric", "value"]])
+    return found
 
 
 def analyse(
-    made: Sequence[Answers], questions: Sequence[Question], metrics: Sequence[TextMetric], *, seed: int = 0
+    made: Sequence[Answers],
+    questions: Sequence[Question],
+    metrics: Sequence[TextMetric],
+    chosen: Sequence[pd.DataFrame] = (),
+    *,
+    seed: int = 0,
 ) -> DecodingStudy:
-    """Score and compare answers that were generated."""
+    """Score and compare answers that were generated; ``chosen`` are further rows of ``scores``."""
     answers = pd.concat([a.answers.assign(decoder=a.spec.text) for a in made], ignore_index=True)
-    scores = pd.concat([score(a.spec.text, _texts(a, questions), questions, metrics) for a in made], ignore_index=True)
-    chosen = [a.decoding_layers for a in made if a.decoding_layers is not None and len(a.decoding_layers)]
-    layers = pd.concat(chosen, ignore_index=True) if chosen else pd.DataFrame(columns=["decoder", "layer", "count"])
+    written = [score(a.spec.text, _texts(a, questions), questions, metrics) for a in made]
+    scores = pd.concat([*written, *chosen], ignore_index=True)
+    contrasted = [a.decoding_layers for a in made if a.decoding_layers is not None and len(a.decoding_layers)]
+    layers = (
+        pd.concat(contrasted, ignore_index=True) if contrasted else pd.DataFrame(columns=["decoder", "layer", "count"])
+    )
     table = compare(scores, {a.spec.text: a.spec.penalty for a in made}, seed=seed)
     return DecodingStudy(answers, scores, table, layers)
 
@@ -166,8 +194,9 @@ def run(ctx: Context) -> None:
         found = ctx.answers(spec)
         # The same answers under the name that this study gives the decoder.
         made.append(Answers(spec, found.answers.assign(decoder=spec.text), None, found.decoding_layers, found.seconds))
+    chosen = choose_all(ctx.engine, questions, specs, config.mc, batch_size=config.batch_size)
     ctx.say("scoring answers")
-    study = analyse(made, questions, ctx.scorers().metrics(), seed=config.seed)
+    study = analyse(made, questions, ctx.scorers().metrics(), chosen, seed=config.seed)
     judged = [judge_answers(judges, a.spec.text, questions, _texts(a, questions)) for a in made] if judges else []
     ctx.merge("answers", study.answers)
     if judged:

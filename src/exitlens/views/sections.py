@@ -63,7 +63,8 @@ HOW: Final[Mapping[str, str]] = {
         "Every decoder answered the same questions. Each score is a mean over questions with a bootstrap interval "
         "(95 %); differences to the first decoder are paired by question, with a paired test. max: similarity to "
         "the best matching correct answer; diff: best correct minus best incorrect; acc: share of questions where "
-        "diff is above zero."
+        "diff is above zero. MC1: the best answer is more probable than every incorrect one; MC2: share of probability "
+        "on correct answers; MC3: share of correct answers above every incorrect one."
     ),
     "exits": (
         "From one full pass: for each policy and threshold the layer at which a token would leave, and whether "
