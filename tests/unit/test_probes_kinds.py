@@ -17,6 +17,7 @@ from exitlens.errors import ProbeError
 from exitlens.probes import KINDS, Fold, Provenance, fit, fit_grid, fit_rows, from_tensors, make_data, make_ensemble
 from exitlens.probes.logistic import Logistic, fit_path
 from exitlens.probes.mlp import MLP
+from exitlens.probes.parallel import side_by_side
 
 
 def planted(layers: int = 3, n: int = 480, d: int = 24, strength: float = 1.5, seed: int = 0):
@@ -142,6 +143,39 @@ def test_one_of_many_is_the_same_as_one_alone(kind: str) -> None:
         alone = fit_rows(kind, data, layer, rows=folds[f].train, seed=grid.seeds[s])
         p = alone.predict_proba(data.states[layer, folds[f].test])
         torch.testing.assert_close(grid.probabilities[f][layer, setting, s], p, atol=2e-4, rtol=0, check_dtype=False)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_grid_is_the_same_with_any_number_of_threads(threads: int) -> None:
+    data, _ = planted(layers=2, n=80)
+    rows = np.arange(data.n)
+    folds = [Fold(str(t), rows[data.topics != t], rows[data.topics == t]) for t in range(3)]
+    before = torch.get_num_threads()
+    seeds = (4, 1, 7, 0, 2)  # more than one stack holds
+    try:
+        torch.set_num_threads(threads)
+        grid = fit_grid("mlp", data, folds, seeds=seeds)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    for f, layer, s in ((0, 0, 0), (1, 1, 2), (2, 0, 4)):
+        alone = fit_rows("mlp", data, layer, rows=folds[f].train, seed=seeds[s])
+        p = alone.predict_proba(data.states[layer, folds[f].test])
+        torch.testing.assert_close(grid.probabilities[f][layer, 0, s], p, atol=1e-5, rtol=0, check_dtype=False)
+
+
+def test_jobs_side_by_side_keep_their_order_and_end_at_the_first_error() -> None:
+    before = torch.get_num_threads()
+    assert list(side_by_side([lambda k=k: (k, torch.is_grad_enabled()) for k in range(20)])) == [
+        (k, False) for k in range(20)
+    ]
+
+    def wrong() -> int:
+        raise ProbeError("no")
+
+    with pytest.raises(ProbeError, match="no"):
+        list(side_by_side([lambda: 1, wrong, lambda: 3]))
+    assert torch.get_num_threads() == before
 
 
 def test_mlp_trains_as_torch_does() -> None:

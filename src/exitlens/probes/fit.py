@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from .bank import Kind
 from .base import Probe, Provenance
 from .data import ProbeData, check_labels, make_data
 from .kinds import kind_named
+from .parallel import side_by_side
 
 __all__ = ["Fold", "Grid", "fit", "fit_grid", "fit_rows"]
 
@@ -58,7 +60,7 @@ def fit_grid(
 ) -> Grid:
     """Train a kind on every layer × fold × setting × seed and predict each fold's test rows.
 
-    A few layers are worked on at a time, so memory beyond the states themselves is that of one layer's models.
+    A few layers are worked on at a time, so memory beyond the states themselves is that of a few models a thread.
     ``progress(done, total)`` counts layers × folds. Raises :class:`ProbeError` when a fold's training rows hold one
     class only.
     """
@@ -68,27 +70,60 @@ def fit_grid(
     for fold in folds:
         check_labels(data.labels[fold.train], f"training rows of fold '{fold.name}'")
     used = tuple(seeds) if k.random else tuple(seeds[:1])
-    n_layers = len(data.layers)
-    step = max(1, k.stack // len(used))
     tests = [torch.from_numpy(f.test) for f in folds]
     trains = [torch.from_numpy(f.train) for f in folds]
-    out = [torch.empty(n_layers, len(k.settings), len(used), len(t)) for t in tests]
-    total = n_layers * len(folds)
-    # Random kinds train fold after fold anyway; handing them one fold at a time keeps only its weights alive.
-    blocks = [[f] for f in range(len(folds))] if k.random else [list(range(len(folds)))]
+    out = [torch.empty(len(data.layers), len(k.settings), len(used), len(t)) for t in tests]
+    parts = [_Part(k, data, trains, tests, used, *where) for where in _places(k, len(data.layers), len(folds), used)]
     done = 0
-    with torch.no_grad(), faster_float32():
-        for start in range(0, n_layers, step):
-            states = data.states[start : start + step]
-            for block in blocks:
-                banks = k.fit(states, data, [trains[f] for f in block], used)
-                for i, bank in enumerate(banks):
-                    for at, f in enumerate(block):
-                        out[f][start + i] = bank.predict(at, states[i][tests[f]])
-                done += len(banks) * len(block)
-                if progress is not None:
-                    progress(done, total)
+    # Products of many rows take all threads and the faster library; the small ones of networks run side by side.
+    with torch.no_grad(), nullcontext() if k.random else faster_float32():
+        for part, found in zip(parts, side_by_side(parts) if k.random else (part() for part in parts), strict=True):
+            for f, p in zip(part.folds, found, strict=True):
+                out[f][part.layers, :, part.seeds] = p
+                done += p.shape[0] * p.shape[2]
+            if progress is not None:
+                progress(done // len(used), len(data.layers) * len(folds))
     return Grid(k.name, data.layers, k.settings, used, tuple(folds), tuple(out))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some layers, folds and seeds of a grid, which are fitted together; it is called to do so."""
+
+    kind: Kind
+    data: ProbeData
+    trains: Sequence[Tensor]
+    tests: Sequence[Tensor]
+    used: tuple[int, ...]
+    layers: slice
+    folds: range
+    seeds: slice
+
+    def __call__(self) -> list[Tensor]:
+        """P(true) ``[layers, settings, seeds, test rows]`` of each fold."""
+        states = self.data.states[self.layers]
+        banks = self.kind.fit(states, self.data, [self.trains[f] for f in self.folds], self.used[self.seeds])
+        return [
+            torch.stack([bank.predict(at, x[self.tests[f]]) for bank, x in zip(banks, states, strict=True)])
+            for at, f in enumerate(self.folds)
+        ]
+
+
+def _places(k: Kind, layers: int, folds: int, used: Sequence[int]) -> Iterator[tuple[slice, range, slice]]:
+    """The parts of a grid: layers, folds and seeds of each, at most ``k.stack`` models where a seed matters.
+
+    Other kinds share work among folds, so they take all folds of a layer at once.
+    """
+    size = -(-len(used) // -(-len(used) // k.stack))  # as even as can be
+    step = max(1, k.stack // size)
+    for first in range(0, layers, step):
+        at = slice(first, min(first + step, layers))
+        if not k.random:
+            yield at, range(folds), slice(0, 1)
+            continue
+        for f in range(folds):
+            for s in range(0, len(used), size):
+                yield at, range(f, f + 1), slice(s, min(s + size, len(used)))
 
 
 def fit_rows(
@@ -113,7 +148,7 @@ def fit_rows(
     train = np.arange(data.n) if rows is None else rows
     check_labels(data.labels[train], "training rows")
     at = data.layers.index(layer)
-    with torch.no_grad(), faster_float32():
+    with torch.no_grad(), nullcontext() if k.random else faster_float32():
         bank = single.fit(data.states[at : at + 1], data, [torch.from_numpy(train)], (seed,))[0]
     base = provenance if provenance is not None else Provenance()
     notes = "; ".join(x for x in (base.notes, k.notes) if x)
