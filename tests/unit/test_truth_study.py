@@ -96,6 +96,12 @@ def test_bad_input_is_named(tmp_path: Path, lm: Any, monkeypatch: pytest.MonkeyP
         truth_study(lm, [replace(items[0], topic="rare"), *items[1:]], tmp_path / "c", kinds=("mass-mean",))
     with pytest.raises(ProbeError, match="unknown protocol 'best-of'"):
         truth_study(lm, items, tmp_path / "d", protocol="best-of")
+    with pytest.raises(ProbeError, match="'ttpd' needs negated statements, and none of 60"):
+        truth_study(lm, items, tmp_path / "d", kinds=("mass-mean", "ttpd"))
+    both = [replace(s, negated=i % 4 > 1) for i, s in enumerate(items)]
+    with pytest.raises(ProbeError, match="'ccs' is fitted on statements of both polarities"):
+        truth_study(lm, both, tmp_path / "d", kinds=("ccs",), protocol="affirmed-to-negated")
+    assert not list(tmp_path.iterdir())  # all of it was said before the first state was computed
     forward = lm.forward
 
     def broken(*args: Any, **kwargs: Any) -> Any:

@@ -6,6 +6,7 @@ print(result.sentence); result.tables["probe_layers"]; save_probe("probe.safeten
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -128,6 +129,7 @@ def truth_study(
     check_position(position)
     numbers = check_layers(lm, range(1, lm.n_layers + 1) if layers == "all" else tuple(layers))
     everything = [*statements, *(_apart(s) for s in test_statements)]
+    _check(everything, kinds, protocol, position, seed, test_topic)
     # All layers are stored: they cost nothing more in the same pass, and another study may want them.
     store = extract(lm, everything, folder, setting=setting, position=position, report=report)
     data, ids = truth_data(store, everything, numbers)
@@ -157,6 +159,41 @@ def truth_study(
     where = Provenance(model=lm.fingerprint, lens="raw", prompt=prompt_name(store.origin), position=position)
     about = {"model": lm.name, "setting": setting, "position": position, "dtype": store.origin.dtype}
     return TruthStudy(study, data, tables, where, about)
+
+
+def _check(
+    statements: Sequence[Statement],
+    kinds: Sequence[str],
+    protocol: str,
+    position: Position,
+    seed: int,
+    test_topic: str | None,
+) -> None:
+    """Raise, before any state is computed, what labels, topics, groups and polarities alone tell."""
+    polar = [kind for kind in kinds if kind in ("ttpd", "ccs")]
+    if polar and protocol == "affirmed-to-negated":
+        raise ProbeError(
+            f"kind '{polar[0]}' is fitted on statements of both polarities, and affirmed-to-negated trains on affirmed "
+            f"ones only: drop {polar[0]}, or use another protocol"
+        )
+    negated = [s.negated for s in statements]
+    if polar and not any(negated):
+        raise ProbeError(
+            f"kind '{polar[0]}' needs negated statements, and none of {len(statements)} is marked so: give 'negated' "
+            f"in the data, or drop {polar[0]}"
+        )
+    data = make_data(
+        torch.zeros(1, len(statements), 1),
+        [s.label for s in statements],
+        groups(statements),
+        [s.topic for s in statements],
+        negated=negated if any(negated) else None,
+    )
+    if position == "every":
+        return  # there a row is a token, and topics have more of them
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said once, when the states are there
+        _split(data, [s.id for s in statements], protocol, seed, test_topic)
 
 
 def truth_data(
