@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -187,6 +189,14 @@ def test_study_finds_the_planted_layer_and_says_so() -> None:
     for table in TABLES:
         assert len(study.to_frame(table)) > 0
     assert study.to_frame("probe_comparisons").p_holm.between(0, 1).all()
+
+
+def test_a_note_of_a_kind_names_it() -> None:
+    data = study_data(n=240)
+    shaky = replace(QUICK, name="shaky", notes="restarts differ")
+    study = evaluate(data, grouped_k_fold(data), [QUICK, shaky], resamples=10, control=False)
+    assert study.notes == ("shaky: restarts differ",)
+    assert "Note: shaky: restarts differ." in study.sentence()
 
 
 def test_study_of_noise_says_that_nothing_is_shown() -> None:

@@ -184,7 +184,7 @@ def evaluate(
         labels=data.labels[rows],
         rows=rows,
         n_groups=len(np.unique(groups)),
-        notes=tuple(dict.fromkeys([*split.notes, *(n for r in runs for n in r.notes)])),
+        notes=tuple(dict.fromkeys([*split.notes, *(f"{r.kind}: {n}" for r in runs for n in r.notes)])),
         selectivity=selectivity,
     )
 
