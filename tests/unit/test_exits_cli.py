@@ -45,6 +45,7 @@ def test_train_then_analyse_then_generate(work: Path, capsys: pytest.CaptureFixt
     (one,) = done(capsys, "generate", "What is true?", *m, "--exit", "classifier:0.01", "--heads", heads,
                   "--max-new-tokens", "6")  # fmt: skip
     assert one["blocks_a_token"] < 3
+    assert (one["shortlists_a_token"], one["unembeddings_a_token"]) == (1.0, 0.0)
     assert sum(one["exits"].values()) >= 6
 
 
@@ -87,12 +88,17 @@ def test_adapt_writes_an_adapter_that_generate_takes(work: Path, capsys: pytest.
         (("exits", "--layers", "two"), "'two'"),
         (("exits", "--delta", "0.05", "--max-new-tokens", "3"), "at least 59 are needed"),
         (("exits", "train", "-o", "x.safetensors"), "--self-text"),
+        (("exits", "train", "-o", "x.safetensors", "--self-text", "4", "--layers", "0/2"), "exit layer 0"),
+        (("exits", "train", "-o", "/proc/x.safetensors", "--self-text", "4"), "cannot write"),
+        (("exits", "adapt", "-o", "/proc/x", "--self-text", "4"), "cannot write"),
+        (("exits", "--delta", "1.5"), "delta=1.5"),
+        (("exits", "--epsilon", "0"), "epsilon=0.0"),
     ],
 )
 def test_bad_input_is_one_line(
     work: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], says: str
 ) -> None:
-    more = ("--data", work / "q.jsonl") if arguments[0] == "exits" and arguments[1] != "train" else ()
+    more = ("--data", work / "q.jsonl") if arguments[0] == "exits" and arguments[1] not in ("train", "adapt") else ()
     code, out, err = call(capsys, *arguments, "-m", work / "model", *more, "-q")
     assert code == 2
     assert out == ""

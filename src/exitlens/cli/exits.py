@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,14 +76,22 @@ def exits_command(
     if context.invoked_subcommand is not None:
         return
     from exitlens import data as readers
+    from exitlens.decoding.calibration import check_levels, require_units
     from exitlens.errors import DataError
     from exitlens.study.exit_files import load_heads
     from exitlens.study.study_exits import exit_layers, exit_study
     from exitlens.views.report import headlines
 
+    deltas = (0.02, 0.05, 0.1) if delta is None else (delta,)
+    for level in deltas:
+        check_levels(level, epsilon)
+    if out is not None:
+        _may_write(out)
     found = readers.read(data, limit=limit)
     if found.kind != "questions":
         raise DataError(f"'{data}' holds statements, not questions: give questions with --data")
+    if delta is not None:  # now, not after the answers were written
+        require_units(len(found.questions) // 2, delta, epsilon)
     lm = _load(model, device, dtype, revision, trust_remote_code, adapter, quiet)
     trained = None if heads is None else load_heads(heads, lm)
     asked = _layers(layers)
@@ -90,7 +99,7 @@ def exits_command(
     with StudyProgress(quiet) as report:
         study = exit_study(
             lm, found.questions, layers=asked, heads=trained, epsilon=epsilon, strict=delta is not None,
-            deltas=(0.02, 0.05, 0.1) if delta is None else (delta,), max_new_tokens=max_new_tokens,
+            deltas=deltas, max_new_tokens=max_new_tokens,
             batch_size=batch_size, seed=seed, report=report,
         )  # fmt: skip
     names = ("exits", "exits_layers", "exits_kinds", "exits_calibration")
@@ -145,13 +154,16 @@ def train_command(
 
     Reports, on text kept apart, agreement by exit, settling depth and what could be saved, before and after.
     """
+    from exitlens.decoding.policies import ExitPolicy
     from exitlens.study import exit_files
     from exitlens.study.exit_heads import fit_heads
 
     _one_text(text, self_text)
+    _may_write(out.parent)
     lm = _load(model, device, dtype, revision, trust_remote_code, adapter, quiet)
-    found, source = _windows(lm, text, self_text, windows, seed, quiet)
     chosen = _layers(layers) or _default_heads(lm.n_layers)
+    ExitPolicy("probability", 1.0, tuple(chosen)).exits(lm.n_layers, last=True)  # refuses layers outside 1..N
+    found, source = _windows(lm, text, self_text, windows, seed, quiet)
     with progress("fitting heads", len(found) + len(chosen) * epochs, quiet) as tick:
         heads, before, after = fit_heads(
             lm, found, chosen, shortlist_size=shortlist, rank=rank, epochs=epochs, seed=seed, tick=tick
@@ -188,16 +200,18 @@ def adapt_command(
     Killed and started again it goes on after the last check. The folder loads in peft, and here with --adapter.
     """
     from exitlens.decoding.adapt import adapt
+    from exitlens.decoding.policies import ExitPolicy
     from exitlens.models import wrap
     from exitlens.study import exit_files
     from exitlens.study.exit_heads import measure
 
     _one_text(text, self_text)
+    _may_write(out)
     lm = _load(model, device, dtype, revision, trust_remote_code, None, quiet)
-    found, source = _windows(lm, text, self_text, windows, seed, quiet)
     chosen = tuple(_layers(layers) or _default_exits(lm.n_layers))
+    ExitPolicy("probability", 1.0, chosen).exits(lm.n_layers)  # refuses layers outside 1..N−1
+    found, source = _windows(lm, text, self_text, windows, seed, quiet)
     checkpoint = out / "checkpoint.safetensors"
-    out.mkdir(parents=True, exist_ok=True)
     state = exit_files.read_state(checkpoint)
     begun = 0 if state is None else int(state[1]["step"])
     with progress("adapting", max(0, steps - begun), quiet) as tick:
@@ -268,6 +282,15 @@ def _default_heads(n: int) -> list[int]:
 
 def _default_exits(n: int) -> list[int]:
     return sorted({min(n - 1, max(1, round(n * share))) for share in (0.5, 0.67, 0.8, 0.9, 0.97)})
+
+
+def _may_write(folder: Path) -> None:
+    """Make the folder and try it, so that no training is lost to one that cannot be written to."""
+    from exitlens.study.atomic import write_bytes
+
+    trial = folder / f".{uuid.uuid4().hex}"
+    write_bytes(trial, b"")
+    trial.unlink()
 
 
 def _one_text(text: Path | None, own: int) -> None:

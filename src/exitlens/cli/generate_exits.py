@@ -86,6 +86,7 @@ def _leaving(
         facts = {
             "exit": policy.name, "cache": cache, "exits": dict(sorted((tally.exits or {}).items())),
             "blocks_a_token": tally.blocks / later, "unembeddings_a_token": tally.unembeddings / later,
+            "shortlists_a_token": tally.short / later,
         }  # fmt: skip
         return made, facts
 

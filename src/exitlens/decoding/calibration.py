@@ -18,7 +18,7 @@ from scipy import stats
 
 from ..errors import InputError
 
-__all__ = ["Calibrated", "calibrate", "p_value", "require_units", "units_needed"]
+__all__ = ["Calibrated", "calibrate", "check_levels", "p_value", "require_units", "units_needed"]
 
 Bound = Literal["hoeffding", "hoeffding-bentkus"]
 
@@ -79,7 +79,7 @@ def units_needed(delta: float, epsilon: float, bound: Bound = "hoeffding-bentkus
 
 def require_units(n: int, delta: float, epsilon: float, bound: Bound = "hoeffding-bentkus") -> None:
     """Raises :class:`InputError` when no threshold could pass with ``n`` calibration answers: says how many."""
-    _check(delta, epsilon)
+    check_levels(delta, epsilon)
     needed = units_needed(delta, epsilon, bound)
     if n < needed:
         raise InputError(
@@ -88,7 +88,8 @@ def require_units(n: int, delta: float, epsilon: float, bound: Bound = "hoeffdin
         )
 
 
-def _check(delta: float, epsilon: float) -> None:
+def check_levels(delta: float, epsilon: float) -> None:
+    """Raises :class:`InputError` for a δ or an ε that is no share."""
     if not 0.0 < delta < 1.0 or not 0.0 < epsilon < 1.0:
         raise InputError(f"delta={delta} and epsilon={epsilon} must lie between 0 and 1")
 
@@ -106,7 +107,7 @@ def calibrate(
     Raises :class:`InputError` for δ or ε outside 0..1, losses outside 0..1, or too few answers for the δ and ε asked
     (it says how many are needed).
     """
-    _check(delta, epsilon)
+    check_levels(delta, epsilon)
     losses = np.asarray(losses, dtype=np.float64)
     if losses.ndim != 2 or losses.shape[0] != len(thresholds):
         raise InputError(f"losses of shape {losses.shape} do not fit {len(thresholds)} thresholds: one row each")
