@@ -225,8 +225,8 @@ def test_quality_stands_beside_cost() -> None:
     )
     (table, *_) = sections.decoding({"decoding": decoding(), "decoding_cost": cost})
     text = re.sub(r"<[^>]+>", " ", table)
-    assert re.search(r"vanilla\s+0.300\s+0.300\s+20.0\s+0", text)
-    assert re.search(r"dola:low\s+0.300 ▲\s+0.300 ▲\s+25.0\s+7", text)
+    assert re.search(r"vanilla\s+20.0\s+0\s+0.300\s+0.300", text)
+    assert re.search(r"dola:low\s+25.0\s+7\s+0.300 ▲\s+0.300 ▲", text)
 
 
 def test_a_probe_within_the_models_interval_is_not_called_better() -> None:

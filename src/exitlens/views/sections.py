@@ -264,12 +264,9 @@ def _quality_and_cost(items: list[Row], costs: list[Row]) -> str:
         rate = to_float(cost.get("tokens_per_second"))
         scores = [_marked(mine[metric]) if metric in mine else "–" for metric in metrics]
         time = number_text(1000 / rate, 1) if rate > 0 else "–"
-        body.append([name, *scores, time, number_text(cost.get("extra_unembeddings"), 0)])
-    headers = ["decoder", *(metric_name(str(metric)) for metric in metrics), "ms a token", "extra unembeddings"]
-    caption = (
-        "Quality beside cost. ▲ ▼: certainly above or below the first decoder, the interval of the paired difference "
-        "leaves zero out. Time as measured in this run"
-    )
+        body.append([name, time, number_text(cost.get("extra_unembeddings"), 0), *scores])
+    headers = ["decoder", "ms a token", "extra rows", *(metric_name(str(metric)) for metric in metrics)]
+    caption = "Cost and quality; ▲ ▼: certainly above or below the first decoder"
     return table(headers, body, caption=caption, where=_where("decoding"))
 
 
