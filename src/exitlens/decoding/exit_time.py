@@ -79,12 +79,6 @@ def measure_times(
     ids = [(7 * i + 5) % lm.vocab_size for i in range(context)]
     row = np.array([0])
     few = max(5, repeats // 3)
-    # What a step reads in between has long left the processor's cache when the next one comes; an array larger than
-    # the cache, read before each timing, does the same.
-    other = torch.zeros(1 << 24 if lm.device.type == "cpu" else 1)
-
-    def cold() -> None:
-        other.sum()
 
     def started(policy: ExitPolicy) -> ExitSession:
         prefix = ExitPrefix(lm, (), policy, reader=reader, scorer=scorer)
@@ -93,6 +87,13 @@ def measure_times(
         session.depths.append(row, torch.tensor([5]))
         session._logits = torch.empty(1, lm.vocab_size, device=lm.device)
         return session
+
+    alone = started(ExitPolicy("never")).depths
+
+    def token() -> None:
+        """A step's blocks: what is timed after them finds the processor's cache as a step leaves it."""
+        alone.depth[0, context] = 0
+        alone.advance(row, 1, n)
 
     d = started(ExitPolicy("never")).depths
     by_width = {}
@@ -125,9 +126,9 @@ def measure_times(
         ) -> None:
             session._ask(state, state, layer, row, tops, same, session._p.policy.threshold)
 
-        ask[kind] = _best(question, repeats, cold)
+        ask[kind] = _best(question, few, token)
     state = d.last(row)
-    unembed = _best(lambda: runner.logits(state, n).float().argmax(-1).cpu(), few, cold)
+    unembed = _best(lambda: runner.logits(state, n).float().argmax(-1).cpu(), few, token)
     whole = n * by_width[1] + unembed
     return TimeModel(
         widths=_WIDTHS,
