@@ -88,8 +88,11 @@ def faster_float32() -> Iterator[None]:
 
 
 def plain_linear(module: nn.Module) -> bool:
-    """True when ``module`` is ``nn.Linear`` itself, unchanged and unheard: its product may be done elsewhere."""
-    return type(module) is nn.Linear and unheard(module)
+    """True when ``module`` is ``nn.Linear`` itself, unchanged and unheard: its product may be done elsewhere.
+
+    Not where its weight is quantised: torchao leaves the module and puts another kind of tensor into it.
+    """
+    return type(module) is nn.Linear and type(module.weight) is nn.Parameter and unheard(module)
 
 
 def unheard(module: nn.Module) -> bool:

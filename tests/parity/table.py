@@ -42,11 +42,14 @@ pass; and the model is left as it was.
   it has no cache that stood this check; decoding runs the text again, slower and exact.
 - **width** is given where the stream is not as wide as the model: several streams, kept side by side.
 
-Quantised models: 8-bit and 4-bit weights (bitsandbytes, torchao, GPTQ, AWQ) go through `exitlens.wrap` like any other
-model, and parity is checked against the quantised model's own logits. **This was not run here**: none of those
-libraries is installed on, nor has kernels for, the machine that this page was made on. The unembedding must be left
-unquantised (the default of those libraries), since the readout multiplies by its matrix. Weights that are offloaded to
-disk or to another device's memory are refused: their matrix is not there to be read.
+Quantised models: 8-bit and 4-bit weights go through `exitlens.wrap` like any other model, and parity is checked against
+the quantised model's own logits. Run on a CPU, on a tiny Llama (`pytest tests/parity/test_quantised.py`, where the
+library is installed): bitsandbytes 0.50 in 8 bits and in 4 (NF4), torchao 0.18 with int8 and with 4-bit integer
+weights, optimum-quanto 0.2.7 in 8 bits, all equal to the model's own logits and left as they were. Not run: GPTQ and
+AWQ (no kernels for a CPU), HQQ (transformers 5.23 does not load it yet), torchao's packed int4 and quanto's 4 bits
+(each asks for a compiled extension). The unembedding must be left unquantised (the default of those libraries), since
+the readout multiplies by its matrix. Weights that are offloaded to disk or to another device's memory are refused:
+their matrix is not there to be read.
 
 | model type | class | result | pads | gap | cache | remarks |
 |---|---|---|---|---|---|---|

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ..errors import CorruptModel, ExitlensError, InputError, ModelError, ModelNotFound, UnsupportedModel
 from . import catalog, hardware
@@ -84,13 +85,32 @@ def wrap(model: nn.Module, tokenizer: Any, *, name: str | None = None) -> Layere
 def fingerprint(model: nn.Module) -> str:
     """A hash of the weights by a fixed sample of each tensor, the same in float32 and in bf16."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(_stored(model), key=lambda pair: pair[0]):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        if tensor.is_floating_point() and tensor.numel() and tensor.device.type != "meta":
-            step = max(1, tensor.numel() // 64)
-            sample = tensor.detach().flatten()[::step][:64].to(torch.bfloat16).cpu()
-            digest.update(sample.view(torch.int16).numpy().tobytes())
+        for part in _plain_parts(tensor):
+            quantised = part.dtype in (torch.int8, torch.uint8)
+            if (part.is_floating_point() or quantised) and part.numel() and part.device.type != "meta":
+                step = max(1, part.numel() // 64)
+                sample = part.detach().flatten()[::step][:64]
+                sample = sample if quantised else sample.to(torch.bfloat16).view(torch.int16)
+                digest.update(sample.cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _stored(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """The entries of ``state_dict()``, without asking for it: asked, bitsandbytes lays 4-bit weights out anew."""
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and name not in module._non_persistent_buffers_set:
+                yield (f"{prefix}.{name}" if prefix else name), tensor
+
+
+def _plain_parts(tensor: Any) -> list[torch.Tensor]:
+    """The plain tensors that a quantised one of torchao's or quanto's kind is made of; itself where it is plain."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor] if isinstance(tensor, torch.Tensor) else []
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in _plain_parts(getattr(tensor, name))]
 
 
 def _cache(model: nn.Module) -> Any:
