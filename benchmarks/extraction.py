@@ -1,18 +1,20 @@
 """Statements a second into the store of hidden states, beside transformers and beside the bare forward pass.
 
-    python benchmarks/extraction.py --statements ../shared/data/true-false              # 256 rows, three rounds
-    python benchmarks/extraction.py --statements ../shared/data/true-false --rows 6330 --rounds 1
-    python benchmarks/extraction.py --statements facts-tf --memory 1000,20000           # peak memory, a process each
+    python benchmarks/extraction.py --statements true-false                       # 128 rows, three rounds
+    python benchmarks/extraction.py --statements true-false --dtype float32       # the same type on both sides
+    python benchmarks/extraction.py --statements true-false --rows 6330 --rounds 1 --ways bare-shared,exitlens
+    python benchmarks/extraction.py --statements facts-tf --memory 1000,20000     # peak memory, a process each
 
 Ways, which take turns on the same prompted statements:
 
 - transformers: `output_hidden_states=True`, float32, batches of 16 padded to the longest, all layers' last token kept
   in memory (no file);
 - bare: the model's own forward pass over whole texts of equal length, nothing recorded, no logits;
-- bare, shared: the same with the prompt's shared beginning run once: the floor of what extraction does;
+- bare-shared: the same with the prompt's shared beginning run once: the floor of what extraction does;
 - exitlens: `extract` into a new store, hashes, index and label words included.
 
-Then the finished store: one layer of all statements, and all layers of 16 statements, files as the system cached them.
+The last three run in `--dtype` (auto: what `exitlens probe` takes on this machine). Then the finished store: one layer
+of all statements, and all layers of 16 statements, files as the system cached them.
 """
 
 from __future__ import annotations
@@ -46,9 +48,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--statements", default="facts-tf")
-    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ways", default="transformers,bare,bare-shared,exitlens", help="which ways, by commas")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", help="of every way but transformers, which runs in float32")
     parser.add_argument("--memory", help="numbers of statements, by commas; their peak memory instead of times")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -61,7 +65,10 @@ def main() -> None:
             done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
             print(done.stdout.strip().splitlines()[-1], flush=True)
         return
-    lm = load(args.model, device=args.device, dtype="float32")
+    lm = load(args.model, device=args.device, dtype=args.dtype)
+    names = args.ways.split(",")
+    # The plain way's model, in its own type.
+    plain = lm if lm.dtype == torch.float32 else load(args.model, device=args.device, dtype="float32")
     rows = spread(read(args.statements).statements, args.rows)
     folder = Path(tempfile.mkdtemp(prefix="exitlens-bench-"))
     stores: list[StateStore] = []
@@ -70,33 +77,42 @@ def main() -> None:
         stores.append(extract(lm, rows, folder / str(len(stores))))
 
     ways: dict[str, Callable[[], Any]] = {
-        "transformers": lambda: by_transformers(lm, rows),
+        "transformers": lambda: by_transformers(plain, rows),
         "bare": lambda: bare(lm, rows),
-        "bare, shared": lambda: bare_shared(lm, rows),
+        "bare-shared": lambda: bare_shared(lm, rows),
         "exitlens": ours,
     }
     bare_shared(lm, rows[:16])  # warm
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(args.rounds):
-        for name, way in ways.items():
-            seconds[name].append(timed(lm, way))
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(args.rounds):
+        for name in names:
+            seconds[name].append(timed(lm, ways[name]))
+            print(f"round {turn + 1} {name}: {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
     middle = {name: statistics.median(values) for name, values in seconds.items()}
-    store = stores[-1]
+    out: dict[str, Any] = {
+        "model": lm.name, "device": str(lm.device), "dtype": str(lm.dtype), "rows": len(rows),
+        "threads": torch.get_num_threads(),
+        "statements_a_second": {name: round(len(rows) / s, 2) for name, s in middle.items()},
+        "seconds": {name: [round(min(v), 2), round(max(v), 2)] for name, v in seconds.items()},
+    }  # fmt: skip
+    if stores:
+        for name, value in middle.items():
+            if name == "transformers":
+                out["times_transformers"] = round(value / middle["exitlens"], 2)
+            elif name != "exitlens":
+                out[f"time_over_{name}"] = round(middle["exitlens"] / value, 2)
+        out |= reads(lm, stores[-1], rows)
+        out["largest_difference"] = compare(plain, rows[:16], stores[-1])
+    print(json.dumps(out, indent=1))
+
+
+def reads(lm: Any, store: StateStore, rows: Sequence[Statement]) -> dict[str, float]:
+    """Seconds to read one layer of every statement, and every layer of 16."""
     store.layer(0)
-    reads = [timed(lm, lambda j=j: store.layer(j)) for j in (5, 15, 25) if j <= lm.n_layers]
+    one = [timed(lm, lambda j=j: store.layer(j)) for j in (5, 15, 25) if j <= lm.n_layers]
     few = [s.id for s in rows[:16]]
     some = timed(lm, lambda: store.states(range(lm.n_layers + 1), few))
-    out = {
-        "model": lm.name, "device": str(lm.device), "rows": len(rows), "threads": torch.get_num_threads(),
-        "statements_a_second": {name: round(len(rows) / s, 2) for name, s in middle.items()},
-        "spread": {name: [round(min(v), 2), round(max(v), 2)] for name, v in seconds.items()},
-        "times_transformers": round(middle["transformers"] / middle["exitlens"], 2),
-        "time_over_bare": round(middle["exitlens"] / middle["bare"], 2),
-        "time_over_bare_shared": round(middle["exitlens"] / middle["bare, shared"], 2),
-        "read_one_layer_s": round(statistics.median(reads), 4), "read_16_statements_s": round(some, 4),
-        "largest_difference": compare(lm, rows[:16], store),
-    }  # fmt: skip
-    print(json.dumps(out, indent=1))
+    return {"read_one_layer_s": round(statistics.median(one), 4), "read_16_statements_s": round(some, 4)}
 
 
 def spread(statements: Sequence[Statement], count: int) -> list[Statement]:
@@ -168,7 +184,7 @@ def compare(lm: Any, rows: Sequence[Statement], store: StateStore) -> float:
 
 def one_peak(args: argparse.Namespace) -> dict[str, Any]:
     """Extract that many statements; peak memory of this process, and of it before it began."""
-    lm = load(args.model, device=args.device, dtype="float32")
+    lm = load(args.model, device=args.device, dtype=args.dtype)
     rows = spread(read(args.statements).statements, args.one)
     extract(lm, rows[:32], tempfile.mkdtemp(prefix="exitlens-bench-"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
