@@ -82,7 +82,7 @@ def main() -> None:
             start = time.perf_counter()
             run()
             seconds[work].append(time.perf_counter() - start)
-    worst = _difference(lm, ids[0][:16])
+    worst = _difference(lm, ids[0][:64])
     rows = []
     for work, times in seconds.items():
         ratio = statistics.median(p / t for p, t in zip(seconds["plain loop"], times, strict=True))
@@ -179,9 +179,10 @@ def _difference(lm: Any, text: list[int]) -> dict[str, float]:
     from exitlens.lenses import readout
 
     hidden = {j: h[0] for j, h in lm.forward(torch.tensor([text], device=lm.device), layers="all").hidden.items()}
-    ours, weight = readout(lm, hidden, stats=("entropy", "kl")), lm.weight.double()
+    ours = {how: readout(lm, hidden, stats=("entropy", "kl"), precision=how) for how in ("exact", "fast")}
+    weight = lm.weight.double()
     bias = 0.0 if lm.bias is None else lm.bias.double()
-    worst = {"exitlens exact": 0.0, "plain loop": 0.0}
+    worst = {"exitlens exact": 0.0, "exitlens fast": 0.0, "plain loop": 0.0}
     final: list[Tensor] = []
     for j in sorted(hidden, reverse=True):
         exact = torch.log_softmax(lm.post(lm.norm(hidden[j]).double() @ weight.T + bias), -1)
@@ -190,7 +191,8 @@ def _difference(lm: Any, text: list[int]) -> dict[str, float]:
         h, h_plain = (-(logp.exp() * logp).sum(-1) for logp in (exact, plain))
         kl, kl_plain = ((f.exp() * (f - logp)).sum(-1) for f, logp in zip(final, (exact, plain), strict=True))
         for name, pair in {
-            "exitlens exact": (ours["entropy"][j], ours["kl"][j]),
+            "exitlens exact": (ours["exact"]["entropy"][j], ours["exact"]["kl"][j]),
+            "exitlens fast": (ours["fast"]["entropy"][j], ours["fast"]["kl"][j]),
             "plain loop": (h_plain, kl_plain),
         }.items():
             error = max(float((pair[0] - h).abs().max()), float((pair[1] - kl).abs().max()))
