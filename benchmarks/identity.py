@@ -1,6 +1,7 @@
 """Does greedy decoding give the very tokens that it should? Counted on real questions, not timed.
 
-    python benchmarks/identity.py --data ../shared/data/truthfulqa/TruthfulQA.csv --questions 32 --lossless 100
+    python benchmarks/identity.py --data TruthfulQA.csv --questions 32 --lossless 100
+    python benchmarks/identity.py --data TruthfulQA.csv --questions 0 --drafts exit=2 skip=a12/m20 --heads FILE
 
 Plain decoding at batch 1 and 8 against transformers' own greedy ``generate`` (float32, one question at a time), and
 drafting with the model itself at batch 1 and 4 against plain decoding. Where tokens differ, the gap between the two
@@ -16,10 +17,12 @@ from typing import Any
 import torch
 
 import exitlens
+from exitlens.cli.generate_exits import parse_draft
 from exitlens.data import read
 from exitlens.data.prompts import qa_prompt
 from exitlens.decoding import generate
-from exitlens.decoding.speculation import Draft, SpeculationTally, speculate
+from exitlens.decoding.speculation import SpeculationTally, speculate
+from exitlens.study.exit_files import load_heads
 
 
 def main() -> None:
@@ -28,26 +31,30 @@ def main() -> None:
     options.add_argument("--data", default="facts-qa")
     options.add_argument("--questions", type=int, default=32, help="beside transformers")
     options.add_argument("--lossless", type=int, default=100, help="questions of the drafts, beside plain decoding")
-    options.add_argument("--exits", type=int, nargs="*", default=(20,), help="exit layers that draft")
+    options.add_argument("--drafts", nargs="*", default=("exit=20",), help="exit=LAYER, skip=a12/m20")
+    options.add_argument("--heads", help="exit heads that the drafts read, made by `exitlens exits train`")
     options.add_argument("--tokens", type=int, default=32)
     chosen = options.parse_args()
     lm = exitlens.load(chosen.model, dtype="float32")
+    reader = load_heads(chosen.heads, lm).reader(lm) if chosen.heads else None
     texts = ["".join(qa_prompt(q)) for q in read(chosen.data, limit=max(chosen.questions, chosen.lossless)).questions]
     print(f"{lm.name}, float32, {torch.get_num_threads()} threads, {chosen.tokens} new tokens, six-shot prompt")
 
     few = texts[: chosen.questions]
     wanted = [theirs(lm, text, chosen.tokens) for text in few]
-    for batch in (1, 8):
+    for batch in (1, 8) if few else ():
         made = generate(lm, few, max_new_tokens=chosen.tokens, batch_size=batch)
         report(lm, f"plain, batch {batch}, beside transformers", few, wanted, [ids(g) for g in made])
 
     some = texts[: chosen.lossless]
     plain = [ids(g) for g in generate(lm, some, max_new_tokens=chosen.tokens, batch_size=8)]
-    for layer in chosen.exits:
+    for text in chosen.drafts:
         for batch in (1, 4):
-            tally = SpeculationTally()
-            made = speculate(lm, some, Draft(exit=layer), max_new_tokens=chosen.tokens, batch_size=batch, tally=tally)
-            name = f"draft exit={layer}, batch {batch}, beside plain (accepts {tally.acceptance:.2f})"
+            tally, draft = SpeculationTally(), parse_draft(text, lm.n_layers)
+            made = speculate(
+                lm, some, draft, max_new_tokens=chosen.tokens, batch_size=batch, reader=reader, tally=tally
+            )
+            name = f"draft {text}, batch {batch}, beside plain (accepts {tally.acceptance:.2f})"
             report(lm, name, some, plain, [ids(g) for g in made])
 
 
