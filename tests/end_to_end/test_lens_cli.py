@@ -195,6 +195,7 @@ def test_map_and_choices_together(work: Path, capsys: pytest.CaptureFixture[str]
 def test_models_check_says_how_fast(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = done(capsys, "models", "check", work / "model")
     assert found["reading_tokens_per_second"] > 0
+    assert found["unembedding_in_blocks"] > 0
     assert sum(found["reading_time_shares"].values()) == pytest.approx(1.0)
     _, out, _ = call(capsys, "models", "check", work / "model", "-q")
     assert re.search(r"reading time shares +forward pass \d+%, unembedding product \d+%, statistics \d+%", out)

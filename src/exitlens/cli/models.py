@@ -107,12 +107,13 @@ def check_model(
 
 def _loaded(name: str, device: str, dtype: str, revision: str | None, trust: bool, quiet: bool) -> dict[str, Any]:
     """What loading shows: the shape, where it runs, the measured parity of the last layer, and the speed of reading."""
+    from exitlens.decoding.exit_analysis import Cost
     from exitlens.lenses.speed import reading_speed
     from exitlens.models import load
 
     lm = load(name, device=device, dtype=dtype, revision=revision, trust_remote_code=trust)
     say("measuring speed", quiet)
-    speed = reading_speed(lm)
+    speed, cost = reading_speed(lm), Cost.of(lm)
     return {
         "layers": lm.n_layers,
         "d_model": lm.d_model,
@@ -124,6 +125,7 @@ def _loaded(name: str, device: str, dtype: str, revision: str | None, trust: boo
         "parity_max_abs": lm.parity.max_abs,
         "parity_tolerance": lm.parity.tolerance,
         "parity_tokens": lm.parity.tokens,
+        "unembedding_in_blocks": cost.unembed / cost.block,  # FLOPs of a token's unembedding over those of a block
         "unembedding_rows": speed.rows,
         "unembedding_ms": 1e3 * speed.unembedding_seconds,
         "unembedding_gflops": speed.gflops,
