@@ -13,7 +13,7 @@ decoding's time over the setting's (above 1: faster). Time a token leaves the pr
 (T − 1).
 "agrees": share of tokens that the full model would have given at that place; "short": rows read over a head's
 shortlist instead of the vocabulary. Predicted: from one full pass over plain decoding's answers and the time model of
-decoding/exit_time.py, before anything is run. "auto": what `--speculate auto` chooses on these prompts. "easy": the
+exits/timing.py, before anything is run. "auto": what `--speculate auto` chooses on these prompts. "easy": the
 same weights with the deep half of the blocks nearly the identity, so that almost every token may leave at half depth,
 with heads fitted on the very prompts: what the machinery gives when the model does not stand in the way. Peer:
 transformers' generate, plain and with assistant_early_exit.
@@ -38,13 +38,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from exitlens.data.prompts import QA_PROMPT, qa_prompt
 from exitlens.decoding import generate
-from exitlens.decoding.exit_analysis import Cost, Signals, apply_policy, block_widths, oracle, signals_of
-from exitlens.decoding.exit_search import best_draft, search_skips
-from exitlens.decoding.exit_time import TimeModel, measure_times
-from exitlens.decoding.exits import ExitPrefix, Tally
-from exitlens.decoding.heads import ExitHeads, train_heads
-from exitlens.decoding.policies import ExitPolicy
-from exitlens.decoding.speculation import Draft, SpeculationTally, speculate
+from exitlens.exits.draft_search import best_draft, search_skips
+from exitlens.exits.heads import ExitHeads, train_heads
+from exitlens.exits.policies import ExitPolicy
+from exitlens.exits.replay_policies import Cost, Signals, apply_policy, block_widths, oracle, signals_of
+from exitlens.exits.session import ExitPrefix, Tally
+from exitlens.exits.speculation import Draft, SpeculationTally, speculate
+from exitlens.exits.timing import TimeModel, measure_times
 from exitlens.models import load, wrap
 
 QUESTIONS = [
@@ -358,7 +358,7 @@ def main() -> None:
         lm = random_model(options.model, options.device)
     else:
         lm = load(options.model, device=options.device, dtype=options.dtype)
-    from exitlens.study.exit_files import load_adapted, load_heads
+    from exitlens.studies.exits.files import load_adapted, load_heads
 
     if options.adapter:
         lm = load_adapted(lm, options.adapter)

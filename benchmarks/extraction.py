@@ -38,9 +38,9 @@ from exitlens.data import read
 from exitlens.data.prompts import truth_prompt
 from exitlens.data.records import Statement
 from exitlens.models import load
-from exitlens.study.extraction import extract
-from exitlens.study.passes import passes
-from exitlens.study.state_store import StateStore
+from exitlens.models.forward import passes
+from exitlens.runs.hidden_states import StateStore
+from exitlens.studies.probes.extraction import extract
 
 
 def main() -> None:

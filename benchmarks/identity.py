@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 import exitlens
-from exitlens.cli.generate_exits import parse_draft
+from exitlens.cli._generate_exits import parse_draft
 from exitlens.data import read
 from exitlens.data.prompts import qa_prompt
 from exitlens.decoding import generate
-from exitlens.decoding.speculation import SpeculationTally, speculate
-from exitlens.study.exit_files import load_heads
+from exitlens.exits.speculation import SpeculationTally, speculate
+from exitlens.studies.exits.files import load_heads
 
 
 def main() -> None:

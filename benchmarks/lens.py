@@ -47,7 +47,7 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     from lens_peers import peers
 
-    from exitlens.lenses.precision import bf16_products
+    from exitlens.compute.precision import bf16_products
 
     name = chosen.model or next(iter(models.catalog.CATALOG))
     if chosen.memory_child is not None:
@@ -147,7 +147,7 @@ def _plain(lm: Any, ids: list[list[int]]) -> list[dict[str, Tensor]]:
 
 @torch.no_grad()
 def _forward(lm: Any, ids: list[list[int]]) -> None:
-    from exitlens.lenses import reading
+    from exitlens.lenses import read_texts as reading
 
     windows = reading.plan_windows([len(text) for text in ids], lm.context, None)
     for batch in reading._batches(windows, reading.BATCH_TOKENS):
@@ -167,7 +167,7 @@ def _floor(lm: Any, tokens: int, dtype: torch.dtype) -> None:
 
 
 def _chosen_floor(lm: Any, tokens: int) -> None:
-    from exitlens.products import faster_float32
+    from exitlens.compute.matmul import faster_float32
 
     with faster_float32():
         _floor(lm, tokens, torch.float32)
@@ -185,7 +185,7 @@ def _difference(lm: Any, text: list[int]) -> dict[str, float]:
     worst = {"exitlens exact": 0.0, "exitlens fast": 0.0, "plain loop": 0.0}
     final: list[Tensor] = []
     for j in sorted(hidden, reverse=True):
-        exact = torch.log_softmax(lm.post(lm.norm(hidden[j]).double() @ weight.T + bias), -1)
+        exact = torch.log_softmax(lm.logit_transform(lm.norm(hidden[j]).double() @ weight.T + bias), -1)
         plain = torch.log_softmax(lm.logits(hidden[j], j).float(), -1)
         final = final or [exact, plain]
         h, h_plain = (-(logp.exp() * logp).sum(-1) for logp in (exact, plain))

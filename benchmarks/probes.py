@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from exitlens.probes import KINDS, Fold, fit_grid, make_data
-from exitlens.probes.data import ProbeData
+from exitlens.probes.dataset import ProbeData
 
 
 def made_up(layers: int, n: int, d: int, topics: int = 7) -> ProbeData:

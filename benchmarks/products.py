@@ -19,8 +19,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from exitlens.packed import packed
-from exitlens.products import linear
+from exitlens.compute.matmul import linear
+from exitlens.compute.prepacked import packed
 
 SHAPES = [(49152, 576), (1536, 576), (576, 1536)]
 ROWS = (1, 2, 4, 8, 16, 64, 512)

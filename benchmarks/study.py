@@ -167,7 +167,7 @@ def probes_notebook(args: argparse.Namespace) -> dict[str, Any]:
 def probes_ours(args: argparse.Namespace) -> dict[str, Any]:
     """States of every layer extracted once into a store, then the three probes and all baselines."""
     import exitlens
-    from exitlens.study.study_probes import probe_study
+    from exitlens.studies.probes.study import probe_study
 
     lm = exitlens.load(args.model)
     rows = _statements(args, 1.0)

@@ -50,7 +50,7 @@ def _wrong_types(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def builtin_path() -> Path:
     """The built-in model's GGUF file, fetched once a machine."""
-    from exitlens.models import catalog
+    from exitlens.models.hub import catalog
 
     return catalog.resolve("smollm2-135m", progress=False)
 
@@ -58,6 +58,6 @@ def builtin_path() -> Path:
 @pytest.fixture(scope="session")
 def encoder_path() -> Path:
     """The built-in sentence encoder's folder, fetched once a machine."""
-    from exitlens.models import catalog
+    from exitlens.models.hub import catalog
 
     return catalog.resolve("all-minilm-l6-v2", progress=False)

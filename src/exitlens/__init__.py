@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .data import Dataset as Dataset
-    from .data import read as read_data
-    from .decoding import Generation, generate, trace_answers
-    from .integrations.transformers_generate import transformers_generate
-    from .lenses import Trace, read
-    from .models import Layered, load, wrap
+    from exitlens.data import Dataset as Dataset
+    from exitlens.data import read as read_data
+    from exitlens.decoding import Generation, generate, trace_answers
+    from exitlens.integrations.transformers_generate import transformers_generate
+    from exitlens.lenses import Trace, read
+    from exitlens.models import Layered, load, wrap
 
 __all__ = [
     "Dataset",

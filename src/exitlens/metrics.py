@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from .errors import InputError
+from exitlens.errors import InputError
 
 __all__ = [
     "entropy",

@@ -13,10 +13,10 @@ from tests import tiny
 
 from exitlens.cli import main
 from exitlens.decoding import Generation, generate
-from exitlens.decoding import watch as watching
+from exitlens.decoding import stream_states as watching
 from exitlens.models import load
-from exitlens.study.artifacts import load_probe
-from exitlens.study.judged import read_texts
+from exitlens.probes.files import load_probe
+from exitlens.studies.probes.predict import read_texts
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from tests import tiny
 from exitlens.decoding import Sampling, generate
 from exitlens.errors import InputError
 from exitlens.models import wrap
-from exitlens.models.native import runner_of
+from exitlens.models.native.runner import runner_of
 from exitlens.server import Limits, check_address, create_app
 
 TEMPLATE = (

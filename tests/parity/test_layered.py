@@ -44,7 +44,7 @@ def test_every_promise_of_the_layered_view(family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "granite", "opt", "gpt2"])
 def test_scales_caps_and_projections_are_found(family: str) -> None:
     lm = wrap(tiny.model(family), tiny.tokenizer())
-    assert (lm.post.scale, lm.post.cap) == {
+    assert (lm.logit_transform.scale, lm.logit_transform.cap) == {
         "gemma2": (1.0, 2.0),
         "cohere": (0.25, None),
         "granite": (0.25, None),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitlens.models.protocol import Parity, Pass, Post
+from exitlens.models.protocol import LogitTransform, Parity, Pass
 
 
 class SmallModel:
@@ -22,7 +22,7 @@ class SmallModel:
         vocab: int = 203,
         d: int = 24,
         n_layers: int = 4,
-        post: Post | None = None,
+        logit_transform: LogitTransform | None = None,
         bias: bool = False,
         dtype: torch.dtype = torch.float32,
         spread: float = 0.6,
@@ -31,7 +31,7 @@ class SmallModel:
         g = torch.Generator().manual_seed(seed)
         self.vocab_size, self.d_model, self.n_layers = vocab, d, n_layers
         self.dtype, self.device = dtype, torch.device("cpu")
-        self.post = post or Post()
+        self.logit_transform = logit_transform or LogitTransform()
         self.tokenizer: Any = None
         self._weight = (torch.randn(vocab, d, generator=g, dtype=torch.float64) * spread).to(dtype)
         self._bias = torch.randn(vocab, generator=g, dtype=torch.float64).to(dtype) if bias else None
@@ -56,7 +56,7 @@ class SmallModel:
 
     def logits(self, h: Tensor, layer: int, lens: str = "logit") -> Tensor:
         raw = lens == "raw" and layer < self.n_layers
-        return self.post(self.unembed(h if raw else self.norm(h)))
+        return self.logit_transform(self.unembed(h if raw else self.norm(h)))
 
     def forward(
         self, input_ids, attention_mask=None, *, layers=(), positions="all", cache=None, use_cache=False
@@ -86,7 +86,9 @@ class SmallModel:
 
 def double(model: SmallModel) -> SmallModel:
     """The same model in float64, the reference of every comparison."""
-    twin = SmallModel(vocab=model.vocab_size, d=model.d_model, n_layers=model.n_layers, post=model.post)
+    twin = SmallModel(
+        vocab=model.vocab_size, d=model.d_model, n_layers=model.n_layers, logit_transform=model.logit_transform
+    )
     twin._weight, twin._gain = model._weight.double(), model._gain.double()
     twin._bias = None if model._bias is None else model._bias.double()
     twin.dtype = torch.float64

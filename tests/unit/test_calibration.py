@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from exitlens.decoding.calibration import calibrate, p_value, units_needed
 from exitlens.errors import InputError
+from exitlens.exits.risk_control import calibrate, p_value, units_needed
 
 BOUNDS: list[Any] = ["hoeffding", "hoeffding-bentkus"]
 EPSILON, DRAWS = 0.1, 600

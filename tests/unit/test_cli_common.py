@@ -19,7 +19,7 @@ import typer
 
 import exitlens
 from exitlens import cli
-from exitlens.cli import common
+from exitlens.cli import console as common
 from exitlens.errors import DataError
 
 HOSTILE = "a\x1b[2J\x00b\n[red]c[/red]\u202etxt\ud800"

@@ -16,8 +16,8 @@ from tests.unit.lens_model import SmallModel
 from exitlens.data.texts import TextFile
 from exitlens.errors import ContextError, DataError, InputError, LayerError, RunError
 from exitlens.lenses import read
-from exitlens.study import corpus
-from exitlens.study.corpus import CorpusSettings, read_corpus
+from exitlens.studies.corpus import read as corpus
+from exitlens.studies.corpus.read import CorpusSettings, read_corpus
 
 TEXTS = ["abc", "a", "", "hello worl", "no", "lens of a", "x", "seven of"]
 STATS = ("entropy", "top_k", "logprob", "rank", "kl", "agreement", "settling", "cosine")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from exitlens.decoding import names, parse_decoder, register
-from exitlens.decoding.decoders import candidate_layers
+from exitlens.decoding.contrast.decoders import candidate_layers
 from exitlens.errors import InputError, LayerError
 
 V, B, N = 61, 5, 12

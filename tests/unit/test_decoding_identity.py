@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from exitlens.decoding import generate
 from exitlens.models import wrap
-from exitlens.models.native import runner_of
+from exitlens.models.native.runner import runner_of
 
 # Llama-like, GPT-2-like and GPT-NeoX-like blocks are run one by one, the others through the model's own pass.
 NATIVE = ["llama", "llama-tied", "mistral-sliding", "qwen2", "qwen3", "gpt2", "gpt-neox"]

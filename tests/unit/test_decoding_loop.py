@@ -14,7 +14,7 @@ from exitlens.decoding.sampling import penalise, row_generator
 from exitlens.decoding.stopping import StopStrings
 from exitlens.errors import ContextError, InputError
 from exitlens.models import wrap
-from exitlens.models.native import runner_of
+from exitlens.models.native.runner import runner_of
 
 PROMPTS = ["How many whiskers does a human have?", "Q: What is true?", "Paris", "Q: What is true?"]
 

@@ -13,7 +13,7 @@ from tests import tiny
 from exitlens.data.prompts import BARE_PROMPT
 from exitlens.data.records import Question
 from exitlens.decoding import parse_decoder
-from exitlens.decoding.score import FLOOR, Scorer, mc_scores, score_continuations
+from exitlens.decoding.score import FLOOR, ContinuationScorer, mc_scores, score_continuations
 from exitlens.errors import ContextError, InputError
 from exitlens.models import wrap
 
@@ -56,7 +56,7 @@ def test_scores_are_those_of_a_pass_for_each_answer(family: str, text: str, post
     requests = [(c, a) for c in CONTEXTS for a in ANSWERS] + [([*SHARED, 1, 2], [3])]
     want = [slowly(lm, c, a, text, post_softmax) for c, a in requests]
     for shared, batch_size in ((SHARED, 3), ((), 16)):
-        scorer = Scorer(lm, text, shared=shared, post_softmax=post_softmax)
+        scorer = ContinuationScorer(lm, text, shared=shared, post_softmax=post_softmax)
         got = scorer.score(requests, batch_size=batch_size)
         for one, expected in zip(got, want, strict=True):
             np.testing.assert_allclose(one.logprobs, expected, atol=2e-4)
@@ -66,8 +66,8 @@ def test_scores_are_those_of_a_pass_for_each_answer(family: str, text: str, post
 def test_a_position_in_a_small_block_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = model("llama")
     requests = [(c, a) for c in CONTEXTS for a in ANSWERS]
-    whole = Scorer(lm, "dola:0/2").score(requests)
-    scorer = Scorer(lm, "dola:0/2")
+    whole = ContinuationScorer(lm, "dola:0/2").score(requests)
+    scorer = ContinuationScorer(lm, "dola:0/2")
     monkeypatch.setattr(scorer, "_block", 2)
     for a, b in zip(whole, scorer.score(requests), strict=True):
         np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
@@ -81,7 +81,7 @@ def test_greedy_says_whether_the_decoder_would_have_written_it() -> None:
         answer = list(generate(lm, ["What is true?"], decoder=text, max_new_tokens=5)[0].token_ids)
         context = lm.encode("What is true?")
         other = [*answer[:-1], (answer[-1] + 1) % 300 + 1]
-        got = Scorer(lm, text).score([(context, answer), (context, other)])
+        got = ContinuationScorer(lm, text).score([(context, answer), (context, other)])
         assert [s.greedy for s in got] == [True, False]
 
 

@@ -12,10 +12,10 @@ import pytest
 import torch
 from tests import tiny
 
-from exitlens.decoding.adapt import State, adapt
 from exitlens.errors import InputError, LayerError, ProbeError
+from exitlens.exits.adapter import State, adapt
 from exitlens.models import wrap
-from exitlens.study import exit_files
+from exitlens.studies.exits import files as exit_files
 
 LAYERS = (1, 2)
 

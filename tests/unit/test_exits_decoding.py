@@ -12,12 +12,12 @@ import transformers as tf
 from tests import tiny
 
 from exitlens.decoding import generate
-from exitlens.decoding.depths import CachePolicy
-from exitlens.decoding.exit_analysis import Cost, Outcome, Signals, apply_policy, oracle, signals_of
-from exitlens.decoding.exits import ExitPrefix, Tally
-from exitlens.decoding.policies import ExitPolicy, parse_policy
-from exitlens.decoding.shortlist import logit_reader
 from exitlens.errors import InputError, LayerError, UnsupportedModel
+from exitlens.exits.depth_cache import CachePolicy
+from exitlens.exits.policies import ExitPolicy, parse_policy
+from exitlens.exits.replay_policies import Cost, Outcome, Signals, apply_policy, oracle, signals_of
+from exitlens.exits.session import ExitPrefix, Tally
+from exitlens.exits.shortlist import logit_reader
 from exitlens.models import wrap
 
 FAMILIES = ["llama", "gpt2", "gpt-neox"]

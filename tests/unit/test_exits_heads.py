@@ -12,13 +12,13 @@ from tests import tiny
 from torch import Tensor
 
 from exitlens.decoding import generate
-from exitlens.decoding.exit_analysis import Cost, apply_policy, signals_of
-from exitlens.decoding.exit_time import measure_times
-from exitlens.decoding.exits import ExitPrefix
-from exitlens.decoding.heads import ExitHeads, train_heads
-from exitlens.decoding.policies import ExitPolicy
-from exitlens.decoding.speculation import Draft, SpeculationTally, speculate
 from exitlens.errors import InputError, ProbeError
+from exitlens.exits.heads import ExitHeads, train_heads
+from exitlens.exits.policies import ExitPolicy
+from exitlens.exits.replay_policies import Cost, apply_policy, signals_of
+from exitlens.exits.session import ExitPrefix
+from exitlens.exits.speculation import Draft, SpeculationTally, speculate
+from exitlens.exits.timing import measure_times
 from exitlens.models import wrap
 
 

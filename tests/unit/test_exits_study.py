@@ -12,14 +12,14 @@ import pytest
 from tests import tiny
 
 from exitlens.data.records import Question
-from exitlens.decoding.exit_analysis import Cost, Signals, block_widths, caught_up, oracle_at
-from exitlens.decoding.exits import ExitPrefix, Tally
-from exitlens.decoding.policies import ExitPolicy
 from exitlens.errors import InputError, LayerError
+from exitlens.exits.policies import ExitPolicy
+from exitlens.exits.replay_policies import Cost, Signals, block_widths, caught_up, oracle_at
+from exitlens.exits.session import ExitPrefix, Tally
 from exitlens.models import wrap
-from exitlens.study.exit_tables import calibration_table
-from exitlens.study.stage_exits import AnswerRecord, ExitStage, signals_from
-from exitlens.study.study_exits import ExitStudy, exit_study
+from exitlens.studies.exits.stage import AnswerRecord, ExitStage, signals_from
+from exitlens.studies.exits.study import ExitStudy, exit_study
+from exitlens.studies.exits.tables import calibration_table
 
 QUESTIONS = [
     Question(id=f"q{i}", question=text, best="yes", correct=("yes",), incorrect=("no",))
@@ -161,8 +161,8 @@ def test_layers_that_cannot_be_left_at_are_refused() -> None:
 
 
 def test_a_run_has_the_section_and_the_tables(tmp_path: Path) -> None:
-    from exitlens.study.config import RunConfig
-    from exitlens.study.run import run
+    from exitlens.studies.config import RunConfig
+    from exitlens.studies.run import run
 
     data = tmp_path / "q.jsonl"
     lines = [

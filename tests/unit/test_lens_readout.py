@@ -10,10 +10,10 @@ from tests.unit.lens_model import SmallModel, double, states
 from torch import Tensor
 
 from exitlens import metrics
+from exitlens.compute import precision as precision_module
 from exitlens.errors import InputError, LayerError, ModelError
-from exitlens.lenses import precision as precision_module
 from exitlens.lenses.readout import STATS, readout
-from exitlens.models.protocol import Post
+from exitlens.models.protocol import LogitTransform
 
 CHOICES = [[3, 7], [11], [200]]
 
@@ -52,10 +52,10 @@ def everything(model: SmallModel, hidden: dict[int, Tensor], targets: Tensor, **
 MODELS = {
     "plain": {},
     "bias": {"bias": True},
-    "scale": {"post": Post(0.3)},
-    "scale and bias": {"post": Post(2.5), "bias": True},
-    "soft-cap": {"post": Post(1.0, 4.0)},
-    "scaled soft-cap and bias": {"post": Post(0.5, 6.0), "bias": True},
+    "scale": {"logit_transform": LogitTransform(0.3)},
+    "scale and bias": {"logit_transform": LogitTransform(2.5), "bias": True},
+    "soft-cap": {"logit_transform": LogitTransform(1.0, 4.0)},
+    "scaled soft-cap and bias": {"logit_transform": LogitTransform(0.5, 6.0), "bias": True},
     "half-size run": {"vocab": 211},
     "whole runs": {"vocab": 256},
     "many tiles": {"vocab": 2000, "d": 8},
@@ -190,13 +190,13 @@ def test_bfloat16_products_stay_in_their_documented_bounds(monkeypatch: pytest.M
     assert (fast["top_logprobs"] - exact["top_logprobs"])[..., 0].abs().max() < 0.02
 
 
-@pytest.mark.parametrize("post", [Post(), Post(2.0, 60.0)], ids=["plain", "soft-cap"])
+@pytest.mark.parametrize("logit_transform", [LogitTransform(), LogitTransform(2.0, 60.0)], ids=["plain", "soft-cap"])
 @pytest.mark.parametrize("stat", ["entropy", "kl", "logprob"])
 def test_fast_keeps_its_bounds_for_one_statistic_of_widely_spread_logits(
-    monkeypatch: pytest.MonkeyPatch, stat: str, post: Post
+    monkeypatch: pytest.MonkeyPatch, stat: str, logit_transform: LogitTransform
 ) -> None:
     # A divergence of tens of nats: an error of p_N would count as often as the other layer's logits are large.
-    model = SmallModel(vocab=3000, d=64, spread=1.5, post=post)
+    model = SmallModel(vocab=3000, d=64, spread=1.5, logit_transform=logit_transform)
     hidden = states(model, 40)
     targets = torch.arange(40)
     exact = readout(model, hidden, stats=(stat,), targets=targets)[stat]

@@ -11,7 +11,7 @@ from tests.unit.lens_model import SmallModel
 
 from exitlens.errors import ContextError, InputError, LayerError
 from exitlens.lenses.files import read_tensors, write_tensors
-from exitlens.lenses.reading import plan_windows, read, read_ids
+from exitlens.lenses.read_texts import plan_windows, read, read_ids
 from exitlens.lenses.readout import readout
 from exitlens.lenses.trace import Trace
 

@@ -15,9 +15,9 @@ pytest.importorskip("triton", reason="Triton is not installed (it comes with GPU
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("no CUDA device; TRITON_INTERPRET=1 runs this on the CPU", allow_module_level=True)
 
+from exitlens.lenses import _triton as kernel
 from exitlens.lenses import readout
-from exitlens.lenses import triton_kernel as kernel
-from exitlens.models.protocol import Post
+from exitlens.models.protocol import LogitTransform
 
 
 @pytest.mark.parametrize("cap", [None, 5.0])
@@ -43,12 +43,14 @@ def test_sums_equal_float64(rows, vocab, width, shares, bias, cap, size) -> None
         assert torch.equal(got["best"], z.argmax(1))
 
 
-@pytest.mark.parametrize("post", [Post(), Post(0.5), Post(1.0, 4.0)])
-def test_the_readout_is_the_same_with_the_fused_block(monkeypatch: pytest.MonkeyPatch, post: Post) -> None:
-    model = SmallModel(vocab=150, bias=True, post=post, n_layers=2)
+@pytest.mark.parametrize("logit_transform", [LogitTransform(), LogitTransform(0.5), LogitTransform(1.0, 4.0)])
+def test_the_readout_is_the_same_with_the_fused_block(
+    monkeypatch: pytest.MonkeyPatch, logit_transform: LogitTransform
+) -> None:
+    model = SmallModel(vocab=150, bias=True, logit_transform=logit_transform, n_layers=2)
     hidden = states(model, 6)
     stats = ("entropy", "varentropy", "logprob", "agreement", "settling", "max_probability")
-    stats = stats if post.cap else (*stats, "kl")
+    stats = stats if logit_transform.cap else (*stats, "kl")
     plain = readout(model, hidden, stats=stats, targets=torch.arange(6))
     monkeypatch.setattr(importlib.import_module("exitlens.lenses.readout"), "usable", lambda *_: True)
     fused = readout(model, hidden, stats=stats, targets=torch.arange(6))

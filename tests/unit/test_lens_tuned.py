@@ -12,12 +12,12 @@ from safetensors.torch import save_file
 from tests.unit.lens_model import SmallModel, states
 
 from exitlens.errors import InputError, LayerError
-from exitlens.lenses import training
+from exitlens.lenses import train_tuned as training
 from exitlens.lenses.files import load_lens, save_lens
 from exitlens.lenses.readout import readout
-from exitlens.lenses.training import train_tuned_lens
+from exitlens.lenses.train_tuned import train_tuned_lens
 from exitlens.lenses.tuned import TunedLens
-from exitlens.models.protocol import Post
+from exitlens.models.protocol import LogitTransform
 
 
 def random_lens(n: int = 4, d: int = 24, fingerprint: str = "small-0") -> TunedLens:
@@ -54,10 +54,10 @@ def test_zero_translator_is_the_logit_lens() -> None:
     assert torch.allclose(got["entropy"], want["entropy"], atol=1e-5)
 
 
-@pytest.mark.parametrize("post", [Post(), Post(0.5, 3.0)])
+@pytest.mark.parametrize("logit_transform", [LogitTransform(), LogitTransform(0.5, 3.0)])
 @pytest.mark.parametrize("sample", [None, 64])
-def test_training_lowers_held_out_kl_at_every_layer(post: Post, sample: int | None) -> None:
-    model = SmallModel(post=post, bias=True)
+def test_training_lowers_held_out_kl_at_every_layer(logit_transform: LogitTransform, sample: int | None) -> None:
+    model = SmallModel(logit_transform=logit_transform, bias=True)
     g = torch.Generator().manual_seed(9)
     texts = [torch.randint(203, (12,), generator=g).tolist() for _ in range(120)]
     lens, report = train_tuned_lens(

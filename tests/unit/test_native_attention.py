@@ -11,9 +11,10 @@ from tests import tiny
 from torch import Tensor
 
 from exitlens.decoding import generate, session
-from exitlens.models import native_attention, wrap
-from exitlens.models.native import Shared, runner_of
-from exitlens.models.native_attention import attend, attend_shared
+from exitlens.models import wrap
+from exitlens.models.native import attention as native_attention
+from exitlens.models.native.attention import attend, attend_shared
+from exitlens.models.native.runner import Shared, runner_of
 
 SCALING = 0.4
 

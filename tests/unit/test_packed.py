@@ -8,10 +8,11 @@ import pytest
 import torch
 from tests import tiny
 
-from exitlens import packed, products
+from exitlens.compute import matmul as products
+from exitlens.compute import prepacked as packed
 from exitlens.decoding import generate
 from exitlens.models import wrap
-from exitlens.models.native import runner_of
+from exitlens.models.native.runner import runner_of
 
 
 def able(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:

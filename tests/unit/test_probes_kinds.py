@@ -13,11 +13,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from exitlens.compute.threads import side_by_side
 from exitlens.errors import ProbeError
 from exitlens.probes import KINDS, Fold, Provenance, fit, fit_grid, fit_rows, from_tensors, make_data, make_ensemble
-from exitlens.probes.logistic import Logistic, fit_path
-from exitlens.probes.mlp import MLP
-from exitlens.probes.parallel import side_by_side
+from exitlens.probes.kinds.logistic import Logistic, fit_path
+from exitlens.probes.kinds.mlp import MLP
 
 
 def planted(layers: int = 3, n: int = 480, d: int = 24, strength: float = 1.5, seed: int = 0):

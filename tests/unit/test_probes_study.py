@@ -26,10 +26,10 @@ from exitlens.probes import (
     text_floor,
     topic_transfer,
 )
-from exitlens.probes.logistic import Logistic
+from exitlens.probes.kinds.logistic import Logistic
 from exitlens.probes.nested import run_kind
-from exitlens.probes.protocols import affirmed_to_negated
 from exitlens.probes.resample import bootstrap_weights, metrics
+from exitlens.probes.splits import affirmed_to_negated
 
 QUICK = Logistic(settings=(1e-2, 1.0))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from exitlens import products
+from exitlens.compute import matmul as products
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 6, 64, 65])

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from exitlens.errors import InputError, LayerError, ModelNotFound
-from exitlens.models import catalog
 from exitlens.models.encoder import load_encoder
+from exitlens.models.hub import catalog
 from exitlens.scoring import BertScorer
 from exitlens.scoring.bertscore import Embedded
 

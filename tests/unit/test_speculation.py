@@ -14,9 +14,11 @@ import transformers as tf
 from scipy import stats
 from tests import tiny
 
-from exitlens.decoding import Sampling, exit_search, generate, speculation
-from exitlens.decoding.speculation import Draft, SpeculationTally, speculate
+from exitlens.decoding import Sampling, generate
 from exitlens.errors import InputError, LayerError, UnsupportedModel
+from exitlens.exits import draft_search as exit_search
+from exitlens.exits import speculation
+from exitlens.exits.speculation import Draft, SpeculationTally, speculate
 from exitlens.models import wrap
 
 PROMPTS = [

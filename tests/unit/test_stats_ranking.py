@@ -39,7 +39,7 @@ def test_auroc_resamples_equal_scikit_learn_on_the_same_draws(ties: bool) -> Non
     score, label = rng.normal(size=(30, 2)), rng.random(30) < 0.4
     score = score.round() if ties else score
     group = np.repeat(np.arange(10), 3)
-    from exitlens.stats.intervals import draws
+    from exitlens.stats.bootstrap import draws
 
     found = []
     for block in draws(10, 50, 3):

@@ -16,11 +16,11 @@ from exitlens.decoding import mc_scores
 from exitlens.errors import ConfigError, InputError
 from exitlens.models import wrap
 from exitlens.scoring import Bleu, ExactChoice, RougeL
-from exitlens.study.entropy import answer_means, entropy_by_layer
-from exitlens.study.judging import Scorers, judge_answers
-from exitlens.study.stage_generate import DecoderSpec, GenerateStage, ask
-from exitlens.study.study_decoding import compare, decoding_study, score
-from exitlens.study.study_entropy import entropy_study
+from exitlens.studies.answers.judging import Scorers, judge_answers
+from exitlens.studies.answers.stage import DecoderSpec, GenerateStage, ask
+from exitlens.studies.decoding.study import compare, decoding_study, score
+from exitlens.studies.entropy.by_layer import answer_means, entropy_by_layer
+from exitlens.studies.entropy.study import entropy_study
 
 
 def question(name: str, text: str, best: str = "none", wrong: tuple[str, ...] = ("two", "four")) -> Question:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from exitlens.errors import ConfigError
-from exitlens.study.config import STUDIES, RunConfig, load_config
+from exitlens.studies.config import STUDIES, RunConfig, load_config
 
 
 def test_file_and_command_line_say_the_same(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from tests import tiny
 
 from exitlens.errors import InputError, LayerError
 from exitlens.models import wrap
-from exitlens.study.choices import plan_choices
-from exitlens.study.look import look, parse_layers, question_record
-from exitlens.study.stage_layers import LayersStage, LookRecord, accuracy_by_layer, pick_interesting
+from exitlens.studies.layers.choices import plan_choices
+from exitlens.studies.layers.look import look, parse_layers, question_record
+from exitlens.studies.layers.stage import LayersStage, LookRecord, accuracy_by_layer, pick_interesting
 
 PROMPT = "Q: How many whiskers does a human have?\nA:"
 

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from exitlens.errors import RunError
-from exitlens.study import atomic
-from exitlens.study.run_directory import RunDirectory
+from exitlens.runs.directory import RunDirectory
+from exitlens.storage import atomic
 
 TABLE = pd.DataFrame({"id": ["b", "a"], "value": [1.5, 2.5], "text": ["<script>\x00", "\u202eשלום 🦔"]})
 
@@ -73,7 +73,7 @@ def test_a_second_holder_is_refused_and_a_dead_one_taken_over(tmp_path: Path) ->
         opened(folder)
     script = (
         "import os, signal, sys; sys.path.insert(0, 'src')\n"
-        "from exitlens.study.run_directory import RunDirectory\n"
+        "from exitlens.runs.directory import RunDirectory\n"
         f"RunDirectory.open({str(folder)!r}, {{'seed': 1}}); print('held', flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

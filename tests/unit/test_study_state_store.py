@@ -14,10 +14,10 @@ from tests import tiny
 from exitlens.data.records import Statement
 from exitlens.errors import LayerError, ProbeError
 from exitlens.models import wrap
-from exitlens.study import extraction
-from exitlens.study.extraction import extract, label_tokens
-from exitlens.study.passes import common_prefix, passes
-from exitlens.study.state_store import Origin, StateStore
+from exitlens.models.forward import common_prefix, passes
+from exitlens.runs.hidden_states import Origin, StateStore
+from exitlens.studies.probes import extraction
+from exitlens.studies.probes.extraction import extract, label_tokens
 
 ORIGIN = Origin("m", "f", "float32", 4, (0, 1, 2), "last", "bare", "{}")
 

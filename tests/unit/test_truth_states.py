@@ -16,8 +16,9 @@ from exitlens.data.prompts import truth_prompt
 from exitlens.data.records import Statement
 from exitlens.errors import InputError
 from exitlens.models import wrap
-from exitlens.study import extraction, state_store
-from exitlens.study.extraction import extract, read_states
+from exitlens.runs import hidden_states as state_store
+from exitlens.studies.probes import extraction
+from exitlens.studies.probes.extraction import extract, read_states
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,14 @@ import pytest
 import torch
 from tests import tiny
 
+from exitlens.data.answers_as_statements import as_statements
 from exitlens.data.records import Question, Statement
 from exitlens.errors import ProbeError
 from exitlens.models import wrap
 from exitlens.probes.curves import calibration_curve, risk_curve
 from exitlens.probes.resample import bootstrap_weights, metrics
 from exitlens.stats import reliability
-from exitlens.study.answers import as_statements
-from exitlens.study.study_truth import truth_study
+from exitlens.studies.probes.truth import truth_study
 
 
 @pytest.fixture(scope="module")

@@ -11,17 +11,15 @@ import pandas as pd
 import pytest
 
 from exitlens.errors import RunError
-from exitlens.views import (
-    figures_decoding,
-    figures_entropy,
-    figures_evaluation,
-    figures_exits,
-    figures_layers,
-    figures_probes,
-    gallery,
-    style,
-)
-from exitlens.views.text import figure_text, number_text, visible
+from exitlens.report import figure_style as style
+from exitlens.report import gallery
+from exitlens.report.text import figure_text, number_text, visible
+from exitlens.studies.decoding import figures as figures_decoding
+from exitlens.studies.entropy import figures as figures_entropy
+from exitlens.studies.exits import figures as figures_exits
+from exitlens.studies.layers import figures as figures_layers
+from exitlens.studies.probes import figures as figures_probes
+from exitlens.studies.probes import figures_evaluation
 
 NASTY = "<script>alert('x')</script> $x_1$ 😀 שלום 中文 \x00 \x1b[31m \u202e"
 
@@ -157,7 +155,7 @@ def test_the_callers_settings_neither_leak_into_a_figure_nor_change() -> None:
 
 
 def test_drawing_never_imports_pyplot() -> None:
-    code = "import sys; import exitlens.views.gallery; sys.exit('matplotlib.pyplot' in sys.modules)"
+    code = "import sys; import exitlens.report.gallery; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
 
 

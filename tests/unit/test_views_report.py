@@ -12,10 +12,10 @@ import pytest
 from tests.unit.test_views_figures import EXITS, NASTY, decoding, entropy, layers, probes
 
 from exitlens.errors import RunError
-from exitlens.views import html, sections, terminal, words
-from exitlens.views.gallery import plates
-from exitlens.views.report import headlines, render, write_report
-from exitlens.views.style import svg_text
+from exitlens.report import html, sections, terminal, words
+from exitlens.report.figure_style import svg_text
+from exitlens.report.gallery import plates
+from exitlens.report.page import headlines, render, write_report
 
 MANIFEST: dict[str, Any] = {
     "version": "1",

@@ -17,9 +17,8 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from exitlens.cli.console import safe
 from exitlens.errors import ExitlensError
-
-from .common import safe
 
 __all__ = ["GROUPS", "build", "main"]
 

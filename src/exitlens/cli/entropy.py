@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .common import (
+from exitlens.cli.console import (
     DEFAULT_MODEL,
     DeviceOption,
     DtypeOption,
@@ -59,7 +59,7 @@ def entropy_command(
     Prints the means (nats), their difference, AUROC and corrected p-values by layer, for every judge. --json prints
     findings (sentences) and entropy_layers (all columns of that table).
     """
-    from .study_command import run_one
+    from exitlens.cli.study_command import run_one
 
     run_one(
         "entropy",

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import (
+from exitlens.cli.console import (
     DEFAULT_MODEL,
     Column,
     DeviceOption,
@@ -26,7 +26,7 @@ from .common import (
     progress,
     say,
 )
-from .study_progress import StudyProgress
+from exitlens.cli.study_progress import StudyProgress
 
 __all__ = ["register"]
 
@@ -76,11 +76,11 @@ def exits_command(
     if context.invoked_subcommand is not None:
         return
     from exitlens import data as readers
-    from exitlens.decoding.calibration import check_levels, require_units
     from exitlens.errors import DataError
-    from exitlens.study.exit_files import load_heads
-    from exitlens.study.study_exits import exit_layers, exit_study
-    from exitlens.views.report import headlines
+    from exitlens.exits.risk_control import check_levels, require_units
+    from exitlens.report.page import headlines
+    from exitlens.studies.exits.files import load_heads
+    from exitlens.studies.exits.study import exit_layers, exit_study
 
     deltas = (0.02, 0.05, 0.1) if delta is None else (delta,)
     for level in deltas:
@@ -154,9 +154,9 @@ def train_command(
 
     Reports, on text kept apart, agreement by exit, settling depth and what could be saved, before and after.
     """
-    from exitlens.decoding.policies import ExitPolicy
-    from exitlens.study import exit_files
-    from exitlens.study.exit_heads import fit_heads
+    from exitlens.exits.policies import ExitPolicy
+    from exitlens.studies.exits import files as exit_files
+    from exitlens.studies.exits.fit import fit_heads
 
     _one_text(text, self_text)
     _may_write(out.parent)
@@ -199,11 +199,11 @@ def adapt_command(
 
     Killed and started again it goes on after the last check. The folder loads in peft, and here with --adapter.
     """
-    from exitlens.decoding.adapt import adapt
-    from exitlens.decoding.policies import ExitPolicy
+    from exitlens.exits.adapter import adapt
+    from exitlens.exits.policies import ExitPolicy
     from exitlens.models import wrap
-    from exitlens.study import exit_files
-    from exitlens.study.exit_heads import measure
+    from exitlens.studies.exits import files as exit_files
+    from exitlens.studies.exits.fit import measure
 
     _one_text(text, self_text)
     _may_write(out)
@@ -259,7 +259,7 @@ def _load(
     lm = load(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust)
     if adapter is None:
         return lm
-    from exitlens.study.exit_files import load_adapted
+    from exitlens.studies.exits.files import load_adapted
 
     return load_adapted(lm, adapter)
 
@@ -286,7 +286,7 @@ def _default_exits(n: int) -> list[int]:
 
 def _may_write(folder: Path) -> None:
     """Make the folder and try it, so that no training is lost to one that cannot be written to."""
-    from exitlens.study.atomic import write_bytes
+    from exitlens.storage.atomic import write_bytes
 
     trial = folder / f".{uuid.uuid4().hex}"
     write_bytes(trial, b"")
@@ -302,8 +302,8 @@ def _one_text(text: Path | None, own: int) -> None:
 
 def _windows(lm: Any, text: Path | None, own: int, most: int, seed: int, quiet: bool) -> tuple[list[list[int]], str]:
     from exitlens.errors import InputError
-    from exitlens.study import exit_files
-    from exitlens.study.atomic import sha256_file
+    from exitlens.storage.atomic import sha256_file
+    from exitlens.studies.exits import files as exit_files
 
     length = min(128, lm.context or 128)
     if text is not None:
@@ -320,8 +320,9 @@ def _windows(lm: Any, text: Path | None, own: int, most: int, seed: int, quiet: 
 
 
 def _keep(tables: dict[str, Any], folder: Path, name: str) -> None:
-    from exitlens.study.atomic import write_parquet
-    from exitlens.views import figures_exits, style
+    from exitlens.report import figure_style as style
+    from exitlens.storage.atomic import write_parquet
+    from exitlens.studies.exits import figures as figures_exits
 
     folder.mkdir(parents=True, exist_ok=True)
     for key, table in tables.items():

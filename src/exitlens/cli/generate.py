@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import (
+from exitlens.cli.console import (
     DEFAULT_MODEL,
     DeviceOption,
     DtypeOption,
@@ -86,7 +86,7 @@ def generate_command(
     from exitlens.decoding import generate
     from exitlens.decoding.stopping import StopStrings
     from exitlens.errors import InputError
-    from exitlens.study.stage_generate import DecoderSpec
+    from exitlens.studies.answers.stage import DecoderSpec
 
     if (prompt is None) == (prompts is None):
         raise InputError('give one text, or --prompts FILE: exitlens generate "The capital of France is"')
@@ -95,12 +95,12 @@ def generate_command(
     texts = [p.prompt for p in read_prompts(prompts)] if prompts is not None else [str(prompt)]
     spec = DecoderSpec.parse(decoder, repetition_penalty)
     sampling = _sampling(temperature, top_p, top_k, quiet)
-    from .generate_exits import check_options, prepare
+    from exitlens.cli._generate_exits import check_options, prepare
 
     check_options(exit_, speculate, spec.decoder, spec.penalty, heads)
     saved = None
     if watch is not None:
-        from .generate_watch import open_watcher
+        from exitlens.cli._generate_watch import open_watcher
 
         saved = open_watcher(watch, exit_ is not None or speculate is not None)
     asked = ["".join(qa_prompt(text, QA_PROMPT)) for text in texts] if qa else texts
@@ -112,7 +112,7 @@ def generate_command(
     say(f"loading {model}", quiet)
     lm = load(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
     if adapter is not None:
-        from exitlens.study.exit_files import load_adapted
+        from exitlens.studies.exits.files import load_adapted
 
         lm = load_adapted(lm, adapter)
     options: dict[str, Any] = {
@@ -125,7 +125,7 @@ def generate_command(
         "chat": chat,
     }
     if saved is not None:
-        from .generate_watch import write_watched
+        from exitlens.cli._generate_watch import write_watched
 
         write_watched(lm, saved, texts, asked, options, as_json)
         return

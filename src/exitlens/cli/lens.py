@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import (
+from exitlens.cli.console import (
     DEFAULT_MODEL,
     Column,
     DeviceOption,
@@ -77,7 +77,8 @@ def train_command(
     """
     from exitlens.data.texts import TextFile
     from exitlens.errors import InputError
-    from exitlens.study import lens_files, lens_training
+    from exitlens.lenses import lens_names as lens_files
+    from exitlens.studies import lens_training
 
     if (text is None) == (self_text == 0):
         raise InputError("give one of --text FILE and --self-text N")
@@ -123,7 +124,7 @@ def show_command(
     chosen).
     """
     from exitlens.lenses import load_lens
-    from exitlens.study.lens_files import lens_named
+    from exitlens.lenses.lens_names import lens_named
 
     path = lens_named(lens)
     _show(load_lens(path), path, as_json)
@@ -132,8 +133,8 @@ def show_command(
 def list_command(as_json: JsonOption = False) -> None:
     """The lenses in the cache folder, which --lens takes by name."""
     from exitlens.lenses import load_lens
-    from exitlens.models import catalog
-    from exitlens.study.lens_files import kept_lenses
+    from exitlens.lenses.lens_names import kept_lenses
+    from exitlens.models.hub import catalog
 
     folder = catalog.cache_dir() / "lenses"
     rows = []

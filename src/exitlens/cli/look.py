@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import (
+from exitlens.cli.console import (
     DEFAULT_MODEL,
     Column,
     DeviceOption,
@@ -29,7 +29,7 @@ from .common import (
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from exitlens.study.look import Look
+    from exitlens.studies.layers.look import Look
 
 __all__ = ["LENS_HELP", "register"]
 
@@ -86,9 +86,9 @@ def look_command(
     position, context, token_id, token, probability).
     """
     from exitlens.errors import InputError
-    from exitlens.study.inputs import prompt_records
-    from exitlens.study.lens_files import check_lens_word, open_lens
-    from exitlens.study.look import check_rule, look, map_of, parse_layers, question_record
+    from exitlens.lenses.lens_names import check_lens_word, open_lens
+    from exitlens.studies.inputs import prompt_records
+    from exitlens.studies.layers.look import check_rule, look, map_of, parse_layers, question_record
 
     if (prompt is None) == (prompts is None):
         raise InputError(
@@ -114,7 +114,7 @@ def look_command(
             each = dataclasses.replace(each, map=map_of(lm, record, lens=chosen_lens, layers=numbers))
         found.append(each)
     if out is not None:
-        from exitlens.study.look import write_looks
+        from exitlens.studies.layers.look import write_looks
 
         for path in write_looks(found, out):
             say(f"wrote {path}", quiet)
@@ -144,7 +144,7 @@ def _json(found: Look, model: str) -> dict[str, Any]:
 def _print_map(frame: DataFrame, lens: str, no_color: bool) -> None:
     import shutil
 
-    from exitlens.views.terminal import token_map
+    from exitlens.report.terminal import token_map
 
     colour = (
         sys.stdout.isatty() and not no_color and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import (
+from exitlens.cli.console import (
     Column,
     DeviceOption,
     DtypeOption,
@@ -40,7 +40,7 @@ def register(app: typer.Typer) -> None:
 
 def list_models(as_json: JsonOption = False) -> None:
     """The built-in models: what they are, their licence, and whether they are on this machine."""
-    from exitlens.models import catalog
+    from exitlens.models.hub import catalog
 
     rows: list[dict[str, Any]] = [
         {
@@ -68,7 +68,7 @@ def list_models(as_json: JsonOption = False) -> None:
 
 def pull_model(name: NameArgument, quiet: QuietOption = False) -> None:
     """Fetch a built-in model (a damaged copy is replaced); prints its path."""
-    from exitlens.models import catalog
+    from exitlens.models.hub import catalog
 
     echo(str(catalog.pull(name, progress=not quiet)))
 
@@ -87,7 +87,7 @@ def check_model(
     Then, for about two seconds: the cost of an unembedding in blocks, and the speed of reading all layers that follows.
     Exit code 2 when the file is damaged, or when the model cannot be read layer by layer.
     """
-    from exitlens.models import catalog
+    from exitlens.models.hub import catalog
 
     found: dict[str, Any] = {"model": model}
     entry = catalog.CATALOG.get(model)
@@ -107,7 +107,7 @@ def check_model(
 
 def _loaded(name: str, device: str, dtype: str, revision: str | None, trust: bool, quiet: bool) -> dict[str, Any]:
     """What loading shows: the shape, where it runs, the measured parity of the last layer, and the speed of reading."""
-    from exitlens.decoding.exit_analysis import Cost
+    from exitlens.exits.replay_policies import Cost
     from exitlens.lenses.speed import reading_speed
     from exitlens.models import load
 
@@ -143,7 +143,7 @@ def _loaded(name: str, device: str, dtype: str, revision: str | None, trust: boo
 
 def _state(name: str) -> str:
     from exitlens.errors import CorruptModel
-    from exitlens.models import catalog
+    from exitlens.models.hub import catalog
 
     try:
         return "no" if catalog.cached(name) is None else "yes"

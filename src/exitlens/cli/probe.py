@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .common import (
+from exitlens.cli.console import (
     DEFAULT_MODEL,
     DeviceOption,
     DtypeOption,
@@ -96,9 +96,8 @@ def probe_command(
     --json prints findings (sentences), probes and, with --kinds, probe_best, probe_layers, probe_comparisons and
     probe_transfer; with --save also the file's path.
     """
+    from exitlens.cli.study_command import run_one
     from exitlens.errors import ConfigError
-
-    from .study_command import run_one
 
     if save is not None and not kinds:
         raise ConfigError(f"--save '{save}' keeps the best of --kinds: name some, for example --kinds logistic")
@@ -119,7 +118,7 @@ def probe_command(
 
 def _layers(text: str) -> str | list[int]:
     """Numbers and ranges; the model says later which exist."""
-    from exitlens.study.look import parse_layers
+    from exitlens.studies.layers.look import parse_layers
 
     found = parse_layers(text, 1 << 20)
     return "all" if found == "all" else list(found)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import (
+from exitlens.cli.console import (
     DEFAULT_MODEL,
     Column,
     DeviceOption,
@@ -23,10 +23,10 @@ from .common import (
     progress,
     say,
 )
-from .look import LENS_HELP
+from exitlens.cli.look import LENS_HELP
 
 if TYPE_CHECKING:
-    from exitlens.study.corpus import CorpusRead
+    from exitlens.studies.corpus.read import CorpusRead
 
 __all__ = ["register"]
 
@@ -85,9 +85,9 @@ def read_command(
     import time
 
     from exitlens.data.texts import TextFile
-    from exitlens.study.corpus import CorpusSettings, check_stats, read_corpus
-    from exitlens.study.lens_files import check_lens_word, check_writable, open_lens
-    from exitlens.study.look import parse_layers
+    from exitlens.lenses.lens_names import check_lens_word, check_writable, open_lens
+    from exitlens.studies.corpus.read import CorpusSettings, check_stats, read_corpus
+    from exitlens.studies.layers.look import parse_layers
 
     names = check_stats(tuple(name.strip().replace("-", "_") for name in stats.split(",") if name.strip()))
     check_lens_word(lens)

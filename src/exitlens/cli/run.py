@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Column, JsonOption, QuietOption, echo, print_json, print_table, say
-from .study_progress import StudyProgress
+from exitlens.cli.console import Column, JsonOption, QuietOption, echo, print_json, print_table, say
+from exitlens.cli.study_progress import StudyProgress
 
 if TYPE_CHECKING:
-    from exitlens.study.run import Finished
+    from exitlens.studies.run import Finished
 
 __all__ = ["register"]
 
@@ -91,7 +91,7 @@ def run_command(
     import shlex
     import sys
 
-    from exitlens.study.config import load_config
+    from exitlens.studies.config import load_config
 
     given = {
         "model": model, "data": data, "statements": statements, "only": only, "limit": limit,
@@ -104,7 +104,7 @@ def run_command(
     }  # fmt: skip
     settings = load_config(config, given)
 
-    from exitlens.study.run import run
+    from exitlens.studies.run import run
 
     with StudyProgress(quiet) as report:
         finished = run(
@@ -134,7 +134,7 @@ HEADLINE_TABLES = (
 
 
 def _json(finished: Finished) -> dict[str, Any]:
-    from exitlens.views.report import headlines
+    from exitlens.report.page import headlines
 
     return {
         "run": str(finished.path),
@@ -153,8 +153,8 @@ def print_headlines(finished: Finished, *, only: str | None = None, whole: bool 
 
     ``only``: one study; ``whole``: every layer instead of a few.
     """
-    from exitlens.views.report import headlines
-    from exitlens.views.sections import TITLES
+    from exitlens.report.page import headlines
+    from exitlens.report.sections import TITLES
 
     tables = finished.tables
     said = headlines(tables)

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import Column, DeviceOption, JsonOption, QuietOption, SeedOption, echo, print_json, print_table, say
+from exitlens.cli.console import (
+    Column,
+    DeviceOption,
+    JsonOption,
+    QuietOption,
+    SeedOption,
+    echo,
+    print_json,
+    print_table,
+    say,
+)
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -51,8 +61,8 @@ def score_command(
     from exitlens.data import read
     from exitlens.errors import DataError
     from exitlens.scoring import align, parse_predictions
-    from exitlens.study.judging import Scorers, judge_answers
-    from exitlens.study.study_decoding import compare, score
+    from exitlens.studies.answers.judging import Scorers, judge_answers
+    from exitlens.studies.decoding.study import compare, score
 
     dataset = read(data, limit=limit)
     for note in dataset.notes:
@@ -84,7 +94,7 @@ def score_command(
                 decided = rows["right"].dropna()
                 judged.append({"judge": judge, "decoder": name, "right": int(decided.sum()), "decided": len(decided)})
     if out is not None:
-        from exitlens.study.atomic import write_parquet
+        from exitlens.storage.atomic import write_parquet
 
         write_parquet(out, scores)
         say(f"wrote {out}", quiet)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .common import (
+from exitlens.cli.console import (
     DEFAULT_MODEL,
     DeviceOption,
     DtypeOption,

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from .common import print_json, say
-from .run import print_headlines
-from .study_progress import StudyProgress
+from exitlens.cli.console import print_json, say
+from exitlens.cli.run import print_headlines
+from exitlens.cli.study_progress import StudyProgress
 
 __all__ = ["run_one"]
 
@@ -32,10 +32,10 @@ def run_one(
     import shlex
     import sys
 
-    from exitlens.study.atomic import write_bytes
-    from exitlens.study.config import load_config
-    from exitlens.study.run import run
-    from exitlens.views.report import headlines
+    from exitlens.report.page import headlines
+    from exitlens.storage.atomic import write_bytes
+    from exitlens.studies.config import load_config
+    from exitlens.studies.run import run
 
     with ExitStack() as stack:
         folder = out if out is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="exitlens-"))

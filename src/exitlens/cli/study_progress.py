@@ -6,16 +6,16 @@ from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from .common import Tick, progress
+from exitlens.cli.console import Tick, progress
 
 if TYPE_CHECKING:
-    from exitlens.study.engine import Progress
+    from exitlens.runs.engine import Progress
 
 __all__ = ["StudyProgress"]
 
 
 class StudyProgress(AbstractContextManager["StudyProgress"]):
-    """Call it with each :class:`exitlens.study.engine.Progress`; closes its bar when used as a context manager."""
+    """Call it with each :class:`exitlens.runs.engine.Progress`; closes its bar when used as a context manager."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet

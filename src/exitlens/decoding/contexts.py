@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..models.native import Runner, runner_of
-from .session import ModelPrefix, NativePrefix
+from exitlens.decoding.session import ModelPrefix, NativePrefix
+from exitlens.models.native.runner import Runner, runner_of
 
 __all__ = ["Contexts", "Held", "open_contexts"]
 

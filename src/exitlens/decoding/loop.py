@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import ContextError, InputError
-from ..lenses.rows import lens_name
-from ..models.native import logits_of, runner_of
-from .batching import plan_batches
-from .decoders import Decoder
-from .early import early_layers, early_logits
-from .registry import parse_decoder
-from .sampling import Sampling, penalise, row_generator
-from .session import Prefix, open_prefix
-from .stopping import StopStrings, undecided
+from exitlens.decoding.batching import plan_batches
+from exitlens.decoding.contrast.decoders import Decoder
+from exitlens.decoding.contrast.early_logits import early_layers, early_logits
+from exitlens.decoding.contrast.parse import parse_decoder
+from exitlens.decoding.sampling import Sampling, penalise, row_generator
+from exitlens.decoding.session import Prefix, open_prefix
+from exitlens.decoding.stopping import StopStrings, undecided
+from exitlens.errors import ContextError, InputError
+from exitlens.lenses.lens import lens_name
+from exitlens.models.native.runner import logits_of, runner_of
 
 __all__ = ["Generation", "generate", "stream"]
 
@@ -85,7 +85,7 @@ def generate(
     decoder's own scores. ``read`` names statistics (:func:`exitlens.lenses.readout`) of every layer at every answer
     token, at no second pass; ``trace`` keeps what the decoder reports at each step. ``chat`` puts each prompt through
     the tokenizer's chat template. ``open_with`` runs the shared token ids and gives the sessions another way than
-    the model's usual one (:class:`~exitlens.decoding.exits.ExitPrefix`). ``progress(done, total)`` counts prompts.
+    the model's usual one (:class:`~exitlens.exits.session.ExitPrefix`). ``progress(done, total)`` counts prompts.
 
     Raises :class:`ContextError` for a prompt that leaves no room in the context, :class:`InputError` for an empty
     prompt or a value out of range.
@@ -311,7 +311,7 @@ def _read(
     """Statistics of each row's own answer tokens, all rows in one readout."""
     if not layers:
         return [{} for _ in rows]
-    from ..lenses import readout
+    from exitlens.lenses import readout
 
     counts = [run.stops.cut(row.new)[1] for row in rows]
     if sum(counts) == 0:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from exitlens.errors import InputError
 
 __all__ = ["Sampling", "penalise", "row_generator"]
 

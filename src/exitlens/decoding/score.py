@@ -15,18 +15,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..data.prompts import QA_PROMPT, PromptStyle, qa_prompt
-from ..data.records import Question
-from ..errors import ContextError, InputError
-from ..models.native import logits_of
-from .contexts import open_contexts
-from .decoders import Decoder, Vanilla
-from .early import early_layers, early_logits
-from .registry import parse_decoder
+from exitlens.data.prompts import QA_PROMPT, PromptStyle, qa_prompt
+from exitlens.data.records import Question
+from exitlens.decoding.contexts import open_contexts
+from exitlens.decoding.contrast.decoders import Decoder, Vanilla
+from exitlens.decoding.contrast.early_logits import early_layers, early_logits
+from exitlens.decoding.contrast.parse import parse_decoder
+from exitlens.errors import ContextError, InputError
+from exitlens.models.native.runner import logits_of
 
 _T = TypeVar("_T")
 
-__all__ = ["FLOOR", "McScores", "Scored", "Scorer", "common_beginning", "mc_scores", "score_continuations"]
+__all__ = ["FLOOR", "ContinuationScorer", "McScores", "Scored", "common_beginning", "mc_scores", "score_continuations"]
 
 FLOOR = -1000.0
 """The least that a token counts, above all a filtered one, as in the published code: such a sum stays a number."""
@@ -49,7 +49,7 @@ class Scored:
         return float(self.logprobs.sum())
 
 
-class Scorer:
+class ContinuationScorer:
     """Scores continuations of contexts that all begin with ``shared`` token ids (there may be none).
 
     ``post_softmax``: log-probabilities of the decoder's own distribution (the softmax of its scores). Otherwise the
@@ -194,8 +194,8 @@ def score_continuations(
     decoder: str | Decoder = "vanilla",
     post_softmax: bool = True,
 ) -> list[NDArray[np.float64]]:
-    """Scores ``[tokens]`` of each continuation of one prefix, token by token; see :class:`Scorer`."""
-    scorer = Scorer(lm, decoder, post_softmax=post_softmax)
+    """Scores ``[tokens]`` of each continuation of one prefix, token by token; see :class:`ContinuationScorer`."""
+    scorer = ContinuationScorer(lm, decoder, post_softmax=post_softmax)
     return [s.logprobs for s in scorer.score([(prefix_ids, c) for c in continuations_ids])]
 
 
@@ -231,7 +231,7 @@ def mc_scores(
     The few-shot opening is run once, each question once, and ``batch_size`` answers at a time. ``progress(done,
     total)`` counts questions. Raises :class:`InputError` for a question without correct or incorrect answers.
     """
-    from ..scoring.choice import choice_scores
+    from exitlens.scoring.choice import choice_scores
 
     for question in questions:
         if not question.correct or not question.incorrect:
@@ -240,7 +240,7 @@ def mc_scores(
                 "multiple choice needs both"
             )
     contexts = [lm.encode("".join(qa_prompt(q, style))) for q in questions]
-    scorer = Scorer(lm, decoder, shared=common_beginning(contexts), post_softmax=post_softmax)
+    scorer = ContinuationScorer(lm, decoder, shared=common_beginning(contexts), post_softmax=post_softmax)
     best, correct, incorrect = [], [], []
     for start in range(0, len(questions), batch_size):
         some = range(start, min(start + batch_size, len(questions)))

@@ -1,7 +1,7 @@
 """One batch of rows with their key-value cache: run the prompts, then a token a row at a time.
 
 Two ways, one interface. :class:`NativePrefix` runs the model's blocks one by one on a cache without padding, wherever
-:func:`exitlens.models.native.runner_of` gives a runner. :class:`ModelPrefix` runs the model's own forward pass.
+:func:`exitlens.models.native.runner.runner_of` gives a runner. :class:`ModelPrefix` runs the model's own forward pass.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..models.native import KV, Runner, Shared, Where, runner_of
+from exitlens.models.native.runner import KV, Runner, Shared, Where, runner_of
 
 __all__ = ["ModelPrefix", "NativePrefix", "Prefix", "Session", "open_prefix"]
 

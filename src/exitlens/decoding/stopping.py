@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..errors import InputError
+from exitlens.errors import InputError
 
 __all__ = ["StopStrings", "undecided"]
 

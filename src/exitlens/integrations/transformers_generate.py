@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..decoding.decoders import Decoder
-from ..decoding.early import early_layers, early_logits
-from ..decoding.registry import parse_decoder
-from ..errors import InputError
-from ..models.native import logits_of
-from ..models.recorder import record_blocks
+from exitlens.decoding.contrast.decoders import Decoder
+from exitlens.decoding.contrast.early_logits import early_layers, early_logits
+from exitlens.decoding.contrast.parse import parse_decoder
+from exitlens.errors import InputError
+from exitlens.models.layout.hooks import record_blocks
+from exitlens.models.native.runner import logits_of
 
 __all__ = ["transformers_generate"]
 
@@ -45,7 +45,7 @@ class _Loop:
         return f"transformers_generate(decoder={self.decoder.name!r})"
 
     def _meet(self, model: Any) -> Any:
-        from ..models.huggingface import wrap
+        from exitlens.models.loading import wrap
 
         if self._model is not model:
             self._lm = wrap(model, None)
@@ -162,7 +162,7 @@ class _Made:
     def output(self, sequences: Tensor, model_kwargs: dict[str, Any]) -> Any:
         if not self.asked:
             return sequences
-        from ..models.huggingface import generate_output
+        from exitlens.models.loading import generate_output
 
         cache = model_kwargs.get("past_key_values", model_kwargs.get("cache_params"))
         return generate_output(sequences=sequences, past_key_values=cache, **self.kept)

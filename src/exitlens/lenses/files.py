@@ -9,10 +9,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import InputError
-from ..models.protocol import LayeredModel
-from .trace import Trace
-from .tuned import TunedLens, from_published
+from exitlens.errors import InputError
+from exitlens.lenses.trace import Trace
+from exitlens.lenses.tuned import TunedLens, from_published
+from exitlens.models.protocol import LayeredModel
 
 __all__ = ["load_lens", "load_trace", "read_tensors", "save_lens", "save_trace", "write_tensors"]
 

@@ -10,13 +10,13 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from ..errors import InputError, LayerError
-from ..models.protocol import LayeredModel
-from .fused import FusedBlock, usable
-from .kernel import Block, Head, Wants
-from .pairs import compare, entropy, ranks
-from .precision import product_dtype
-from .rows import Lens, blame, check_hidden, check_lens, lens_name, rows
+from exitlens.compute.precision import product_dtype
+from exitlens.errors import InputError, LayerError
+from exitlens.lenses._divergences import compare, entropy, ranks
+from exitlens.lenses._fused import FusedBlock, usable
+from exitlens.lenses._unembed import LogitBlock, ReadoutPlan, Unembedding
+from exitlens.lenses.lens import Lens, check_hidden, check_lens, lens_name, non_finite_error, rows
+from exitlens.models.protocol import LayeredModel
 
 __all__ = ["STATS", "Readout", "readout"]
 
@@ -131,9 +131,9 @@ def readout(
             f"agreement and settling compare with layer {lm.n_layers}, which was not recorded: add it to layers"
         )
     product = product_dtype(precision, device, lm.weight.dtype)
-    post = lm.post
+    logit_transform = lm.logit_transform
     # KL through Σ p_ref z_j = ⟨Σ p_ref w, x_j⟩ + ⟨p_ref, b⟩ needs logits that are linear in x.
-    direct = frozenset(wanted & (PAIRED if post.cap is not None else {"jsd", "tv"}))
+    direct = frozenset(wanted & (PAIRED if logit_transform.cap is not None else {"jsd", "tv"}))
     linear_kl = "kl" in wanted and "kl" not in direct
     top = 0
     if wanted & {"agreement", "settling", "max_probability"}:
@@ -144,7 +144,7 @@ def readout(
         top = max(top, top_k)
     if product == torch.bfloat16 and device.type == "cpu":
         top = max(top, 1)  # to have the largest logits recomputed
-    wants = Wants(
+    wants = ReadoutPlan(
         first=bool(wanted & {"entropy", "varentropy", "kl", "jsd"}),
         second="varentropy" in wanted,
         top=top,
@@ -157,7 +157,7 @@ def readout(
     out: dict[str, Tensor] = {}
     notes: list[str] = []
     if needs_logits and t:
-        kind = FusedBlock if usable(device, product, wants) else Block
+        kind = FusedBlock if usable(device, product, wants) else LogitBlock
         per_block, head = _plan(lm, len(layers), t, wants, product, block_rows, memory_limit, notes)
         r = layers.index(ref) if ref in layers else 0
         pieces: list[dict[str, Tensor]] = []
@@ -168,7 +168,7 @@ def readout(
             x = head.rows_of(x.reshape(len(layers) * n, -1))
             block = kind(head, x, wants, slice(r * n, (r + 1) * n))
             if not bool(torch.isfinite(block.total).all()):
-                raise blame(lm, layers, states, start)
+                raise non_finite_error(lm, layers, states, start)
             piece = _statistics(block, wanted, len(layers), linear_kl=linear_kl, top_k=top_k)
             if goal is not None:
                 ids = goal[start : start + per_block].repeat(len(layers), 1)
@@ -240,12 +240,12 @@ def _plan(
     lm: LayeredModel,
     n_layers: int,
     t: int,
-    wants: Wants,
+    wants: ReadoutPlan,
     product: torch.dtype,
     block_rows: int | None,
     memory_limit: int | None,
     notes: list[str],
-) -> tuple[int, Head]:
+) -> tuple[int, Unembedding]:
     """Tokens at a time, and the head with buffers for them; fewer when they would not fit."""
     if block_rows is not None and block_rows < 1:
         raise InputError(f"block_rows {block_rows} is too small: use 1 or more")
@@ -253,7 +253,7 @@ def _plan(
     asked = max(1, min(t, (block_rows or DEFAULT_ROWS) // n_layers))
     tokens = asked
     while True:
-        head = Head(lm.weight, lm.bias, lm.post, rows=tokens * n_layers, product=product)
+        head = Unembedding(lm.weight, lm.bias, lm.logit_transform, rows=tokens * n_layers, product=product)
         need = head.bytes(wants)
         if need <= limit or (tokens == 1 and memory_limit is None):
             break
@@ -272,7 +272,7 @@ def _plan(
 
 
 def _statistics(
-    block: Block, wanted: frozenset[str], n_layers: int, *, linear_kl: bool, top_k: int
+    block: LogitBlock, wanted: frozenset[str], n_layers: int, *, linear_kl: bool, top_k: int
 ) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     log_total = block.total.log()
@@ -308,7 +308,7 @@ def _statistics(
     return out
 
 
-def _targets(block: Block, wanted: frozenset[str], ids: Tensor) -> dict[str, Tensor]:
+def _targets(block: LogitBlock, wanted: frozenset[str], ids: Tensor) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     none = (ids < 0).to(block.head.device)
     ids = ids.to(block.head.device).clamp(min=0)
@@ -322,7 +322,7 @@ def _targets(block: Block, wanted: frozenset[str], ids: Tensor) -> dict[str, Ten
     return out
 
 
-def _choices(block: Block, ids: Tensor, owner: Tensor) -> dict[str, Tensor]:
+def _choices(block: LogitBlock, ids: Tensor, owner: Tensor) -> dict[str, Tensor]:
     device = block.head.device
     ids, owner = ids.to(device), owner.to(device)
     logp = block.at(ids.expand(block.m, -1)).double() - block.total.log()[:, None]
@@ -353,7 +353,7 @@ def _cosine(hidden: Mapping[int, Tensor], layers: tuple[int, ...], device: torch
     return torch.stack([*steps, last])
 
 
-def _result_type(values: Tensor, head: Head) -> torch.dtype:
+def _result_type(values: Tensor, head: Unembedding) -> torch.dtype:
     return head.dtype if values.is_floating_point() else values.dtype
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ..models.protocol import LayeredModel
-from ..products import faster_float32
-from .kernel import Head
-from .precision import product_dtype
-from .readout import readout
+from exitlens.compute.matmul import faster_float32
+from exitlens.compute.precision import product_dtype
+from exitlens.lenses._unembed import Unembedding
+from exitlens.lenses.readout import readout
+from exitlens.models.protocol import LayeredModel
 
 __all__ = ["ReadingSpeed", "reading_speed"]
 
@@ -89,7 +89,7 @@ def reading_speed(lm: LayeredModel, *, seconds: float = 2.0, precision: str = "f
 
 
 def _product(lm: LayeredModel, rows: int, product: torch.dtype, seconds: float) -> float:
-    head = Head(lm.weight, lm.bias, lm.post, rows=rows, product=product)
+    head = Unembedding(lm.weight, lm.bias, lm.logit_transform, rows=rows, product=product)
     x = head.rows_of(torch.randn(rows, head.width, device=head.device)).to(product)
 
     def once() -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..errors import InputError, LayerError, MissingExtra
+from exitlens.errors import InputError, LayerError, MissingExtra
 
 __all__ = ["AXES", "Trace"]
 
@@ -112,14 +112,14 @@ class Trace:
 
     def save(self, path: str | Path) -> Path:
         """Save as one safetensors file; returns its path."""
-        from .files import save_trace
+        from exitlens.lenses.files import save_trace
 
         return save_trace(self, path)
 
     @staticmethod
     def load(path: str | Path) -> Trace:
         """A trace that :meth:`save` wrote. Raises :class:`InputError` for any other file."""
-        from .files import load_trace
+        from exitlens.lenses.files import load_trace
 
         return load_trace(path)
 

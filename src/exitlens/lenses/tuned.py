@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError, LayerError
+from exitlens.errors import InputError, LayerError
 
 __all__ = ["TunedLens", "from_published"]
 

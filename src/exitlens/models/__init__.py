@@ -1,7 +1,7 @@
 """Causal language models, seen layer by layer."""
 
-from .huggingface import load, wrap
-from .layered import Layered
-from .protocol import LayeredModel, Parity, Pass, Post
+from exitlens.models.layered import Layered
+from exitlens.models.loading import load, wrap
+from exitlens.models.protocol import LayeredModel, LogitTransform, Parity, Pass
 
-__all__ = ["Layered", "LayeredModel", "Parity", "Pass", "Post", "load", "wrap"]
+__all__ = ["Layered", "LayeredModel", "LogitTransform", "Parity", "Pass", "load", "wrap"]

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from ..errors import ParityError, UnsupportedModel
-from .protocol import Parity
-from .recorder import evaluating
+from exitlens.errors import ParityError, UnsupportedModel
+from exitlens.models.layout.hooks import eval_mode
+from exitlens.models.protocol import Parity
 
 if TYPE_CHECKING:
-    from .layered import Layered
+    from exitlens.models.layered import Layered
 
 __all__ = ["CacheKind", "cache_kind", "check_causal", "check_parity", "gap_is_exact", "pads_exactly", "position_offset",
            "takes_masks"]  # fmt: skip
@@ -32,7 +32,7 @@ _BLOCK_SIZES = ("index_block_size", "attention_chunk_size", "lsh_attn_chunk_leng
 
 def own_logits(lm: Layered, ids: Tensor) -> Tensor:
     """The logits that the model, as it was handed over, gives without our help."""
-    with evaluating(lm.model):
+    with eval_mode(lm.model):
         out = lm.run_whole(ids)
     return out.logits if hasattr(out, "logits") else out[0]  # type: ignore[no-any-return]
 

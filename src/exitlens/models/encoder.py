@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, LayerError, ModelNotFound, UnsupportedModel
-from . import catalog, hardware
-from .catalog import DEFAULT_ENCODER
-from .huggingface import pretrained_encoder
-from .protocol import Embedded
+from exitlens.compute import hardware
+from exitlens.errors import InputError, LayerError, ModelNotFound, UnsupportedModel
+from exitlens.models.hub import catalog
+from exitlens.models.hub.catalog import DEFAULT_ENCODER
+from exitlens.models.loading import pretrained_encoder
+from exitlens.models.protocol import Embedded
 
 __all__ = ["LoadedEncoder", "load_encoder"]
 

@@ -10,15 +10,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, LayerError, UnsupportedModel
-from ..products import linear, plain_linear
-from . import checks
-from .methods import Methods
-from .protocol import Parity, Pass, Post
-from .recorder import evaluating, first_tensor, record_blocks
-from .replay import Replay, movable
-from .tail import Path
-from .trace import Layout, find_layout
+from exitlens.compute.matmul import linear, plain_linear
+from exitlens.errors import InputError, LayerError, UnsupportedModel
+from exitlens.models import checks
+from exitlens.models.layout.final_path import FinalPath
+from exitlens.models.layout.find import Layout, find_layout
+from exitlens.models.layout.hooks import eval_mode, first_tensor, record_blocks
+from exitlens.models.methods import Methods
+from exitlens.models.protocol import LogitTransform, Parity, Pass
+from exitlens.models.replay import Replay, movable
 
 __all__ = ["Layered"]
 
@@ -73,7 +73,7 @@ class Layered(Methods):
             raise UnsupportedModel(f"{family}: its unembedding is offloaded, so it cannot be read: load it in memory")
         self.blocks = self.layout.blocks
         self.embed = embed
-        self.post: Post = self.layout.post
+        self.logit_transform: LogitTransform = self.layout.logit_transform
         self.n_layers = len(self.blocks)
         self.vocab_size = self.layout.vocab_size
         self.dtype: torch.dtype = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
@@ -147,21 +147,21 @@ class Layered(Methods):
         through = torch.is_grad_enabled() and h.requires_grad
         tail = self.layout.tail
         # Looking through a whole model's modules takes longer than one norm.
-        run = tail.modules if isinstance(tail, Path) else (self.model,)
-        with evaluating(*run), torch.set_grad_enabled(through):
+        run = tail.modules if isinstance(tail, FinalPath) else (self.model,)
+        with eval_mode(*run), torch.set_grad_enabled(through):
             shape = h.shape
             h = h.to(self.dtype)
             x = tail(h.reshape(1, -1, shape[-1]) if h.dim() != 3 else h)
             return x.reshape(*shape[:-1], x.shape[-1])
 
     def unembed(self, x: Tensor) -> Tensor:
-        """``[..., d_head]`` of any dtype → raw logits ``[..., vocab]`` in the model's, before ``post``."""
+        """``[..., d_head]`` of any dtype → raw logits ``[..., vocab]`` in the model's, before ``logit_transform``."""
         head = self.layout.head
         if isinstance(head, nn.Linear) and plain_linear(head):
             with torch.no_grad():
                 out: Tensor | None = linear(x.to(head.weight.dtype), head.weight, head.bias)
         else:
-            with evaluating(self.model):
+            with eval_mode(self.model):
                 out = first_tensor(head(x))
         if out is None:
             raise UnsupportedModel(f"the unembedding {self.layout.head_name!r} gave no tensor")
@@ -178,8 +178,8 @@ class Layered(Methods):
                     f"lens 'raw' needs hidden states as wide as the unembedding ({self.weight.shape[-1]}), "
                     f"but {self.name} has {h.shape[-1]}: use lens logit"
                 )
-            return self.post(self.unembed(h))
-        return self.post(self.unembed(self.norm(h)))
+            return self.logit_transform(self.unembed(h))
+        return self.logit_transform(self.unembed(self.norm(h)))
 
     def check_layer(self, layer: int) -> int:
         """``layer`` itself when it lies in 0..N; raises :class:`LayerError` otherwise."""
@@ -214,7 +214,7 @@ class Layered(Methods):
             cache.begun = True
         kwargs = self._arguments(input_ids, attention_mask, cache)
         with (
-            evaluating(self.model),
+            eval_mode(self.model),
             record_blocks(
                 self.blocks,
                 self.layout.stream,

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..decoding import Generation
-    from ..lenses import Trace
+    from exitlens.decoding import Generation
+    from exitlens.lenses import Trace
 
 __all__ = ["Methods"]
 

@@ -13,14 +13,14 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-__all__ = ["Embedded", "LayeredModel", "Parity", "Pass", "Post"]
+__all__ = ["Embedded", "LayeredModel", "LogitTransform", "Parity", "Pass"]
 
 
 @dataclass(frozen=True, slots=True)
-class Post:
-    """The model's last transformation of its logits, ``post(z) = cap * tanh(scale * z / cap)`` (no cap: ``scale * z``).
+class LogitTransform:
+    """The model's last transformation of its logits, ``t(z) = cap * tanh(scale * z / cap)`` (no cap: ``scale * z``).
 
-    Identity is ``Post(1.0, None)``. It acts on each logit alone and grows with it, so it never changes ranks.
+    Identity is ``LogitTransform(1.0, None)``. It acts on each logit alone and grows with it, so it never changes ranks.
     """
 
     scale: float = 1.0
@@ -87,7 +87,7 @@ class LayeredModel(Protocol):
     device: torch.device
     tokenizer: Any
     parity: Parity
-    post: Post
+    logit_transform: LogitTransform
 
     @property
     def weight(self) -> Tensor:
@@ -104,7 +104,7 @@ class LayeredModel(Protocol):
         ...
 
     def unembed(self, x: Tensor) -> Tensor:
-        """``[..., d_head]`` → raw logits ``[..., vocab]``, before :attr:`post`."""
+        """``[..., d_head]`` → raw logits ``[..., vocab]``, before :attr:`logit_transform`."""
         ...
 
     def logits(self, h: Tensor, layer: int, lens: Literal["raw", "logit"] = "logit") -> Tensor:

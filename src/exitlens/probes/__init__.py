@@ -3,16 +3,16 @@
 Everything here is pure: states ``[layers, n, d]``, labels, groups and topics in, frozen results out.
 """
 
-from .base import LinearProbe, Probe, Provenance, from_tensors
-from .controls import Baseline, from_scores, lm_baselines, random_label_data, text_floor
-from .data import ProbeData, join_groups, make_data
-from .ensemble import Ensemble, make_ensemble
-from .evaluate import Comparison, Measured, ProbeStudy, evaluate
-from .fit import Fold, Grid, fit, fit_grid, fit_rows
-from .kinds import KINDS, kind_named
-from .nested import KindRun, run_kind
-from .original import OriginalStudy, original_study
-from .protocols import (
+from exitlens.probes.controls import Baseline, from_scores, lm_baselines, random_label_data, text_floor
+from exitlens.probes.dataset import ProbeData, join_groups, make_data
+from exitlens.probes.ensemble import Ensemble, make_ensemble
+from exitlens.probes.evaluate import Comparison, Measured, ProbeStudy, evaluate
+from exitlens.probes.fit import Fold, Grid, fit, fit_grid, fit_rows
+from exitlens.probes.kinds import KINDS, kind_named
+from exitlens.probes.nested import KindRun, run_kind
+from exitlens.probes.original_study import OriginalStudy, original_study
+from exitlens.probes.probe import LinearProbe, Probe, Provenance, from_tensors
+from exitlens.probes.splits import (
     Split,
     affirmed_to_negated,
     fixed_split,
@@ -22,9 +22,9 @@ from .protocols import (
     random_k_fold,
     transfer,
 )
-from .tables import TABLES
-from .topics import TopicTransfer, topic_transfer
-from .verdict import verdict
+from exitlens.probes.tables import TABLES
+from exitlens.probes.transfer import TopicTransfer, topic_transfer
+from exitlens.probes.verdict import verdict
 
 __all__ = [
     "KINDS",

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..errors import ProbeError
-from .data import ProbeData
-from .protocols import Split
+from exitlens.errors import ProbeError
+from exitlens.probes.dataset import ProbeData
+from exitlens.probes.splits import Split
 
 __all__ = ["Baseline", "from_scores", "lm_baselines", "random_label_data", "text_floor"]
 

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..stats.intervals import quantiles
-from .resample import _risk
+from exitlens.probes.resample import _risk
+from exitlens.stats.bootstrap import quantiles
 
 __all__ = ["calibration_curve", "risk_curve"]
 

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..errors import ProbeError
-from .base import Probe, Provenance, from_tensors, header, register, stack_provenance
+from exitlens.errors import ProbeError
+from exitlens.probes.probe import Probe, Provenance, from_tensors, header, register, stack_provenance
 
 __all__ = ["Ensemble", "combine", "majority", "make_ensemble"]
 

@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import ProbeError
-from ..stats import holm, paired_differences
-from .bank import Kind
-from .controls import Baseline, as_tensor, random_label_data, text_floor
-from .data import ProbeData
-from .fit import Progress
-from .kinds import kind_named
-from .nested import KindRun, run_kind
-from .protocols import Split
-from .resample import METRICS, bootstrap_weights, interval, metrics
+from exitlens.errors import ProbeError
+from exitlens.probes.controls import Baseline, as_tensor, random_label_data, text_floor
+from exitlens.probes.dataset import ProbeData
+from exitlens.probes.fit import Progress
+from exitlens.probes.kinds import kind_named
+from exitlens.probes.kinds.base import Kind
+from exitlens.probes.nested import KindRun, run_kind
+from exitlens.probes.resample import METRICS, bootstrap_weights, interval, metrics
+from exitlens.probes.splits import Split
+from exitlens.stats import holm, paired_differences
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,13 +78,13 @@ class ProbeStudy:
 
     def to_frame(self, table: str) -> pd.DataFrame:
         """A long table: ``probe_`` + ``layers``, ``best``, ``comparisons``, ``calibration`` or ``risk_coverage``."""
-        from .tables import to_frame
+        from exitlens.probes.tables import to_frame
 
         return to_frame(self, table)
 
     def sentence(self) -> str:
         """What was found, in words."""
-        from .verdict import verdict
+        from exitlens.probes.verdict import verdict
 
         return verdict(self)
 

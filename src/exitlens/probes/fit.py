@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..errors import ProbeError
-from ..products import faster_float32
-from .bank import Kind
-from .base import Probe, Provenance
-from .data import ProbeData, check_labels, make_data
-from .kinds import kind_named
-from .parallel import side_by_side
+from exitlens.compute.matmul import faster_float32
+from exitlens.compute.threads import side_by_side
+from exitlens.errors import ProbeError
+from exitlens.probes.dataset import ProbeData, check_labels, make_data
+from exitlens.probes.kinds import kind_named
+from exitlens.probes.kinds.base import Kind
+from exitlens.probes.probe import Probe, Provenance
 
 __all__ = ["Fold", "Grid", "fit", "fit_grid", "fit_rows"]
 

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..stats import auroc_columns
-from .bank import Kind
-from .data import ProbeData
-from .ensemble import combine
-from .fit import Fold, Progress, fit_grid
-from .kinds import kind_named
-from .protocols import Split
+from exitlens.probes.dataset import ProbeData
+from exitlens.probes.ensemble import combine
+from exitlens.probes.fit import Fold, Progress, fit_grid
+from exitlens.probes.kinds import kind_named
+from exitlens.probes.kinds.base import Kind
+from exitlens.probes.splits import Split
+from exitlens.stats import auroc_columns
 
 __all__ = ["KindRun", "run_kind"]
 

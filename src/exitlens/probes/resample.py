@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..stats.intervals import draws, quantiles
+from exitlens.stats.bootstrap import draws, quantiles
 
 __all__ = ["METRICS", "bootstrap_weights", "interval", "metrics"]
 

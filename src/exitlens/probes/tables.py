@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ..errors import InputError
-from ..stats import reliability, risk_coverage
+from exitlens.errors import InputError
+from exitlens.stats import reliability, risk_coverage
 
 if TYPE_CHECKING:
-    from .evaluate import Measured, ProbeStudy
+    from exitlens.probes.evaluate import Measured, ProbeStudy
 
 __all__ = ["TABLES", "to_frame"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .evaluate import Comparison, ProbeStudy
+    from exitlens.probes.evaluate import Comparison, ProbeStudy
 
 __all__ = ["verdict"]
 

@@ -1,8 +1,8 @@
 """How good answers are: text metrics, multiple choice, judges, and stored predictions lined up with their questions."""
 
-from .bertscore import DEFAULT_ENCODER, BertScorer, Encoder
-from .choice import ChoiceScores, binary, choice_scores, mc1, mc2, mc3
-from .judges import (
+from exitlens.scoring.bertscore import DEFAULT_ENCODER, BertScorer, Encoder
+from exitlens.scoring.choice import ChoiceScores, binary, choice_scores, mc1, mc2, mc3
+from exitlens.scoring.judges import (
     ExactChoice,
     Judge,
     Judgement,
@@ -11,9 +11,9 @@ from .judges import (
     SimilarityThreshold,
     parse_labels,
 )
-from .predictions import Prediction, align, parse_predictions
-from .text import Bleu, RougeL, TextMetric, best_of, bleu, bleu_rows, rouge_l, rouge_l_rows
-from .truthfulqa import score_rows, truthfulqa_scores
+from exitlens.scoring.predictions import Prediction, align, parse_predictions
+from exitlens.scoring.text import Bleu, RougeL, TextMetric, best_of, bleu, bleu_rows, rouge_l, rouge_l_rows
+from exitlens.scoring.truthfulqa import score_rows, truthfulqa_scores
 
 __all__ = [
     "DEFAULT_ENCODER",

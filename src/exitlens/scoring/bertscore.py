@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..models.catalog import DEFAULT_ENCODER
-from ..models.protocol import Embedded
-from .text import check_aligned
+from exitlens.models.hub.catalog import DEFAULT_ENCODER
+from exitlens.models.protocol import Embedded
+from exitlens.scoring.text import check_aligned
 
 __all__ = ["DEFAULT_ENCODER", "BertScorer", "Embedded", "Encoder", "greedy_f1"]
 
@@ -58,7 +58,7 @@ class BertScorer:
         device: str = "auto",
     ) -> None:
         if isinstance(encoder, str | os.PathLike):
-            from ..models.encoder import load_encoder
+            from exitlens.models.encoder import load_encoder
 
             encoder = load_encoder(encoder, layer=layer, device=device)
         self.encoder: Encoder = encoder

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-from ..errors import InputError
+from exitlens.errors import InputError
 
 __all__ = ["ChoiceScores", "binary", "choice_scores", "mc1", "mc2", "mc3"]
 

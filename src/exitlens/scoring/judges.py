@@ -14,10 +14,10 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.records import Question
-from ..errors import DataError, InputError
-from .text import TextMetric, best_of, check_aligned
-from .truthfulqa import score_rows
+from exitlens.data.records import Question
+from exitlens.errors import DataError, InputError
+from exitlens.scoring.text import TextMetric, best_of, check_aligned
+from exitlens.scoring.truthfulqa import score_rows
 
 __all__ = [
     "ExactChoice",

@@ -7,8 +7,8 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..data.records import Dataset
-from ..errors import DataError
+from exitlens.data.records import Dataset
+from exitlens.errors import DataError
 
 __all__ = ["Prediction", "align", "parse_predictions"]
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from ..errors import InputError
-from .tokens import lcs_length, match_bits, words
+from exitlens.errors import InputError
+from exitlens.scoring.tokens import lcs_length, match_bits, words
 
 __all__ = ["Bleu", "RougeL", "TextMetric", "best_of", "bleu", "bleu_rows", "check_aligned", "rouge_l", "rouge_l_rows"]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from ..data.records import Question
-from .text import TextMetric, best_of, check_aligned
+from exitlens.data.records import Question
+from exitlens.scoring.text import TextMetric, best_of, check_aligned
 
 __all__ = ["score_rows", "truthfulqa_scores"]
 

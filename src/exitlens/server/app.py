@@ -15,11 +15,11 @@ from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from ..decoding import Generation, parse_decoder
-from .limits import Gate, Limits
-from .replies import Refusal, reply
-from .requests import Job, read_chat, read_completion, read_json
-from .worker import Worker
+from exitlens.decoding import Generation, parse_decoder
+from exitlens.server.limits import Gate, Limits
+from exitlens.server.replies import Refusal, reply
+from exitlens.server.requests import Job, read_chat, read_completion, read_json
+from exitlens.server.worker import Worker
 
 __all__ = ["create_app"]
 

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import InputError
-from .replies import Refusal, reply
+from exitlens.errors import InputError
+from exitlens.server.replies import Refusal, reply
 
 __all__ = ["Gate", "Limits", "check_address", "is_loopback"]
 

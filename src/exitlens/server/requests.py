@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..decoding import Decoder, Sampling, parse_decoder
-from ..errors import InputError
-from .limits import Limits
-from .replies import Refusal
+from exitlens.decoding import Decoder, Sampling, parse_decoder
+from exitlens.errors import InputError
+from exitlens.server.limits import Limits
+from exitlens.server.replies import Refusal
 
 __all__ = ["Job", "read_chat", "read_completion", "read_json"]
 

@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from ..decoding import Generation, stream
-from ..errors import ExitlensError
-from .replies import Refusal
-from .requests import Job
+from exitlens.decoding import Generation, stream
+from exitlens.errors import ExitlensError
+from exitlens.server.replies import Refusal
+from exitlens.server.requests import Job
 
 __all__ = ["Worker"]
 

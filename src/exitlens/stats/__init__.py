@@ -1,17 +1,6 @@
 """Intervals, tests, ranking and calibration: numpy float64, vectorised over layers, the same for the same seed."""
 
-from .calibration import (
-    Reliability,
-    RiskCoverage,
-    aurc,
-    brier,
-    ece,
-    reliability,
-    risk_coverage,
-    selective_accuracy,
-)
-from .effects import McNemar, adjusted_difference, cohens_d, mcnemar, permutation_p
-from .intervals import (
+from exitlens.stats.bootstrap import (
     Difference,
     Differences,
     Interval,
@@ -23,9 +12,20 @@ from .intervals import (
     paired_differences,
     sign_flip_p,
 )
-from .multiple import benjamini_hochberg, holm
-from .ranking import auroc, auroc_columns, auroc_interval, auroc_intervals
-from .tokens import POOLED_WARNING, TokenMeans, group_token_mean
+from exitlens.stats.effects import McNemar, adjusted_difference, cohens_d, mcnemar, permutation_p
+from exitlens.stats.multiple import benjamini_hochberg, holm
+from exitlens.stats.ranking import auroc, auroc_columns, auroc_interval, auroc_intervals
+from exitlens.stats.reliability import (
+    Reliability,
+    RiskCoverage,
+    aurc,
+    brier,
+    ece,
+    reliability,
+    risk_coverage,
+    selective_accuracy,
+)
+from exitlens.stats.token_means import POOLED_WARNING, TokenMeans, group_token_mean
 
 __all__ = [
     "POOLED_WARNING",

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 from scipy.stats import t as student
 
-from ..errors import InputError
-from ._check import Array, Numbers, columns, flags, level_of, numbers
-from .intervals import Differences
+from exitlens.errors import InputError
+from exitlens.stats.arrays import Array, Numbers, columns, flags, level_of, numbers
+from exitlens.stats.bootstrap import Differences
 
 __all__ = ["McNemar", "adjusted_difference", "cohens_d", "mcnemar", "permutation_p"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import InputError
-from ._check import Array, Numbers
+from exitlens.errors import InputError
+from exitlens.stats.arrays import Array, Numbers
 
 __all__ = ["benjamini_hochberg", "holm"]
 

@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from ..errors import InputError
-from ._check import Array, Numbers, codes, columns, flags, numbers
-from .intervals import Interval, Intervals, draws, quantiles
+from exitlens.errors import InputError
+from exitlens.stats.arrays import Array, Numbers, codes, columns, flags, numbers
+from exitlens.stats.bootstrap import Interval, Intervals, draws, quantiles
 
 __all__ = ["auroc", "auroc_columns", "auroc_interval", "auroc_intervals"]
 

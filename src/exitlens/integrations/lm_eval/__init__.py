@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .model import ExitlensLM
+from exitlens.integrations.lm_eval.model import ExitlensLM
 
 __all__ = ["TASKS", "ExitlensLM", "main"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from ...decoding import Sampling, generate
-from ...decoding.score import Scorer, common_beginning
-from ...errors import InputError, MissingExtra
+from exitlens.decoding import Sampling, generate
+from exitlens.decoding.score import ContinuationScorer, common_beginning
+from exitlens.errors import InputError, MissingExtra
 
 try:
     from lm_eval import utils
@@ -59,7 +59,7 @@ class ExitlensLM(TemplateLM):  # type: ignore[misc] # the harness ships no types
     ) -> None:
         super().__init__()
         if isinstance(pretrained, str):
-            from ...models import load
+            from exitlens.models import load
 
             pretrained = load(
                 pretrained,
@@ -79,7 +79,7 @@ class ExitlensLM(TemplateLM):  # type: ignore[misc] # the harness ships no types
         self.batch_size = _batch_size(batch_size, max_batch_size)
         self.seed = seed
         self._device = self.lm.device
-        Scorer(self.lm, self.decoder)  # a wrong decoder is told now, not after the tasks are built
+        ContinuationScorer(self.lm, self.decoder)  # a wrong decoder is told now, not after the tasks are built
 
     # ---- what the harness asks of every model
 
@@ -141,7 +141,7 @@ class ExitlensLM(TemplateLM):  # type: ignore[misc] # the harness ships no types
     ) -> list[tuple[float, bool]]:
         pairs = [self._fitted(context, continuation) for _key, context, continuation in requests]
         shared = common_beginning([context for context, _ in pairs])
-        scorer = Scorer(self.lm, self.decoder, shared=shared, post_softmax=self.post_softmax)
+        scorer = ContinuationScorer(self.lm, self.decoder, shared=shared, post_softmax=self.post_softmax)
         answers: list[tuple[float, bool] | None] = [None] * len(requests)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="Running loglikelihood requests") as bar:
             for part in _portions(pairs, self.batch_size):

@@ -1,0 +1,79 @@
+"""The option `exitlens generate --watch`: each token with the probability that the statement so far is true."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from exitlens.cli.console import echo, print_json
+
+if TYPE_CHECKING:
+    from exitlens.probes.files import SavedProbe
+
+__all__ = ["open_watcher", "write_watched"]
+
+
+def open_watcher(path: Path, skips: bool) -> SavedProbe:
+    """The probe, refused before a model is loaded when it cannot watch a text being written.
+
+    Raises ProbeError for a probe of prompted statements or of another position than last or every.
+    """
+    from exitlens.errors import InputError, ProbeError
+    from exitlens.probes.files import load_probe
+
+    if skips:
+        raise InputError("--watch reads layers that --exit and --speculate may skip: leave one of them out")
+    saved = load_probe(path)
+    if saved.setting != "bare":
+        raise ProbeError(
+            f"'{path}' was fitted on prompted statements, and a text being written has no prompt around it: fit one "
+            "with exitlens probe --kinds logistic --bare --save FILE"
+        )
+    if saved.position not in ("last", "every"):
+        raise ProbeError(
+            f"'{path}' was fitted on position '{saved.position}', and a text being written is read at its last token: "
+            "fit one with --positions last or every"
+        )
+    return saved
+
+
+def write_watched(
+    lm: Any, saved: SavedProbe, texts: Sequence[str], asked: Sequence[str], options: dict[str, Any], as_json: bool
+) -> None:
+    """Answer each prompt and print every token with P(true) as it comes, or the whole as JSON. Raises ProbeError."""
+    from exitlens.decoding import Generation
+    from exitlens.decoding.stream_states import watch
+
+    saved.check(lm)
+    found = []
+    where = ", ".join(map(str, saved.layers))
+    for text, prompt in zip(texts, asked, strict=True):
+        if not as_json:
+            if len(texts) > 1:
+                echo(f"> {text}")
+            echo(f"{saved.probe.kind} at layer {where}: is the text so far true?")
+            echo("P(true)  token")
+            sys.stdout.flush()
+        p_true: list[float] = []
+        for piece in watch(lm, prompt, saved.layers, **options):
+            if isinstance(piece, Generation):
+                found.append((text, piece, p_true))
+                break
+            p_true.append(float(saved.p_true(piece.states[:, None]).double()[0]))
+            if not as_json:
+                echo(f"{p_true[-1]:>7.3f}  {piece.token}")
+                sys.stdout.flush()
+    if not as_json:
+        return
+    print_json(
+        [
+            {
+                "prompt": text, "text": answer.text, "tokens": answer.tokens, "token_ids": answer.token_ids,
+                "finish": answer.finish, "decoder": options["decoder"],
+                "repetition_penalty": options["repetition_penalty"], "p_true": p_true,
+            }
+            for text, answer, p_true in found
+        ]
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""How this machine multiplies fastest, exactly."""

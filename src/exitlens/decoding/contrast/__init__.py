@@ -1,0 +1,1 @@
+"""Decoders that contrast layers, one file a decoder."""

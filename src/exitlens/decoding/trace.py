@@ -1,0 +1,48 @@
+"""What the layers said while answers were written, as the same kind of trace that reading a text gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exitlens.decoding.loop import Generation
+from exitlens.errors import InputError
+from exitlens.lenses import Trace
+
+__all__ = ["trace_answers"]
+
+
+def trace_answers(lm: Any, answers: Sequence[Generation]) -> Trace:
+    """A :class:`~exitlens.lenses.Trace` of answers generated with ``read=...``; nothing is computed.
+
+    A trace's position describes what the layers expect *after* its token, so each text here is the prompt's last token
+    and then the answer's: position i is what token i + 1 was chosen from, and ``logprob`` and ``rank`` are that
+    token's, as reading prompt and answer together would give from the prompt's last token on. After the last token
+    nothing was chosen: that position holds NaN (−1, False). Raises :class:`InputError` for answers that were not read,
+    or not alike.
+    """
+    if not answers:
+        raise InputError("no answers were given: there is nothing to trace")
+    first = answers[0]
+    for i, answer in enumerate(answers):
+        if not answer.read_layers:
+            raise InputError(f"answer {i} was not read: ask generate for it with read=('entropy', ...)")
+        if (answer.read_layers, answer.read_lens) != (first.read_layers, first.read_lens):
+            raise InputError(f"answers 0 and {i} were read at other layers or through other lenses: trace them apart")
+    known = next((answer.reads for answer in answers if answer.reads), None)
+    if known is None:
+        raise InputError("all answers are empty: there is nothing to trace")
+    positions = 1 + max(len(answer.token_ids) for answer in answers)
+    values: dict[str, NDArray[Any]] = {}
+    for name, example in known.items():
+        empty: Any = np.nan if example.dtype.kind == "f" else (False if example.dtype.kind == "b" else -1)
+        values[name] = np.full((len(answers), len(example), positions, *example.shape[2:]), empty, dtype=example.dtype)
+        for i, answer in enumerate(answers):
+            if answer.reads:
+                values[name][i, :, : len(answer.token_ids)] = answer.reads[name]
+    ids = tuple((answer.prompt_ids[-1], *answer.token_ids) for answer in answers)
+    words = tuple(tuple(lm.token(token) for token in text) for text in ids)
+    return Trace(values, first.read_layers, first.read_lens, lm.name, ids, words, extra={"source": "answers"})

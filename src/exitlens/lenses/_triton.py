@@ -1,0 +1,103 @@
+"""The same sums on a GPU in one pass: unembedding tile, online maximum and sums; logits never leave the chip.
+
+Imported only where Triton is installed and a CUDA device is used. Each program takes some rows and a share of the
+vocabulary; the shares are put together afterwards. Sums are kept relative to the running maximum ``m``; when it grows
+by δ they are carried over as  Σe → e^−δ Σe,  Σde → e^−δ (Σde − δΣe),  Σd²e → e^−δ (Σd²e − 2δΣde + δ²Σe).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = ["sums"]
+
+
+@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
+def _pass(  # type: ignore[no-untyped-def]
+    x, w, b, out_max, out_total, out_first, out_second, out_best, rows, vocab, width, tiles, cap,
+    HAS_BIAS: tl.constexpr, HAS_CAP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    r = (tl.program_id(0) * BM + tl.arange(0, BM)).to(tl.int64)
+    share = tl.program_id(1)
+    inside = r < rows
+    m = tl.full((BM,), float("-inf"), tl.float32)
+    total = tl.zeros((BM,), tl.float32)
+    first = tl.zeros((BM,), tl.float32)
+    second = tl.zeros((BM,), tl.float32)
+    best = tl.zeros((BM,), tl.int64)
+    for i in range(tiles):
+        v = ((share * tiles + i) * BN + tl.arange(0, BN)).to(tl.int64)
+        real = v < vocab
+        z = tl.zeros((BM, BN), tl.float32)
+        for k in range(0, width, BK):
+            kk = k + tl.arange(0, BK)
+            left = tl.load(
+                x + r[:, None] * width + kk[None, :], mask=inside[:, None] & (kk < width)[None, :], other=0.0
+            )
+            right = tl.load(w + v[None, :] * width + kk[:, None], mask=real[None, :] & (kk < width)[:, None], other=0.0)
+            z = tl.dot(left, right.to(left.dtype), z, input_precision="ieee")
+        if HAS_BIAS:
+            z += tl.load(b + v, mask=real, other=0.0)[None, :]
+        if HAS_CAP:
+            z = cap * (1.0 - 2.0 / (tl.exp(tl.minimum(2.0 * z, 60.0)) + 1.0))  # tanh
+        z = tl.where(real[None, :], z, float("-inf"))
+        largest = tl.max(z, 1)
+        here = tl.argmax(z, 1).to(tl.int64) + (share * tiles + i) * BN
+        best = tl.where(largest > m, here, best)
+        new = tl.maximum(m, largest)
+        # Nothing seen yet, or a tile past the end of the vocabulary: no step to take.
+        step = tl.where(m == float("-inf"), 0.0, new - m)
+        shrink = tl.exp(-step)
+        d = tl.where(real[None, :], z - new[:, None], 0.0)
+        e = tl.where(real[None, :], tl.exp(d), 0.0)
+        second = shrink * (second - 2.0 * step * first + step * step * total) + tl.sum(d * d * e, 1)
+        first = shrink * (first - step * total) + tl.sum(d * e, 1)
+        total = shrink * total + tl.sum(e, 1)
+        m = new
+    at = share * rows + r
+    tl.store(out_max + at, m, mask=inside)
+    tl.store(out_total + at, total, mask=inside)
+    tl.store(out_first + at, first, mask=inside)
+    tl.store(out_second + at, second, mask=inside)
+    tl.store(out_best + at, best, mask=inside)
+
+
+def sums(x: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None, **tuning: Any) -> dict[str, Tensor]:
+    """``{max, total, first, second, best}`` ``[rows]`` for ``x [rows, d]`` and ``weight [vocab, d]`` of one type.
+
+    ``x`` and ``bias`` carry the last transformation's factor already (:meth:`._unembed.Unembedding.rows_of`). Sums are
+    relative to ``max`` and float64; ``best`` is the lowest id among the largest logits.
+    """
+    rows, width = x.shape
+    vocab = len(weight)
+    bm, bn, bk = tuning.get("bm", 128), tuning.get("bn", 128), tuning.get("bk", 64 if x.element_size() == 2 else 32)
+    all_tiles = triton.cdiv(vocab, bn)
+    row_blocks = triton.cdiv(rows, bm)
+    # Few rows: share the vocabulary out, so that every processor has work.
+    shares = tuning.get("shares") or max(1, min(all_tiles, triton.cdiv(512, row_blocks)))
+    tiles = triton.cdiv(all_tiles, shares)
+    shares = triton.cdiv(all_tiles, tiles)
+    outs = [torch.empty(shares, rows, dtype=torch.float32, device=x.device) for _ in range(4)]
+    best = torch.empty(shares, rows, dtype=torch.int64, device=x.device)
+    _pass[(row_blocks, shares)](
+        x.contiguous(), weight.contiguous(), bias if bias is not None else x, *outs, best,
+        rows, vocab, width, tiles, cap or 1.0,
+        HAS_BIAS=bias is not None, HAS_CAP=cap is not None, BM=bm, BN=bn, BK=bk,
+    )  # fmt: skip
+    part_max, total, first, second = (o.double() for o in outs)
+    whole = part_max.amax(0)
+    step = whole - part_max
+    shrink = torch.exp(-step)
+    winner = part_max.argmax(0, keepdim=True)
+    return {
+        "max": whole,
+        "total": (shrink * total).sum(0),
+        "first": (shrink * (first - step * total)).sum(0),
+        "second": (shrink * (second - 2 * step * first + step**2 * total)).sum(0),
+        "best": best.gather(0, winner)[0],
+    }

@@ -1,0 +1,134 @@
+"""Which lens a word on the command line means: a built-in one, a file, a name kept in the cache folder, or the model's.
+
+    logit, raw          built in
+    tuned               the lens that `exitlens lens train` kept for this very model
+    PATH, tuned:PATH    a file of ours, or a folder of a published tuned-lens checkpoint
+    NAME, tuned:NAME    <cache>/lenses/NAME.safetensors, as `exitlens lens train --name NAME` keeps it
+
+A lens is checked to be one of the model that it shall read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import tempfile
+from pathlib import Path
+
+from exitlens.errors import ExitlensError, InputError, RunError
+from exitlens.lenses import TunedLens, load_lens
+from exitlens.lenses.lens import Lens, check_lens
+from exitlens.models.hub import catalog
+from exitlens.models.protocol import LayeredModel
+
+__all__ = [
+    "check_lens_word",
+    "check_writable",
+    "kept_lenses",
+    "kept_path",
+    "lens_identity",
+    "lens_named",
+    "open_lens",
+    "own_path",
+]
+
+BUILT_IN = ("logit", "raw")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def kept_lenses() -> dict[str, Path]:
+    """The lenses in the cache folder, by name."""
+    return {path.stem: path for path in sorted((catalog.cache_dir() / "lenses").glob("*.safetensors"))}
+
+
+def kept_path(name: str) -> Path:
+    """Where a lens of this name is kept. Raises InputError for what is no name."""
+    if not _NAME.fullmatch(name) or name in (*BUILT_IN, "tuned"):
+        raise InputError(
+            f"'{name}' cannot be the name of a lens: use letters, digits, '.', '_' and '-', and not logit, raw or tuned"
+        )
+    return catalog.cache_dir() / "lenses" / f"{name}.safetensors"
+
+
+def own_path(lm: LayeredModel) -> Path:
+    """Where the lens that plain ``tuned`` means for this model is kept: the name holds a hash of its fingerprint."""
+    mark = hashlib.sha256(lm.fingerprint.encode()).hexdigest()[:16]
+    return catalog.cache_dir() / "lenses" / f"tuned-{mark}.safetensors"
+
+
+def check_lens_word(text: str) -> str:
+    """``text`` itself when there is such a lens, as far as can be told without a model. Raises InputError."""
+    if text not in (*BUILT_IN, "tuned"):
+        lens_named(text)
+    return text
+
+
+def open_lens(text: str, lm: LayeredModel) -> Lens:
+    """The lens that ``text`` means for this model, ready to read it. Raises InputError."""
+    if text in BUILT_IN:
+        check_lens(lm, text)
+        return text
+    if text == "tuned":
+        path = own_path(lm)
+        if not path.exists():
+            raise InputError(
+                f"no tuned lens for {lm.name} yet{_fitting(lm)}: train one with exitlens lens train --model {lm.name} "
+                "--self-text 200 (or --text FILE)"
+            )
+        return load_lens(path, lm)
+    return load_lens(lens_named(text), lm)
+
+
+def lens_named(text: str) -> Path:
+    """The file or folder that a path or a name means. Raises InputError when there is none."""
+    word = text.removeprefix("tuned:")
+    path = Path(word).expanduser()
+    if word and path.exists():
+        return path
+    kept = kept_lenses()
+    if word in kept:
+        return kept[word]
+    names = ", ".join(kept) or "none"
+    raise InputError(
+        f"no lens '{text}': use logit, raw, tuned, a file, or a name kept in '{catalog.cache_dir() / 'lenses'}' "
+        f"({names}); exitlens lens train makes one"
+    )
+
+
+def lens_identity(lens: Lens) -> str:
+    """What tells this lens from any other: its name and, where it has parameters, a hash of them."""
+    if isinstance(lens, str):
+        return lens
+    if not isinstance(lens, TunedLens):
+        return lens.name
+    digest = hashlib.sha256()
+    tensors, _ = lens.to_tensors()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.numpy().tobytes())
+    return f"{lens.name} {digest.hexdigest()[:16]}"
+
+
+def check_writable(path: Path) -> Path:
+    """``path`` itself when a file can be written there: asked before work of minutes. Raises RunError."""
+    path = path.expanduser()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".exitlens-"):
+            pass
+    except OSError as error:
+        raise RunError(f"cannot write '{path}': {error.strerror or error}; choose another place") from None
+    if path.is_dir():
+        raise RunError(f"cannot write '{path}': it is a folder; name a file in it")
+    return path
+
+
+def _fitting(lm: LayeredModel) -> str:
+    """Names of kept lenses that were trained for this model, for an error's text."""
+    names = []
+    for name, path in kept_lenses().items():
+        with contextlib.suppress(ExitlensError):
+            if load_lens(path, lm).fingerprint:
+                names.append(name)
+    return f" (but these fit: {', '.join(names)})" if names else ""

@@ -1,0 +1,269 @@
+"""Texts → hidden states → statistics: length-sorted batches, only real positions through the unembedding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from exitlens.errors import ContextError, InputError, LayerError
+from exitlens.lenses.lens import Lens, check_lens, lens_name
+from exitlens.lenses.readout import Readout, readout
+from exitlens.lenses.trace import Trace
+from exitlens.models.protocol import LayeredModel
+
+__all__ = ["BATCH_TOKENS", "Window", "plan_windows", "read", "read_ids", "read_windows"]
+
+BATCH_TOKENS = 512  # padded tokens in a forward pass
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of a text that is run at once; positions before ``keep`` are context only, read by the one before."""
+
+    text: int
+    start: int
+    stop: int
+    keep: int
+
+
+def plan_windows(
+    lengths: Sequence[int],
+    context: int | None,
+    overlap: int | None,
+    *,
+    long: Literal["refuse", "split"] = "refuse",
+    first: int = 0,
+) -> list[Window]:
+    """The windows that cover all texts. ``overlap``: tokens of context repeated at a split (default: a quarter).
+
+    ``first`` is the number of the first text, the others follow it.
+
+    Raises :class:`ContextError` for a text over the context with ``long="refuse"``.
+    """
+    out: list[Window] = []
+    for i, n in enumerate(lengths, first):
+        if context is None or n <= context:
+            if n:
+                out.append(Window(i, 0, n, 0))
+            continue
+        if long != "split":
+            raise ContextError(
+                f"text {i} has {n} tokens, over the context of {context}: shorten it, or ask for long='split' "
+                "(--long split)"
+            )
+        shared = context // 4 if overlap is None else overlap
+        if not 0 <= shared < context:
+            raise InputError(f"overlap {shared} does not fit a context of {context}: use 0 to {context - 1}")
+        start, keep = 0, 0
+        while keep < n:
+            stop = min(start + context, n)
+            out.append(Window(i, start, stop, keep))
+            keep, start = stop, stop - shared
+    return out
+
+
+def read(
+    lm: LayeredModel,
+    texts: Sequence[str] | str,
+    *,
+    layers: Sequence[int] | Literal["all"] = "all",
+    lens: Lens = "logit",
+    stats: Sequence[str] = ("entropy",),
+    targets: Literal["next"] | None = "next",
+    choices: Sequence[Sequence[int]] | None = None,
+    top_k: int = 5,
+    reference: int | None = None,
+    precision: str = "exact",
+    long: Literal["refuse", "split"] = "refuse",
+    overlap: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    memory_limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Trace:
+    """Read ``texts`` layer by layer; see :func:`.readout.readout` for ``stats`` and what they give.
+
+    ``logprob`` and ``rank`` follow each text's next token (NaN and −1 at its last). ``long="split"`` runs texts over
+    the model's context in windows that share ``overlap`` tokens. ``progress(done, total)`` counts tokens.
+    Raises :class:`InputError` (no text, an empty text, bad options), :class:`ContextError`, :class:`LayerError`.
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if not texts:
+        raise InputError("no text was given: give at least one")
+    ids: list[list[int]] = []
+    for i, text in enumerate(texts):
+        if not text:
+            raise InputError(f"text {i} is empty (''): give at least one character")
+        found = lm.encode(text)
+        if not found:
+            raise InputError(f"text {i} ({text[:20]!r}) gives no tokens: give other text")
+        ids.append(list(found))
+    return read_ids(
+        lm,
+        ids,
+        layers=layers,
+        lens=lens,
+        stats=stats,
+        targets=targets,
+        choices=choices,
+        top_k=top_k,
+        reference=reference,
+        precision=precision,
+        long=long,
+        overlap=overlap,
+        batch_tokens=batch_tokens,
+        memory_limit=memory_limit,
+        progress=progress,
+    )
+
+
+def read_ids(
+    lm: LayeredModel,
+    ids: Sequence[Sequence[int]],
+    *,
+    layers: Sequence[int] | Literal["all"] = "all",
+    lens: Lens = "logit",
+    stats: Sequence[str] = ("entropy",),
+    targets: Literal["next"] | None = "next",
+    choices: Sequence[Sequence[int]] | None = None,
+    top_k: int = 5,
+    reference: int | None = None,
+    precision: str = "exact",
+    long: Literal["refuse", "split"] = "refuse",
+    overlap: int | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    memory_limit: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Trace:
+    """As :func:`read`, of token ids. Raises :class:`InputError` for an id out of the vocabulary."""
+    wanted = tuple(range(lm.n_layers + 1)) if layers == "all" else tuple(dict.fromkeys(layers))
+    for layer in wanted:
+        if not 0 <= layer <= lm.n_layers:
+            raise LayerError(f"layer {layer} is out of range: {lm.name} has layers 0 (embeddings) to {lm.n_layers}")
+    if batch_tokens < 1:
+        raise InputError(f"batch_tokens {batch_tokens} is too small: use 1 or more")
+    check_lens(lm, lens)
+    for i, text in enumerate(ids):
+        for v in text:
+            if not 0 <= v < lm.vocab_size:
+                raise InputError(
+                    f"text {i} holds token id {v}, out of the vocabulary of {lm.name} (0..{lm.vocab_size - 1})"
+                )
+    lengths = [len(text) for text in ids]
+    windows = plan_windows(lengths, lm.context, overlap, long=long)
+    notes = (
+        [f"{len(windows) - len(ids)} more windows: texts over the context were split"]
+        if len(windows) > len(ids)
+        else []
+    )
+    store = _Store(len(ids), max(lengths, default=0))
+    product = torch.float32
+    done = 0
+    options: dict[str, Any] = {"targets": targets, "choices": choices, "top_k": top_k, "reference": reference}
+    options |= {"precision": precision, "memory_limit": memory_limit, "batch_tokens": batch_tokens}
+    for batch, found in read_windows(lm, ids, windows, wanted, lens=lens, stats=stats, **options):
+        product = found.product
+        notes += [note for note in found.notes if note not in notes]
+        store.put(batch, found)
+        done += sum(w.stop - w.keep for w in batch)
+        if progress is not None:
+            progress(done, sum(lengths))
+    token = getattr(lm, "token", None) or (lambda v: lm.decode([v]))
+    words = {v: token(v) for text in ids for v in text}
+    return Trace(
+        store.arrays,
+        wanted,
+        lens_name(lens),
+        lm.name,
+        tuple(tuple(text) for text in ids),
+        tuple(tuple(words[v] for v in text) for text in ids),
+        tuple(notes),
+        str(product).removeprefix("torch."),
+    )
+
+
+def read_windows(
+    lm: LayeredModel,
+    ids: Sequence[Sequence[int]] | Mapping[int, Sequence[int]],
+    windows: Sequence[Window],
+    layers: Sequence[int],
+    *,
+    lens: Lens = "logit",
+    stats: Sequence[str] = ("entropy",),
+    targets: Literal["next"] | None = "next",
+    batch_tokens: int = BATCH_TOKENS,
+    **options: Any,
+) -> Iterator[tuple[list[Window], Readout]]:
+    """Statistics of windows, batch by batch: those of a batch's kept positions, window after window.
+
+    ``ids[window.text]`` are the tokens of a whole text. ``options`` are those of :func:`.readout.readout`.
+    """
+    for batch in _batches(windows, batch_tokens):
+        hidden, following = _run(lm, ids, batch, layers)
+        goal = following if targets == "next" else None
+        yield batch, readout(lm, hidden, lens=lens, stats=stats, targets=goal, **options)
+
+
+def _batches(windows: Sequence[Window], limit: int) -> Iterator[list[Window]]:
+    """Windows of like length together, so that little is padding; the longest first, so that memory fails early."""
+    batch: list[Window] = []
+    for window in sorted(windows, key=lambda w: w.start - w.stop):
+        widest = batch[0].stop - batch[0].start if batch else 0
+        if batch and widest * (len(batch) + 1) > limit:
+            yield batch
+            batch = []
+        batch.append(window)
+    if batch:
+        yield batch
+
+
+def _run(
+    lm: LayeredModel,
+    ids: Sequence[Sequence[int]] | Mapping[int, Sequence[int]],
+    batch: Sequence[Window],
+    layers: Sequence[int],
+) -> tuple[dict[int, Tensor], Tensor]:
+    """Hidden states ``{layer: [real positions, d]}`` of a batch, window after window, and each one's next token."""
+    width = max(w.stop - w.start for w in batch)
+    tokens = torch.zeros(len(batch), width, dtype=torch.long)
+    mask = torch.zeros(len(batch), width, dtype=torch.long)
+    real = torch.zeros(len(batch), width, dtype=torch.bool)
+    following: list[int] = []
+    for row, w in enumerate(batch):
+        n = w.stop - w.start
+        text = ids[w.text]
+        tokens[row, :n] = torch.tensor(text[w.start : w.stop])
+        mask[row, :n] = 1
+        real[row, w.keep - w.start : n] = True
+        following += [*text[w.keep + 1 : w.stop + 1], *([-1] if w.stop == len(text) else [])]
+    # No mask where nothing is padded: attention is faster without one, and every model takes it.
+    padded = None if bool(mask.all()) else mask.to(lm.device)
+    with torch.no_grad():
+        hidden = lm.forward(tokens.to(lm.device), padded, layers=layers).hidden
+    return {j: hidden[j][real.to(hidden[j].device)] for j in layers}, torch.tensor(following)
+
+
+class _Store:
+    """Results of batches, put back to where their tokens stand."""
+
+    def __init__(self, texts: int, positions: int) -> None:
+        self.texts, self.positions = texts, positions
+        self.arrays: dict[str, NDArray[Any]] = {}
+
+    def put(self, batch: Sequence[Window], found: Readout) -> None:
+        for name, value in found.items():
+            piece = value.cpu().numpy()
+            if name not in self.arrays:
+                empty: Any = np.nan if piece.dtype.kind == "f" else (False if piece.dtype.kind == "b" else -1)
+                shape = (self.texts, piece.shape[0], self.positions, *piece.shape[2:])
+                self.arrays[name] = np.full(shape, empty, dtype=piece.dtype)
+            at = 0
+            for w in batch:
+                n = w.stop - w.keep
+                self.arrays[name][w.text, :, w.keep : w.stop] = piece[:, at : at + n]
+                at += n

@@ -1,0 +1,300 @@
+"""Training a tuned lens: a closed-form start from one pass over text, then KL steps for all layers together.
+
+The start is the ridge regression of the direction of h_N on h_j. The steps minimise KL(p_N‖p_j)
+= lse_j − ⟨u, x_j⟩ − H_N with u = Σ p_N w exact; with ``vocabulary_sample``, lse_j = ln Σ e^z is estimated on
+the tokens that p_N favours plus a uniform sample of the others, weighted by their number, which makes a step an order
+of magnitude cheaper than the whole vocabulary. What is reported, and what decides between identity, start and trained
+translator, is the exact KL on held-out text.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from exitlens.errors import InputError
+from exitlens.lenses.readout import readout
+from exitlens.lenses.tuned import TunedLens
+from exitlens.models.protocol import LayeredModel
+
+__all__ = ["TrainingReport", "train_tuned_lens"]
+
+STORED_BYTES = 1_500_000_000  # hidden states kept for the steps and for held-out checks
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """Held-out KL to the final layer, nats per token, per layer 0..N: ``before`` (logit lens) and ``after``.
+
+    ``chosen`` names per layer what was kept: identity, ridge or trained. Measured on ``test_tokens`` tokens of texts
+    that neither training nor the choice saw.
+    """
+
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    chosen: tuple[str, ...]
+    train_tokens: int
+    test_tokens: int
+    steps: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Split:
+    train: Tensor  # [N+1, n, d]
+    check: Tensor
+    test: Tensor
+
+
+def train_tuned_lens(
+    lm: LayeredModel,
+    texts_ids: Sequence[Sequence[int]],
+    *,
+    name: str = "tuned",
+    held_out: float = 0.2,
+    steps: int = 300,
+    batch_tokens: int = 48,
+    learning_rate: float = 1e-3,
+    ridge: float = 0.03,
+    vocabulary_sample: int | None = 4096,
+    check_every: int = 100,
+    check_tokens: int = 256,
+    test_tokens: int = 1024,
+    time_limit: float = 600.0,
+    source: str = "",
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[TunedLens, TrainingReport]:
+    """Train translators for layers 0..N−1 on tokenised texts (each cut at the model's context).
+
+    ``held_out``: share of the texts kept for choosing (half) and reporting (half). Stops early when no layer's held-out
+    KL falls any more, or before ``time_limit`` seconds. ``vocabulary_sample=None`` uses the whole vocabulary in every
+    step. Raises :class:`InputError` for too little text.
+    """
+    started = time.monotonic()
+    g = torch.Generator().manual_seed(seed)
+    texts = [list(ids)[: lm.context] for ids in texts_ids]
+    texts = [ids for ids in texts if len(ids) > 1]
+    if len(texts) < 4:
+        raise InputError(
+            f"{len(texts)} texts of two tokens or more: a tuned lens needs at least 4 (three are split off)"
+        )
+    if not time_limit > 0:
+        raise InputError(f"a time limit of {time_limit:g} seconds leaves no time to train: give more")
+    order = torch.randperm(len(texts), generator=g).tolist()
+    n_out = max(2, math.ceil(held_out * len(texts)))
+    if n_out >= len(texts):
+        raise InputError(f"held_out {held_out} leaves no text to train on: use less, 0.2 for example")
+    parts = [order[n_out:], order[: n_out // 2], order[n_out // 2 : n_out]]
+    room = max(64, STORED_BYTES // ((lm.n_layers + 1) * lm.d_model * 4) - check_tokens - test_tokens)
+    # The few tokens kept apart come first: what is left of the time decides how many there are to train on.
+    train, check, test = ([texts[i] for i in part] for part in parts)
+    kept = [_collect(lm, check, check_tokens, progress), _collect(lm, test, test_tokens, progress)]
+    data = _Split(_collect(lm, train, room, progress, started + 0.4 * time_limit), *kept)
+    n = lm.n_layers
+    scale = data.train[:n].pow(2).mean((1, 2)).sqrt()[:, None, None]  # rms of each layer's states
+
+    before, begun = _kl(lm, data.test, None), time.monotonic()
+    identity = _kl(lm, data.check, None)
+    # Kept for the end: the last judgement of the steps, and what is reported.
+    ending = 1.2 * (time.monotonic() - begun) * (1 + data.test.shape[1] / data.check.shape[1])
+    weight, bias = _ridge(data.train, scale, ridge)
+    best_kl, chosen = identity[:n].clone(), ["identity"] * n
+    best = (torch.zeros_like(weight), torch.zeros_like(bias))
+    _keep_better(best, best_kl, chosen, (weight, bias), _kl(lm, data.check, (weight, bias)), "ridge")
+    # Steps start from the better of identity and ridge, layer by layer, in units of the layer's own rms.
+    a = best[0].clone().requires_grad_()
+    b = (best[1] / scale[:, :, 0]).clone().requires_grad_()
+    optimiser = torch.optim.Adam([a, b], lr=learning_rate, betas=(0.9, 0.98))
+    done, judged, stale = 0, 0, 0
+    mean_p = torch.zeros(lm.weight.shape[0])
+
+    def judge() -> bool:
+        now = (a.detach().clone(), (b.detach() * scale[:, :, 0]).clone())
+        return _keep_better(best, best_kl, chosen, now, _kl(lm, data.check, now), "trained")
+
+    for step, picked in enumerate(_batches(data.train.shape[1], batch_tokens, steps, g)):
+        if time.monotonic() - started > time_limit - ending:
+            break
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate * min(1.0, (step + 1) / 20) * (1 - 0.9 * step / steps)
+        loss = _loss(lm, data.train[:, picked], a, b, scale, vocabulary_sample, mean_p, g)
+        grads = torch.autograd.grad(loss, [a, b])
+        a.grad, b.grad = grads[0], grads[1]
+        optimiser.step()
+        done = step + 1
+        if progress is not None:
+            progress("steps", done, steps)
+        if done % check_every == 0 or done == steps:
+            judged = done
+            stale = 0 if judge() else stale + 1
+            if stale >= 2:
+                break
+    if judged < done:  # time was up
+        judge()
+    after = _kl(lm, data.test, best)
+    report = TrainingReport(
+        tuple(before.tolist()),
+        tuple(after.tolist()),
+        (*chosen, "model"),
+        data.train.shape[1],
+        data.test.shape[1],
+        done,
+        time.monotonic() - started,
+    )
+    notes = {
+        "model": lm.name,
+        "source": source,
+        "train_tokens": str(report.train_tokens),
+        "steps": str(done),
+        "seed": str(seed),
+        "test_tokens": str(report.test_tokens),
+        "seconds": f"{report.seconds:.0f}",
+        "kl_before": f"{float(before[:n].mean()):.4f}",
+        "kl_after": f"{float(after[:n].mean()):.4f}",
+        # Layer by layer, for who opens the file later.
+        "before": json.dumps([round(value, 6) for value in report.before]),
+        "after": json.dumps([round(value, 6) for value in report.after]),
+        "chosen": json.dumps(report.chosen),
+    }
+    return TunedLens(name, lm.fingerprint, best[1], best[0], provenance=notes), report
+
+
+@torch.no_grad()
+def _collect(
+    lm: LayeredModel,
+    texts: Sequence[Sequence[int]],
+    limit: int,
+    progress: Callable[[str, int, int], None] | None,
+    until: float | None = None,
+) -> Tensor:
+    """Hidden states ``[N+1, n, d]`` float32 of the first ``limit`` tokens, first tokens of texts left out.
+
+    ``until``: a time (of ``time.monotonic``) at which what there is must do.
+
+    A text's first token is where many models park a state hundreds of times as large as all others.
+    """
+    limit = min(limit, sum(len(ids) - 1 for ids in texts))
+    out = torch.empty(lm.n_layers + 1, limit, lm.d_model, device=lm.weight.device)
+    done = 0
+    for ids in texts:
+        if done >= limit or (until is not None and done and time.monotonic() > until):
+            break
+        hidden = lm.forward(torch.tensor([ids], device=lm.device), layers="all").hidden
+        n = min(len(ids) - 1, limit - done)
+        for j in range(lm.n_layers + 1):
+            out[j, done : done + n] = hidden[j][0, 1 : 1 + n]
+        done += n
+        if progress is not None:
+            progress("collect", done, limit)
+    return out[:, :done]
+
+
+def _ridge(train: Tensor, scale: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """``A [N, d, d]``, ``b [N, d]``: least squares of the direction of h_N, at each layer's own size, on h_j.
+
+    The norm makes the length of a state irrelevant, so each token's target has length 1 times the layer's rms.
+    """
+    n, tokens, d = len(train) - 1, train.shape[1], train.shape[2]
+    last = train[n]
+    target = last / last.pow(2).mean(1, keepdim=True).sqrt()
+    mean_y = target.mean(0)
+    y = target - mean_y
+    weight, bias = train.new_empty(n, d, d), train.new_empty(n, d)
+    eye = torch.eye(d, device=train.device)
+    for j in range(n):
+        x = train[j] / scale[j]
+        mean_x = x.mean(0)
+        x = x - mean_x
+        gram = x.T @ x
+        strength = ridge * float(gram.diagonal().mean()) * max(1.0, d / tokens) + 1e-6
+        m = torch.linalg.solve(gram + strength * eye, x.T @ y).T
+        weight[j] = m - eye
+        bias[j] = (mean_y - m @ mean_x) * scale[j, 0, 0]
+    return weight, bias
+
+
+def _loss(
+    lm: LayeredModel,
+    states: Tensor,
+    a: Tensor,
+    b: Tensor,
+    scale: Tensor,
+    sample: int | None,
+    mean_p: Tensor,
+    g: torch.Generator,
+) -> Tensor:
+    """Mean over tokens, summed over layers, of KL(p_N‖p_j) up to a constant. ``mean_p`` is updated in place."""
+    n = len(states) - 1
+    w = lm.weight.detach().float()
+    bias = None if lm.bias is None else lm.bias.detach().float()
+    with torch.no_grad():
+        p = torch.softmax(lm.logit_transform(_product(lm.norm(states[n]).float(), w, bias)), -1)
+        mean_p.mul_(0.95).add_(p.mean(0).cpu(), alpha=0.05)
+    h = states[:n] / scale
+    x = lm.norm((h + torch.bmm(h, a.transpose(1, 2)) + b[:, None]) * scale).float()
+    vocab = len(w)
+    if sample is None or sample >= vocab:
+        z = lm.logit_transform(_product(x, w, bias))
+        kl = torch.logsumexp(z, -1) - (p * z).sum(-1)
+        return kl.mean(1).sum()
+    # Half of the sample: what p_N favours here and in general; the other half: uniform over the rest, with its weight.
+    favoured = (p.mean(0).cpu() + mean_p).topk(sample // 2).indices
+    rest = torch.ones(vocab)
+    rest[favoured] = 0.0
+    others = torch.multinomial(rest, sample - len(favoured), generator=g)
+    picked = torch.cat([favoured, others]).to(w.device)
+    log_weight = torch.zeros(sample, device=w.device)
+    log_weight[len(favoured) :] = math.log((vocab - len(favoured)) / len(others))
+    z = lm.logit_transform(_product(x, w[picked], None if bias is None else bias[picked]))
+    if lm.logit_transform.cap is None:
+        expected = ((p @ w) * x).sum(-1) * lm.logit_transform.scale  # exact; the bias adds a constant
+    else:
+        expected = (p[:, picked] * log_weight.exp() * z).sum(-1)
+    return (torch.logsumexp(z + log_weight, -1) - expected).mean(1).sum()
+
+
+def _product(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    z = x @ w.T
+    return z if bias is None else z + bias
+
+
+def _batches(n: int, size: int, steps: int, g: torch.Generator) -> Iterator[Tensor]:
+    """``steps`` batches of token numbers, every token once before any comes twice."""
+    left = torch.empty(0, dtype=torch.long)
+    for _ in range(steps):
+        while len(left) < min(size, n):
+            left = torch.cat([left, torch.randperm(n, generator=g)])
+        yield left[:size]
+        left = left[size:]
+
+
+def _kl(lm: LayeredModel, states: Tensor, lens: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Exact mean KL(p_N‖p_j) per layer ``[N + 1]`` on these tokens."""
+    hidden = dict(enumerate(states.to(lm.dtype)))
+    used = "logit" if lens is None else TunedLens("candidate", "", lens[1], lens[0])
+    return readout(lm, hidden, lens=used, stats=("kl",))["kl"].double().mean(1).cpu()
+
+
+def _keep_better(
+    best: tuple[Tensor, Tensor],
+    best_kl: Tensor,
+    chosen: list[str],
+    candidate: tuple[Tensor, Tensor],
+    kl: Tensor,
+    word: str,
+) -> bool:
+    """Put each layer that got better into ``best``; True when any did by more than a thousandth."""
+    better = kl[: len(best_kl)] < best_kl
+    notable = bool((kl[: len(best_kl)] < 0.999 * best_kl).any())
+    for j in better.nonzero()[:, 0].tolist():
+        best[0][j], best[1][j] = candidate[0][j], candidate[1][j]
+        best_kl[j] = kl[j]
+        chosen[j] = word
+    return notable

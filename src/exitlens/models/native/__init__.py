@@ -1,0 +1,1 @@
+"""Our own forward pass: blocks apart, rows apart."""

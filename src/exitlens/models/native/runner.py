@@ -1,0 +1,210 @@
+"""Blocks that can be run one by one, rows apart: Llama-like, GPT-2-like and GPT-NeoX-like models.
+
+transformers runs a model from its first block to its last. Leaving at a layer, running only some rows deeper, and
+decoding without its per-token overhead need the blocks themselves; here they are, on the model's own weights, with a
+key-value cache in which every row has its own length and no padding. :func:`native` compares every layer with the
+model's own pass before it gives a runner out, so a family that does something else is not run this way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from exitlens.compute.matmul import plain_linear
+from exitlens.compute.prepacked import packed
+from exitlens.models.layout.final_path import FinalPath
+from exitlens.models.layout.hooks import eval_mode
+from exitlens.models.native import families as native_families
+from exitlens.models.native.attention import attend, attend_shared
+from exitlens.models.native.families import Family, norm_of, small_enough
+from exitlens.models.native.kv_cache import KV, Shared, Where
+
+__all__ = ["KV", "Runner", "Shared", "Where", "logits_of", "native", "runner_of"]
+
+
+class Runner:
+    """Runs single blocks of one model. Make it with :func:`native`."""
+
+    def __init__(self, lm: Any, family: Family, capacity: int) -> None:
+        self.lm = lm
+        self.family = family
+        self.n_layers: int = lm.n_layers
+        self._table_for = 0
+        self._cos: Tensor | None = None
+        self._sin: Tensor | None = None
+        self._head = self._norm = None
+        head, tail = lm.layout.head, lm.layout.tail
+        if plain_linear(head) and small_enough(lm):
+            self._head = packed(head.weight, head.bias)
+        # A tail of one norm, as these families have: run without looking through the model first.
+        if isinstance(tail, FinalPath) and tail.stream is None and len(tail.steps) == 1 and tail.steps[0].scale == 1.0:
+            module = tail.steps[0].module
+            fast = None if module is None else norm_of(module)
+            self._norm = None if fast is module else fast
+        self._rope(capacity)
+
+    def new_kv(self, rows: int, capacity: int, shared: Shared | None = None) -> KV:
+        """An empty cache for ``rows`` rows of at most ``capacity`` tokens, those of ``shared`` among them."""
+        f = self.family
+        shape = (rows, f.kv_heads, capacity - (0 if shared is None else shared.length), f.head_dim)
+        dtype, device = self.lm.dtype, self.lm.device
+        keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(self.n_layers)]
+        return KV(keys, [torch.zeros_like(k) for k in keys], shared)
+
+    def can_share(self, capacity: int) -> bool:
+        """Whether every block of a text of ``capacity`` tokens sees all that came before."""
+        windows = [self.family.window(j) for j in range(self.n_layers)]
+        return all(window is None or window >= capacity for window in windows)
+
+    def where(self, start: int | Tensor, width: int, rows: Tensor | None = None) -> Where:
+        """Work out positions and rotary tables for a step; see :class:`Where`."""
+        device = self.lm.device
+        if isinstance(start, Tensor) and int(start.min()) == int(start.max()):
+            start = int(start[0])
+        if isinstance(start, int):
+            positions = torch.arange(start, start + width, device=device)
+            total = start + width
+        else:
+            start = start.to(device)
+            positions = start[:, None] + torch.arange(width, device=device)
+            total = int(start.max()) + width
+        return self._turned(Where(start, width, rows, positions, total))
+
+    def where_at(self, positions: np.ndarray, rows: Tensor | None = None) -> Where:
+        """The same for any positions ``[rows, width]``, in any order: each token sees the positions up to its own."""
+        if positions.shape[1] == 1 or bool((np.diff(positions, axis=1) == 1).all()):
+            return self.where(torch.from_numpy(positions[:, 0].copy()), positions.shape[1], rows)
+        device = self.lm.device
+        at = torch.from_numpy(positions).to(device)
+        own = None if rows is None else rows.to(device)
+        return self._turned(Where(at[:, 0], positions.shape[1], own, at, int(positions.max()) + 1))
+
+    def _turned(self, where: Where) -> Where:
+        """With the rotary tables of its positions."""
+        positions = where.positions
+        if self.family.rotary is not None:
+            self._rope(where.total)
+            if self._cos is None or self._sin is None:
+                raise RuntimeError("the rotary table was not made")
+            shape = (*positions.shape, 1, -1)
+            where.cos, where.sin = self._cos[positions].view(shape), self._sin[positions].view(shape)
+        return where
+
+    def embed(self, ids: Tensor, where: Where) -> Tensor:
+        """Layer 0 of token ids ``[rows, width]`` → ``[rows, width, d_model]``."""
+        return self.family.embed(ids, where.positions)
+
+    def block(self, j: int, x: Tensor, kv: KV, where: Where, *, attention: bool = True, mlp: bool = True) -> Tensor:
+        """Run block ``j`` (1..N) on ``[rows, width, d_model]``; its keys and values go into ``kv``.
+
+        ``attention`` and ``mlp`` leave a sub-layer out (drafts do).
+        """
+        f = self.family
+        if not attention:
+            return f.finish(j - 1, x, None, mlp)
+        q, k, v = f.project(j - 1, x, where.cos, where.sin)
+        keys, values, past = kv.keys[j - 1], kv.values[j - 1], kv.past
+        where.store((keys, values), (k, v), past)
+        seen = where.total - past
+        if where.rows is not None:
+            keys, values = keys[where.rows, :, :seen], values[where.rows, :, :seen]
+        else:
+            keys, values = keys[:, :, :seen], values[:, :, :seen]
+        mask = where.mask(f.window(j - 1), past, q.shape[1] // keys.shape[1], q.dtype)
+        if kv.shared is None:
+            mixed = attend(q, keys, values, mask, f.scaling)
+        else:
+            held = kv.shared.keys[j - 1], kv.shared.values[j - 1]
+            mixed = attend_shared(q, held, keys, values, mask, f.scaling)
+        return f.finish(j - 1, x, mixed, mlp)
+
+    def store_only(self, j: int, x: Tensor, kv: KV, where: Where) -> None:
+        """Put block ``j``'s keys and values of ``x`` into the cache and compute nothing else."""
+        _, k, v = self.family.project(j - 1, x, where.cos, where.sin)
+        where.store((kv.keys[j - 1], kv.values[j - 1]), (k, v), kv.past)
+
+    def run(self, x: Tensor, kv: KV, where: Where, *, keep: Collection[int] = (), first: int = 1) -> dict[int, Tensor]:
+        """Blocks ``first``..N on ``x``; the states at layers ``keep`` (and N) of ``[rows, width, d_model]``."""
+        kept = {first - 1: x} if first - 1 in keep else {}
+        for j in range(first, self.n_layers + 1):
+            x = self.block(j, x, kv, where)
+            if j in keep or j == self.n_layers:
+                kept[j] = x
+        return kept
+
+    @torch.no_grad()
+    def logits(self, h: Tensor, layer: int, lens: Literal["raw", "logit"] = "logit") -> Tensor:
+        """``lm.logits`` by a product laid out for few rows, where there is one."""
+        lm = self.lm
+        early = lens == "raw" and layer < self.n_layers
+        if self._head is None or (early and h.shape[-1] != lm.weight.shape[-1]):
+            return lm.logits(h, layer, lens)  # type: ignore[no-any-return]
+        h = h.to(lm.dtype)
+        x = h if early else (self._norm or lm.norm)(h)
+        return lm.logit_transform(self._head(x)[..., : lm.vocab_size])  # type: ignore[no-any-return]
+
+    def _rope(self, capacity: int) -> None:
+        if self.family.rotary is None or capacity <= self._table_for:
+            return
+        size = max(256, 1 << (capacity - 1).bit_length())
+        at = torch.arange(size, device=self.lm.device)[None]
+        # The model computes its angles in float32 whatever its dtype, then rounds.
+        like = torch.zeros(1, 1, dtype=self.lm.dtype, device=self.lm.device)
+        with eval_mode(self.lm.model):
+            cos, sin = self.family.rotary(like, at)
+        half = sin.shape[-1] // 2
+        turned = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+        self._cos, self._sin, self._table_for = cos[0], turned[0], size
+
+
+def runner_of(lm: Any) -> Runner | None:
+    """:func:`native`, asked once a model, and again where its weights have changed: a runner holds copies of them."""
+    held = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in lm.model.parameters())
+    if "_runner" not in lm.__dict__ or lm._runner_for != held:
+        lm._runner, lm._runner_for = native(lm), held
+    return lm._runner  # type: ignore[no-any-return]
+
+
+def logits_of(lm: Any) -> Callable[..., Tensor]:
+    """``lm.logits``, or the same of its runner where that is faster."""
+    runner = runner_of(lm)
+    return lm.logits if runner is None else runner.logits
+
+
+def native(lm: Any) -> Runner | None:
+    """A runner for ``lm``, or None when its family is not known or a layer does not come out equal.
+
+    Without one nothing but leaving early is lost: everything else works through the model's own pass.
+    """
+    family = native_families.family_of(lm)
+    if family is None:
+        return None
+    with eval_mode(lm.model):
+        runner = Runner(lm, family, 64)
+        ids = (torch.arange(48, device=lm.device).view(2, 24) * 37 + 5) % lm.vocab_size
+        want = lm.forward(ids, layers="all").hidden
+        kv = runner.new_kv(2, ids.shape[1])
+        split = max(1, ids.shape[1] // 2)
+        got: list[dict[int, Tensor]] = []
+        for a, b in ((0, split), (split, ids.shape[1] - 1), (ids.shape[1] - 1, ids.shape[1])):
+            if b > a:
+                at = runner.where(a, b - a)
+                got.append(runner.run(runner.embed(ids[:, a:b], at), kv, at, keep=range(lm.n_layers + 1)))
+    bound = 5e-2 if lm.dtype in (torch.bfloat16, torch.float16) else 1e-4
+    for j, state in want.items():
+        ours = torch.cat([part[j] for part in got], dim=1).float()
+        if not _alike(ours, state.float(), bound):
+            return None
+    last = want[lm.n_layers][:, -1]
+    if not _alike(runner.logits(last, lm.n_layers).float(), lm.logits(last, lm.n_layers).float(), bound):
+        return None
+    return runner
+
+
+def _alike(ours: Tensor, theirs: Tensor, bound: float) -> bool:
+    return float((ours - theirs).abs().max()) <= bound * max(1.0, float(theirs.abs().max()))

@@ -1,0 +1,188 @@
+"""What a fitted probe is: frozen numbers that turn a hidden state into P(true), and where they came from.
+
+A probe is saved as a flat mapping of tensors plus metadata that JSON can hold (:func:`to_tensors`,
+:func:`from_tensors`); writing those to a safetensors file is another room's work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from exitlens.errors import ProbeError
+
+__all__ = ["Probe", "Provenance", "from_tensors", "register", "stack_provenance", "with_provenance"]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What a probe was fitted on. Empty fields were not said and are not checked.
+
+    ``model``: fingerprint of the model; ``layer``: 0..N (None for an ensemble, see ``layers``); ``lens``: transform
+    of the state before the probe ("raw" = none); ``prompt``: name or hash of the prompt around the statement;
+    ``position``: "last", "mean", "answer" or "every"; ``data``: hash of the statements and labels;
+    ``notes``: free words (for CCS: that it is unsupervised and unstable).
+    """
+
+    model: str = ""
+    layer: int | None = None
+    layers: tuple[int, ...] = ()
+    lens: str = ""
+    prompt: str = ""
+    position: str = ""
+    data: str = ""
+    notes: str = ""
+
+    def check(
+        self,
+        model: str | None = None,
+        *,
+        position: str | None = None,
+        layer: int | None = None,
+        lens: str | None = None,
+        prompt: str | None = None,
+    ) -> None:
+        """Raise :class:`ProbeError` when what is given differs from what the probe was fitted on."""
+        known = self.layers if self.layers else (() if self.layer is None else (self.layer,))
+        if layer is not None and known and layer not in known:
+            words = ", ".join(str(j) for j in known)
+            raise ProbeError(f"the probe was fitted at layer {words}, not {layer}: read layer {words}, or fit again")
+        for name, mine, theirs in (
+            ("model", self.model, model),
+            ("position", self.position, position),
+            ("lens", self.lens, lens),
+            ("prompt", self.prompt, prompt),
+        ):
+            if theirs is not None and mine and mine != theirs:
+                raise ProbeError(
+                    f"the probe was fitted on {name} '{mine}', not '{theirs}': use that {name}, or fit the probe again"
+                )
+
+
+class Probe(Protocol):
+    """A fitted probe.
+
+    ``predict_proba(states [..., n, d])`` gives P(true) ``[..., n]``; an ensemble wants ``[its layers, n, d]``.
+    """
+
+    @property
+    def kind(self) -> str:
+        """Name of the kind, as in the registry of :mod:`exitlens.probes.kinds`."""
+        ...
+
+    @property
+    def provenance(self) -> Provenance:
+        """What it was fitted on."""
+        ...
+
+    def predict_proba(self, states: Tensor) -> Tensor:
+        """P(true) of each state."""
+        ...
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Its numbers, and metadata that JSON can hold; :func:`from_tensors` reads both back."""
+        ...
+
+    def check(self, model: str | None = None, *, position: str | None = None, layer: int | None = None) -> None:
+        """Raise :class:`ProbeError` unless model, position and layer are those it was fitted on."""
+        ...
+
+
+P = TypeVar("P", bound=Probe)
+_READERS: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, Any], Provenance], Probe]] = {}
+
+
+def register(form: str, read: Callable[[Mapping[str, Tensor], Mapping[str, Any], Provenance], Probe]) -> None:
+    """Name the function that rebuilds probes of one ``form`` (linear, mlp, ensemble)."""
+    _READERS[form] = read
+
+
+def header(form: str, kind: str, provenance: Provenance, **more: Any) -> dict[str, Any]:
+    """Metadata that every saved probe carries."""
+    return {"format": FORMAT, "form": form, "kind": kind, "provenance": asdict(provenance), **more}
+
+
+def from_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Probe:
+    """Rebuild the probe that ``probe.to_tensors()`` described.
+
+    Raises :class:`ProbeError` when the metadata is of another format or tensors are missing.
+    """
+    if metadata.get("format") != FORMAT:
+        raise ProbeError(f"not a probe of format {FORMAT}: 'format' is {metadata.get('format')!r}; fit the probe again")
+    form = metadata.get("form")
+    if form not in _READERS:
+        raise ProbeError(f"unknown form of probe {form!r}: known are {', '.join(sorted(_READERS))}")
+    fields = dict(metadata.get("provenance", {}))
+    fields["layers"] = tuple(fields.get("layers", ()))
+    try:
+        return _READERS[form](tensors, metadata, Provenance(**fields))
+    except KeyError as missing:
+        raise ProbeError(f"the probe lacks the tensor or field {missing}: the file is incomplete, fit again") from None
+    except TypeError as wrong:
+        raise ProbeError(f"the probe's provenance cannot be read ({wrong}): fit the probe again") from None
+
+
+def width_check(states: Tensor, d: int) -> Tensor:
+    """``states`` unchanged, or :class:`ProbeError` when their last dimension is not ``d``."""
+    if states.shape[-1] != d:
+        raise ProbeError(f"states have width {states.shape[-1]}, the probe was fitted on width {d}: use its model")
+    return states
+
+
+def with_provenance(probe: P, provenance: Provenance) -> P:
+    """The same probe with another provenance."""
+    return replace(probe, provenance=provenance)  # type: ignore[type-var]  # every probe is a frozen dataclass
+
+
+def stack_provenance(probes: tuple[Probe, ...]) -> Provenance:
+    """One provenance for several probes that differ in their layer only."""
+    first = probes[0].provenance
+    layers = tuple(p.provenance.layer for p in probes if p.provenance.layer is not None)
+    return replace(first, layer=None, layers=layers)
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """``P(true) = sigmoid(x · weight + bias)``; logistic, mass-mean, LDA, CCS and TTPD all end as one.
+
+    ``weight [d]`` acts on the state as the model gives it: any standardisation is folded in.
+    """
+
+    kind: str
+    weight: Tensor
+    bias: float
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def decision(self, states: Tensor) -> Tensor:
+        """Log-odds ``[..., n]`` of states ``[..., n, d]``."""
+        x = width_check(states, self.weight.shape[0]).to(self.weight.dtype)
+        return x @ self.weight + self.bias
+
+    def predict_proba(self, states: Tensor) -> Tensor:
+        """P(true) ``[..., n]`` of states ``[..., n, d]``."""
+        return torch.sigmoid(self.decision(states))
+
+    def check(self, model: str | None = None, *, position: str | None = None, layer: int | None = None) -> None:
+        """See :meth:`Provenance.check`."""
+        self.provenance.check(model, position=position, layer=layer)
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weight and bias, and the metadata."""
+        tensors = {
+            "weight": self.weight.contiguous(),
+            "bias": torch.tensor([self.bias], dtype=torch.float64),
+        }
+        return tensors, header("linear", self.kind, self.provenance)
+
+
+def _read_linear(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], provenance: Provenance) -> LinearProbe:
+    return LinearProbe(str(metadata["kind"]), tensors["weight"], float(tensors["bias"][0]), provenance)
+
+
+register("linear", _read_linear)

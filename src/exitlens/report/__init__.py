@@ -1,0 +1,1 @@
+"""How tables are drawn and said; knows no study."""

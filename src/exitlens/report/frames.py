@@ -1,0 +1,73 @@
+"""Reading tables for drawing: rows as plain dictionaries, groups in the order in which they appear."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+from pandas import DataFrame
+
+from exitlens.report.text import to_float
+
+__all__ = ["Row", "column", "distinct", "errors", "evenly", "groups", "layers_of", "rows"]
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+def rows(frame: DataFrame | None, **equal: object) -> list[Row]:
+    """The frame's rows as dictionaries, those only whose columns equal the given values; no frame: no rows.
+
+    A column that the frame does not have matches nothing.
+    """
+    if frame is None:
+        return []
+    for name, value in equal.items():
+        if name not in frame.columns:
+            return []
+        frame = frame[frame[name] == value]
+    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+
+
+def distinct(items: Iterable[Row], name: str) -> list[Any]:
+    """The different values of a column, in order of appearance."""
+    return list(dict.fromkeys(row.get(name) for row in items))
+
+
+def groups(items: Iterable[Row], name: str) -> dict[Any, list[Row]]:
+    """Rows by the value of a column, in order of appearance."""
+    out: dict[Hashable, list[Row]] = {}
+    for row in items:
+        out.setdefault(row.get(name), []).append(row)
+    return out
+
+
+def column(items: Iterable[Row], name: str) -> list[float]:
+    """A column as floats, NaN where missing."""
+    return [to_float(row.get(name)) for row in items]
+
+
+def layers_of(items: Iterable[Row]) -> list[int]:
+    """The different layers, sorted."""
+    return sorted({int(row["layer"]) for row in items if to_float(row.get("layer")) == to_float(row.get("layer"))})
+
+
+def evenly(values: list[int], count: int) -> list[int]:
+    """``count`` of the sorted values, evenly spaced and ending with the last; all of them when there are fewer."""
+    if len(values) <= count:
+        return values
+    step = len(values) / count
+    return [values[round((i + 1) * step) - 1] for i in range(count)]
+
+
+def errors(items: Iterable[Row], value: str) -> tuple[list[float], list[float]]:
+    """Distances from ``value`` down to ``{value}_low`` and up to ``{value}_high``; 0 where no interval is known.
+
+    matplotlib wants distances that are not negative; rounding may put a bound a hair on the wrong side.
+    """
+    down: list[float] = []
+    up: list[float] = []
+    for row in items:
+        middle, low, high = (to_float(row.get(name)) for name in (value, f"{value}_low", f"{value}_high"))
+        down.append(max(middle - low, 0.0) if middle - low == middle - low else 0.0)
+        up.append(max(high - middle, 0.0) if high - middle == high - middle else 0.0)
+    return down, up

@@ -1,0 +1,299 @@
+"""Where a run keeps what it made: ``manifest.json``, finished units of work, tables, hidden states, figures, report.
+
+    DIR/manifest.json                     who made this, from what, and how far each stage got
+    DIR/work/<stage>/<index>-<key>.*      one finished batch: its tables as Parquet and, last, a seal with their hashes
+    DIR/shards, DIR/seals                 what `exitlens read` made of a stretch of text: see :mod:`.corpus`
+    DIR/tables/<name>.parquet             the results, assembled from the units in a fixed order
+    DIR/states/, DIR/figures/, DIR/report.html
+
+A unit without its seal, or with a file that does not match it, does not exist: its batch is computed again. The key
+hashes what decides the unit's contents (stage, version, settings, records), so units of other settings are ignored.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pandas as pd
+
+from exitlens.errors import RunError
+from exitlens.storage.atomic import canonical, guarded, read_json, sha256_file, write_json, write_parquet
+from exitlens.storage.lock import DirectoryLock
+
+__all__ = ["FORMAT", "RunDirectory", "hardware", "versions"]
+
+FORMAT = 1
+_OURS = (
+    "manifest.json",
+    "work",
+    "shards",
+    "seals",
+    "tables",
+    "states",
+    "figures",
+    "report.html",
+    "probe.safetensors",
+    ".lock",
+)
+_PACKAGES = ("exitlens", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "pyarrow")
+
+
+class RunDirectory:
+    """A run directory held by this process. Use as a context manager; reading a finished one needs no lock."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any], lock: DirectoryLock | None = None) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._lock = lock
+
+    @classmethod
+    def open(
+        cls, path: str | Path, identity: Mapping[str, Any], *, command: str = "", fresh: bool = False
+    ) -> RunDirectory:
+        """Create the directory, or go on with the run it holds when that run has the same ``identity``.
+
+        ``identity``: the settings that decide the results. With ``fresh`` an earlier run there is removed first.
+        Raises RunError when the directory holds another run or other files, is in use, or cannot be written.
+        """
+        folder = Path(path).expanduser().absolute()
+        guarded(lambda: folder.mkdir(parents=True, exist_ok=True), folder)
+        earlier = _manifest_of(folder)
+        if earlier is None:
+            _refuse_foreign(folder)
+        lock = DirectoryLock(folder)
+        lock.acquire()
+        try:
+            if fresh:
+                _clear(folder)
+                earlier = None
+            if earlier is not None:
+                _refuse_other(folder, earlier, identity)
+                earlier["command"] = command
+                earlier["identity"] = {**earlier["identity"], **identity}
+                manifest = earlier
+            else:
+                manifest = _new_manifest(identity, command)
+            _sweep(folder)
+            directory = cls(folder, manifest, lock)
+            directory.save()
+        except BaseException:
+            lock.release()
+            raise
+        return directory
+
+    @classmethod
+    def read(cls, path: str | Path) -> RunDirectory:
+        """A finished or unfinished run, for reading only. Raises RunError when there is none."""
+        folder = Path(path).expanduser().absolute()
+        manifest = _manifest_of(folder)
+        if manifest is None:
+            raise RunError(f"'{path}' holds no run (no readable manifest.json): make one with exitlens run --out")
+        return cls(folder, manifest)
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process in."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    # the manifest
+
+    def save(self) -> None:
+        """Write ``manifest.json`` as it now stands."""
+        write_json(self.path / "manifest.json", self.manifest)
+
+    def note(self, **fields: Any) -> None:
+        """Set fields of the manifest and write it."""
+        self.manifest.update(fields)
+        self.save()
+
+    def stage_state(self, name: str, state: str, **fields: Any) -> None:
+        """Record how far a stage got: ``running`` or ``done``, its seconds of work and number of batches."""
+        stages = self.manifest.setdefault("stages", {})
+        stages[name] = {**stages.get(name, {}), "state": state, **fields}
+        self.save()
+
+    # finished units of work
+
+    def load_unit(self, stage: str, index: int, key: str) -> tuple[dict[str, pd.DataFrame], dict[str, Any]] | None:
+        """The tables and facts of a finished unit, or None when it is missing, half-written or damaged."""
+        folder = self.path / "work" / stage
+        seal = read_json(folder / f"{index:05d}-{key}.seal.json")
+        if not isinstance(seal, dict) or seal.get("key") != key or not isinstance(seal.get("files"), dict):
+            return None
+        tables: dict[str, pd.DataFrame] = {}
+        for name, digest in seal["files"].items():
+            file = folder / f"{index:05d}-{key}.{name}.parquet"
+            if sha256_file(file) != digest:
+                return None
+            tables[name] = pd.read_parquet(file)
+        return tables, dict(seal.get("facts", {}))
+
+    def store_unit(
+        self, stage: str, index: int, key: str, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any]
+    ) -> None:
+        """Write a unit's tables and then, last, the seal that makes it count."""
+        folder = self.path / "work" / stage
+        files = {
+            name: write_parquet(folder / f"{index:05d}-{key}.{name}.parquet", frame)
+            for name, frame in sorted(tables.items())
+        }
+        write_json(folder / f"{index:05d}-{key}.seal.json", {"key": key, "files": files, "facts": dict(facts)})
+
+    # tables
+
+    def write_table(self, name: str, frame: pd.DataFrame, order: Sequence[str] = ()) -> None:
+        """Write a result table, its rows in the order of the columns ``order`` (stable; none: as they are)."""
+        keys = [column for column in order if column in frame.columns]
+        if keys and len(frame):
+            frame = frame.sort_values(keys, kind="stable", ignore_index=True)
+        write_parquet(self.path / "tables" / f"{name}.parquet", frame)
+
+    def table(self, name: str) -> pd.DataFrame | None:
+        """A result table, or None when this run has not made it (yet)."""
+        file = self.path / "tables" / f"{name}.parquet"
+        return pd.read_parquet(file) if file.is_file() else None
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Every result table that is there, by name."""
+        return {file.stem: pd.read_parquet(file) for file in sorted((self.path / "tables").glob("*.parquet"))}
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide numbers."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """The machine in a few words: processor, cores, memory, accelerator, threads that torch uses."""
+    import torch
+
+    facts: dict[str, Any] = {
+        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        facts["accelerator"] = torch.cuda.get_device_name(0)
+    return facts
+
+
+def now() -> str:
+    """The time, in UTC, to the second."""
+    return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")
+
+
+def _processor() -> str:
+    if sys.platform.startswith("linux"):
+        try:
+            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+        except OSError:
+            pass
+    return platform.processor() or platform.machine()
+
+
+def _new_manifest(identity: Mapping[str, Any], command: str) -> dict[str, Any]:
+    return {
+        "version": FORMAT,
+        "command": command,
+        "config": {},
+        "identity": dict(identity),
+        "versions": versions(),
+        "hardware": hardware(),
+        "stages": {},
+        "started": now(),
+        "finished": None,
+    }
+
+
+def _manifest_of(folder: Path) -> dict[str, Any] | None:
+    value = read_json(folder / "manifest.json")
+    return value if isinstance(value, dict) and "identity" in value and "stages" in value else None
+
+
+def _refuse_foreign(folder: Path) -> None:
+    if _sealed(folder):
+        # The manifest is damaged or gone, but the units are ours: they are found again by their keys.
+        return
+    others = sorted(p.name for p in guarded(lambda: list(folder.iterdir()), folder) if p.name not in (".lock",))
+    others = [name for name in others if not name.endswith(".tmp")]
+    if others:
+        raise RunError(
+            f"'{folder}' is not a run directory and is not empty (it holds '{others[0]}'): choose a new or empty "
+            "folder with --out"
+        )
+
+
+def _sealed(folder: Path) -> bool:
+    return any((folder / "work").glob("*/*.seal.json")) or any((folder / "seals").glob("*.json"))
+
+
+def _refuse_other(folder: Path, earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    if earlier.get("version") != FORMAT:
+        raise RunError(
+            f"'{folder}' holds a run of format {earlier.get('version')!r}, this version writes {FORMAT}: choose "
+            "another folder with --out, or start over with --fresh"
+        )
+    before = earlier.get("identity", {})
+    # A setting that only one of them has (the data of a study the other did not ask for) makes no difference.
+    for name in sorted(set(before) & set(identity)):
+        if canonical(before.get(name)) != canonical(identity.get(name)):
+            raise RunError(
+                f"'{folder}' belongs to another run: its {name} is {_short(before.get(name))}, this one's is "
+                f"{_short(identity.get(name))}; choose another folder with --out, or start over with --fresh"
+            )
+
+
+def _short(value: Any, width: int = 80) -> str:
+    text = "not set" if value is None else repr(value)
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _clear(folder: Path) -> None:
+    """Remove what a run makes, and nothing else; the manifest goes first, so a kill in between leaves no half run."""
+    for name in _OURS:
+        if name == ".lock":
+            continue
+        target = folder / name
+        if target.is_dir() and not target.is_symlink():
+            guarded(partial(shutil.rmtree, target), target)
+        else:
+            guarded(partial(target.unlink, missing_ok=True), target)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the half-written files that a killed process left aside."""
+    for leftover in folder.rglob(".*.tmp"):
+        try:
+            leftover.unlink()
+        except OSError:
+            continue

@@ -1,0 +1,290 @@
+"""Hidden states on disk: read one layer of all examples, or all layers of some, without touching the rest.
+
+    STORE/store.json                   what the states are: model, layers, position, prompt, dtype
+    STORE/plan.parquet                 which example goes to which row of which shard, fixed before any work
+    STORE/shards/00007.safetensors     "layer.00" .. "layer.30", each [rows, d_model], in the model's dtype
+    STORE/shards/00007.1.safetensors   layers that were asked for later (.2, .3, ...: later still)
+    STORE/shards/00007.rows.parquet    position and token of each row, and what else was read there
+    STORE/shards/00007.seal.json       the hashes of all, written last: a shard without it does not exist
+    STORE/index.parquet                one row per example: id, label, topic, group, position, token, hash, shard, row
+
+A shard whose files do not match its seal is made again; new examples are appended to the plan as new shards, new
+layers to each shard as a file of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
+from torch import Tensor
+
+from exitlens.errors import LayerError, ProbeError
+from exitlens.storage.atomic import (
+    canonical,
+    key_of,
+    read_json,
+    sha256_file,
+    write_json,
+    write_parquet,
+    write_tensors,
+)
+
+__all__ = ["SHARD_ROWS", "Origin", "StateStore", "text_hash"]
+
+SHARD_ROWS = 256
+_PLAN = ("id", "label", "topic", "group", "hash", "n_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where states come from; a store never mixes two of these (``layers`` may grow)."""
+
+    model: str
+    fingerprint: str
+    dtype: str
+    d_model: int
+    layers: tuple[int, ...]
+    position: str
+    setting: str
+    prompt: str
+
+
+class StateStore:
+    """A folder of hidden states, one vector per example and layer."""
+
+    def __init__(self, path: Path, origin: Origin, plan: pd.DataFrame, wanted: Sequence[int] | None = None) -> None:
+        self.path = path
+        self.origin = origin
+        self.wanted = tuple(wanted if wanted is not None else origin.layers)
+        self._plan = plan
+
+    @classmethod
+    def open(cls, path: str | Path, origin: Origin) -> StateStore:
+        """Create a store, or open one of the same ``origin`` to extend it; ProbeError when it is of another.
+
+        Layers that it does not hold yet are added: its shards then count as unfinished, for those layers only.
+        """
+        folder = Path(path)
+        known = read_json(folder / "store.json")
+        layers = origin.layers
+        if isinstance(known, dict):
+            layers = tuple(sorted({*known.get("layers", ()), *origin.layers}))
+            for name, value in asdict(origin).items():
+                if name != "layers" and canonical(known.get(name)) != canonical(value):
+                    raise ProbeError(
+                        f"'{folder}' holds hidden states with {name} {_short(known.get(name))}, not {_short(value)}: "
+                        "use another folder, or remove it to extract them again"
+                    )
+        whole = replace(origin, layers=layers)
+        if known is None or tuple(known.get("layers", ())) != layers:
+            write_json(folder / "store.json", asdict(whole))
+        return cls(folder, whole, _read_plan(folder), origin.layers)
+
+    @classmethod
+    def read(cls, path: str | Path) -> StateStore:
+        """An existing store; ProbeError when there is none."""
+        folder = Path(path)
+        known = read_json(folder / "store.json")
+        if not isinstance(known, dict):
+            raise ProbeError(f"no hidden states in '{folder}': extract them first (exitlens probe --data ...)")
+        known["layers"] = tuple(known["layers"])
+        return cls(folder, Origin(**known), _read_plan(folder))
+
+    # writing
+
+    def plan(self, rows: pd.DataFrame, shard_rows: int = SHARD_ROWS) -> None:
+        """Reserve rows for examples not yet planned, in the order given.
+
+        ``rows``: columns id, label, topic, group, hash (of the text), n_tokens. An example is known by id and hash, so
+        a changed text under an old id is a new example.
+        """
+        known = set(zip(self._plan["id"], self._plan["hash"], strict=True))
+        new = [i for i, pair in enumerate(zip(rows["id"], rows["hash"], strict=True)) if pair not in known]
+        if not new:
+            return
+        added = rows.iloc[new].loc[:, list(_PLAN)].reset_index(drop=True)
+        first = int(self._plan["shard"].max()) + 1 if len(self._plan) else 0
+        place = np.arange(len(added))
+        added = added.assign(shard=first + place // shard_rows, row=place % shard_rows)
+        self._plan = pd.concat([self._plan, added], ignore_index=True) if len(self._plan) else added
+        write_parquet(self.path / "plan.parquet", self._plan)
+
+    def unfinished(self) -> list[int]:
+        """Numbers of the planned shards that are missing, half-written, without a wanted layer, or not as hashed."""
+        return [int(shard) for shard in sorted(self._plan["shard"].unique()) if self.missing(int(shard))]
+
+    def missing(self, shard: int) -> tuple[int, ...]:
+        """The wanted layers that a shard does not hold: all of them when it is missing or damaged."""
+        seal = self._seal(shard)
+        held = set() if seal is None else {layer for part in seal["layers"].values() for layer in part}
+        return tuple(layer for layer in self.wanted if layer not in held)
+
+    def planned(self, shard: int) -> pd.DataFrame:
+        """The plan's rows of one shard, in order."""
+        return self._plan[self._plan["shard"] == shard].sort_values("row", ignore_index=True)
+
+    def write(self, shard: int, states: Mapping[int, Tensor], rows: pd.DataFrame) -> None:
+        """Store layers of one shard: ``states[layer] [rows, d_model]`` and a table of what was read at each row.
+
+        A whole shard keeps what it has and gains those layers. Raises ProbeError, naming layer and example, when a
+        state is not finite.
+        """
+        expected = self.planned(shard)
+        for layer in states:
+            finite = torch.isfinite(states[layer]).all(dim=-1)
+            if not bool(finite.all()):
+                bad = expected["id"].iloc[int((~finite).nonzero()[0, 0])]
+                raise ProbeError(f"hidden state of example '{bad}' at layer {layer} is not finite: check the dtype")
+        base = self.path / "shards" / f"{shard:05d}"
+        seal = self._seal(shard)
+        files: dict[str, str] = {}
+        layers: dict[str, list[int]] = {}
+        if seal is None:
+            files["rows.parquet"] = write_parquet(base.with_suffix(".rows.parquet"), rows)
+        else:
+            files, layers = dict(seal["files"]), dict(seal["layers"])
+        part = "safetensors" if not layers else f"{len(layers)}.safetensors"
+        files[part] = write_tensors(
+            base.with_suffix(f".{part}"),
+            {_key(layer): states[layer].detach().cpu() for layer in states},
+            {"origin": canonical(self._identity())},
+        )
+        layers[part] = sorted(states)
+        write_json(base.with_suffix(".seal.json"), {"files": files, "layers": layers, "key": self._key(expected)})
+
+    def finish(self) -> pd.DataFrame:
+        """Write ``index.parquet`` over all finished shards and return it."""
+        parts = []
+        for shard in sorted(self._plan["shard"].unique()):
+            file = self.path / "shards" / f"{int(shard):05d}.rows.parquet"
+            if file.is_file():
+                parts.append(pd.concat([self.planned(int(shard)), pd.read_parquet(file)], axis=1))
+        index = pd.concat(parts, ignore_index=True) if parts else self._plan
+        write_parquet(self.path / "index.parquet", index)
+        return index
+
+    # reading
+
+    def index(self) -> pd.DataFrame:
+        """One row per stored example, in the order of shards and rows."""
+        file = self.path / "index.parquet"
+        return pd.read_parquet(file) if file.is_file() else self.finish()
+
+    def layer(self, layer: int, ids: Sequence[str] | None = None) -> NDArray[np.float32]:
+        """States of one layer ``[n, d_model]``, float32: of all examples, or of ``ids`` in their order."""
+        found: NDArray[np.float32] = self.states((layer,), ids)[0]
+        return found
+
+    def states(self, layers: Sequence[int], ids: Sequence[str] | None = None) -> NDArray[np.float32]:
+        """States ``[layers, n, d_model]``, float32; only the tensors (and rows) asked for are read.
+
+        Raises LayerError for a layer that is not stored and ProbeError for an unknown example.
+        """
+        for layer in layers:
+            if layer not in self.origin.layers:
+                raise LayerError(f"layer {layer} is not in '{self.path}': it holds {_range(self.origin.layers)}")
+        place = self._places(ids)
+        out = np.empty((len(layers), len(place), self.origin.d_model), dtype=np.float32)
+        shards = place["shard"].to_numpy()
+        rows = place["row"].to_numpy()
+        for shard in np.unique(shards):
+            wanted = np.flatnonzero(shards == shard)
+            for part, held in self._parts(int(shard)).items():
+                mine = [(i, layer) for i, layer in enumerate(layers) if layer in held]
+                if not mine:
+                    continue
+                with safe_open(self.path / "shards" / f"{int(shard):05d}.{part}", framework="pt") as file:
+                    for i, layer in mine:
+                        out[i, wanted] = _rows(file, _key(layer), rows[wanted])
+        return out
+
+    def _parts(self, shard: int) -> dict[str, list[int]]:
+        """The files of a shard and the layers in each; hashes are checked when a store is filled, not at each read."""
+        seal = read_json(self.path / "shards" / f"{shard:05d}.seal.json")
+        parts = seal.get("layers") if isinstance(seal, dict) else None
+        if not isinstance(parts, dict):
+            raise ProbeError(f"shard {shard} of '{self.path}' is not finished: extract the hidden states again")
+        lacking = set(self.wanted) - {layer for part in parts.values() for layer in part}
+        if lacking:
+            raise ProbeError(
+                f"shard {shard} of '{self.path}' lacks layer {min(lacking)}: extract the hidden states again"
+            )
+        return parts
+
+    def _places(self, ids: Sequence[str] | None) -> pd.DataFrame:
+        index = self.index()
+        if ids is None:
+            return index
+        # The newest text under an id counts.
+        lookup = index.drop_duplicates("id", keep="last").set_index("id")
+        missing = next((i for i in ids if i not in lookup.index), None)
+        if missing is not None:
+            raise ProbeError(f"no hidden states of example '{missing}' in '{self.path}': extract them first")
+        return lookup.loc[list(ids)]
+
+    def _seal(self, shard: int) -> dict[str, Any] | None:
+        """The seal of a shard whose files are all as it says; None otherwise."""
+        base = self.path / "shards" / f"{shard:05d}"
+        seal = read_json(base.with_suffix(".seal.json"))
+        if not isinstance(seal, dict) or seal.get("key") != self._key(self.planned(shard)):
+            return None
+        files = seal.get("files")
+        whole = isinstance(files, dict) and all(
+            sha256_file(base.with_suffix(f".{suffix}")) == digest for suffix, digest in files.items()
+        )
+        return seal if whole and isinstance(seal.get("layers"), dict) else None
+
+    def _identity(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self.origin).items() if name != "layers"}
+
+    def _key(self, rows: pd.DataFrame) -> str:
+        return key_of(self._identity(), rows["id"].tolist(), rows["hash"].tolist())
+
+
+def text_hash(text: str) -> str:
+    """Sixteen hexadecimal digits that name a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def _rows(file: Any, key: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    view = file.get_slice(key)
+    total = int(view.get_shape()[0])
+    if 4 * len(rows) >= total:
+        picked = file.get_tensor(key)[torch.from_numpy(rows.copy())]
+    else:
+        picked = torch.cat([view[int(r) : int(r) + 1] for r in rows])
+    return np.asarray(picked.float().numpy(), dtype=np.float32)
+
+
+def _read_plan(folder: Path) -> pd.DataFrame:
+    file = folder / "plan.parquet"
+    if file.is_file():
+        try:
+            return pd.read_parquet(file)
+        except (OSError, ValueError):
+            pass  # damaged: plan again; shards are found by the key of their rows
+    return pd.DataFrame({name: [] for name in (*_PLAN, "shard", "row")})
+
+
+def _key(layer: int) -> str:
+    return f"layer.{layer:02d}"
+
+
+def _range(layers: Sequence[int]) -> str:
+    if list(layers) == list(range(layers[0], layers[-1] + 1)):
+        return f"layers {layers[0]} to {layers[-1]}"
+    return "layers " + ", ".join(str(layer) for layer in layers)
+
+
+def _short(value: Any, width: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= width else text[: width - 1] + "…"

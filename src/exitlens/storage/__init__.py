@@ -1,0 +1,1 @@
+"""How a result is kept so that a kill cannot hurt it."""

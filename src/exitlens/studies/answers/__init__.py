@@ -1,0 +1,1 @@
+"""Answers of a decoder: generated once, judged once."""

@@ -1,0 +1,1 @@
+"""Any amount of text, read layer by layer."""

@@ -1,0 +1,1 @@
+"""Whether contrasting layers helps."""

@@ -1,0 +1,1 @@
+"""What exiting early would save."""

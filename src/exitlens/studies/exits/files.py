@@ -1,0 +1,172 @@
+"""Texts to fit exits on, and what was fitted as files: heads, checkpoints, and adapters as peft writes them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from exitlens.decoding import Sampling, generate
+from exitlens.errors import DataError, InputError, MissingExtra, ProbeError
+from exitlens.exits.adapter import State
+from exitlens.exits.heads import ExitHeads
+from exitlens.lenses.files import read_tensors
+from exitlens.models import wrap
+from exitlens.storage.atomic import read_json, write_json, write_tensors
+
+__all__ = [
+    "load_adapted", "load_heads", "own_texts", "read_state", "read_windows", "record_states", "save_adapter",
+    "save_heads", "windows_of", "write_state",
+]  # fmt: skip
+
+_BEGINNINGS = (
+    "The", "In", "A", "It", "Q: What", "There are", "When", "She", "How to", "One of the", "According to", "I",
+    "Today", "The first", "Many people", "In the year",
+)  # fmt: skip
+
+
+def read_windows(path: str | Path, lm: Any, *, length: int = 128, most: int = 400) -> list[list[int]]:
+    """A text file as windows of ``length`` tokens. Raises DataError for a file that cannot be read or is too short."""
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"cannot read the text '{file}': {error.strerror or error}; check the path") from None
+    except UnicodeDecodeError:
+        raise DataError(f"the text '{file}' is not UTF-8: save it as UTF-8") from None
+    found = windows_of([part for part in text.split("\n\n") if part.strip()], lm, length=length, most=most)
+    if len(found) < 4:
+        raise DataError(
+            f"'{file}' gives {len(found)} windows of {length} tokens, at least 4 are needed: give more text"
+        )
+    return found
+
+
+def windows_of(texts: Sequence[str], lm: Any, *, length: int = 128, most: int = 400) -> list[list[int]]:
+    """Texts one after the other, cut into windows of ``length`` tokens; the rest is left out."""
+    ids: list[int] = []
+    for text in texts:
+        ids += lm.encode(text + "\n\n", special=False)
+        if len(ids) >= length * most:
+            break
+    return [ids[at : at + length] for at in range(0, min(len(ids), length * most) - length + 1, length)]
+
+
+def own_texts(
+    lm: Any, count: int, *, tokens: int = 128, seed: int = 0, progress: Callable[[int, int], None] | None = None
+) -> list[str]:
+    """``count`` texts that the model writes itself (temperature 1), from a few everyday beginnings."""
+    prompts = [_BEGINNINGS[i % len(_BEGINNINGS)] for i in range(count)]
+    found = generate(
+        lm, prompts, max_new_tokens=tokens, batch_size=16, sampling=Sampling(temperature=1.0), seed=seed,
+        progress=progress,
+    )  # fmt: skip
+    return [g.prompt + g.text for g in found]
+
+
+@torch.no_grad()
+def record_states(
+    lm: Any, windows: Sequence[Sequence[int]], layers: Sequence[int], *, tick: Callable[[int], None] | None = None
+) -> tuple[dict[int, Tensor], NDArray[Any], NDArray[Any]]:
+    """States ``{layer: [T, d_model]}`` of all windows, at ``layers`` and N; the window and place of each position."""
+    parts: dict[int, list[Tensor]] = {j: [] for j in dict.fromkeys((*layers, lm.n_layers))}
+    for at in range(0, len(windows), 4):
+        hidden = lm.forward(torch.tensor(windows[at : at + 4], device=lm.device), layers=list(parts)).hidden
+        for j, states in parts.items():
+            states.append(hidden[j].flatten(0, 1).float().cpu())
+        if tick is not None:
+            tick(len(windows[at : at + 4]))
+    length = len(windows[0])
+    question, step = np.divmod(np.arange(len(windows) * length), length)
+    return {j: torch.cat(states).to(lm.device) for j, states in parts.items()}, question, step
+
+
+def save_heads(heads: ExitHeads, path: str | Path, provenance: Mapping[str, str]) -> Path:
+    """Write heads as one safetensors file with where they come from."""
+    tensors, text = heads.to_tensors()
+    write_tensors(Path(path), tensors, text | _stamped(provenance))
+    return Path(path)
+
+
+def load_heads(path: str | Path, lm: Any | None = None) -> ExitHeads:
+    """Heads of a file. Raises InputError, and ProbeError for another kind of file or another model's heads."""
+    tensors, text = read_tensors(Path(path))
+    try:
+        heads = ExitHeads.from_tensors(tensors, text)
+    except (KeyError, TypeError) as error:
+        raise ProbeError(f"'{path}' is not a whole file of exit heads ({error}): train them again") from None
+    if lm is not None:
+        heads.check(lm)
+    return heads
+
+
+def write_state(path: Path, state: State) -> None:
+    """A checkpoint, whole or not at all."""
+    write_tensors(path, *state)
+
+
+def read_state(path: Path) -> State | None:
+    """A checkpoint, or None where there is none. Raises InputError for a file of another kind."""
+    if not path.exists():
+        return None
+    tensors, text = read_tensors(path)
+    if text.get("kind") != "exitlens-adapt-checkpoint":
+        raise InputError(f"'{path}' is not a checkpoint of `exitlens exits adapt`: remove it")
+    return tensors, text
+
+
+def save_adapter(model: Any, folder: str | Path, lm: Any, provenance: Mapping[str, Any]) -> Path:
+    """Write an adapter as peft does (safetensors), and ``exitlens.json`` with the model it belongs to."""
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(str(place), safe_serialization=True)
+    write_json(place / "exitlens.json", {"model": lm.name, "fingerprint": lm.fingerprint, **_stamped(provenance)})
+    return place
+
+
+def load_adapted(lm: Any, folder: str | Path) -> Any:
+    """The model with a LoRA adapter of ours or of peft put into its weights.
+
+    Raises InputError for a folder without one, ProbeError for an adapter of another model, MissingExtra. The
+    model's own object is changed: use what is returned.
+    """
+    place = Path(folder)
+    if not (place / "adapter_config.json").is_file() or not (place / "adapter_model.safetensors").is_file():
+        raise InputError(
+            f"no adapter in '{place}': it needs adapter_config.json and adapter_model.safetensors, as "
+            "`exits adapt` and peft write them"
+        )
+    try:
+        import peft
+    except ImportError:
+        raise MissingExtra("adapters need peft: pip install 'exitlens[peft]'") from None
+    known = read_json(place / "exitlens.json")
+    if isinstance(known, dict) and known.get("fingerprint") not in (None, lm.fingerprint):
+        raise ProbeError(
+            f"the adapter '{place}' was trained on another model ({known.get('model')}), not on {lm.name}: "
+            "train one with `exitlens exits adapt`"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft asks transformers for names that are about to change
+            model = peft.PeftModel.from_pretrained(lm.model, str(place)).merge_and_unload()
+    except (ValueError, RuntimeError, KeyError, json.JSONDecodeError) as error:
+        raise ProbeError(f"the adapter '{place}' does not fit {lm.name}: {str(error).splitlines()[0]}") from None
+    return wrap(model.eval(), lm.tokenizer, name=f"{lm.name}+{place.name}")
+
+
+def _stamped(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    from exitlens import __version__
+
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"exitlens": __version__, "made": now, **provenance}

@@ -1,0 +1,182 @@
+"""The exit study of a run: what leaving early would save and cost, from one full pass over the answers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from exitlens.data.records import Question
+from exitlens.errors import InputError, LayerError, UnsupportedModel
+from exitlens.exits.heads import ExitHeads
+from exitlens.exits.policies import ExitPolicy
+from exitlens.exits.replay_policies import Cost
+from exitlens.exits.risk_control import require_units
+from exitlens.exits.timing import TimeModel, measure_times
+from exitlens.models.protocol import LayeredModel
+from exitlens.runs.engine import Engine, Report
+from exitlens.studies.answers.judging import judge_answers
+from exitlens.studies.answers.stage import DecoderSpec, ask
+from exitlens.studies.context import Context, answer_all
+from exitlens.studies.exits.stage import AnswerRecord, ExitStage, signals_from
+from exitlens.studies.exits.tables import calibration_table, kinds_table, layers_table, policy_table
+
+__all__ = ["ExitStudy", "exit_study", "run"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStudy:
+    """Tables ``exits``, ``exits_layers``, ``exits_kinds``, ``exits_calibration``; the time model where there is one."""
+
+    exits: pd.DataFrame
+    exits_layers: pd.DataFrame
+    exits_kinds: pd.DataFrame
+    exits_calibration: pd.DataFrame
+    times: TimeModel | None
+
+
+def exit_study(
+    lm: LayeredModel,
+    questions: Sequence[Question],
+    *,
+    layers: Sequence[int] | None = None,
+    heads: ExitHeads | None = None,
+    deltas: Sequence[float] = (0.02, 0.05, 0.1),
+    epsilon: float = 0.05,
+    max_new_tokens: int = 50,
+    batch_size: int = 16,
+    strict: bool = False,
+    seed: int = 0,
+    report: Report | None = None,
+) -> ExitStudy:
+    """Answer the questions, run every answer through the model once more, and hold each policy against it.
+
+    ``layers``: the exits (default: those of ``heads``, else every layer of the upper half). ``strict``: raise when the
+    answers are too few for ``deltas`` and ``epsilon`` instead of saying so in the table. Nothing is written to disk.
+    Raises InputError without questions, LayerError, ProbeError for heads of another model, ContextError.
+    """
+    if not questions:
+        raise InputError("no questions: give a data set of questions")
+    for delta in deltas if strict else ():  # now, not after the answers were written
+        require_units(len(questions) // 2, delta, epsilon)
+    engine = Engine(lm, None, report)
+    spec = DecoderSpec.parse("vanilla")
+    answers = answer_all(engine, questions, spec, max_new_tokens=max_new_tokens, batch_size=batch_size).answers
+    return analyse(
+        engine, questions, answers, layers=layers, heads=heads, deltas=deltas, epsilon=epsilon, strict=strict, seed=seed
+    )
+
+
+def analyse(
+    engine: Engine,
+    questions: Sequence[Question],
+    answers: pd.DataFrame,
+    *,
+    layers: Sequence[int] | None = None,
+    heads: ExitHeads | None = None,
+    deltas: Sequence[float] = (0.02, 0.05, 0.1),
+    epsilon: float = 0.05,
+    judgements: pd.DataFrame | None = None,
+    strict: bool = False,
+    seed: int = 0,
+) -> ExitStudy:
+    """The same for answers that were generated (columns question_id, answer)."""
+    lm: Any = engine.lm
+    exits = exit_layers(lm, layers, heads)
+    by_id = dict(zip(answers["question_id"], answers["answer"], strict=True))
+    records = [AnswerRecord(r.id, r.prompt, _continued(r.prompt, str(by_id[r.id]))) for r in ask(questions)]
+    table = engine.map(ExitStage(exits, heads), records, batch_size=16).tables["exit_signals"]
+    if not len(table):
+        raise InputError("no answer has a token beyond the first: there is nothing to leave early from")
+    signals, sure, ids = signals_from(table, lm.n_layers)
+    cost = Cost.of(lm)
+    reader = scorer = None
+    if heads is not None:
+        reader, scorer = heads.reader(lm), heads.scorer(lm)
+        low_rank = 4.0 * heads.down.shape[1] * lm.d_model
+        cost = Cost(cost.block, cost.unembed, cost.head, 2.0 * len(heads.shortlist) * lm.d_model + low_rank)
+    times = None
+    with contextlib.suppress(UnsupportedModel):  # the analysis works without; only the predicted time is left out
+        times = measure_times(lm, reader=reader, scorer=scorer)
+    shown = [ExitPolicy("probability", t, exits) for t in (0.95, 0.8, 0.5)]
+    if heads is not None:
+        shown += [ExitPolicy("classifier", t, exits) for t in (0.95, 0.8)]
+    right = _verdicts(judgements, ids, signals.question)
+    return ExitStudy(
+        exits=policy_table(signals, cost, times, seed=seed),
+        exits_layers=layers_table(signals, cost, shown),
+        exits_kinds=kinds_table(signals, cost, shown, final_probability=sure, right=right, seed=seed),
+        exits_calibration=calibration_table(signals, cost, deltas=deltas, epsilon=epsilon, strict=strict, seed=seed),
+        times=times,
+    )
+
+
+def exit_layers(lm: Any, layers: Sequence[int] | None, heads: ExitHeads | None) -> tuple[int, ...]:
+    """The exits asked for, checked. Raises LayerError, InputError for a layer without a head, ProbeError."""
+    if heads is not None:
+        heads.check(lm)
+        for layer in layers or ():
+            if layer not in heads.layers:
+                raise InputError(
+                    f"no exit head at layer {layer}: there are heads at {', '.join(map(str, heads.layers))}"
+                )
+        # Heads of the lower half are there for drafts: to ask at each of them costs more than it saves.
+        layers = layers or [j for j in heads.layers if j >= lm.n_layers // 2] or heads.layers
+    if lm.n_layers < 2:
+        raise LayerError(f"{lm.name} has {lm.n_layers} block: there is no layer to leave at before the last")
+    last = heads is not None and lm.n_layers in heads.layers
+    return ExitPolicy("probability", 1.0, tuple(dict.fromkeys(layers or ()))).exits(lm.n_layers, last=last)
+
+
+def check(ctx: Context) -> None:
+    """Raise what would stop this study before it begins."""
+    exit_layers(ctx.engine.lm, None, None)
+    ctx.check_questions()
+    ctx.check_judges()
+
+
+def run(ctx: Context) -> None:
+    """Tables ``exits``, ``exits_layers``, ``exits_kinds``, ``exits_calibration`` (and ``answers``, ``judgements``)."""
+    spec, questions = ctx.vanilla(), ctx.inputs.questions
+    found = ctx.answers(spec)
+    by_id = dict(zip(found.answers["question_id"], found.answers["answer"], strict=True))
+    judges = ctx.check_judges()
+    judged = None
+    if judges:
+        judged = judge_answers(judges, spec.text, questions, [str(by_id[q.id]) for q in questions])
+        ctx.merge("judgements", judged)
+    made = analyse(ctx.engine, questions, found.answers, judgements=judged, seed=ctx.config.seed)
+    ctx.merge("answers", found.answers)
+    # Times are this machine's at this moment: two runs have the same tables, never the same seconds.
+    ctx.write("exits", made.exits.drop(columns="predicted_time"))
+    ctx.write("exits_layers", made.exits_layers)
+    ctx.write("exits_kinds", made.exits_kinds)
+    ctx.write("exits_calibration", made.exits_calibration)
+    directory = ctx.engine.directory
+    if directory is not None:
+        times = made.exits[["policy", "threshold", "predicted_time"]]
+        directory.note(exit_times=times.astype(object).where(times.notna(), None).to_dict("records"))
+
+
+def _continued(prompt: str, answer: str) -> str:
+    """The answer as the prompt goes on: answers are kept without the space that they begin with."""
+    return answer if not answer or prompt.endswith((" ", "\n")) else f" {answer}"
+
+
+def _verdicts(judgements: pd.DataFrame | None, ids: Sequence[str], question: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    out = {}
+    if judgements is not None and len(judgements):
+        for judge, rows in judgements.groupby("judge", sort=False):
+            known = (
+                rows.set_index("question_id")["right"]
+                .astype("Float64")
+                .reindex(list(ids))
+                .to_numpy(np.float64, na_value=np.nan)
+            )
+            out[str(judge)] = known[question]
+    return out

@@ -1,0 +1,252 @@
+"""Tables of what the exits showed: policies × thresholds, exit layers, kinds of tokens, calibrated thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from exitlens import stats
+from exitlens.exits.policies import ExitPolicy
+from exitlens.exits.replay_policies import (
+    Cost,
+    Outcome,
+    Signals,
+    apply_policy,
+    block_widths,
+    caught_up,
+    oracle,
+    oracle_at,
+)
+from exitlens.exits.risk_control import calibrate, units_needed
+from exitlens.exits.timing import TimeModel
+
+__all__ = ["THRESHOLDS", "calibration_table", "kinds_table", "layers_table", "policies_for", "policy_table"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+# From strict to loose.
+THRESHOLDS: Mapping[str, tuple[float, ...]] = {
+    "probability": (0.99, 0.95, 0.9, 0.8, 0.7, 0.5),
+    "margin": (0.95, 0.9, 0.7, 0.5, 0.3),
+    "entropy": (0.05, 0.1, 0.25, 0.5, 1.0, 2.0),
+    "patience": (8.0, 6.0, 4.0, 3.0, 2.0),
+    "cosine": (0.999, 0.995, 0.99, 0.98, 0.95, 0.9),
+    "classifier": (0.99, 0.98, 0.95, 0.9, 0.8, 0.7, 0.5),
+}
+_LEVELS = (1.0, 0.99, 0.98, 0.95, 0.9, 0.8, 0.7)
+
+
+def policies_for(signals: Signals) -> list[ExitPolicy]:
+    """Every policy that these signals allow, at each of its thresholds; then each exit fixed, and never."""
+    out = [
+        ExitPolicy(kind, threshold, signals.layers)  # type: ignore[arg-type]
+        for kind, grid in THRESHOLDS.items()
+        if kind in signals.values
+        for threshold in grid
+    ]
+    out += [ExitPolicy("fixed", layers=(layer,)) for layer in reversed(signals.layers)]
+    return [*out, ExitPolicy("never")]
+
+
+def policy_table(
+    signals: Signals,
+    cost: Cost,
+    times: TimeModel | None = None,
+    policies: Sequence[ExitPolicy] | None = None,
+    *,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Table ``exits``: a row a policy and threshold, the oracle (at several agreements) last.
+
+    ``flops_saved`` counts asking and what a deferred cache catches up with; ``flops_saved_propagate`` leaves the
+    catching up out (cache ``propagate``: cheaper, not exact). ``predicted_time``: of the full model's at batch 1.
+    """
+    chosen = policies_for(signals) if policies is None else list(policies)
+    done: list[tuple[str, float, Outcome]] = [(p.kind, _threshold(p), apply_policy(signals, p, cost)) for p in chosen]
+    done += [("oracle", level, oracle_at(signals, cost, level)) for level in _LEVELS]
+    agrees = np.stack([outcome.agrees for _, _, outcome in done], axis=1).astype(np.float64)
+    spans = stats.bootstrap_columns(agrees, signals.question, seed=seed)
+    rows = []
+    for i, (kind, threshold, outcome) in enumerate(done):
+        widths = block_widths(outcome.exit, signals.question, signals.step)
+        if kind == "oracle":  # the bound pays for nothing but the blocks up to its exits
+            widths = np.c_[np.zeros_like(outcome.exit), outcome.exit]
+        extra = widths @ np.maximum(np.arange(widths.shape[1]) - 1, 0)
+        later = extra.mean() * cost.block / outcome.full
+        seconds = None if times is None else times.seconds(outcome, kind, widths)
+        rows.append(
+            {
+                "policy": kind,
+                "threshold": threshold,
+                "exits": f"{signals.layers[0]}-{signals.layers[-1]}" if kind != "never" else "",
+                "n": signals.tokens,
+                "agreement": float(spans.value[i]),
+                "agreement_low": float(spans.low[i]),
+                "agreement_high": float(spans.high[i]),
+                "mean_exit": float(outcome.exit.mean()),
+                "layers_saved": outcome.layers_saved(signals.n_layers),
+                "asked": float(outcome.asked.mean()),
+                "flops_saved": outcome.flops_saved - later,
+                "flops_saved_propagate": outcome.flops_saved,
+                "predicted_time": np.nan if times is None else (seconds or 0.0) / times.full(signals.n_layers),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def layers_table(signals: Signals, cost: Cost, policies: Sequence[ExitPolicy]) -> pd.DataFrame:
+    """Table ``exits_layers``: share of tokens that leave at each layer, the oracle first."""
+    done = [("oracle", 1.0, oracle(signals, cost))]
+    done += [(p.kind, _threshold(p), apply_policy(signals, p, cost)) for p in policies]
+    parts = []
+    for kind, threshold, outcome in done:
+        layers = list(dict.fromkeys((*signals.layers, signals.n_layers)))
+        counts = np.array([(outcome.exit == layer).sum() for layer in layers])
+        parts.append(
+            pd.DataFrame(
+                {
+                    "policy": kind,
+                    "threshold": threshold,
+                    "layer": layers,
+                    "count": counts,
+                    "share": counts / max(1, signals.tokens),
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def kinds_table(
+    signals: Signals,
+    cost: Cost,
+    policies: Sequence[ExitPolicy],
+    *,
+    final_probability: Array,
+    right: Mapping[str, Array] | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Table ``exits_kinds``: agreement and mean exit by kind of token.
+
+    ``position`` in the answer; ``certainty``: the full model's probability of its own token; ``verdict:JUDGE``: of the
+    whole answer (``right[judge] [T]``: 1, 0 or NaN).
+    """
+    groups: list[tuple[str, str, Array]] = [
+        ("position", "1-4", signals.step < 5),
+        ("position", "5-9", (signals.step >= 5) & (signals.step < 10)),
+        ("position", "10-19", (signals.step >= 10) & (signals.step < 20)),
+        ("position", "20+", signals.step >= 20),
+        ("certainty", "easy (0.9 and more)", final_probability >= 0.9),
+        ("certainty", "between", (final_probability < 0.9) & (final_probability >= 0.5)),
+        ("certainty", "hard (below 0.5)", final_probability < 0.5),
+    ]
+    for judge, verdict in (right or {}).items():
+        groups += [(f"verdict:{judge}", "right", verdict == 1), (f"verdict:{judge}", "wrong", verdict == 0)]
+    done = [("oracle", 1.0, oracle(signals, cost))]
+    done += [(p.kind, _threshold(p), apply_policy(signals, p, cost)) for p in policies]
+    rows = []
+    for kind, name, mask in groups:
+        if not mask.any():
+            continue
+        for policy, threshold, outcome in done:
+            found = stats.bootstrap(outcome.agrees[mask].astype(np.float64), groups=signals.question[mask], seed=seed)
+            rows.append(
+                {
+                    "policy": policy,
+                    "threshold": threshold,
+                    "kind": kind,
+                    "group": name,
+                    "n": int(mask.sum()),
+                    "agreement": found.value,
+                    "agreement_low": found.low,
+                    "agreement_high": found.high,
+                    "mean_exit": float(outcome.exit[mask].mean()),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def calibration_table(
+    signals: Signals,
+    cost: Cost,
+    *,
+    deltas: Sequence[float] = (0.02, 0.05, 0.1),
+    epsilon: float = 0.05,
+    kinds: Sequence[str] = ("probability", "margin", "entropy", "patience", "cosine", "classifier"),
+    strict: bool = False,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Table ``exits_calibration``: thresholds chosen on half of the answers, tested on the other half.
+
+    The risk is an answer's share of tokens that are not the full model's. ``outcome`` says what was chosen, ``nowhere``
+    when no threshold passed, or how many answers are needed. ``strict`` raises :class:`InputError` instead of the last.
+    """
+    units = np.unique(signals.question)
+    order = np.random.default_rng(seed).permutation(units)
+    mine, other = order[: len(units) // 2], order[len(units) // 2 :]
+    rows = []
+    for kind in kinds:
+        if kind not in signals.values:
+            continue
+        grid = _fine(kind, signals.n_layers)
+        done = [apply_policy(signals, ExitPolicy(kind, t, signals.layers), cost) for t in grid]  # type: ignore[arg-type]
+        losses = np.stack([_loss(outcome, signals, mine) for outcome in done])
+        for delta in deltas:
+            row: dict[str, Any] = {
+                "policy": kind, "delta": delta, "epsilon": epsilon, "n_calibration": len(mine), "n_test": len(other),
+            }  # fmt: skip
+            needed = units_needed(delta, epsilon)
+            if len(mine) < needed and not strict:
+                rows.append({**row, "outcome": f"too few: {needed} calibration answers are needed"})
+                continue
+            found = calibrate(losses, grid, delta=delta, epsilon=epsilon)
+            if found.threshold is None:
+                rows.append({**row, "outcome": "nowhere: no threshold passed"})
+                continue
+            outcome = done[grid.index(found.threshold)]
+            risk = stats.bootstrap(_loss(outcome, signals, other), seed=seed)
+            tested = np.isin(signals.question, other)
+            extra = caught_up(outcome.exit, signals.question, signals.step)
+            rows.append(
+                {
+                    **row,
+                    "outcome": "threshold",
+                    "threshold": found.threshold,
+                    "calibration_risk": found.risk,
+                    "test_risk": risk.value,
+                    "test_risk_low": risk.low,
+                    "test_risk_high": risk.high,
+                    "layers_saved": 1.0 - float(outcome.exit[tested].mean()) / signals.n_layers,
+                    "flops_saved": 1.0
+                    - float((outcome.flops[tested] + extra[tested] * cost.block).mean()) / outcome.full,
+                }
+            )
+    columns = ["policy", "delta", "epsilon", "n_calibration", "n_test", "outcome", "threshold", "calibration_risk",
+               "test_risk", "test_risk_low", "test_risk_high", "layers_saved", "flops_saved"]  # fmt: skip
+    table = pd.DataFrame(rows, columns=columns)
+    return table.astype(dict.fromkeys(columns[6:], np.float64))
+
+
+def _fine(kind: str, n_layers: int) -> list[float]:
+    """More thresholds than the table of policies shows, from conservative to loose."""
+    if kind == "entropy":
+        return [float(v) for v in np.geomspace(0.005, 2.0, 25)]
+    if kind == "patience":
+        return [float(v) for v in range(n_layers, 1, -1)]
+    if kind == "cosine":
+        return [float(v) for v in 1.0 - np.geomspace(1e-4, 0.2, 25)]
+    return [float(v) for v in 1.0 - np.geomspace(1e-3, 0.6, 30)]
+
+
+def _loss(outcome: Outcome, signals: Signals, units: Array) -> Array:
+    """Share of tokens of each answer that differ from the full model's."""
+    total = np.bincount(signals.question, minlength=int(units.max(initial=0)) + 1)
+    wrong = np.bincount(signals.question, weights=~outcome.agrees, minlength=len(total))
+    return np.asarray(wrong[units] / np.maximum(total[units], 1), dtype=np.float64)
+
+
+def _threshold(policy: ExitPolicy) -> float:
+    if policy.kind == "fixed":
+        return float(policy.layers[0])
+    return float("nan") if policy.kind == "never" else policy.threshold

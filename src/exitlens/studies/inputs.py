@@ -1,0 +1,164 @@
+"""The questions and statements of a run: read, sorted by kind, made ready for the stages, with what was left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from exitlens.data import read
+from exitlens.data.answers_as_statements import as_statements
+from exitlens.data.prompts import qa_prompt, read_prompts
+from exitlens.data.records import Dataset, Question, Statement
+from exitlens.errors import DataError, InputError
+from exitlens.models.protocol import LayeredModel
+from exitlens.studies.config import RunConfig
+from exitlens.studies.layers.choices import Rule, plan_choices
+from exitlens.studies.layers.stage import LookRecord
+
+__all__ = ["Inputs", "load_inputs", "look_records", "prompt_records"]
+
+_QUESTION_STUDIES = frozenset({"layers", "entropy", "decoding", "exits"})
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a run works on. ``notes`` are lines for the user: what readers dropped, what stood in for what."""
+
+    questions: tuple[Question, ...]
+    statements: tuple[Statement, ...]
+    datasets: tuple[Dataset, ...]
+    notes: tuple[str, ...]
+    test_statements: tuple[Statement, ...] = ()
+
+    def provenance(self) -> list[dict[str, Any]]:
+        """Name, source, hash and size of each data set, for the manifest."""
+        return [
+            {
+                "name": d.name,
+                "source": d.source,
+                "sha256": d.sha256,
+                "kind": d.kind,
+                "n": len(d),
+                "notes": list(d.notes),
+            }
+            for d in self.datasets
+        ]
+
+    def identity(self) -> dict[str, Any]:
+        """What makes the data these and no others, by kind; a kind that was not read is left out."""
+        found: dict[str, Any] = {}
+        for d in self.datasets:
+            found.setdefault(f"{d.kind}_read", []).append([d.name, d.sha256, len(d)])
+        return found
+
+
+def load_inputs(config: RunConfig) -> Inputs:
+    """Read what the studies of ``config`` need. Raises DataError for what cannot be read or has no usable rows.
+
+    ``--data`` takes both kinds: statements found there take the place of the default statements, and where it holds no
+    questions the default ones are asked.
+    """
+    wants_questions = bool(_QUESTION_STUDIES.intersection(config.only))
+    wants_statements = "probes" in config.only
+    given = [_limited(spec, config) for spec in config.data]
+    questions = [d for d in given if d.kind == "questions"]
+    statements = [d for d in given if d.kind == "statements"]
+    notes: list[str] = []
+    if wants_questions and not questions:
+        default = RunConfig.model_fields["data"].default
+        questions = [_limited(spec, config) for spec in default]
+        notes.append(f"no questions in {', '.join(config.data)}: {', '.join(default)} is asked instead")
+    if wants_statements and (not statements or config.statements != RunConfig.model_fields["statements"].default):
+        for spec in config.statements:
+            found = _limited(spec, config)
+            if found.kind != "statements":
+                raise DataError(f"'{spec}' holds questions, not statements: give it with --data, statements here")
+            statements.append(found)
+    tested = [_limited(spec, config) for spec in config.test_data] if wants_statements else []
+    used = ([*questions] if wants_questions else []) + ([*statements] if wants_statements else [])
+    used += tested
+    notes += [f"{d.name}: {note}" for d in used for note in d.notes]
+    return Inputs(
+        _unique([q for d in questions for q in d.questions]) if wants_questions else (),
+        _unique([s for d in statements for s in d.statements]) if wants_statements else (),
+        tuple(used),
+        tuple(notes),
+        _unique([s for d in tested for s in (d.statements or as_statements(d.questions, d.name))]),
+    )
+
+
+def look_records(
+    lm: LayeredModel, questions: Sequence[Question], *, rule: Rule = "auto", most: int | None = None
+) -> tuple[list[LookRecord], list[str]]:
+    """Questions with the choices that a layer can be asked about, and notes on those left out.
+
+    Choices are the source's own, or the best and the incorrect answers where it has none. A question is left out when
+    none or all of its choices are right, or when two of them collide.
+    """
+    records: list[LookRecord] = []
+    unfit: list[str] = []
+    collide: list[str] = []
+    for question in questions:
+        if most is not None and len(records) == most:
+            break
+        choices = _distinct(question.choices or (question.best, *question.incorrect))
+        right = {_fold(answer) for answer in (question.best, *question.correct)}
+        correct = tuple(_fold(choice) in right for choice in choices)
+        if len(choices) < 2 or not any(correct) or all(correct):
+            unfit.append(question.id)
+            continue
+        record = LookRecord(question.id, question.question, "".join(qa_prompt(question)), choices, correct)
+        try:
+            plan_choices(lm, record.prompt, record.choices, rule)
+        except InputError:
+            collide.append(question.id)
+            continue
+        records.append(record)
+    notes = []
+    if unfit:
+        notes.append(f"layers: {_count(unfit)} left out, without both a right and a wrong choice")
+    if collide:
+        notes.append(f"layers: {_count(collide)} left out, their choices collide")
+    return records, notes
+
+
+def prompt_records(path: str) -> list[LookRecord]:
+    """Prompts of a JSON lines file, used as they are; which choice is right is not known."""
+    return [
+        LookRecord(f"prompt-{number}", prompt.prompt, prompt.prompt, prompt.choices, (False,) * len(prompt.choices))
+        for number, prompt in enumerate(read_prompts(path), start=1)
+    ]
+
+
+def _limited(spec: str, config: RunConfig) -> Dataset:
+    found = read(spec)
+    limit = config.limit if found.kind == "questions" else config.limit_statements
+    return found if limit is None or limit >= len(found) else read(spec, limit=limit)
+
+
+def _unique(records: Sequence[Any]) -> tuple[Any, ...]:
+    """Ids made different where two data sets use the same ones."""
+    seen: dict[str, int] = {}
+    out = []
+    for record in records:
+        count = seen.get(record.id, 0)
+        seen[record.id] = count + 1
+        out.append(record if count == 0 else replace(record, id=f"{record.id}~{count + 1}"))
+    return tuple(out)
+
+
+def _distinct(choices: Sequence[str]) -> tuple[str, ...]:
+    found: dict[str, str] = {}
+    for choice in choices:
+        if choice.strip():
+            found.setdefault(_fold(choice), choice.strip())
+    return tuple(found.values())
+
+
+def _fold(text: str) -> str:
+    return " ".join(text.split()).casefold().rstrip(".")
+
+
+def _count(ids: Sequence[str]) -> str:
+    return "1 question" if len(ids) == 1 else f"{len(ids)} questions"

@@ -1,0 +1,211 @@
+"""Figures of the layer study: what every layer would have answered to one question."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from pandas import DataFrame
+
+from exitlens.report.figure_style import (
+    BLUE,
+    GRID,
+    MUTED,
+    SEQUENTIAL,
+    VERMILION,
+    drawing,
+    end_labels,
+    layer_axis,
+    new_figure,
+    on_colour,
+    panels,
+    title,
+)
+from exitlens.report.frames import Row, distinct, evenly, groups, layers_of, rows
+from exitlens.report.text import figure_text, number_text, shorten, to_float, token_text, wrap
+
+__all__ = ["choice_bars", "choice_lines", "top_grid"]
+
+MOST_CHOICES = 12
+REST = "#a9b2bc"
+
+
+@drawing
+def choice_bars(
+    layers: DataFrame,
+    *,
+    layers_shown: Sequence[int] | None = None,
+    value: str = "probability",
+    note: str = "",
+) -> Figure:
+    """The six-panel figure: every choice's probability at six layers, the right choice marked.
+
+    ``layers``: the table of that name, rows of one question and one lens. ``value``: ``probability`` (of the whole
+    vocabulary) or ``share`` (among the choices). ``layers_shown``: which layers; default six, evenly spaced, the last
+    one included. ``note`` is the line under the question (model, lens, rule).
+    """
+    items = rows(layers)
+    choices = _choices(items)
+    shown = list(layers_shown) if layers_shown is not None else evenly(layers_of(items), 6)
+    names = [_choice_name(choice, right) for choice, right in choices]
+    row = 0.32 if any("\n" in name for name in names) else 0.21
+    tall = max(row * len(names) + 0.4, 1.0)
+    figure, places = panels(len(shown), 3, tall, extra=1.1, sharex=True, sharey=True)
+    top = max([to_float(row.get(value)) for row in items if row.get("layer") in shown] or [1.0])
+    for axes, layer in zip(places, shown, strict=False):
+        here = {str(row["choice"]): to_float(row.get(value)) for row in items if int(row["layer"]) == layer}
+        values = [here.get(choice, float("nan")) for choice, _ in choices]
+        best = max((v for v in values if v == v), default=float("nan"))
+        colours = [
+            BLUE if right else VERMILION if v == best else REST for (_, right), v in zip(choices, values, strict=True)
+        ]
+        heights = [0.0 if v != v else v for v in values]
+        axes.barh(range(len(choices)), heights, height=0.68, color=colours)
+        for place, v in enumerate(values):
+            label = number_text(v, 2) if v != v or v >= 0.005 else f"{v:.0e}".replace("e-0", "e-")
+            axes.annotate(
+                label,
+                (0.0 if v != v else v, place),
+                xytext=(3, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7.5,
+                color=MUTED if colours[place] == REST else colours[place],
+            )
+        axes.set_title(f"layer {layer}", pad=3)
+        axes.set_yticks(range(len(choices)), names)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_color(GRID)
+    if shown:
+        places[0].set_xlim(0, (top or 1.0) * 1.2)
+        # Three ticks at most, short ones: six narrow panels stand side by side, and a probability may be 0.0004.
+        places[0].xaxis.set_major_locator(MaxNLocator(3))
+        places[0].xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        places[0].invert_yaxis()
+    for axes in places[-3:]:
+        axes.set_xlabel("share among the choices" if value == "share" else "probability")
+    question = items[0].get("question", "") if items else "No layers recorded"
+    title(figure, question, note)
+    figure.legend(
+        handles=[
+            Patch(color=BLUE, label="right choice (✓)"),
+            Patch(color=VERMILION, label="most probable here, wrong"),
+            Patch(color=REST, label="other choices"),
+        ],
+        loc="outside lower center",
+        ncols=3,
+    )
+    return figure
+
+
+@drawing
+def choice_lines(layers: DataFrame, *, value: str = "share", note: str = "") -> Figure:
+    """Each choice's share by layer, the right one thick and marked, the model's own wrong answer in its colour.
+
+    ``layers``: rows of one question and one lens. ``value``: ``share`` or ``probability``.
+    """
+    items = rows(layers)
+    choices = _choices(items)
+    figure = new_figure(3.3)
+    axes = figure.subplots()
+    last = max(layers_of(items), default=0)
+    final = {str(r["choice"]): to_float(r.get(value)) for r in items if int(r["layer"]) == last}
+    answer = max(final, key=lambda name: final[name], default=None)
+    ends: list[tuple[float, str, str]] = []
+    for choice, right in choices:
+        line = sorted((int(r["layer"]), to_float(r.get(value))) for r in items if str(r["choice"]) == choice)
+        colour = BLUE if right else VERMILION if choice == answer else REST
+        strong = right or choice == answer
+        xs, ys = [x for x, _ in line], [y for _, y in line]
+        axes.plot(
+            xs,
+            ys,
+            color=colour,
+            linewidth=2.2 if right else 1.6 if strong else 1.0,
+            linestyle="-" if right or not strong else (0, (5, 1.5)),
+            marker="o" if len(line) == 1 or right else None,
+            markersize=3.2,
+            zorder=3 if strong else 2,
+        )
+        if ys and ys[-1] == ys[-1]:
+            name = shorten(_choice_name(choice, right).replace("\n", " "), 26)
+            ends.append((ys[-1], name, colour if strong else MUTED))
+    layer_axis(axes)
+    axes.set_ylim(0, 1.0 if value == "share" else None)
+    axes.set_ylabel("share among the choices" if value == "share" else "probability")
+    axes.grid(axis="y")
+    end_labels(axes, ends, gap=0.075)
+    title(figure, items[0].get("question", "") if items else "No layers recorded", note)
+    return figure
+
+
+@drawing
+def top_grid(
+    layers_top: DataFrame, *, question: str = "", note: str = "", ranks: int = 5, most_rows: int = 16
+) -> Figure:
+    """The ``ranks`` most probable next tokens of each layer as a grid, the last layer on top, shaded by probability.
+
+    ``layers_top``: rows of one question and one lens. At most ``most_rows`` layers, evenly spaced.
+    """
+    items = [row for row in rows(layers_top) if int(row["rank"]) < ranks]
+    shown = evenly(layers_of(items), most_rows)
+    figure = new_figure(0.235 * max(len(shown), 1) + 1.3)
+    axes = figure.subplots()
+    for row in items:
+        if int(row["layer"]) not in shown:
+            continue
+        x, y = int(row["rank"]), shown.index(int(row["layer"]))
+        probability = to_float(row.get("probability"))
+        colour = SEQUENTIAL(0.0 if probability != probability else min(probability, 1.0))
+        axes.fill_between([x, x + 0.97], y - 0.46, y + 0.46, color=colour, linewidth=0)
+        ink = on_colour(colour[:3])
+        token = figure_text(token_text(row.get("token")))
+        token = shorten(token, 12 if "⟨" in token or token.isupper() else 15)
+        axes.text(x + 0.04, y, token, va="center", fontsize=8, color=ink)
+        axes.text(
+            x + 0.93,
+            y,
+            "<.01" if probability < 0.01 else number_text(probability, 2),
+            va="center",
+            ha="right",
+            fontsize=7,
+            color=ink,
+        )
+    widest = max((int(row["rank"]) for row in items), default=0) + 1
+    axes.set_xlim(0, widest)
+    axes.set_ylim(-0.55, max(len(shown), 1) - 0.45)
+    axes.set_yticks(range(len(shown)), [str(layer) for layer in shown])
+    axes.set_xticks([i + 0.48 for i in range(widest)], [_ordinal(i + 1) for i in range(widest)])
+    axes.set_ylabel("layer")
+    axes.tick_params(length=0)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+    title(figure, question or "Most probable next tokens by layer", note)
+    return figure
+
+
+def _ordinal(n: int) -> str:
+    return {1: "most probable", 2: "2nd", 3: "3rd"}.get(n, f"{n}th")
+
+
+def _choices(items: list[Row]) -> list[tuple[str, bool]]:
+    """Choices in the source's order with whether each is right; cut to a readable number, right ones kept."""
+    first = {str(name): bool(group[0].get("correct", False)) for name, group in groups(items, "choice").items()}
+    all_of = list(first.items())
+    if len(all_of) <= MOST_CHOICES:
+        return all_of
+    wrong = [pair for pair in all_of if not pair[1]]
+    keep = {name for name, _ in wrong[: max(MOST_CHOICES - (len(all_of) - len(wrong)), 1)]}
+    return [pair for pair in all_of if pair[1] or pair[0] in keep]
+
+
+def _choice_name(choice: str, right: bool) -> str:
+    text = wrap(figure_text(choice), 24, 2) or "∅"
+    return f"✓ {text}" if right else text
+
+
+def lens_of(layers: DataFrame) -> str:
+    """The lenses named in a table, for captions."""
+    return ", ".join(str(name) for name in distinct(rows(layers), "lens"))

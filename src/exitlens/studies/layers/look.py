@@ -1,0 +1,159 @@
+"""One question, layer by layer: the function behind ``exitlens look``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+import pandas as pd
+
+from exitlens.data.prompts import QA_PROMPT, qa_prompt
+from exitlens.errors import InputError, LayerError
+from exitlens.lenses.lens import Lens, lens_name
+from exitlens.lenses.read_texts import read_ids
+from exitlens.models.forward import common_prefix
+from exitlens.models.protocol import LayeredModel
+from exitlens.storage.atomic import write_parquet
+from exitlens.studies.layers.choices import Rule
+from exitlens.studies.layers.stage import LayersStage, LookRecord, check_layers
+
+__all__ = ["Look", "check_rule", "look", "map_of", "parse_layers", "question_record", "write_looks"]
+
+_RULES = ("auto", "first-token", "sequence")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the layers said: ``layers`` (a row a layer and choice), ``top`` (a row a layer and rank), and where it was
+    asked for ``map`` (:func:`map_of`).
+    """
+
+    record: LookRecord
+    lens: str
+    rule: str
+    layers: pd.DataFrame
+    top: pd.DataFrame
+    map: pd.DataFrame | None = None
+
+
+def look(
+    lm: LayeredModel,
+    record: LookRecord | str,
+    choices: Sequence[str] = (),
+    *,
+    lens: Lens = "logit",
+    layers: Sequence[int] | Literal["all"] = "all",
+    rule: Rule = "auto",
+    top_k: int = 5,
+) -> Look:
+    """Probability of each choice at each layer, and the likeliest next tokens.
+
+    ``record``: a question (put under the six worked examples) or a record of one's own. Probabilities are those of the
+    whole vocabulary (``probability``) and among the choices (``share``). Raises InputError for choices that collide,
+    LayerError, ContextError.
+    """
+    if isinstance(record, str):
+        record = question_record(record, choices, None)
+    numbers: tuple[int, ...] | Literal["all"] = "all" if layers == "all" else tuple(layers)
+    tables = LayersStage((lens,), numbers, rule, top_k).run(lm, [record])
+    found = tables["layers"]
+    used = str(found["rule"].iloc[0]) if len(found) else "next token"
+    return Look(record, lens_name(lens), used, found, tables["layers_top"])
+
+
+def question_record(
+    question: str, choices: Sequence[str], correct: str | None = None, *, plain: bool = False
+) -> LookRecord:
+    """A record for one question. Raises InputError for an empty question and for a ``correct`` that is no choice."""
+    if not question.strip():
+        raise InputError("the question is empty: give a text")
+    if correct is not None and correct.strip() not in choices:
+        raise InputError(f"the right answer '{correct}' is not among the choices: {', '.join(choices) or 'none given'}")
+    prompt = question if plain else "".join(qa_prompt(question, QA_PROMPT))
+    right = tuple(correct is not None and choice == correct.strip() for choice in choices)
+    return LookRecord("question", question, prompt, tuple(choices), right)
+
+
+def parse_layers(text: str, n_layers: int) -> tuple[int, ...] | Literal["all"]:
+    """ "all", or numbers and ranges such as ``0,8,16-20``. Raises InputError, and LayerError for one out of range."""
+    if text.strip() == "all":
+        return "all"
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise InputError(
+                f"'{part.strip()}' in --layers '{text}' is not a layer: write numbers and ranges, 0,8,16-20"
+            )
+        found += range(int(first), int(last) + 1) if dash else [int(first)]
+    for layer in found:
+        if layer > n_layers:
+            raise LayerError(f"layer {layer} is out of range: the model has layers 0 (embeddings) to {n_layers}")
+    if not found:
+        raise InputError(f"no layers in --layers '{text}': write numbers and ranges, 0,8,16-20")
+    return tuple(sorted(set(found)))
+
+
+def check_rule(text: str) -> Rule:
+    """One of the rules; raises InputError."""
+    if text not in _RULES:
+        raise InputError(f"no rule '{text}': use {', '.join(_RULES)}")
+    return cast(Rule, text)
+
+
+def map_of(
+    lm: LayeredModel, record: LookRecord, *, lens: Lens = "logit", layers: Sequence[int] | Literal["all"] = "all"
+) -> pd.DataFrame:
+    """Token × layer: what each layer expects after each token of the text, with how sure it is of it.
+
+    Columns: question_id, lens, layer, position, context (the token read there), token_id, token, probability. Worked
+    examples before the question are read but not listed. Raises ContextError, LayerError.
+    """
+    ids = list(lm.encode(record.prompt))
+    if not ids:
+        raise InputError(f"prompt '{record.id}' is empty: give a text")
+    numbers = check_layers(lm, layers)
+    before = record.prompt.rfind(record.question) if record.question else 0
+    first = common_prefix([lm.encode(record.prompt[:before]), ids]) if before > 0 else 0
+    trace = read_ids(lm, [ids], layers=numbers, lens=lens, stats=("top_k",), top_k=1)
+    top, sure = trace["top_ids"][0, :, :, 0], np.exp(trace["top_logprobs"][0, :, :, 0].astype(np.float64))
+    rows = [
+        {
+            "question_id": record.id,
+            "lens": trace.lens,
+            "layer": layer,
+            "position": place,
+            "context": trace.tokens[0][place],
+            "token_id": int(top[k, place]),
+            "token": lm.decode([int(top[k, place])]) or f"<{int(top[k, place])}>",
+            "probability": float(sure[k, place]),
+        }
+        for k, layer in enumerate(numbers)
+        for place in range(first, len(ids))
+    ]
+    return pd.DataFrame(rows)
+
+
+def write_looks(found: Sequence[Look], folder: Path) -> list[Path]:
+    """Tables and the original's six-panel figure of each question, in ``folder``; returns what was written."""
+    from exitlens.report.figure_style import save
+    from exitlens.studies.layers.figures import choice_bars, top_grid
+
+    written: list[Path] = []
+    for number, each in enumerate(found, start=1):
+        stem = f"look-{number:03d}"
+        for name, frame in (("layers", each.layers), ("top", each.top), ("map", each.map)):
+            if frame is not None and len(frame):
+                path = folder / f"{stem}-{name}.parquet"
+                write_parquet(path, frame)
+                written.append(path)
+        note = f"{each.lens} lens, {each.rule}"
+        figures = {"top": top_grid(each.top, question=each.record.question, note=note)}
+        if each.record.choices:
+            figures["bars"] = choice_bars(each.layers, note=note)
+        for name, figure in figures.items():
+            written += save(figure, folder, f"{stem}-{name}").values()
+    return written

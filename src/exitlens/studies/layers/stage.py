@@ -1,0 +1,269 @@
+"""The layer study: what every layer would have answered, as the probability of each choice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from exitlens.errors import InputError, LayerError
+from exitlens.lenses.lens import Lens, lens_name
+from exitlens.lenses.lens_names import lens_identity
+from exitlens.lenses.readout import readout
+from exitlens.models.forward import Batch, passes
+from exitlens.models.protocol import LayeredModel
+from exitlens.studies.layers.choices import ChoicePlan, Rule, plan_choices
+
+__all__ = ["LayersStage", "LookRecord", "check_layers", "pick_interesting"]
+
+
+@dataclass(frozen=True, slots=True)
+class LookRecord:
+    """A prompt with choices; ``correct[i]`` says whether choice i is right (all False: not known)."""
+
+    id: str
+    question: str
+    prompt: str
+    choices: tuple[str, ...] = ()
+    correct: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayersStage:
+    """Probability of each choice and the likeliest tokens, at each layer, through each lens.
+
+    Tables: ``layers`` (one row a question, lens, layer, choice) and ``layers_top`` (one row a rank; the token after the
+    prompt and after what all choices begin with). A record without choices gives rows in ``layers_top`` only.
+    """
+
+    name: ClassVar[str] = "layers"
+    version: ClassVar[int] = 1
+
+    lenses: tuple[Lens, ...] = ("logit",)
+    layers: tuple[int, ...] | Literal["all"] = "all"
+    rule: Rule = "auto"
+    top_k: int = 5
+
+    def settings(self) -> dict[str, Any]:
+        """See :class:`exitlens.runs.engine.Stage`."""
+        return {
+            "lenses": tuple(lens_identity(lens) for lens in self.lenses),
+            "layers": self.layers,
+            "rule": self.rule,
+            "top_k": self.top_k,
+        }
+
+    def identify(self, record: LookRecord) -> Any:
+        """See :class:`exitlens.runs.engine.Stage`."""
+        return [record.id, record.question, record.prompt, record.choices, record.correct]
+
+    def run(self, lm: LayeredModel, batch: Sequence[LookRecord]) -> dict[str, pd.DataFrame]:
+        """See :class:`exitlens.runs.engine.Stage`. Raises InputError for choices that collide, ContextError."""
+        layers = check_layers(lm, self.layers)
+        plans = [_plan(lm, record, self.rule) for record in batch]
+        reads = [read for place, plan in enumerate(plans) for read in _reads(place, plan)]
+        needed = min(read.first for read in reads)
+        found = [_Found(len(self.lenses), len(layers), plan) for plan in plans]
+        for part in passes(lm, [read.text for read in reads], layers=layers, positions="all", needed=needed):
+            self._read(lm, part, reads, found)
+        return {
+            "layers": _frame([row for r, f in zip(batch, found, strict=True) for row in self._rows(r, f, layers)]),
+            "layers_top": _frame(
+                [row for r, f in zip(batch, found, strict=True) for row in self._tops(lm, r, f, layers)]
+            ),
+        }
+
+    def _read(self, lm: LayeredModel, part: Batch, reads: Sequence[_Read], found: Sequence[_Found]) -> None:
+        """One readout per lens for all positions of a batch that predict a choice's token."""
+        mine = [reads[i] for i in part.index]
+        hidden = {
+            j: torch.cat([h[row, read.first - part.start :] for row, read in enumerate(mine)])
+            for j, h in part.hidden.items()
+        }
+        widest = max(len(targets) for read in mine for targets in read.targets)
+        padded = [[*targets, *([-1] * (widest - len(targets)))] for read in mine for targets in read.targets]
+        targets = torch.tensor(padded, device=lm.device)
+        for lens_index, lens in enumerate(self.lenses):
+            out = readout(lm, hidden, lens=lens, stats=("logprob", "top_k"), targets=targets, top_k=self.top_k)
+            log_p = out["logprob"].double().cpu().numpy()
+            ids, probabilities = out["top_ids"].cpu().numpy(), out["top_logprobs"].double().exp().cpu().numpy()
+            end = 0
+            for read in mine:
+                begin, end = end, end + len(read.targets)
+                here = found[read.owner]
+                if read.choice is None:
+                    count = here.scores.shape[2]
+                    here.scores[lens_index] = log_p[:, begin, :count]
+                else:
+                    here.scores[lens_index, :, read.choice] = log_p[:, begin:end, 0].sum(axis=1)
+                here.tops.setdefault(lens_index, (ids[:, begin], probabilities[:, begin]))
+
+    def _rows(self, record: LookRecord, found: _Found, layers: Sequence[int]) -> Iterator[dict[str, Any]]:
+        correct = record.correct or (False,) * len(record.choices)
+        for lens_index, lens in enumerate(self.lenses):
+            share = _softmax(found.scores[lens_index])
+            for row, layer in enumerate(layers):
+                for column, choice in enumerate(record.choices):
+                    yield {
+                        "question_id": record.id,
+                        "question": record.question,
+                        "lens": lens_name(lens),
+                        "layer": layer,
+                        "choice": choice,
+                        "correct": bool(correct[column]),
+                        "rule": found.plan.rule,
+                        "probability": float(np.exp(found.scores[lens_index, row, column])),
+                        "share": float(share[row, column]),
+                    }
+
+    def _tops(
+        self, lm: LayeredModel, record: LookRecord, found: _Found, layers: Sequence[int]
+    ) -> Iterator[dict[str, Any]]:
+        for lens_index, lens in enumerate(self.lenses):
+            ids, probabilities = found.tops[lens_index]
+            for row, layer in enumerate(layers):
+                for rank in range(ids.shape[1]):
+                    token = int(ids[row, rank])
+                    yield {
+                        "question_id": record.id,
+                        "lens": lens_name(lens),
+                        "layer": layer,
+                        "rank": rank,
+                        "token_id": token,
+                        "token": lm.decode([token]) or f"<{token}>",
+                        "probability": float(probabilities[row, rank]),
+                    }
+
+
+def check_layers(lm: LayeredModel, layers: Sequence[int] | Literal["all"]) -> list[int]:
+    """Sorted layer numbers; "all" is 0..N. Raises LayerError for one out of range."""
+    if layers == "all":
+        return list(range(lm.n_layers + 1))
+    for layer in layers:
+        if not 0 <= layer <= lm.n_layers:
+            raise LayerError(f"layer {layer} is out of range: {lm.name} has layers 0 to {lm.n_layers}")
+    return sorted(set(layers))
+
+
+def pick_interesting(layers: pd.DataFrame, *, lens: str | None = None, most: int = 3) -> pd.DataFrame:
+    """The most interesting right and wrong answers, ``most`` of each: table ``layers_picks``.
+
+    Interest is how far the right choices' share moves between some earlier layer and the last one, in the direction of
+    the verdict: for a right answer ``share_N - min_j share_j``, for a wrong one ``max_j share_j - share_N`` (a layer
+    leaned to the truth and the model ended elsewhere). Questions whose right choice is not known are left out.
+    """
+    picks: list[dict[str, Any]] = []
+    lens = lens if lens is not None else (str(layers["lens"].iloc[0]) if len(layers) else "")
+    for question_id, rows in layers[layers["lens"] == lens].groupby("question_id", sort=False):
+        if not bool(rows["correct"].any()):
+            continue
+        last = rows[rows["layer"] == rows["layer"].max()]
+        best = last.loc[last["share"].idxmax()]
+        right = rows[rows["correct"]].groupby("layer")["share"].sum().sort_index()
+        final = float(right.iloc[-1])
+        verdict = "right" if bool(best["correct"]) else "wrong"
+        picks.append(
+            {
+                "question_id": question_id,
+                "question": best["question"],
+                "verdict": verdict,
+                "answer": best["choice"],
+                "correct_choice": last[last["correct"]].iloc[0]["choice"],
+                "interest": final - float(right.min()) if verdict == "right" else float(right.max()) - final,
+                "lens": lens,
+            }
+        )
+    table = pd.DataFrame(
+        picks, columns=["question_id", "question", "verdict", "answer", "correct_choice", "interest", "lens"]
+    )
+    table = table.sort_values(["verdict", "interest", "question_id"], ascending=[True, False, True], kind="stable")
+    return table.groupby("verdict", sort=False).head(most).reset_index(drop=True)
+
+
+def accuracy_by_layer(layers: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """Share of questions whose most probable choice is right, at each layer, with an interval by question.
+
+    Columns: lens, layer, n, accuracy, low, high, right_share (mean share of the right choices).
+    """
+    from exitlens.stats import bootstrap
+
+    known = layers[layers.groupby(["question_id", "lens"])["correct"].transform("any")]
+    rows: list[dict[str, Any]] = []
+    for (lens, layer), here in known.groupby(["lens", "layer"], sort=True):
+        best = here.loc[here.groupby("question_id")["share"].idxmax()]
+        hit = best["correct"].to_numpy(dtype=float)
+        interval = bootstrap(hit, seed=seed)
+        share = here[here["correct"]].groupby("question_id")["share"].sum()
+        rows.append(
+            {
+                "lens": lens,
+                "layer": int(str(layer)),
+                "n": len(hit),
+                "accuracy": interval.value,
+                "low": interval.low,
+                "high": interval.high,
+                "right_share": float(share.mean()),
+            }
+        )
+    return pd.DataFrame(rows, columns=["lens", "layer", "n", "accuracy", "low", "high", "right_share"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A text to run: positions from ``first`` on each predict one of ``targets`` (or, alone, all first tokens)."""
+
+    owner: int
+    choice: int | None
+    text: tuple[int, ...]
+    first: int
+    targets: tuple[tuple[int, ...], ...]
+
+
+@dataclass(slots=True)
+class _Found:
+    lenses: int
+    layers: int
+    plan: ChoicePlan
+    scores: NDArray[np.float64] = field(init=False)
+    tops: dict[int, tuple[NDArray[Any], NDArray[Any]]] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.scores = np.zeros((self.lenses, self.layers, len(self.plan.targets)))
+
+
+def _plan(lm: LayeredModel, record: LookRecord, rule: Rule) -> ChoicePlan:
+    if record.choices:
+        return plan_choices(lm, record.prompt, record.choices, rule)
+    context = tuple(lm.encode(record.prompt))
+    if not context:
+        raise InputError(f"prompt '{record.id}' is empty: give a text")
+    return ChoicePlan("first-token", context, ())
+
+
+def _reads(owner: int, plan: ChoicePlan) -> list[_Read]:
+    first = len(plan.context) - 1
+    if plan.rule == "first-token":
+        together = tuple(target[0] for target in plan.targets)
+        return [_Read(owner, None, plan.context, first, (together or (0,),))]
+    return [
+        _Read(owner, i, (*plan.context, *target[:-1]), first, tuple((token,) for token in target))
+        for i, target in enumerate(plan.targets)
+    ]
+
+
+def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Over the last axis, with the largest taken out first so that nothing overflows."""
+    if scores.shape[-1] == 0:
+        return scores
+    shifted = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    total: NDArray[np.float64] = shifted / shifted.sum(axis=-1, keepdims=True)
+    return total
+
+
+def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    return pd.DataFrame(rows)

@@ -1,0 +1,1 @@
+"""Whether hidden states tell true from false."""

@@ -1,0 +1,262 @@
+"""Hidden states of statements, extracted once and kept: every layer, the shared prompt run once.
+
+Positions: the last token, the mean over the statement's tokens, the exact-answer token (the last one of the statement
+before its full stop), or every token of the statement. What the model itself says at the end (the probabilities of the
+label words, and its most probable token) is read in the same pass, so the baselines cost nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from exitlens.data.prompts import LABEL_WORDS, truth_prompt
+from exitlens.data.records import Statement
+from exitlens.errors import InputError
+from exitlens.models.forward import check_context, passes
+from exitlens.models.protocol import LayeredModel
+from exitlens.runs.engine import Clock, Report
+from exitlens.runs.hidden_states import SHARD_ROWS, Origin, StateStore, text_hash
+from exitlens.studies.layers.stage import check_layers
+
+__all__ = ["POSITIONS", "Position", "Setting", "check_position", "extract", "label_tokens", "origin_of", "read_states"]
+
+Setting = Literal["prompted", "bare"]
+Position = Literal["last", "mean", "answer", "every"]
+POSITIONS: tuple[str, ...] = get_args(Position)
+_CLOSING = " \t\n.!?…\"'”’)»。！？"
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A text to run, and the tokens ``first`` to ``end`` (exclusive) whose mean is kept."""
+
+    statement: Statement
+    text: str
+    ids: list[int]
+    first: int
+    end: int
+
+
+def check_position(position: str) -> Position:
+    """``position`` itself, or InputError naming the known ones."""
+    if position not in POSITIONS:
+        raise InputError(f"unknown position '{position}': use {', '.join(POSITIONS)}")
+    return position  # type: ignore[return-value]  # one of them, as just checked
+
+
+def origin_of(
+    lm: LayeredModel,
+    setting: Setting,
+    layers: Sequence[int] | Literal["all"] = "all",
+    position: Position = "last",
+) -> Origin:
+    """What a store of these states says about itself."""
+    prefix, suffix = truth_prompt("{}", setting == "prompted")
+    return Origin(
+        model=lm.name,
+        fingerprint=lm.fingerprint,
+        dtype=str(lm.dtype).removeprefix("torch."),
+        d_model=lm.d_model,
+        layers=tuple(check_layers(lm, layers)),
+        position=position,
+        setting=setting,
+        prompt=prefix + suffix,
+    )
+
+
+def extract(
+    lm: LayeredModel,
+    statements: Sequence[Statement],
+    path: str | Path,
+    *,
+    setting: Setting = "prompted",
+    layers: Sequence[int] | Literal["all"] = "all",
+    position: Position = "last",
+    shard_rows: int = SHARD_ROWS,
+    report: Report | None = None,
+) -> StateStore:
+    """Fill the store at ``path`` with the states of ``statements``; what it already holds is not computed again.
+
+    The store's index gains ``p_true``, ``p_false`` (probability of the label words, summed over their spellings) and
+    ``top_id`` (the most probable token). With position "every" an example is one token, its id ``ID@TOKEN``. Memory
+    does not grow with the number of statements beyond their token ids.
+    Raises ContextError for a statement that does not fit, ProbeError when the store is of another model or prompt.
+    """
+    if not statements:
+        raise InputError("no statements to extract hidden states of: give a data set of statements with --data")
+    check_position(position)
+    store = StateStore.open(path, origin_of(lm, setting, layers, position))
+    items = [item for statement in statements for item in _items(lm, statement, setting, position)]
+    check_context(lm, [item.ids for item in items])
+    # By length: texts that run together are alike. By id after that: the plan never depends on the source's order.
+    items.sort(key=lambda item: (len(item.ids), item.statement.id))
+    store.plan(_plan_rows(items), shard_rows)
+    by_key = {(item.statement.id, text_hash(item.text)): item for item in items}
+    words = {label: torch.tensor(ids, device=lm.device) for label, ids in label_tokens(lm).items()}
+    todo = store.unfinished()
+    clock = Clock(f"states-{setting}", len(items), report)
+    clock.skipped(len(items) - sum(len(store.planned(shard)) for shard in todo))
+    for shard in todo:
+        rows = store.planned(shard)
+        keys = list(zip(rows["id"], rows["hash"], strict=True))
+        if any(key not in by_key for key in keys):
+            continue  # of an earlier, larger request; this one does not need it
+        _fill(lm, store, shard, [by_key[key] for key in keys], words)
+        clock.worked(len(keys))
+    store.finish()
+    return store
+
+
+def label_tokens(lm: LayeredModel) -> dict[int, list[int]]:
+    """Token ids that write each label's word after "A:": every spelling that is one token, the usual one in any case.
+
+    Where no spelling is one token, the first token of the usual one stands for the word. Raises InputError when both
+    labels would then be the same token.
+    """
+    stem = lm.encode("A:")
+    found: dict[int, list[int]] = {}
+    for label, spellings in LABEL_WORDS.items():
+        tails = []
+        for word in spellings:
+            ids = lm.encode("A:" + word)
+            if ids[: len(stem)] == stem and len(ids) > len(stem):
+                tails.append(ids[len(stem) :])
+        if not tails:
+            raise InputError(
+                f"the tokenizer of {lm.name} does not write '{spellings[0]}' after 'A:' as tokens of its own"
+            )
+        found[label] = sorted({tail[0] for tail in tails if len(tail) == 1} or {tails[0][0]})
+    if set(found[0]) & set(found[1]):
+        raise InputError(f"the tokenizer of {lm.name} begins 'true' and 'false' with the same token: no label words")
+    return found
+
+
+def read_states(
+    lm: LayeredModel,
+    texts: Sequence[str],
+    layers: Sequence[int],
+    *,
+    setting: Setting = "prompted",
+    position: Position = "last",
+    batch: int = SHARD_ROWS,
+) -> Tensor:
+    """Hidden states ``[layers, texts, d_model]`` float32 of statements, in memory; nothing is stored.
+
+    Raises InputError for position "every" (a text then has many states) and ContextError.
+    """
+    if position == "every":
+        raise InputError("position 'every' gives a state for each token: read statements at last, mean or answer")
+    items = [_items(lm, Statement(str(i), text, 0, ""), setting, position)[0] for i, text in enumerate(texts)]
+    check_context(lm, [item.ids for item in items])
+    out = torch.empty(len(layers), len(items), lm.d_model)
+    order = sorted(range(len(items)), key=lambda i: len(items[i].ids))
+    for begin in range(0, len(order), batch):
+        here = order[begin : begin + batch]
+        out[:, here] = _read(lm, [items[i] for i in here], tuple(layers), None)[0].float()
+    return out
+
+
+def _fill(
+    lm: LayeredModel, store: StateStore, shard: int, items: Sequence[_Item], words: dict[int, torch.Tensor]
+) -> None:
+    wanted = store.missing(shard)
+    states, said, top = _read(lm, items, wanted, words)
+    rows: dict[str, Any] = {
+        "position": [item.end - 1 for item in items],
+        "token": [lm.decode(item.ids[item.end - 1 : item.end]) for item in items],
+        "p_true": said[:, 0],
+        "p_false": said[:, 1],
+        "top_id": top,
+    }
+    store.write(shard, {layer: states[k] for k, layer in enumerate(wanted)}, pd.DataFrame(rows))
+
+
+def _read(
+    lm: LayeredModel, items: Sequence[_Item], layers: Sequence[int], words: dict[int, torch.Tensor] | None
+) -> tuple[Tensor, NDArray[np.float64], NDArray[np.int64]]:
+    """States ``[layers, items, d_model]``, P of each label's words ``[items, 2]`` and the top token ``[items]``."""
+    # Tokens of one text are read from one pass over it.
+    places: dict[tuple[int, ...], list[int]] = {}
+    for i, item in enumerate(items):
+        places.setdefault(tuple(item.ids), []).append(i)
+    texts, members = list(places), list(places.values())
+    at_end = all(item.end - item.first == 1 and item.end == len(item.ids) for item in items)
+    read = tuple(layers) if words is None or lm.n_layers in layers else (*layers, lm.n_layers)
+    states = torch.empty(len(layers), len(items), lm.d_model, dtype=lm.dtype)
+    said = np.zeros((len(items), 2))
+    top = np.zeros(len(items), dtype=np.int64)
+    needed = None if at_end else min(item.first for item in items)
+    for part in passes(lm, texts, layers=read, positions="last" if at_end else "all", needed=needed):
+        stacked = torch.stack([part.hidden[layer] for layer in layers])
+        pairs = [(row, i) for row, text in enumerate(part.index) for i in members[text]]
+        if at_end:
+            read_here = stacked[:, [row for row, _ in pairs], -1]
+        else:
+            spans = [stacked[:, row, items[i].first - part.start : items[i].end - part.start] for row, i in pairs]
+            means = [span[:, 0] if span.shape[1] == 1 else span.float().mean(1).to(lm.dtype) for span in spans]
+            read_here = torch.stack(means, 1)
+        states[:, [i for _, i in pairs]] = read_here.cpu()
+        if words is None:
+            continue
+        z = lm.logits(part.hidden[lm.n_layers][:, -1], lm.n_layers).float()
+        p = z.softmax(-1)
+        both = torch.stack([p[:, words[label]].sum(-1) for label in (1, 0)], 1).double().cpu().numpy()
+        best = z.argmax(-1).cpu().numpy()
+        for row, text in enumerate(part.index):
+            said[members[text]], top[members[text]] = both[row], best[row]
+    return states, said, top
+
+
+def _items(lm: LayeredModel, statement: Statement, setting: Setting, position: Position) -> list[_Item]:
+    """One item, or with position "every" one a token of the statement."""
+    prefix, suffix = truth_prompt(statement.statement, setting == "prompted")
+    ids = lm.encode(prefix + suffix)
+    if not ids:
+        raise InputError(f"statement '{statement.id}' has no tokens: leave it out")
+    whole = _Item(statement, prefix + suffix, ids, len(ids) - 1, len(ids))
+    if position == "last":
+        return [whole]
+    before, after = truth_prompt("\0", setting == "prompted")[1].split("\0")
+    opening = prefix + before.rstrip(" ")
+    first = min(_common(lm.encode(opening), ids), len(ids) - 1)
+    body = lm.encode(prefix + before + statement.statement)
+    # A token that holds the statement's last characters and a line break belongs to the statement too.
+    end = len(ids) if not after else min(_common(body, ids) + (body != ids[: len(body)]), len(ids) - 1)
+    end = max(end, first + 1)
+    if position == "mean":
+        return [replace(whole, first=first, end=end)]
+    if position == "answer":
+        bare = lm.encode(prefix + before + statement.statement.rstrip(_CLOSING))
+        place = min(max(_common(bare, ids) - 1, first), end - 1)
+        return [replace(whole, first=place, end=place + 1)]
+    return [
+        replace(whole, statement=replace(statement, id=f"{statement.id}@{place}"), first=place, end=place + 1)
+        for place in range(first, end)
+    ]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Number of tokens that both begin with."""
+    return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _plan_rows(items: Sequence[_Item]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "id": [item.statement.id for item in items],
+            "label": [item.statement.label for item in items],
+            "topic": [item.statement.topic for item in items],
+            "group": [item.statement.pair or item.statement.entity or item.statement.id for item in items],
+            "hash": [text_hash(item.text) for item in items],
+            "n_tokens": [len(item.ids) for item in items],
+        }
+    )

@@ -1,0 +1,109 @@
+"""A probe at work: P(true) of the statements or answers of a file, and of a text while it is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from exitlens.data import read
+from exitlens.data.answers_as_statements import as_statements
+from exitlens.data.records import Dataset
+from exitlens.data.sources import read_source
+from exitlens.errors import DataError, ProbeError
+from exitlens.models.protocol import LayeredModel
+from exitlens.probes.files import SavedProbe
+from exitlens.studies.probes.extraction import read_states
+
+__all__ = ["Judged", "judge_texts", "read_texts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A text and, where it is known, whether it is true (1) or false (0); ``p_true`` once a probe has read it."""
+
+    id: str
+    text: str
+    label: int | None = None
+    p_true: float | None = None
+
+
+def read_texts(path: str | Path) -> list[Judged]:
+    """What ``exitlens judge`` is given: any data set that ``--data`` takes, answers of a system, or plain lines.
+
+    Answers are JSON lines or a JSON list of ``{"question": ..., "answer": ...}`` (``model_completion``, ``completion``
+    and the ``prompt`` and ``text`` of ``exitlens generate --json`` will do); a statement may lack its label. In a
+    ``.txt`` file each line that is not blank is a statement. Raises DataError.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        return _of_data(read(str(path)))
+    source = read_source(file)
+    if file.suffix.casefold() == ".txt":
+        lines = [line.strip() for line in source.text.split("\n") if line.strip()]
+        if not lines:
+            raise DataError(f"'{file}' has no statements: write one a line")
+        return [Judged(str(n), line) for n, line in enumerate(lines, 1)]
+    found = _json_rows(source.text)
+    if found is None:
+        return _of_data(read(file))
+    return [_row(file, n, row) for n, row in enumerate(found, 1)]
+
+
+def _json_rows(text: str) -> list[object] | None:
+    """Rows of a JSON list or of JSON lines that are answers or statements without labels; None for anything else."""
+    body = text.strip()
+    try:
+        whole = json.loads(body)
+        rows = whole if isinstance(whole, list) else [whole]
+    except ValueError:
+        try:
+            rows = [json.loads(line) for line in body.split("\n") if line.strip()]
+        except ValueError:
+            return None
+    first = rows[0] if rows else None
+    if not isinstance(first, dict) or {"label", "best", "correct", "examples"} & set(first):
+        return None
+    if isinstance(first.get("question"), list):
+        name = next((k for k in ("model_completion", "answer", "completion") if isinstance(first.get(k), list)), None)
+        if name is None or len(first[name]) != len(first["question"]):
+            return None
+        return [{"question": q, "answer": a} for q, a in zip(first["question"], first[name], strict=True)]
+    return rows
+
+
+def _row(file: Path, number: int, row: object) -> Judged:
+    if isinstance(row, dict):
+        name = str(row.get("id", number))
+        label = row.get("label")
+        if label is not None and label not in (0, 1):
+            raise DataError(f"'{file}' row {number}: label {label!r} is neither 0 nor 1")
+        if isinstance(row.get("statement"), str) and row["statement"].strip():
+            return Judged(name, row["statement"].strip(), None if label is None else int(label))
+        asked = next((row[k] for k in ("question", "prompt") if isinstance(row.get(k), str)), None)
+        keys = ("answer", "model_completion", "completion", "text")
+        answer = next((row[k] for k in keys if isinstance(row.get(k), str)), None)
+        if asked is not None and answer is not None:
+            return Judged(name, f"{asked.strip()} {answer.strip()}", None if label is None else int(label))
+    raise DataError(f"'{file}' row {number} has neither 'statement' nor 'question' and 'answer': {str(row)[:60]!r}")
+
+
+def _of_data(data: Dataset) -> list[Judged]:
+    statements = data.statements if data.kind == "statements" else as_statements(data.questions)
+    return [Judged(s.id, s.statement, s.label) for s in statements]
+
+
+def judge_texts(
+    lm: LayeredModel, saved: SavedProbe, texts: Sequence[Judged], *, position: str | None = None
+) -> list[Judged]:
+    """``texts`` with P(true), read as the probe's own statements were.
+
+    Raises ProbeError when the model or ``position`` is not the one that the probe was fitted on.
+    """
+    saved.check(lm, position)
+    if saved.position == "every":
+        raise ProbeError(f"'{saved.path}' was fitted on every token: it watches a generation, it does not judge a text")
+    states = read_states(lm, [t.text for t in texts], saved.layers, setting=saved.setting, position=saved.position)
+    found = saved.p_true(states).double().tolist()
+    return [Judged(t.id, t.text, t.label, p) for t, p in zip(texts, found, strict=True)]

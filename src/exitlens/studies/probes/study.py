@@ -1,0 +1,147 @@
+"""The probe study of a run: the original protocol on hidden states that are extracted once and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from exitlens.data import groups
+from exitlens.data.records import Statement
+from exitlens.errors import ProbeError
+from exitlens.models.protocol import LayeredModel
+from exitlens.runs.engine import Report
+from exitlens.runs.hidden_states import StateStore
+from exitlens.studies.context import Context
+from exitlens.studies.layers.stage import check_layers
+from exitlens.studies.probes.extraction import Setting, extract, label_tokens
+from exitlens.studies.probes.model_answers import pick_taps, said
+from exitlens.studies.probes.truth import run_kinds
+
+if TYPE_CHECKING:
+    from exitlens.probes.original_study import OriginalStudy
+
+__all__ = ["check", "original_table", "pick_test_topic", "probe_study", "run"]
+
+ORIGINAL_TEST = "cities"
+
+
+def probe_study(
+    lm: LayeredModel,
+    statements: Sequence[Statement],
+    folder: str | Path,
+    *,
+    settings: Sequence[Setting] = ("prompted", "bare"),
+    taps: Sequence[int] | None = None,
+    test_topic: str | None = None,
+    epochs: int = 5,
+    seed: int = 0,
+    report: Report | None = None,
+) -> OriginalStudy:
+    """Extract the states of ``statements`` into ``folder`` (kept, and extended when called again), then the original
+    study: tables ``probes`` and ``probe_curves``.
+
+    Raises ProbeError (one class, one topic, states of another model), LayerError, ContextError.
+    """
+    stores = {
+        setting: extract(lm, statements, Path(folder) / setting, setting=setting, report=report) for setting in settings
+    }
+    return original_table(lm, statements, stores, taps=taps, test_topic=test_topic, epochs=epochs, seed=seed)
+
+
+def original_table(
+    lm: LayeredModel,
+    statements: Sequence[Statement],
+    stores: Mapping[Setting, StateStore],
+    *,
+    taps: Sequence[int] | None = None,
+    test_topic: str | None = None,
+    epochs: int = 5,
+    seed: int = 0,
+) -> OriginalStudy:
+    """The original study on stored states; what the model itself said was stored beside them."""
+    from exitlens.probes.original_study import original_study
+
+    layers = pick_taps(lm, taps)
+    ids = [statement.id for statement in statements]
+    labels = np.array([statement.label for statement in statements])
+    next_token, probability = {}, {}
+    if "prompted" in stores:
+        next_token["prompted"], probability["prompted"] = said(lm, stores["prompted"], ids, labels)
+    return original_study(
+        {setting: store.states(layers, ids) for setting, store in stores.items()},
+        labels,
+        [statement.topic for statement in statements],
+        next_token,
+        probability,
+        layers=layers,
+        taps=layers,
+        test_topic=pick_test_topic(statements, test_topic),
+        groups=groups(statements),
+        seed=seed,
+        epochs=epochs,
+    )
+
+
+def pick_test_topic(statements: Sequence[Statement], wanted: str | None = None) -> str:
+    """The topic held out: the one asked for, the original's (cities), or the last. Raises ProbeError."""
+    topics = list(dict.fromkeys(statement.topic for statement in statements))
+    if wanted is not None and wanted not in topics:
+        raise ProbeError(f"no topic '{wanted}' among the statements: they have {', '.join(topics)}")
+    if len(topics) < 2:
+        raise ProbeError(f"all statements are of one topic ('{topics[0]}'): give two or more, one is held out")
+    return wanted or (ORIGINAL_TEST if ORIGINAL_TEST in topics else topics[-1])
+
+
+def check(ctx: Context) -> None:
+    """Raise what would stop this study before it begins."""
+    pick_taps(ctx.engine.lm, ctx.config.taps)
+    if ctx.config.original:
+        pick_test_topic(ctx.inputs.statements, ctx.config.test_topic)
+    label_tokens(ctx.engine.lm)
+    if ctx.config.kinds:
+        from exitlens.probes.kinds import kind_named
+
+        for kind in ctx.config.kinds:
+            kind_named(kind)
+        check_layers(ctx.engine.lm, ctx.config.probe_layers)
+
+
+def run(ctx: Context) -> None:
+    """Tables ``probes`` and ``probe_curves``; hidden states in ``states/``."""
+    config, lm, directory = ctx.config, ctx.engine.lm, ctx.engine.directory
+    statements = ctx.inputs.statements
+    if directory is None:
+        raise ProbeError("the probe study of a run keeps its states in the run directory: give one")
+    if config.kinds:
+        run_kinds(ctx)
+    if not config.original:
+        return
+    settings: list[Setting] = ["prompted", "bare"] if config.bare else ["prompted"]
+    stores: dict[Setting, StateStore] = {}
+    for setting in settings:
+        label = f"states-{setting}"
+        directory.stage_state(label, "running")
+        stores[setting] = extract(
+            lm,
+            statements,
+            Path(config.states or directory.path / "states") / setting,
+            setting=setting,
+            report=ctx.engine.report,
+        )
+        directory.stage_state(label, "done", batches=int(stores[setting].index()["shard"].nunique()))
+    ctx.say("training probes")
+    # Training is short: it is kept whole or done again.
+    done = original_table(
+        lm,
+        statements,
+        stores,
+        taps=config.taps,
+        test_topic=config.test_topic,
+        epochs=config.epochs,
+        seed=config.seed,
+    )
+    ctx.write("probes", done.probes)
+    ctx.write("probe_curves", done.curves)

@@ -1,1 +1,0 @@
-"""Figures, the report and terminal tables: everything here draws what tables hold and computes no statistic."""
