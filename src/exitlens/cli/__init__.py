@@ -32,7 +32,7 @@ GROUPS = (
     "generate",
     "score",
     "exits",
-    "judge",
+    "predict",
     "serve",
     "lm_eval",
     "models",

@@ -23,7 +23,7 @@ from exitlens.probes.splits import (
     transfer,
 )
 from exitlens.probes.tables import TABLES
-from exitlens.probes.transfer import TopicTransfer, topic_transfer
+from exitlens.probes.topic_transfer import TopicTransfer, topic_transfer
 from exitlens.probes.verdict import verdict
 
 __all__ = [
