@@ -19,7 +19,7 @@ import typer
 
 import exitlens
 from exitlens import cli
-from exitlens.cli import console as common
+from exitlens.cli import console
 from exitlens.errors import DataError
 
 HOSTILE = "a\x1b[2J\x00b\n[red]c[/red]\u202etxt\ud800"
@@ -31,9 +31,9 @@ class Terminal(io.StringIO):
 
 
 def test_control_characters_are_written_out() -> None:
-    assert common.safe(HOSTILE) == "a\\x1b[2J\\x00b\\n[red]c[/red]\\u202etxt\\ud800"
+    assert console.safe(HOSTILE) == "a\\x1b[2J\\x00b\\n[red]c[/red]\\u202etxt\\ud800"
     kept = "naïve שלום 日本 🧑‍🚀 ½"
-    assert common.safe(kept) == kept
+    assert console.safe(kept) == kept
 
 
 def test_what_we_warn_of_is_one_line_and_other_libraries_keep_theirs() -> None:
@@ -48,8 +48,8 @@ def test_what_we_warn_of_is_one_line_and_other_libraries_keep_theirs() -> None:
 
 def test_table_in_a_pipe_is_whole_and_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     long = "x" * 300
-    common.print_table(
-        ["name", common.Column("p", ".3f"), "n"],
+    console.print_table(
+        ["name", console.Column("p", ".3f"), "n"],
         [[long, 0.12345, 7], [HOSTILE, None, None], ["日本", np.float32(1.5), np.int64(12)]],
         title="title",
         note="[bold]note",
@@ -67,7 +67,7 @@ def test_table_in_a_terminal_fits_and_reads_no_markup(monkeypatch: pytest.Monkey
     monkeypatch.setenv("COLUMNS", "60")
     out = Terminal()
     monkeypatch.setattr(sys, "stdout", out)
-    common.print_table(["layer", common.Column("text", shrink=True)], [[1, HOSTILE], [2, "y" * 200]])
+    console.print_table(["layer", console.Column("text", shrink=True)], [[1, HOSTILE], [2, "y" * 200]])
     text = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())  # colours are ours
     assert "[red]c[/red]" in text
     assert "\x1b" not in text
@@ -83,7 +83,7 @@ def test_json_keeps_full_precision(capsys: pytest.CaptureFixture[str]) -> None:
         where: Path
 
     value = 0.1 + 0.2
-    common.print_json(
+    console.print_json(
         {
             "r": Result(value, Path("a/b")),
             "bad": [math.nan, math.inf],
@@ -108,10 +108,10 @@ def test_json_keeps_full_precision(capsys: pytest.CaptureFixture[str]) -> None:
 def test_progress_shows_rate_in_a_terminal_and_nothing_when_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     err = Terminal()
     monkeypatch.setattr(sys, "stderr", err)
-    with common.progress("working", total=4, quiet=True) as tick:
+    with console.progress("working", total=4, quiet=True) as tick:
         tick(4)
     assert err.getvalue() == ""
-    with common.progress("[b]working", total=4) as tick:
+    with console.progress("[b]working", total=4) as tick:
         tick()
         tick(3)
     assert "[b]working" in err.getvalue()
@@ -121,10 +121,10 @@ def test_progress_shows_rate_in_a_terminal_and_nothing_when_quiet(monkeypatch: p
 def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     err = io.StringIO()
     monkeypatch.setattr(sys, "stderr", err)
-    with common.progress("working", total=4) as tick:
+    with console.progress("working", total=4) as tick:
         tick(1)
         assert err.getvalue() == ""
-        monkeypatch.setattr(common._Lines, "every", 0.0)
+        monkeypatch.setattr(console._Lines, "every", 0.0)
         tick(1)
     assert err.getvalue().startswith("working: 2 of 4, ")
 
@@ -185,12 +185,12 @@ def test_reader_that_goes_away() -> None:
     shown = """
 import sys, typer
 from exitlens import cli
-from exitlens.cli import common
+from exitlens.cli import console
 app = typer.Typer(pretty_exceptions_enable=False)
 @app.command()
 def lines() -> None:
     for _ in range(9999):
-        common.echo("x" * 99)
+        console.echo("x" * 99)
 cli.build = lambda: app
 sys.exit(cli.main([]))
 """
