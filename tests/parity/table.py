@@ -47,8 +47,10 @@ the quantised model's own logits. Run on a CPU, on a tiny Llama (`pytest tests/p
 library is installed): bitsandbytes 0.50 in 8 bits and in 4 (NF4), torchao 0.18 with int8 and with 4-bit integer
 weights, optimum-quanto 0.2.7 in 8 bits, all equal to the model's own logits and left as they were. Not run: GPTQ and
 AWQ (no kernels for a CPU), HQQ (transformers 5.23 does not load it yet), torchao's packed int4 and quanto's 4 bits
-(each asks for a compiled extension). The unembedding must be left unquantised (the default of those libraries), since
-the readout multiplies by its matrix. Weights that are offloaded to disk or to another device's memory are refused:
+(each asks for a compiled extension). An unembedding that is more than its
+matrix (quantised, adapted by LoRA, with hooks or parametrisations) is measured: its output for the unit vectors is the
+matrix that readouts multiply by, and a module that is no matrix product is refused. Weights that are offloaded to disk
+or to another device's memory are refused:
 their matrix is not there to be read.
 
 | model type | class | result | pads | gap | cache | remarks |

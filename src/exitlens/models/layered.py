@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from exitlens.compute.matmul import linear, plain_linear
 from exitlens.errors import InputError, LayerError, UnsupportedModel
 from exitlens.models import checks
+from exitlens.models.head_matrix import HeadMatrix
 from exitlens.models.layout.final_path import FinalPath
 from exitlens.models.layout.find import Layout, find_layout
 from exitlens.models.layout.hooks import eval_mode, first_tensor, record_blocks
@@ -67,9 +68,7 @@ class Layered(Methods):
         probe = self._probe_ids(int(embed.weight.shape[0]))
         self.layout: Layout = find_layout(self.model, probe, self.run_inner, embed=embed, head=head, limit=self.context)
         weight = getattr(self.layout.head, "weight", None)
-        if not isinstance(weight, Tensor) or weight.dim() != 2 or weight.shape[0] < self.layout.vocab_size:
-            raise UnsupportedModel(f"{family}: the unembedding {self.layout.head_name!r} has no matrix [vocab, width]")
-        if weight.device.type == "meta":
+        if isinstance(weight, Tensor) and weight.device.type == "meta":
             raise UnsupportedModel(f"{family}: its unembedding is offloaded, so it cannot be read: load it in memory")
         self.blocks = self.layout.blocks
         self.embed = embed
@@ -96,6 +95,8 @@ class Layered(Methods):
         self._copy = any(not torch.equal(bare[j], copied[j]) for j in bare)
         bare, again = copied, bare
         self.d_model = int(bare[n].shape[-1])
+        what = f"{self.name}: the unembedding {self.layout.head_name!r}"
+        self._matrix = HeadMatrix(self.layout.head, self.vocab_size, self.norm(bare[n]), what)
         self.parity = checks.check_parity(self, probe, bare)
         checks.check_causal(self, probe, bare, bare if self._copy else again)
         self.offset = checks.position_offset(self, probe, bare)
@@ -128,15 +129,13 @@ class Layered(Methods):
 
     @property
     def weight(self) -> Tensor:
-        """Unembedding matrix ``[vocab, d_head]``."""
-        weight: Tensor = self.layout.head.weight  # type: ignore[assignment]
-        return weight if weight.shape[0] == self.vocab_size else weight[: self.vocab_size]
+        """Unembedding matrix ``[vocab, d_head]``: what the module multiplies by, adapters and hooks included."""
+        return self._matrix.weight
 
     @property
     def bias(self) -> Tensor | None:
         """Unembedding bias ``[vocab]``, or None."""
-        bias: Tensor | None = getattr(self.layout.head, "bias", None)
-        return bias if bias is None or bias.shape[0] == self.vocab_size else bias[: self.vocab_size]
+        return self._matrix.bias
 
     def norm(self, h: Tensor) -> Tensor:
         """``[..., d_model]`` → ``[..., d_head]``: everything between the last block and the unembedding.

@@ -79,7 +79,7 @@ def find_layout(
     :class:`UnsupportedModel` naming what was looked for and not found.
     """
     family = type(model).__name__
-    calls, logits = _watch(model, lambda: run(ids))
+    calls, logits = _watch(model, lambda: run(ids), head)
     if embed is None:
         raise UnsupportedModel(f"{family}: no input embedding (looked for get_input_embeddings())")
     if logits.dim() != 3 or logits.shape[:2] != ids.shape:
@@ -143,7 +143,7 @@ def _layout(
     )
 
 
-def _watch(model: nn.Module, run: Callable[[], Any]) -> tuple[list[_Call], Tensor]:
+def _watch(model: nn.Module, run: Callable[[], Any], head: nn.Module | None) -> tuple[list[_Call], Tensor]:
     calls: list[_Call] = []
     open_calls: dict[int, list[_Call]] = {}
     clock = iter(range(1 << 30))
@@ -168,7 +168,9 @@ def _watch(model: nn.Module, run: Callable[[], Any]) -> tuple[list[_Call], Tenso
     try:
         for name, module in model.named_modules():
             if name:
-                handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
+                # The user's own hooks on the unembedding belong to it: what counts is what it is handed.
+                first = module is head
+                handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True, prepend=first))
                 handles.append(module.register_forward_hook(after))
         with eval_mode(model):
             out = run()

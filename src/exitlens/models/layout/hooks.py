@@ -73,7 +73,7 @@ def stopping_at(module: nn.Module, found: list[Tensor]) -> Iterator[None]:
             found.append(given)
         raise _Reached
 
-    handle = module.register_forward_pre_hook(enter, with_kwargs=True)
+    handle = module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
     try:
         yield
     except _Reached:
