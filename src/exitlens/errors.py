@@ -36,6 +36,7 @@ __all__ = [
     "ProbeError",
     "RunError",
     "UnsupportedModel",
+    "layer_range_error",
 ]
 
 
@@ -93,3 +94,20 @@ class RunError(ExitlensError):
 
 class MissingExtra(ExitlensError, ImportError):
     """An optional dependency is needed."""
+
+
+def layer_range_error(
+    layer: int, first: int, last: int, *, what: str = "layer", owner: str = "the model", more: str = ""
+) -> LayerError:
+    """The error for a layer out of range, so that every room says it in the same words.
+
+    Args:
+        layer: what was asked for.
+        first: the lowest layer there is; layer 0 is named as the embeddings.
+        last: the highest layer there is.
+        what: what a layer is here: layer, exit layer, candidate layer, block.
+        owner: whose layers these are: a model's or a lens's name.
+        more: what else would do, put at the end.
+    """
+    start = "0 (embeddings)" if first == 0 else str(first)
+    return LayerError(f"{what} {layer} is out of range: {owner} has {what}s {start} to {last}{more}")

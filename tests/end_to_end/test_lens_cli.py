@@ -215,7 +215,7 @@ def test_models_check_says_how_fast(work: Path, capsys: pytest.CaptureFixture[st
         (("read", "--text", "t.jsonl", "--stats", "mood"), "unknown statistic 'mood': use entropy"),
         (("read", "--text", "t.jsonl", "--stats", ","), "no statistic in --stats"),
         (("read", "--text", "t.jsonl", "--stats", "top_k", "--top-k", "999"), "top_k 999 is out of range"),
-        (("read", "--text", "t.jsonl", "--layers", "0,9"), "layer 9 is out of range: the model has layers 0"),
+        (("read", "--text", "t.jsonl", "--layers", "0,9"), "has layers 0 (embeddings) to 3"),
         (("read", "--text", "t.jsonl", "--lens", "focal"), "no lens 'focal': use logit, raw, tuned, a file"),
         (("read", "--text", "t.jsonl", "--long", "fold"), "--long 'fold' is unknown: use refuse or split"),
         (("read", "--text", "t.jsonl", "--split", "words"), "no way 'words' to split plain text"),

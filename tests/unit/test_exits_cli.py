@@ -32,7 +32,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_train_then_analyse_then_generate(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     m, heads = ("-m", work / "model"), work / "heads.safetensors"
-    made = done(capsys, "exits", "train", *m, "--text", work / "text.txt", "-o", heads, "--layers", "1/2",
+    made = done(capsys, "exits", "train", *m, "--text", work / "text.txt", "-o", heads, "--layers", "1,2",
                 "--shortlist", "300", "--rank", "4", "--epochs", "1", "--windows", "30")  # fmt: skip
     assert set(made["before"]["agreement"]) == {"1", "2"}
     assert 1 <= made["after"]["settling_depth"] <= 3
@@ -84,11 +84,11 @@ def test_adapt_writes_an_adapter_that_generate_takes(work: Path, capsys: pytest.
         (("generate", "A", "--speculate", "soon"), "'soon'"),
         (("generate", "A", "--heads", "nothing.safetensors"), "does nothing"),
         (("generate", "A", "--exit", "fixed:1", "--heads", "nothing.safetensors"), "nothing.safetensors"),
-        (("exits", "--layers", "0/2"), "exit layer 0"),
+        (("exits", "--layers", "0,2"), "exit layer 0"),
         (("exits", "--layers", "two"), "'two'"),
         (("exits", "--delta", "0.05", "--max-new-tokens", "3"), "at least 59 are needed"),
         (("exits", "train", "-o", "x.safetensors"), "--self-text"),
-        (("exits", "train", "-o", "x.safetensors", "--self-text", "4", "--layers", "0/2"), "exit layer 0"),
+        (("exits", "train", "-o", "x.safetensors", "--self-text", "4", "--layers", "0,2"), "exit layer 0"),
         (("exits", "train", "-o", "/proc/x.safetensors", "--self-text", "4"), "cannot write"),
         (("exits", "adapt", "-o", "/proc/x", "--self-text", "4"), "cannot write"),
         (("exits", "--delta", "1.5"), "delta=1.5"),

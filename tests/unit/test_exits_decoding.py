@@ -236,7 +236,7 @@ def test_the_oracle_always_agrees_and_no_policy_without_errors_leaves_earlier() 
     [
         ("fixed:0", LayerError, "exit layer 0"),
         ("fixed:6", LayerError, "exit layer 6"),
-        ("probability:0.9@2/9", LayerError, "exit layer 9"),
+        ("probability:0.9@2,9", LayerError, "exit layer 9"),
         ("probability:1.5", InputError, "1.5"),
         ("entropy:-1", InputError, "-1"),
         ("patience:0", InputError, "patience"),

@@ -12,7 +12,7 @@ from tests import tiny
 from exitlens.errors import InputError, LayerError
 from exitlens.models import wrap
 from exitlens.studies.layers.choices import plan_choices
-from exitlens.studies.layers.look import look, parse_layers, question_record
+from exitlens.studies.layers.look import look, question_record
 from exitlens.studies.layers.stage import LayersStage, LookRecord, accuracy_by_layer, pick_interesting
 
 PROMPT = "Q: How many whiskers does a human have?\nA:"
@@ -151,12 +151,3 @@ def test_look_marks_the_right_choice_and_refuses_what_is_none(lm: Any) -> None:
         question_record("How many?", ["two"], "five")
     with pytest.raises(LayerError, match="layer 9 is out of range"):
         look(lm, question_record("How many?", ["two", "none"], plain=True), layers=[9])
-
-
-def test_layers_are_written_as_numbers_and_ranges() -> None:
-    assert parse_layers("0,8,16-18", 30) == (0, 8, 16, 17, 18)
-    assert parse_layers("all", 30) == "all"
-    with pytest.raises(InputError, match="'x' in --layers"):
-        parse_layers("3,x", 30)
-    with pytest.raises(LayerError, match="layer 31"):
-        parse_layers("31", 30)

@@ -27,10 +27,11 @@ from exitlens.cli.console import (
     say,
 )
 from exitlens.cli.study_progress import StudyProgress
+from exitlens.layer_range import LayerRange, parse_layers
 
 __all__ = ["register"]
 
-LayersOption = Annotated[str | None, typer.Option("--layers", help="Exit layers, 15/20/24 or 15,20,24.")]
+LayersOption = Annotated[str | None, typer.Option("--layers", help="Exit layers, such as 15,20,24 or 1/2-last.")]
 AdapterOption = Annotated[Path | None, typer.Option("--adapter", help="LoRA folder of `exits adapt` or of peft.")]
 TextOption = Annotated[Path | None, typer.Option("--text", help="Text file to learn from (UTF-8).")]
 OwnOption = Annotated[int, typer.Option("--self-text", min=0, help="Learn from N texts that the model writes itself.")]
@@ -92,9 +93,10 @@ def exits_command(
         raise DataError(f"'{data}' holds statements, not questions: give questions with --data")
     if delta is not None:  # now, not after the answers were written
         require_units(len(found.questions) // 2, delta, epsilon)
+    wanted = None if layers is None else parse_layers(layers)
     lm = _load(model, device, dtype, revision, trust_remote_code, adapter, quiet)
     trained = None if heads is None else load_heads(heads, lm)
-    asked = _layers(layers)
+    asked = _exits(wanted, lm.n_layers)
     exit_layers(lm, asked, trained)
     with StudyProgress(quiet) as report:
         study = exit_study(
@@ -160,8 +162,9 @@ def train_command(
 
     _one_text(text, self_text)
     _may_write(out.parent)
+    wanted = None if layers is None else parse_layers(layers)
     lm = _load(model, device, dtype, revision, trust_remote_code, adapter, quiet)
-    chosen = _layers(layers) or _default_heads(lm.n_layers)
+    chosen = _exits(wanted, lm.n_layers) or _default_heads(lm.n_layers)
     ExitPolicy("probability", 1.0, tuple(chosen)).exits(lm.n_layers, last=True)  # refuses layers outside 1..N
     found, source = _windows(lm, text, self_text, windows, seed, quiet)
     with progress("fitting heads", len(found) + len(chosen) * epochs, quiet) as tick:
@@ -207,8 +210,9 @@ def adapt_command(
 
     _one_text(text, self_text)
     _may_write(out)
+    wanted = None if layers is None else parse_layers(layers)
     lm = _load(model, device, dtype, revision, trust_remote_code, None, quiet)
-    chosen = tuple(_layers(layers) or _default_exits(lm.n_layers))
+    chosen = tuple(_exits(wanted, lm.n_layers) or _default_exits(lm.n_layers))
     ExitPolicy("probability", 1.0, chosen).exits(lm.n_layers)  # refuses layers outside 1..N−1
     found, source = _windows(lm, text, self_text, windows, seed, quiet)
     checkpoint = out / "checkpoint.safetensors"
@@ -264,15 +268,8 @@ def _load(
     return load_adapted(lm, adapter)
 
 
-def _layers(text: str | None) -> list[int] | None:
-    from exitlens.errors import LayerError
-
-    if text is None:
-        return None
-    try:
-        return sorted({int(part) for part in text.replace("/", ",").split(",") if part.strip()})
-    except ValueError:
-        raise LayerError(f"exit layers '{text}' are not numbers: write 15/20/24") from None
+def _exits(layers: LayerRange | None, n_layers: int) -> tuple[int, ...] | None:
+    return None if layers is None else layers.resolve(n_layers, first=1, what="exit layer")
 
 
 def _default_heads(n: int) -> list[int]:

@@ -86,9 +86,10 @@ def look_command(
     position, context, token_id, token, probability).
     """
     from exitlens.errors import InputError
+    from exitlens.layer_range import parse_layers
     from exitlens.lenses.lens_names import check_lens_word, open_lens
     from exitlens.studies.inputs import prompt_records
-    from exitlens.studies.layers.look import check_rule, look, map_of, parse_layers, question_record
+    from exitlens.studies.layers.look import check_rule, look, map_of, question_record
 
     if (prompt is None) == (prompts is None):
         raise InputError(
@@ -98,6 +99,7 @@ def look_command(
     if prompt is not None:
         listed = [c.strip() for c in choices.split(separator)] if choices is not None else []
         records = [question_record(prompt, listed, correct, plain=not listed if plain is None else plain)]
+    wanted = parse_layers(layers)
     chosen_rule = check_rule(rule)
     check_lens_word(lens)
 
@@ -105,7 +107,7 @@ def look_command(
 
     say(f"loading {model}", quiet)
     lm = load(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
-    numbers = parse_layers(layers, lm.n_layers)
+    numbers = wanted.resolve(lm.n_layers, owner=lm.name)
     chosen_lens = open_lens(lens, lm)
     found = []
     for record in records:

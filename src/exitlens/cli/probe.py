@@ -118,7 +118,7 @@ def probe_command(
 
 def _layers(text: str) -> str | list[int]:
     """Numbers and ranges; the model says later which exist."""
-    from exitlens.studies.layers.look import parse_layers
+    from exitlens.layer_range import parse_layers
 
-    found = parse_layers(text, 1 << 20)
-    return "all" if found == "all" else list(found)
+    parse_layers(text)
+    return text if text == "all" else list(parse_layers(text).resolve(1 << 20))

@@ -85,12 +85,13 @@ def read_command(
     import time
 
     from exitlens.data.texts import TextFile
+    from exitlens.layer_range import parse_layers
     from exitlens.lenses.lens_names import check_lens_word, check_writable, open_lens
     from exitlens.studies.corpus.read import CorpusSettings, check_stats, read_corpus
-    from exitlens.studies.layers.look import parse_layers
 
     names = check_stats(tuple(name.strip().replace("-", "_") for name in stats.split(",") if name.strip()))
     check_lens_word(lens)
+    wanted = parse_layers(layers)
     how = _long(long, overlap)
     source = TextFile(text, field=field, split=_split(split))
     check_writable(out / "manifest.json")
@@ -102,7 +103,7 @@ def read_command(
     say(f"loading {model}", quiet)
     lm = load(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
     settings = CorpusSettings(
-        layers=parse_layers(layers, lm.n_layers), stats=names, lens=open_lens(lens, lm), top_k=top_k,
+        layers=wanted.resolve(lm.n_layers, owner=lm.name), stats=names, lens=open_lens(lens, lm), top_k=top_k,
         precision=precision, long=how, overlap=overlap, limit=limit, shard_tokens=shard_tokens,
         batch_tokens=batch_tokens,
     )  # fmt: skip

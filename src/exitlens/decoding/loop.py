@@ -19,6 +19,7 @@ from exitlens.decoding.sampling import Sampling, penalise, row_generator
 from exitlens.decoding.session import Prefix, open_prefix
 from exitlens.decoding.stopping import StopStrings, undecided
 from exitlens.errors import ContextError, InputError
+from exitlens.layer_range import Layers, resolve_layers
 from exitlens.lenses.lens import lens_name
 from exitlens.models.native.runner import logits_of, runner_of
 
@@ -73,7 +74,7 @@ def generate(
     seed: int = 0,
     read: Sequence[str] = (),
     read_lens: Any = "logit",
-    read_layers: Sequence[int] | Literal["all"] = "all",
+    read_layers: Layers = "all",
     trace: bool = False,
     chat: bool = False,
     open_with: Callable[[Sequence[int]], Prefix] | None = None,
@@ -101,7 +102,7 @@ def generate(
     run = Run(lm, decoder, max_new_tokens, stop, repetition_penalty, sampling or Sampling(), trace)
     layers: list[int] = []
     if read:
-        layers = list(range(lm.n_layers + 1)) if read_layers == "all" else [lm.check_layer(j) for j in read_layers]
+        layers = list(resolve_layers(read_layers, lm.n_layers, owner=lm.name))
     prefix = open_prefix(lm, plan.prefix) if open_with is None else open_with(plan.prefix)
     occurrences: Counter[tuple[int, ...]] = Counter()
     generators = []

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from exitlens.errors import InputError, LayerError, MissingExtra
+from exitlens.errors import InputError, MissingExtra, layer_range_error
 
 __all__ = ["AdaptReport", "Check", "State", "adapt"]
 
@@ -81,7 +81,7 @@ def adapt(
         raise MissingExtra("adapting a model needs peft: pip install 'exitlens[peft]'") from None
     for layer in layers:
         if not 1 <= layer < lm.n_layers:
-            raise LayerError(f"exit layer {layer} is out of range: use 1 to {lm.n_layers - 1}")
+            raise layer_range_error(layer, 1, lm.n_layers - 1, what="exit layer", owner=lm.name)
     if not layers or len({len(w) for w in windows}) != 1 or len(windows) < 4:
         raise InputError(f"{len(windows)} windows of text are too few or not of one length: give more text")
     if not kl_bound > 0 or steps < 1 or rank < 1 or not 0 <= dropout < 1:

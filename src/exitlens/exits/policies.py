@@ -13,9 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from exitlens.errors import InputError, LayerError
+from exitlens.errors import InputError, layer_range_error
+from exitlens.layer_range import LayerRange, parse_layers
 
-__all__ = ["KINDS", "ExitPolicy", "ExitQuery", "entropy_of", "parse_policy"]
+__all__ = ["KINDS", "ExitPolicy", "ExitQuery", "PolicyText", "entropy_of", "parse_policy", "read_policy"]
 
 Kind = Literal["probability", "margin", "entropy", "patience", "cosine", "classifier", "fixed", "never"]
 KINDS: tuple[Kind, ...] = ("probability", "margin", "entropy", "patience", "cosine", "classifier", "fixed", "never")
@@ -95,15 +96,11 @@ class ExitPolicy:
         """
         if self.kind == "never":
             return ()
-        end = n_layers + 1 if last else n_layers
-        layers = self.layers or tuple(range(max(1, n_layers // 2), end))
+        end, more = _bounds(n_layers, last)
+        layers = self.layers or tuple(range(max(1, n_layers // 2), end + 1))
         for layer in layers:
-            if not 1 <= layer < end:
-                more = "" if last else f", and after {n_layers} with a trained head there"
-                raise LayerError(
-                    f"exit layer {layer} is out of range: a model of {n_layers} blocks can leave after 1 to "
-                    f"{end - 1}{more}"
-                )
+            if not 1 <= layer <= end:
+                raise layer_range_error(layer, 1, end, what="exit layer", more=more)
         return tuple(sorted(layers))
 
     def limit(self, step: int, steps: int) -> float:
@@ -144,27 +141,58 @@ class ExitPolicy:
         return (signal <= limit if self.kind == "entropy" else signal >= limit).cpu()
 
 
-def parse_policy(text: str, n_layers: int, *, last: bool = False) -> ExitPolicy:
-    """``probability:0.9``, ``probability:0.9@15/20/25``, ``fixed:20``, ``patience:3``, ``never``.
+@dataclass(frozen=True, slots=True)
+class PolicyText:
+    """An exit policy as it was written; its ``layers`` are not yet those of a model (None: the policy's usual ones)."""
 
-    ``last``: see :meth:`ExitPolicy.exits`. Raises :class:`InputError` and :class:`LayerError`.
+    kind: Kind
+    threshold: float
+    layers: LayerRange | None
+
+    def resolve(self, n_layers: int, *, last: bool = False) -> ExitPolicy:
+        """The policy for a model of this depth. Raises :class:`LayerError`; ``last``: see :meth:`ExitPolicy.exits`."""
+        if self.layers is None:
+            policy = ExitPolicy(self.kind, self.threshold)
+        else:
+            end, more = _bounds(n_layers, last)
+            found = self.layers.resolve(n_layers, first=1, last=end, what="exit layer", more=more)
+            policy = ExitPolicy(self.kind, self.threshold, found)
+        policy.exits(n_layers, last=last)
+        return policy
+
+
+def parse_policy(text: str, n_layers: int, *, last: bool = False) -> ExitPolicy:
+    """``probability:0.9``, ``probability:0.9@15,20,25``, ``fixed:20``, ``patience:3``, ``never``.
+
+    Layers are in the grammar of :mod:`exitlens.layer_range`. ``last``: see :meth:`ExitPolicy.exits`. Raises
+    :class:`InputError` and :class:`LayerError`.
     """
-    body, _, where = text.strip().partition("@")
+    return read_policy(text).resolve(n_layers, last=last)
+
+
+def read_policy(text: str) -> PolicyText:
+    """What :func:`parse_policy` reads without a model. Raises :class:`InputError`."""
+    body, at, where = text.strip().partition("@")
     kind, _, value = body.partition(":")
     if kind not in KINDS:
-        raise InputError(f"unknown exit policy {kind!r}: use {', '.join(KINDS)}")
-    try:
-        layers = tuple(int(part) for part in where.split("/")) if where else ()
-        number = float(value) if value else 0.0
-    except ValueError:
-        raise InputError(f"exit policy {text!r} is not understood: write probability:0.9@15/20 or fixed:20") from None
-    if kind == "fixed":
-        if not value or number != int(number):
-            raise InputError(f"exit policy {text!r} needs its layer, a whole number: write fixed:20")
-        policy = ExitPolicy("fixed", layers=(int(number),))
-    elif kind != "never" and not value:
+        raise InputError(f"unknown exit policy {kind[:80]!r}: use {', '.join(KINDS)}")
+    if kind in ("fixed", "never"):
+        if at:
+            raise InputError(f"exit policy {text[:80]!r} takes no @layers: write fixed:20 or never")
+        if kind == "fixed" and not value:
+            raise InputError(f"exit policy {text[:80]!r} needs its layer: write fixed:20 or fixed:3/4")
+        return PolicyText(kind, 0.0, parse_layers(value) if kind == "fixed" else None)
+    if not value:
         raise InputError(f"exit policy {kind!r} needs a threshold: write {kind}:0.9")
-    else:
-        policy = ExitPolicy(kind, number, layers)
-    policy.exits(n_layers, last=last)
-    return policy
+    try:
+        threshold = ExitPolicy(kind, float(value)).threshold
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"exit policy {text[:80]!r} is not understood: write probability:0.9@15,20") from None
+    return PolicyText(kind, threshold, parse_layers(where) if at else None)
+
+
+def _bounds(n_layers: int, last: bool) -> tuple[int, str]:
+    """The highest exit layer, and what the error for a higher one adds: a trained head makes layer N an exit too."""
+    return (n_layers, "") if last else (n_layers - 1, f", and {n_layers} with a trained head there")

@@ -20,7 +20,7 @@ from exitlens.decoding.batching import plan_batches
 from exitlens.decoding.loop import Generation, Row, Run, encode
 from exitlens.decoding.sampling import Sampling, row_generator
 from exitlens.decoding.session import NativePrefix
-from exitlens.errors import InputError, LayerError, UnsupportedModel
+from exitlens.errors import InputError, UnsupportedModel, layer_range_error
 from exitlens.exits.depth_cache import Depths
 from exitlens.exits.shortlist import ExitLogits, HeadReader, Reader, RowReader, logit_reader, reads_last, show
 from exitlens.models.native.runner import runner_of
@@ -48,14 +48,14 @@ class Draft:
             if self.skip_attention or self.skip_mlp:
                 raise InputError("a draft either leaves at a layer or skips sub-layers: give one")
             if not 1 <= self.exit < n_layers:
-                raise LayerError(f"draft exit {self.exit} is out of range: use 1 to {n_layers - 1}")
+                raise layer_range_error(self.exit, 1, n_layers - 1, what="draft exit")
             return self.exit
         skipped = {*self.skip_attention, *self.skip_mlp}
         if not skipped:
             raise InputError("a draft that skips nothing costs as much as the model: give exit=LAYER or sub-layers")
         for block in skipped:
             if not 1 <= block <= n_layers:
-                raise LayerError(f"block {block} is out of range: use 1 to {n_layers}")
+                raise layer_range_error(block, 1, n_layers, what="block")
         return min(skipped) - 1
 
     @property

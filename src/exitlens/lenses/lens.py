@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from exitlens.errors import InputError, LayerError, ModelError
+from exitlens.errors import InputError, ModelError, layer_range_error
 from exitlens.lenses.tuned import TunedLens
 from exitlens.models.protocol import LayeredModel
 
@@ -59,7 +59,7 @@ def check_hidden(lm: LayeredModel, hidden: Mapping[int, Tensor]) -> tuple[tuple[
     tokens = len(next(iter(hidden.values())))
     for layer, h in hidden.items():
         if not 0 <= layer <= lm.n_layers:
-            raise LayerError(f"layer {layer} is out of range: {lm.name} has layers 0 (embeddings) to {lm.n_layers}")
+            raise layer_range_error(layer, 0, lm.n_layers, owner=lm.name)
         if h.dim() != 2 or h.shape[1] != lm.d_model or len(h) != tokens:
             raise InputError(
                 f"hidden states of layer {layer} have shape {tuple(h.shape)}: expected ({tokens}, {lm.d_model})"

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from exitlens.errors import ContextError, InputError, LayerError
+from exitlens.errors import ContextError, InputError
+from exitlens.layer_range import Layers, resolve_layers
 from exitlens.lenses.lens import Lens, check_lens, lens_name
 from exitlens.lenses.readout import Readout, readout
 from exitlens.lenses.trace import Trace
@@ -72,7 +73,7 @@ def read(
     lm: LayeredModel,
     texts: Sequence[str] | str,
     *,
-    layers: Sequence[int] | Literal["all"] = "all",
+    layers: Layers = "all",
     lens: Lens = "logit",
     stats: Sequence[str] = ("entropy",),
     targets: Literal["next"] | None = "next",
@@ -126,7 +127,7 @@ def read_ids(
     lm: LayeredModel,
     ids: Sequence[Sequence[int]],
     *,
-    layers: Sequence[int] | Literal["all"] = "all",
+    layers: Layers = "all",
     lens: Lens = "logit",
     stats: Sequence[str] = ("entropy",),
     targets: Literal["next"] | None = "next",
@@ -141,10 +142,7 @@ def read_ids(
     progress: Callable[[int, int], None] | None = None,
 ) -> Trace:
     """As :func:`read`, of token ids. Raises :class:`InputError` for an id out of the vocabulary."""
-    wanted = tuple(range(lm.n_layers + 1)) if layers == "all" else tuple(dict.fromkeys(layers))
-    for layer in wanted:
-        if not 0 <= layer <= lm.n_layers:
-            raise LayerError(f"layer {layer} is out of range: {lm.name} has layers 0 (embeddings) to {lm.n_layers}")
+    wanted = resolve_layers(layers, lm.n_layers, owner=lm.name)
     if batch_tokens < 1:
         raise InputError(f"batch_tokens {batch_tokens} is too small: use 1 or more")
     check_lens(lm, lens)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitlens.errors import InputError, LayerError
+from exitlens.errors import InputError, layer_range_error
 
 __all__ = ["TunedLens", "from_published"]
 
@@ -69,7 +69,7 @@ class TunedLens:
     def transform(self, h: Tensor, layer: int) -> Tensor:
         """``h [..., d]`` at ``layer`` → what the final norm shall read; at N ``h`` itself. Raises LayerError."""
         if not 0 <= layer <= self.n_layers:
-            raise LayerError(f"layer {layer} is out of range: lens {self.name!r} has layers 0 to {self.n_layers}")
+            raise layer_range_error(layer, 0, self.n_layers, owner=f"lens {self.name!r}")
         if layer == self.n_layers:
             return h
         x = h.float()

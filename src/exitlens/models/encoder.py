@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from exitlens.compute import hardware
-from exitlens.errors import InputError, LayerError, ModelNotFound, UnsupportedModel
+from exitlens.errors import InputError, ModelNotFound, UnsupportedModel, layer_range_error
 from exitlens.models.hub import catalog
 from exitlens.models.hub.catalog import DEFAULT_ENCODER
 from exitlens.models.loading import pretrained_encoder
@@ -38,7 +38,7 @@ class LoadedEncoder:
         self.name = name
         self.n_layers = int(config.num_hidden_layers)
         if layer is not None and not 0 <= layer <= self.n_layers:
-            raise LayerError(f"layer {layer} is not one of {name}'s: it has layers 0..{self.n_layers}")
+            raise layer_range_error(layer, 0, self.n_layers, owner=name)
         self.layer = self.n_layers if layer is None else layer
         # Some tokenizers say 10^30; the positions that the model has decide then.
         positions = int(getattr(config, "max_position_embeddings", 512) or 512)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import ContextError
+from exitlens.layer_range import Layers
 from exitlens.models.protocol import LayeredModel
 
 __all__ = ["Batch", "check_context", "common_prefix", "passes"]
@@ -35,7 +36,7 @@ def passes(
     lm: LayeredModel,
     texts: Sequence[Sequence[int]],
     *,
-    layers: Sequence[int] | Literal["all"] = "all",
+    layers: Layers = "all",
     positions: Literal["all", "last"] = "last",
     batch_tokens: int = 2048,
     batch_rows: int = 64,

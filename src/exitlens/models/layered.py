@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from exitlens.compute.matmul import linear, plain_linear
-from exitlens.errors import InputError, LayerError, UnsupportedModel
+from exitlens.errors import InputError, UnsupportedModel, layer_range_error
+from exitlens.layer_range import Layers, resolve_layers
 from exitlens.models import checks
 from exitlens.models.head_matrix import HeadMatrix
 from exitlens.models.layout.final_path import FinalPath
@@ -183,7 +184,7 @@ class Layered(Methods):
     def check_layer(self, layer: int) -> int:
         """``layer`` itself when it lies in 0..N; raises :class:`LayerError` otherwise."""
         if not 0 <= layer <= self.n_layers:
-            raise LayerError(f"layer {layer} is out of range: {self.name} has layers 0 (embeddings) to {self.n_layers}")
+            raise layer_range_error(layer, 0, self.n_layers, owner=self.name)
         return layer
 
     # ---- running
@@ -193,13 +194,13 @@ class Layered(Methods):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         *,
-        layers: Sequence[int] | Literal["all"] = (),
+        layers: Layers = (),
         positions: Literal["all", "last"] = "all",
         cache: Any = None,
         use_cache: bool = False,
     ) -> Pass:
         """See :meth:`LayeredModel.forward <exitlens.models.protocol.LayeredModel.forward>`."""
-        wanted = range(self.n_layers + 1) if layers == "all" else [self.check_layer(layer) for layer in layers]
+        wanted = resolve_layers(layers, self.n_layers, owner=self.name)
         if cache is None and use_cache:
             cache = self.new_cache()
         out = Pass(cache=cache)

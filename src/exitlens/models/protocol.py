@@ -13,6 +13,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from exitlens.layer_range import Layers
+
 __all__ = ["Embedded", "LayeredModel", "LogitTransform", "Parity", "Pass"]
 
 
@@ -116,7 +118,7 @@ class LayeredModel(Protocol):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         *,
-        layers: Sequence[int] | Literal["all"] = (),
+        layers: Layers = (),
         positions: Literal["all", "last"] = "all",
         cache: Any = None,
         use_cache: bool = False,

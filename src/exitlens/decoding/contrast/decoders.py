@@ -15,7 +15,7 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from exitlens.errors import InputError, LayerError
+from exitlens.errors import InputError, LayerError, layer_range_error
 
 __all__ = [
     "ACD",
@@ -75,7 +75,7 @@ def candidate_layers(wanted: Candidates, n_layers: int, tied: bool, *, every: in
     if isinstance(wanted, tuple):
         for layer in wanted:
             if not 0 <= layer < n_layers:
-                raise LayerError(f"candidate layer {layer} is out of range: early layers are 0 to {n_layers - 1}")
+                raise layer_range_error(layer, 0, n_layers - 1, what="candidate layer")
         found = wanted
     else:
         half = n_layers / 2

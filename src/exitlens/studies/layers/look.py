@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import pandas as pd
 
 from exitlens.data.prompts import QA_PROMPT, qa_prompt
-from exitlens.errors import InputError, LayerError
+from exitlens.errors import InputError
+from exitlens.layer_range import Layers
 from exitlens.lenses.lens import Lens, lens_name
 from exitlens.lenses.read_texts import read_ids
 from exitlens.models.forward import common_prefix
@@ -20,7 +21,7 @@ from exitlens.storage.atomic import write_parquet
 from exitlens.studies.layers.choices import Rule
 from exitlens.studies.layers.stage import LayersStage, LookRecord, check_layers
 
-__all__ = ["Look", "check_rule", "look", "map_of", "parse_layers", "question_record", "write_looks"]
+__all__ = ["Look", "check_rule", "look", "map_of", "question_record", "write_looks"]
 
 _RULES = ("auto", "first-token", "sequence")
 
@@ -45,7 +46,7 @@ def look(
     choices: Sequence[str] = (),
     *,
     lens: Lens = "logit",
-    layers: Sequence[int] | Literal["all"] = "all",
+    layers: Layers = "all",
     rule: Rule = "auto",
     top_k: int = 5,
 ) -> Look:
@@ -57,7 +58,7 @@ def look(
     """
     if isinstance(record, str):
         record = question_record(record, choices, None)
-    numbers: tuple[int, ...] | Literal["all"] = "all" if layers == "all" else tuple(layers)
+    numbers = tuple(check_layers(lm, layers))
     tables = LayersStage((lens,), numbers, rule, top_k).run(lm, [record])
     found = tables["layers"]
     used = str(found["rule"].iloc[0]) if len(found) else "next token"
@@ -77,26 +78,6 @@ def question_record(
     return LookRecord("question", question, prompt, tuple(choices), right)
 
 
-def parse_layers(text: str, n_layers: int) -> tuple[int, ...] | Literal["all"]:
-    """ "all", or numbers and ranges such as ``0,8,16-20``. Raises InputError, and LayerError for one out of range."""
-    if text.strip() == "all":
-        return "all"
-    found: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise InputError(
-                f"'{part.strip()}' in --layers '{text}' is not a layer: write numbers and ranges, 0,8,16-20"
-            )
-        found += range(int(first), int(last) + 1) if dash else [int(first)]
-    for layer in found:
-        if layer > n_layers:
-            raise LayerError(f"layer {layer} is out of range: the model has layers 0 (embeddings) to {n_layers}")
-    if not found:
-        raise InputError(f"no layers in --layers '{text}': write numbers and ranges, 0,8,16-20")
-    return tuple(sorted(set(found)))
-
-
 def check_rule(text: str) -> Rule:
     """One of the rules; raises InputError."""
     if text not in _RULES:
@@ -104,9 +85,7 @@ def check_rule(text: str) -> Rule:
     return cast(Rule, text)
 
 
-def map_of(
-    lm: LayeredModel, record: LookRecord, *, lens: Lens = "logit", layers: Sequence[int] | Literal["all"] = "all"
-) -> pd.DataFrame:
+def map_of(lm: LayeredModel, record: LookRecord, *, lens: Lens = "logit", layers: Layers = "all") -> pd.DataFrame:
     """Token × layer: what each layer expects after each token of the text, with how sure it is of it.
 
     Columns: question_id, lens, layer, position, context (the token read there), token_id, token, probability. Worked

@@ -11,7 +11,8 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from exitlens.errors import InputError, LayerError
+from exitlens.errors import InputError
+from exitlens.layer_range import Layers, resolve_layers
 from exitlens.lenses.lens import Lens, lens_name
 from exitlens.lenses.lens_names import lens_identity
 from exitlens.lenses.readout import readout
@@ -140,14 +141,9 @@ class LayersStage:
                     }
 
 
-def check_layers(lm: LayeredModel, layers: Sequence[int] | Literal["all"]) -> list[int]:
-    """Sorted layer numbers; "all" is 0..N. Raises LayerError for one out of range."""
-    if layers == "all":
-        return list(range(lm.n_layers + 1))
-    for layer in layers:
-        if not 0 <= layer <= lm.n_layers:
-            raise LayerError(f"layer {layer} is out of range: {lm.name} has layers 0 to {lm.n_layers}")
-    return sorted(set(layers))
+def check_layers(lm: LayeredModel, layers: Layers) -> list[int]:
+    """Sorted layer numbers of this model. Raises LayerError for one out of range, InputError for bad text."""
+    return sorted(resolve_layers(layers, lm.n_layers, owner=lm.name))
 
 
 def pick_interesting(layers: pd.DataFrame, *, lens: str | None = None, most: int = 3) -> pd.DataFrame:
