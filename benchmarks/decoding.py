@@ -131,8 +131,7 @@ def vanilla(lm: Any, questions: Sequence[Any], chosen: argparse.Namespace) -> li
 def contrast(lm: Any, questions: Sequence[Any], chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """Time per step at batch 8, beside vanilla plus the bare product of the extra rows, and the published way."""
     from exitlens.compute.prepacked import packed
-    from exitlens.decoding import generate
-    from exitlens.decoding.contrast.early_logits import early_layers
+    from exitlens.decoding import early_layers, generate
 
     n, tokens = 8, chosen.tokens
     texts = prompts(questions, n)

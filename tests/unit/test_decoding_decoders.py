@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from exitlens.decoding import names, parse_decoder, register
-from exitlens.decoding.contrast.decoders import candidate_layers
+from exitlens.decoding import candidate_layers, parse_decoder
 from exitlens.errors import InputError, LayerError
 
 V, B, N = 61, 5, 12
@@ -381,12 +380,15 @@ def test_no_candidates_left() -> None:
         ("dolla", "did you mean dola"),
         ("nothing-like-it", "use vanilla, dola"),
         ("sled:kay=3", "did you mean k"),
+        ("sled:rte=3", "unknown option 'rte' of decoder 'sled': did you mean rate"),
+        ("vanilla:top=1", "it takes no options"),
         ("dola:choice=js", "use jsd or reference"),
         ("dola:top=2", "0 to 1"),
         ("dola:top=nan", "not a number"),
         ("dola:top=", "is empty"),
         ("dola:lens=tuned", "use raw or logit"),
-        ("dola:high,low", "two bare values"),
+        ("dola:high,low", "gives layers two values"),
+        ("dola:high,layers=low", "gives layers two values"),
         ("dola:4/x", "not a layer"),
         ("dola:hihg", "unknown layers 'hihg' in decoder 'dola:hihg': did you mean high?"),
         ("end:some", "use low, high, all, or a list such as 4/8/12"),
@@ -395,7 +397,7 @@ def test_no_candidates_left() -> None:
         ("sled:rate=0", "out of range"),
         ("sled:rate=inf", "not a number"),
         ("end:weight=nan", "not a number"),
-        ("vanilla:3", "takes no value"),
+        ("vanilla:3", "takes no value by itself"),
         ("delta:15", "write delta:from"),
     ],
 )
@@ -403,23 +405,6 @@ def test_a_wrong_name_or_option_is_one_line_with_the_remedy(text: str, message: 
     with pytest.raises(InputError, match=message) as found:
         parse_decoder(text)
     assert "\n" not in str(found.value)
-
-
-def test_a_decoder_of_ones_own() -> None:
-    register("test-halfway", lambda final, early: final + early[0], layers=(3,), lens="raw")
-    decoder = parse_decoder("test-halfway")
-    assert "test-halfway" in names()
-    assert decoder.layers(N, True) == (3,)
-    assert decoder.lens == "raw"
-    final, early = logits(0, 1)
-    assert torch.equal(decoder(final, early, N).scores, final + early[0])
-    with pytest.raises(InputError, match="takes no options"):
-        parse_decoder("test-halfway:3")
-    with pytest.raises(InputError, match="is taken"):
-        register("dola", lambda final, early: final)
-    register("test-wrong-shape", lambda final, early: final[:, :3])
-    with pytest.raises(InputError, match="of shape"):
-        parse_decoder("test-wrong-shape")(final, early, N)
 
 
 def test_a_decoder_is_named_by_the_text_that_made_it() -> None:

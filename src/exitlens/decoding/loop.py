@@ -12,16 +12,14 @@ import torch
 from torch import Tensor
 
 from exitlens.decoding.batching import plan_batches
-from exitlens.decoding.contrast.decoders import Decoder
-from exitlens.decoding.contrast.early_logits import early_layers, early_logits
-from exitlens.decoding.contrast.parse import parse_decoder
+from exitlens.decoding.contrast import BoundDecoder, Decoder, parse_decoder
 from exitlens.decoding.sampling import Sampling, penalise, row_generator
 from exitlens.decoding.session import Prefix, open_prefix
 from exitlens.decoding.stopping import StopStrings, undecided
 from exitlens.errors import ContextError, InputError
 from exitlens.layer_range import Layers, resolve_layers
 from exitlens.lenses.lens import lens_name
-from exitlens.models.native.runner import logits_of, runner_of
+from exitlens.models.native.runner import runner_of
 
 __all__ = ["Generation", "generate", "stream"]
 
@@ -204,13 +202,12 @@ class Run:
         sampling: Sampling,
         trace: bool,
     ) -> None:
-        decoder = parse_decoder(decoder)
-        self.lm, self.decoder, self.limit, self.penalty = lm, decoder, max_new_tokens, penalty
+        self.lm, self.limit, self.penalty = lm, max_new_tokens, penalty
         self.sampling, self.trace = sampling, trace
         self.stops = StopStrings(stop, lm.decode, lambda text: lm.encode(text, special=False))
         self.eos = frozenset(lm.eos_ids)
-        self.early = early_layers(lm, decoder)
-        self._logits = logits_of(lm) if self.early else None
+        self.decoder = BoundDecoder(lm, decoder)
+        self.early = self.decoder.early
 
     @torch.no_grad()
     def batch(self, rows: list[Row], prefix: Prefix, read_layers: Sequence[int]) -> Iterator[None]:
@@ -222,11 +219,7 @@ class Run:
         seen = self._seen(active)
         while True:
             final, report = session.final(hidden)
-            if self.early:
-                early = early_logits(lm, [hidden[j] for j in self.early], self.early, self.decoder, self._logits)
-            else:
-                early = final.new_empty(0, *final.shape)
-            scored = self.decoder(final, early, lm.n_layers)
+            scored = self.decoder.scores(final, hidden)
             scores = scored.scores if seen is None else penalise(scored.scores, seen, self.penalty)
             tokens = self.sampling.choose(scores, [row.generator for row in active])
             if seen is not None:

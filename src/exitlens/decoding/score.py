@@ -18,9 +18,7 @@ from torch import Tensor
 from exitlens.data.prompts import QA_PROMPT, PromptStyle, qa_prompt
 from exitlens.data.records import Question
 from exitlens.decoding.contexts import open_contexts
-from exitlens.decoding.contrast.decoders import Decoder, Vanilla
-from exitlens.decoding.contrast.early_logits import early_layers, early_logits
-from exitlens.decoding.contrast.parse import parse_decoder
+from exitlens.decoding.contrast import BoundDecoder, Decoder, Vanilla
 from exitlens.errors import ContextError, InputError
 from exitlens.models.native.runner import logits_of
 
@@ -61,14 +59,14 @@ class ContinuationScorer:
         self, lm: Any, decoder: str | Decoder = "vanilla", *, shared: Sequence[int] = (), post_softmax: bool = True
     ) -> None:
         self.lm = lm
-        self.decoder = parse_decoder(decoder)
+        self._scores = BoundDecoder(lm, decoder)
+        self.decoder = self._scores.decoder
         self.shared = tuple(shared)
-        self._early = early_layers(lm, self.decoder)
-        self._layers = sorted({*self._early, lm.n_layers})
+        self._layers = sorted({*self._scores.early, lm.n_layers})
         self._softmax = post_softmax or isinstance(self.decoder, Vanilla)
         self._contexts = open_contexts(lm, self.shared, self._layers)
         self._logits = logits_of(lm)
-        per_row = 4 * lm.vocab_size * (len(self._early) + 4)
+        per_row = 4 * lm.vocab_size * (len(self._layers) + 3)
         self._block = max(1, _BLOCK_BYTES // per_row)
 
     @torch.no_grad()
@@ -150,11 +148,7 @@ class ContinuationScorer:
         for a in range(0, len(targets), self._block):
             b = slice(a, a + self._block)
             final = self._logits(hidden[lm.n_layers][b], lm.n_layers).float()
-            if self._early:
-                early = early_logits(lm, [hidden[j][b] for j in self._early], self._early, self.decoder, self._logits)
-            else:
-                early = final.new_empty(0, *final.shape)
-            scores = self.decoder(final, early, lm.n_layers).scores
+            scores = self._scores.scores(final, {j: h[b] for j, h in hidden.items()}).scores
             best.append((scores.argmax(-1) == targets[b]).cpu().numpy())
             if self._softmax:
                 scores = scores.log_softmax(-1)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitlens.decoding.contrast.decoders import Decoder
+from exitlens.decoding.contrast import Decoder
 from exitlens.decoding.loop import Generation, Row, Run, encode
 from exitlens.decoding.sampling import Sampling, row_generator
 from exitlens.decoding.session import open_prefix

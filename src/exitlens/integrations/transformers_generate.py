@@ -13,12 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitlens.decoding.contrast.decoders import Decoder
-from exitlens.decoding.contrast.early_logits import early_layers, early_logits
-from exitlens.decoding.contrast.parse import parse_decoder
+from exitlens.decoding import BoundDecoder, Decoder, parse_decoder
 from exitlens.errors import InputError
 from exitlens.models.layout.hooks import record_blocks
-from exitlens.models.native.runner import logits_of
 
 __all__ = ["transformers_generate"]
 
@@ -39,7 +36,7 @@ class _Loop:
         self.decoder, self.streamer = decoder, streamer
         self._model: Any = None
         self._lm: Any = None
-        self._early: tuple[int, ...] = ()
+        self._scorer: BoundDecoder
 
     def __repr__(self) -> str:
         return f"transformers_generate(decoder={self.decoder.name!r})"
@@ -49,7 +46,7 @@ class _Loop:
 
         if self._model is not model:
             self._lm = wrap(model, None)
-            self._early = early_layers(self._lm, self.decoder)
+            self._scorer = BoundDecoder(self._lm, self.decoder)
             self._model = model
         return self._lm
 
@@ -73,7 +70,6 @@ class _Loop:
         if streamer is not None:
             streamer.put(input_ids.cpu())
         made = _Made(config)
-        unembed = logits_of(lm) if self._early else None
         pad = config._pad_token_tensor
         ends = any(hasattr(criterion, "eos_token_id") for criterion in stopping_criteria)
         going = torch.ones(input_ids.shape[0], dtype=torch.long, device=input_ids.device)
@@ -81,7 +77,7 @@ class _Loop:
         while True:
             hidden: dict[int, Tensor] = {}
             with record_blocks(
-                lm.blocks, lm.layout.stream, self._early, "last", hidden, shape=input_ids.shape, copy=True
+                lm.blocks, lm.layout.stream, self._scorer.early, "last", hidden, shape=input_ids.shape, copy=True
             ):
                 if first:
                     outputs = model._prefill(input_ids, config, model_kwargs)
@@ -93,7 +89,7 @@ class _Loop:
             first = False
             model_kwargs = model._update_model_kwargs_for_generation(outputs, model_kwargs, is_encoder_decoder=False)
             final = outputs.logits[:, -1].to(copy=True, dtype=torch.float32, device=input_ids.device)
-            scores = logits_processor(input_ids, self._scores(lm, final, hidden, unembed))
+            scores = logits_processor(input_ids, self._scores(lm, final, hidden))
             made.note(outputs, scores, final)
             if config.do_sample:
                 tokens = torch.multinomial(scores.softmax(-1), num_samples=1).squeeze(1)
@@ -112,17 +108,10 @@ class _Loop:
             streamer.end()
         return made.output(input_ids, model_kwargs)
 
-    def _scores(
-        self, lm: Any, final: Tensor, hidden: dict[int, Tensor], unembed: Callable[..., Tensor] | None
-    ) -> Tensor:
+    def _scores(self, lm: Any, final: Tensor, hidden: dict[int, Tensor]) -> Tensor:
         width = lm.vocab_size
-        if self._early:
-            states = [hidden[j][:, -1] for j in self._early]
-            early = early_logits(lm, states, self._early, self.decoder, unembed)
-            early = early.to(final.device)
-        else:
-            early = final.new_empty(0, final.shape[0], width)
-        scores = self.decoder(final[:, :width].clone(), early, lm.n_layers).scores
+        last = {j: h[:, -1] for j, h in hidden.items()}
+        scores = self._scorer.scores(final[:, :width].clone(), last).scores
         if width == final.shape[-1]:
             return scores
         # Rows of the unembedding that are no tokens keep their place, and are never chosen.

@@ -1,17 +1,19 @@
-"""The early layers that a decoder reads, and their logits in one product."""
+"""A decoder on one model: the early layers that it reads there, their logits in one product, and its scores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from exitlens.decoding.contrast.decoders import Decoder
+from exitlens.decoding.contrast.base import Decoder, Scores
 from exitlens.decoding.contrast.parse import parse_decoder
+from exitlens.errors import InputError
+from exitlens.models.native.runner import logits_of
 
-__all__ = ["early_layers", "early_logits"]
+__all__ = ["BoundDecoder", "early_layers"]
 
 
 def early_layers(lm: Any, decoder: str | Decoder) -> tuple[int, ...]:
@@ -20,18 +22,35 @@ def early_layers(lm: Any, decoder: str | Decoder) -> tuple[int, ...]:
     return parse_decoder(decoder).layers(lm.n_layers, tied)
 
 
-def early_logits(
-    lm: Any,
-    states: Sequence[Tensor],
-    layers: Sequence[int],
-    decoder: Decoder,
-    logits: Callable[..., Tensor] | None = None,
-) -> Tensor:
-    """States ``[batch, d]`` of each of ``layers`` (below N) → logits ``[layers, batch, vocab]`` in the model's dtype.
+class BoundDecoder:
+    """``decoder`` on ``lm``: ``early`` are the layers whose states it needs. Raises as :func:`parse_decoder`."""
 
-    All layers meet the unembedding together: many rows in one product take a third of the time of few in many.
-    ``logits``: as ``lm.logits``, where there is a quicker way.
-    """
-    together = torch.stack([state.to(lm.weight.device) for state in states])
-    # Below N only the lens says how a state is read, not the layer.
-    return (logits or lm.logits)(together, layers[0], decoder.lens)
+    def __init__(self, lm: Any, decoder: str | Decoder) -> None:
+        self.decoder = parse_decoder(decoder)
+        self.early = early_layers(lm, self.decoder)
+        self._lm, self._logits = lm, logits_of(lm)
+
+    def scores(self, final: Tensor, states: Mapping[int, Tensor]) -> Scores:
+        """Scores of final logits ``[batch, vocab]`` (float32) and the states ``[batch, d_model]`` of early layers.
+
+        Raises :class:`InputError` for a decoder of the user's own that gives something else than scores.
+        """
+        scored: Any = self.decoder(final, self._read(final, states), self._lm.n_layers)
+        if not isinstance(scored, Scores):
+            kind = type(scored).__name__
+            raise InputError(f"decoder {self.decoder.name!r} gave a {kind}: return exitlens.decoding.Scores(tensor)")
+        if scored.scores.shape != final.shape:
+            raise InputError(
+                f"decoder {self.decoder.name!r} gave scores of shape {tuple(scored.scores.shape)}, "
+                f"not {tuple(final.shape)}"
+            )
+        return scored
+
+    def _read(self, final: Tensor, states: Mapping[int, Tensor]) -> Tensor:
+        """Logits ``[layers, batch, vocab]`` of the early layers, in the model's dtype."""
+        if not self.early:
+            return final.new_empty(0, *final.shape)
+        # All layers meet the unembedding together: many rows in one product take a third of the time of few in many.
+        together = torch.stack([states[j].to(self._lm.weight.device) for j in self.early])
+        # Below N only the lens says how a state is read, not the layer.
+        return self._logits(together, self.early[0], self.decoder.lens).to(final.device)

@@ -4,68 +4,116 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable
-from dataclasses import replace
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from exitlens.decoding.contrast.decoders import ACD, END, SLED, Candidates, Decoder, DeLTa, DoLa, Scores, Vanilla
+from exitlens.decoding.contrast.acd import ACD
+from exitlens.decoding.contrast.base import (
+    Candidates,
+    ContrastDecoder,
+    Decoder,
+    Lens,
+    Option,
+    Scores,
+    candidate_layers,
+    options_of,
+)
+from exitlens.decoding.contrast.controls import RandomLayer, StaticLayer, Vanilla
+from exitlens.decoding.contrast.delta import DeLTa
+from exitlens.decoding.contrast.dola import DoLa
+from exitlens.decoding.contrast.end import END
+from exitlens.decoding.contrast.sled import SLED
 from exitlens.errors import InputError
 
-__all__ = ["names", "parse_decoder", "register"]
+__all__ = ["decoder_names", "decoder_options", "parse_decoder", "register_decoder"]
 
-_Factory = Callable[[str, dict[str, str]], Decoder]
-_OPTIONS: dict[str, tuple[str, ...]] = {
-    "vanilla": (),
-    "dola": ("layers", "choice", "top", "lens"),
-    "static": ("layer", "top", "lens"),
-    "random": ("layers", "top", "lens"),
-    "sled": ("k", "rate", "layers", "lens"),
-    "acd": ("layer", "top", "lens"),
-    "end": ("weight", "layers", "top", "lens"),
-    "delta": ("from", "at", "top", "lens"),
+# A decoder's class, or the function of a user's own decoder made into one.
+_Maker = type[ContrastDecoder] | partial["_FunctionDecoder"]
+_BUILT_IN: dict[str, _Maker] = {
+    "vanilla": Vanilla,
+    "dola": DoLa,
+    "static": StaticLayer,
+    "random": RandomLayer,
+    "sled": SLED,
+    "acd": ACD,
+    "end": END,
+    "delta": DeLTa,
 }
+_OWN: dict[str, _Maker] = {}
 _SETS = ("low", "high", "all")
-_USER: dict[str, Callable[..., Decoder]] = {}
 
 
-def names() -> tuple[str, ...]:
-    """Every decoder's name."""
-    return (*_OPTIONS, *_USER)
+def decoder_names() -> tuple[str, ...]:
+    """Every decoder's name, the user's own last."""
+    return (*_BUILT_IN, *_OWN)
 
 
-def register(
-    name: str, function: Callable[[Tensor, Tensor], Tensor], *, layers: tuple[int, ...] = (), lens: str = "logit"
+def decoder_options(name: str) -> tuple[Option, ...]:
+    """The options of the decoder called ``name``. Raises :class:`InputError` for an unknown one."""
+    maker = _BUILT_IN.get(name) or _OWN.get(name)
+    if maker is None:
+        raise InputError(f"unknown decoder {name[:80]!r}: {_near(name, decoder_names())}")
+    return options_of(maker.func if isinstance(maker, partial) else maker)
+
+
+def register_decoder(
+    name: str,
+    decoder: type[ContrastDecoder] | Callable[[Tensor, Tensor], Tensor],
+    *,
+    layers: Sequence[int] | Callable[[int], Sequence[int]] = (),
+    lens: Lens = "logit",
 ) -> None:
-    """Make ``function(final [batch, vocab], early [layers, batch, vocab]) → scores [batch, vocab]`` a decoder.
+    """Give a decoder of your own a name, which then works wherever a decoder is named.
 
-    ``layers`` are the early layers it reads, ``lens`` (``raw`` or ``logit``) how. Raises :class:`InputError` for a name
-    that is taken or an unknown lens.
+    Args:
+        name: letters, digits, ``-`` and ``_``; not a built-in decoder's.
+        decoder: a frozen dataclass below :class:`ContrastDecoder`, whose fields made by :func:`option` are its options;
+            or a function of final logits ``[batch, vocab]`` and early logits ``[layers, batch, vocab]`` (both in the
+            dtype of the first) that returns scores ``[batch, vocab]``.
+        layers: for a function, the early layers that it reads, or a function of N that gives them.
+        lens: for a function, how they are read, ``raw`` or ``logit``.
+
+    Raises:
+        InputError: for a name that is taken or cannot be written, an unknown lens, or a class that is no decoder.
     """
-    if name in _OPTIONS:
+    if name in _BUILT_IN:
         raise InputError(f"decoder name {name!r} is taken by a built-in one: choose another")
-    if lens not in ("raw", "logit"):
-        raise InputError(f"unknown lens {lens!r}: use raw or logit")
-    _USER[name] = lambda: _User(name, function, layers, lens)
+    if not re.fullmatch(r"[A-Za-z][\w-]*", name):
+        raise InputError(f"decoder name {name[:80]!r} cannot be written: use letters, digits, - and _")
+    if not isinstance(decoder, type):
+        if lens not in ("raw", "logit"):
+            raise InputError(f"unknown lens {lens!r}: use raw or logit")
+        reads = layers if callable(layers) else tuple(layers)
+        _OWN[name] = partial(_FunctionDecoder, name=name, function=decoder, reads=reads, lens=lens)
+    elif is_dataclass(decoder) and issubclass(decoder, ContrastDecoder):
+        _OWN[name] = decoder
+    else:
+        raise InputError(
+            f"{decoder.__name__} is no decoder: write @dataclass(frozen=True, kw_only=True) over a class below "
+            "exitlens.decoding.ContrastDecoder"
+        )
 
 
-class _User:
-    def __init__(self, name: str, function: Callable[[Tensor, Tensor], Tensor], layers: tuple[int, ...], lens: Any):
-        self.name, self.lens, self._function, self._layers = name, lens, function, layers
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FunctionDecoder(ContrastDecoder):
+    """A user's function as a decoder without options."""
+
+    function: Callable[[Tensor, Tensor], Tensor]
+    reads: tuple[int, ...] | Callable[[int], Sequence[int]]
 
     def layers(self, n_layers: int, tied: bool) -> tuple[int, ...]:
-        from exitlens.decoding.contrast.decoders import candidate_layers
-
-        return candidate_layers(self._layers, n_layers, tied) if self._layers else ()
+        """The layers that were named with the function."""
+        reads = tuple(self.reads(n_layers)) if callable(self.reads) else self.reads
+        return candidate_layers(reads, n_layers, tied) if reads else ()
 
     def __call__(self, final: Tensor, early: Tensor, n_layers: int) -> Scores:  # noqa: ARG002 (the protocol's)
-        scores = self._function(final, early.to(final.dtype))
-        if scores.shape != final.shape:
-            raise InputError(
-                f"decoder {self.name!r} gave scores of shape {tuple(scores.shape)}, not {tuple(final.shape)}"
-            )
-        return Scores(scores)
+        """What the function says."""
+        return Scores(self.function(final, early.to(final.dtype)))
 
 
 def parse_decoder(text: str | Decoder) -> Decoder:
@@ -76,83 +124,45 @@ def parse_decoder(text: str | Decoder) -> Decoder:
     if not isinstance(text, str):
         return text
     head, _, rest = text.strip().partition(":")
-    if head in _USER:
-        if rest:
-            raise InputError(f"decoder {head!r} takes no options, but {rest!r} was given")
-        return _USER[head]()
-    if head not in _OPTIONS:
-        raise InputError(f"unknown decoder {head!r}: {_near(head, names())}")
-    options: dict[str, str] = {}
-    bare = ""
+    known = decoder_options(head)
+    maker = _BUILT_IN.get(head) or _OWN[head]
+    given: dict[str, Any] = {}
     for part in filter(None, (p.strip() for p in rest.split(","))):
         key, sign, value = part.partition("=")
         if not sign:
-            if bare:
-                raise InputError(f"decoder {text!r} has two bare values ({bare!r}, {part!r}): write option=value")
-            bare = part
-        elif key not in _OPTIONS[head]:
-            raise InputError(f"unknown option {key!r} of decoder {head!r}: {_near(key, _OPTIONS[head])}")
+            item, value = _bare(head, known, part, text), part
         else:
-            if not value:
-                raise InputError(f"option {key!r} in decoder {text!r} is empty: write {key}=value")
-            options[key] = value
-    decoder = _build(head, bare, options, text)
-    return replace(decoder, name=text.strip())  # type: ignore[type-var]
+            item = _named(head, known, key)
+        if not value:
+            raise InputError(f"option {key!r} in decoder {text!r} is empty: write {key}=value")
+        if item.field in given:
+            raise InputError(f"decoder {text!r} gives {item.name} two values (the second {value!r}): leave one out")
+        given[item.field] = _READ[item.kind](value, text)
+        item.check(given[item.field])
+    return replace(maker(**given), name=text.strip())
 
 
-def _near(word: str, known: tuple[str, ...]) -> str:
+def _named(head: str, known: Sequence[Option], key: str) -> Option:
+    for item in known:
+        if item.name == key:
+            return item
+    names = tuple(item.name for item in known)
+    raise InputError(f"unknown option {key[:80]!r} of decoder {head!r}: {_near(key, names)}")
+
+
+def _bare(head: str, known: Sequence[Option], value: str, text: str) -> Option:
+    for item in known:
+        if item.bare:
+            return item
+    more = f": write {head}:{known[0].name}=value" if known else ""
+    raise InputError(f"decoder {head!r} takes no value by itself, but {value[:80]!r} was given in {text!r}{more}")
+
+
+def _near(word: str, known: Sequence[str]) -> str:
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
     if close:
         return f"did you mean {' or '.join(close)}?"
     return f"use {', '.join(known)}" if known else "it takes no options"
-
-
-def _build(head: str, bare: str, options: dict[str, str], text: str) -> Decoder:
-    common: dict[str, Any] = {}
-    if "lens" in options:
-        if options["lens"] not in ("raw", "logit"):
-            raise InputError(f"unknown lens {options['lens']!r} in {text!r}: use raw or logit")
-        common["lens"] = options["lens"]
-    if "top" in options:
-        common["relative_top"] = _number(options["top"], text)
-    layers = _layers(options.get("layers") or bare, text) if options.get("layers") or bare else None
-    if head == "dola":
-        if "choice" in options:
-            if options["choice"] not in ("jsd", "reference"):
-                raise InputError(f"unknown DoLa choice {options['choice']!r} in {text!r}: use jsd or reference")
-            common["choice"] = options["choice"]
-        return DoLa(candidates=layers or "high", **common)
-    if head == "random":
-        return DoLa(candidates=layers or "high", pick="random", **common)
-    if head == "static":
-        single = options.get("layer") or bare
-        if not single:
-            raise InputError(f"decoder {text!r} needs its layer: write static:16")
-        return DoLa(candidates=(_whole(single, text),), **common)
-    if head == "sled":
-        if "k" in options:
-            common["k"] = _whole(options["k"], text)
-        if "rate" in options:
-            common["rate"] = _number(options["rate"], text)
-        return SLED(candidates=layers, **common)
-    if head == "acd":
-        single = options.get("layer") or bare
-        return ACD(layer=_whole(single, text) if single else None, **common)
-    if head == "end":
-        if "weight" in options:
-            common["weight"] = _number(options["weight"], text)
-        return END(candidates=layers or "high", **common)
-    if head == "delta":
-        if bare:
-            raise InputError(f"decoder {text!r}: write delta:from=15,at=33")
-        if "from" in options:
-            common["start"] = _whole(options["from"], text)
-        if "at" in options:
-            common["at"] = _number(options["at"], text)
-        return DeLTa(**common)
-    if bare:
-        raise InputError(f"decoder {head!r} takes no value, but {bare!r} was given")
-    return Vanilla()
 
 
 def _layers(value: str, text: str) -> Candidates:
@@ -179,3 +189,12 @@ def _number(value: str, text: str) -> float:
     if not math.isfinite(number):
         raise InputError(f"{value!r} in decoder {text!r} is not a number")
     return number
+
+
+_READ: dict[str, Callable[[str, str], Any]] = {
+    "number": _number,
+    "whole": _whole,
+    "layer": _whole,
+    "layers": _layers,
+    "word": lambda value, _text: value,
+}

@@ -11,8 +11,7 @@ import pandas as pd
 
 from exitlens import stats
 from exitlens.data.records import Question
-from exitlens.decoding import parse_decoder
-from exitlens.decoding.contrast.early_logits import early_layers
+from exitlens.decoding import early_layers, parse_decoder
 from exitlens.errors import InputError
 from exitlens.models.protocol import LayeredModel
 from exitlens.runs.engine import Engine, Report
