@@ -1,8 +1,8 @@
 """Do the ranges in pyproject.toml hold at both ends? ``python scripts/check_ranges.py [--python 3.11]``.
 
-Resolves (installs nothing) the required dependencies with each at its floor exactly, and at the newest versions, through
-``uv`` (``pip install uv``). A floor that cannot be installed beside the others misleads whoever reads it. To run the tests
-there too, ``--write FOLDER`` leaves ``floors.txt`` and ``newest.txt``, each for ``pip install -r``.
+Resolves (installs nothing) the required dependencies with each at its floor exactly, and at the newest versions, by
+``uv`` (``pip install uv``). A floor that cannot be installed beside the others misleads whoever reads it. To run the
+tests there too, ``--write FOLDER`` leaves ``floors.txt`` and ``newest.txt``, each for ``pip install -r``.
 """
 
 from __future__ import annotations
