@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests import tiny
 from transformers import StoppingCriteria, TextStreamer
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 import exitlens
 from exitlens.decoding import generate
@@ -18,6 +19,8 @@ from exitlens.models import wrap
 
 PROMPTS = ["How many whiskers does a human have?", "Q: What is true?", "Paris"]
 NEW = 10
+# transformers 5.24 renamed `past_key_values`, as an argument and as a field.
+CACHE = "cache" if "cache" in GenerateDecoderOnlyOutput.__dataclass_fields__ else "past_key_values"
 
 
 @lru_cache
@@ -90,7 +93,7 @@ def test_a_model_output_where_one_is_asked_for() -> None:
     )
     torch.testing.assert_close(got.logits[0], want.logits[0])
     assert not torch.equal(got.scores[0], want.scores[0])
-    assert got.past_key_values.get_seq_length() == got.sequences.shape[1] - 1
+    assert got[CACHE].get_seq_length() == got.sequences.shape[1] - 1
     assert run("llama", "dola:0/2", return_dict_in_generate=True).scores is None
 
 
@@ -98,7 +101,7 @@ def test_a_cache_of_the_caller_is_gone_on_from() -> None:
     first = run("llama", "dola:0/2", PROMPTS[:1], max_new_tokens=4, return_dict_in_generate=True)
     whole = run("llama", "dola:0/2", PROMPTS[:1], max_new_tokens=8)
     rest = model("llama").generate(
-        first.sequences, past_key_values=first.past_key_values, custom_generate=loop("dola:0/2"),
+        first.sequences, **{CACHE: first[CACHE]}, custom_generate=loop("dola:0/2"),
         max_new_tokens=whole.shape[1] - first.sequences.shape[1], do_sample=False, pad_token_id=0,
     )  # fmt: skip
     assert torch.equal(rest, whole)

@@ -153,5 +153,6 @@ class _Made:
             return sequences
         from exitlens.models.loading import generate_output
 
-        cache = model_kwargs.get("past_key_values", model_kwargs.get("cache_params"))
-        return generate_output(sequences=sequences, past_key_values=cache, **self.kept)
+        names = ("cache", "past_key_values", "cache_params")  # by version of transformers, and by kind of model
+        cache = next((model_kwargs[name] for name in names if model_kwargs.get(name) is not None), None)
+        return generate_output(sequences=sequences, cache=cache, **self.kept)

@@ -255,7 +255,8 @@ class Layered(Methods):
             if mask is not None:  # a pure recurrence masks what it is given, not what it has seen
                 kwargs["attention_mask"] = mask[:, -ids.shape[1] :]
         elif cache is not None:
-            kwargs["past_key_values"] = cache
+            # transformers 5.24 renamed the argument; from 5.40 on the old name is refused.
+            kwargs["cache" if "cache" in self.accepts else "past_key_values"] = cache
         return {key: value for key, value in kwargs.items() if key in self.accepts or "kwargs" in self.accepts}
 
     def run_inner(self, ids: Tensor) -> Any:

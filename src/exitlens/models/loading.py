@@ -133,11 +133,15 @@ def pretrained_encoder(source: str, revision: str | None) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def generate_output(**fields: Any) -> Any:
+def generate_output(*, cache: Any, **fields: Any) -> Any:
     """What ``model.generate`` returns for a decoder-only model when asked for a dictionary."""
+    from dataclasses import fields as fields_of
+
     from transformers.generation.utils import GenerateDecoderOnlyOutput
 
-    return GenerateDecoderOnlyOutput(**fields)
+    # transformers 5.24 renamed `past_key_values`.
+    name = "cache" if "cache" in {field.name for field in fields_of(GenerateDecoderOnlyOutput)} else "past_key_values"
+    return GenerateDecoderOnlyOutput(**{name: cache}, **fields)
 
 
 @contextmanager
