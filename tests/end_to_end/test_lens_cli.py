@@ -44,7 +44,7 @@ def _own_cache(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_read_prints_means_and_where_the_files_are(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    common = ("read", "--text", work / "t.jsonl", "-m", work / "model", "--stats", "entropy,kl,top-k,settling")
+    common = ("read", "--text", work / "t.jsonl", "-m", work / "model", "--stats", "entropy,kl,top-k,saturation")
     found = done(capsys, *common, "-o", work / "out", "--shard-tokens", "200")
     frame = pd.read_parquet(work / "out" / "shards")
     assert found["tokens"] * 4 == len(frame)
@@ -54,7 +54,7 @@ def test_read_prints_means_and_where_the_files_are(work: Path, capsys: pytest.Ca
     assert found["by_layer"][1]["entropy"] == pytest.approx(frame[frame["layer"] == 1]["entropy"].mean(), rel=1e-5)
     code, out, err = call(capsys, *common, "-o", work / "out", "--shard-tokens", "200")
     assert code == 0
-    assert "all read before; mean settling layer" in out
+    assert "all read before; mean saturation layer" in out
     assert out.splitlines()[-1] == f"{found['shards']} files: {work / 'out' / 'shards' / '*.parquet'}"
     assert "loading" in err
     code, out, err = call(capsys, *common, "-o", work / "out", "-q")

@@ -20,7 +20,7 @@ from exitlens.studies.corpus import read as corpus
 from exitlens.studies.corpus.read import CorpusSettings, read_corpus
 
 TEXTS = ["abc", "a", "", "hello worl", "no", "lens of a", "x", "seven of"]
-STATS = ("entropy", "top_k", "logprob", "rank", "kl", "agreement", "settling", "cosine")
+STATS = ("entropy", "top_k", "logprob", "rank", "kl", "agreement", "saturation", "cosine")
 
 
 def lines(folder: Path, texts: list[str] = TEXTS, name: str = "t.jsonl") -> TextFile:
@@ -45,7 +45,7 @@ def test_every_row_is_what_read_gives(tmp_path: Path) -> None:
     want = trace.to_pandas().sort_values(["text", "position", "layer"], kind="stable", ignore_index=True)
     numbers = [i for i, text in enumerate(TEXTS) if text]
     assert frame["text"].tolist() == [numbers[i] for i in want["text"]]
-    for name in ("position", "layer", "token_id", "token", "agreement", "settling"):
+    for name in ("position", "layer", "token_id", "token", "agreement", "saturation"):
         assert frame[name].tolist() == want[name].tolist()
     for name in ("entropy", "logprob", "kl", "cosine"):
         assert np.allclose(frame[name], want[name], atol=1e-5, equal_nan=True)
@@ -56,7 +56,7 @@ def test_every_row_is_what_read_gives(tmp_path: Path) -> None:
     assert found.survey.empty == 1
     means = frame.groupby("layer")[["entropy", "kl", "agreement", "logprob"]].mean()
     assert np.allclose(found.by_layer.set_index("layer")[means.columns], means, atol=1e-5)
-    assert found.settling == pytest.approx(frame["settling"].mean())
+    assert found.saturation == pytest.approx(frame["saturation"].mean())
 
 
 def test_formats_give_the_same(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from exitlens.errors import InputError
 from exitlens.lenses import TunedLens
 from exitlens.lenses.speed import reading_speed
 
-STATS = ("entropy", "kl", "top_k", "logprob", "rank", "agreement", "settling")
+STATS = ("entropy", "kl", "top_k", "logprob", "rank", "agreement", "saturation")
 PROMPTS = ["The capital of", "What is true? A true statement is"]
 
 

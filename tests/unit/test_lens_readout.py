@@ -6,13 +6,14 @@ import math
 
 import pytest
 import torch
+from tests.unit import plain_statistics
 from tests.unit.lens_model import SmallModel, double, states
 from torch import Tensor
 
-from exitlens import metrics
 from exitlens.compute import precision as precision_module
 from exitlens.errors import InputError, LayerError, ModelError
-from exitlens.lenses.readout import STATS, readout
+from exitlens.lenses.read_hidden import readout
+from exitlens.lenses.statistics import STATS
 from exitlens.models.protocol import LogitTransform
 
 CHOICES = [[3, 7], [11], [200]]
@@ -28,20 +29,20 @@ def plain(model: SmallModel, hidden: dict[int, Tensor], lens: str, targets: Tens
     sets = torch.stack([logp[..., ids].exp().sum(-1) for ids in CHOICES], -1)
     top = logp.argmax(-1)
     return {
-        "entropy": metrics.entropy(logits),
-        "varentropy": metrics.varentropy(logits),
+        "entropy": plain_statistics.entropy(logits),
+        "varentropy": plain_statistics.varentropy(logits),
         "top_logprobs": logp.topk(5).values,
         "max_probability": logp.amax(-1).exp(),
-        "margin": metrics.margin(logits),
+        "margin": plain_statistics.margin(logits),
         "logprob": logp.gather(-1, own),
-        "rank": torch.stack([metrics.rank(logits, own[..., k]) for k in range(own.shape[-1])], -1),
+        "rank": torch.stack([plain_statistics.rank(logits, own[..., k]) for k in range(own.shape[-1])], -1),
         "choice_probability": sets,
         "choice_share": sets / sets.sum(-1, keepdim=True),
-        "kl": metrics.kl(last, logits),
-        "jsd": metrics.jsd(last, logits),
-        "tv": metrics.total_variation(last, logits),
+        "kl": plain_statistics.kl(last, logits),
+        "jsd": plain_statistics.jsd(last, logits),
+        "tv": plain_statistics.total_variation(last, logits),
         "agreement": top == top[n],
-        "settling": metrics.settling_depth(top)[None],
+        "saturation": plain_statistics.saturation(top)[None],
     }
 
 
@@ -94,13 +95,13 @@ def _logp(model: SmallModel, hidden: dict[int, Tensor], lens: str) -> Tensor:
 def test_layer_n_against_itself_is_exact() -> None:
     for options in MODELS.values():
         model = SmallModel(**options)
-        got = readout(model, states(model), stats=("kl", "jsd", "tv", "agreement", "settling"))
+        got = readout(model, states(model), stats=("kl", "jsd", "tv", "agreement", "saturation"))
         for name in ("kl", "jsd", "tv"):
             assert (got[name][-1] == 0).all()
             assert (got[name] >= 0).all()
         assert got["agreement"][-1].all()
         assert got["jsd"].max() <= math.log(2)
-        assert got["settling"].max() <= model.n_layers
+        assert got["saturation"].max() <= model.n_layers
 
 
 @pytest.mark.parametrize("size", [1e2, 1e3, 1e4])
@@ -184,7 +185,9 @@ def test_bfloat16_products_stay_in_their_documented_bounds(monkeypatch: pytest.M
     assert fast.product == torch.bfloat16
     assert exact.product == torch.float32
     assert torch.equal(fast["top_ids"][..., 0], exact["top_ids"][..., 0])
-    for name, bound in {"entropy": 0.05, "kl": 0.05, "logprob": 0.05, "jsd": 0.02, "tv": 0.02, "margin": 0.01}.items():
+    bounds = {c.name: c.fast for record in STATS.values() for c in record.columns if c.fast is not None}
+    assert len(bounds) == 10
+    for name, bound in bounds.items():
         assert (fast[name] - exact[name]).abs().max() < bound, name
     # Without re-scoring the best log-probability would be off by the rounding of bf16 (about 2^-9 of the logit).
     assert (fast["top_logprobs"] - exact["top_logprobs"])[..., 0].abs().max() < 0.02
@@ -267,7 +270,7 @@ def test_no_tokens_give_empty_results() -> None:
     got = everything(model, hidden, torch.empty(0, 2, dtype=torch.long))
     assert got["entropy"].shape == (5, 0)
     assert got["logprob"].shape == (5, 0, 2)
-    assert got["settling"].shape == (1, 0)
+    assert got["saturation"].shape == (1, 0)
 
 
 def test_cosine_with_the_next_layer() -> None:
@@ -284,7 +287,7 @@ def test_cosine_with_the_next_layer() -> None:
         ({"stats": ("entrpy",)}, InputError, "unknown statistic 'entrpy'"),
         ({"lens": "tunned"}, InputError, "unknown lens 'tunned'"),
         ({"stats": ("top_k",), "top_k": 204}, InputError, "top_k 204"),
-        ({"stats": ("rank",)}, InputError, "need targets"),
+        ({"stats": ("rank",)}, InputError, "rank needs targets"),
         ({"stats": ("rank",), "targets": torch.full((37,), 203)}, InputError, "target id 203 is out of the vocabulary"),
         ({"stats": ("choices",), "choices": [[1], [999]]}, InputError, "token id 999"),
         ({"precision": "quick"}, InputError, "unknown precision 'quick'"),

@@ -10,13 +10,12 @@ import torch
 from tests.unit.lens_model import SmallModel
 
 from exitlens.errors import ContextError, InputError, LayerError
-from exitlens.lenses.files import read_tensors, write_tensors
+from exitlens.lenses.read_hidden import readout
 from exitlens.lenses.read_texts import plan_windows, read, read_ids
-from exitlens.lenses.readout import readout
 from exitlens.lenses.trace import Trace
 
 TEXTS = ["abc", "a", "hello worl", "no", "lens"]
-STATS = ("entropy", "top_k", "logprob", "rank", "kl", "agreement", "settling")
+STATS = ("entropy", "top_k", "logprob", "rank", "kl", "agreement", "saturation")
 
 
 def alone(model: SmallModel, ids: list[int]) -> dict:
@@ -80,8 +79,7 @@ def test_texts_over_the_context() -> None:
 
 def test_save_and_load_are_inverse(tmp_path: Path) -> None:
     trace = read(SmallModel(), TEXTS, stats=STATS)
-    write_tensors(tmp_path / "t.safetensors", *trace.to_tensors())
-    again = Trace.from_tensors(*read_tensors(tmp_path / "t.safetensors"))
+    again = Trace.load(trace.save(tmp_path / "t.safetensors"))
     assert again.tokens == trace.tokens
     assert again.layers == trace.layers
     for name in trace.values:
@@ -106,7 +104,7 @@ def test_tables() -> None:
     assert row.entropy == trace["entropy"][2, 3, 7]
     assert row.top_ids_1 == trace["top_ids"][2, 3, 7, 1]
     assert row.token == trace.tokens[2][7]
-    assert row.settling == trace["settling"][2, 0, 7]
+    assert row.saturation == trace["saturation"][2, 0, 7]
     xarray = pytest.importorskip("xarray")
     data = trace.to_xarray()
     assert isinstance(data, xarray.Dataset)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 
 import pytest
@@ -16,7 +15,7 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("no CUDA device; TRITON_INTERPRET=1 runs this on the CPU", allow_module_level=True)
 
 from exitlens.lenses import _triton as kernel
-from exitlens.lenses import readout
+from exitlens.lenses import read_hidden, readout
 from exitlens.models.protocol import LogitTransform
 
 
@@ -49,10 +48,10 @@ def test_the_readout_is_the_same_with_the_fused_block(
 ) -> None:
     model = SmallModel(vocab=150, bias=True, logit_transform=logit_transform, n_layers=2)
     hidden = states(model, 6)
-    stats = ("entropy", "varentropy", "logprob", "agreement", "settling", "max_probability")
+    stats = ("entropy", "varentropy", "logprob", "agreement", "saturation", "max_probability")
     stats = stats if logit_transform.cap else (*stats, "kl")
     plain = readout(model, hidden, stats=stats, targets=torch.arange(6))
-    monkeypatch.setattr(importlib.import_module("exitlens.lenses.readout"), "usable", lambda *_: True)
+    monkeypatch.setattr(read_hidden, "usable", lambda *_: True)
     fused = readout(model, hidden, stats=stats, targets=torch.arange(6))
     for name, want in plain.items():
         assert torch.allclose(fused[name].double(), want.double(), atol=1e-4), name

@@ -13,8 +13,7 @@ from tests.unit.lens_model import SmallModel, states
 
 from exitlens.errors import InputError, LayerError
 from exitlens.lenses import train_tuned as training
-from exitlens.lenses.files import load_lens, save_lens
-from exitlens.lenses.readout import readout
+from exitlens.lenses.read_hidden import readout
 from exitlens.lenses.train_tuned import train_tuned_lens
 from exitlens.lenses.tuned import TunedLens
 from exitlens.models.protocol import LogitTransform
@@ -114,12 +113,12 @@ def test_too_little_text() -> None:
 
 def test_save_and_load(tmp_path: Path) -> None:
     lens = random_lens()
-    again = load_lens(save_lens(lens, tmp_path / "lens.safetensors"), SmallModel())
+    again = TunedLens.load(lens.save(tmp_path / "lens.safetensors"), SmallModel())
     assert torch.equal(again.weight, lens.weight)
     assert again.name == "t"
     small = lens.low_rank(24)
     assert torch.allclose(small.up @ small.down, lens.weight, atol=1e-5)
-    low = load_lens(save_lens(lens.low_rank(3), tmp_path / "low.safetensors"))
+    low = TunedLens.load(lens.low_rank(3).save(tmp_path / "low.safetensors"))
     h = states(SmallModel())[1]
     assert torch.allclose(low.transform(h, 1), h + h @ (low.up[1] @ low.down[1]).T + low.bias[1], atol=1e-5)
     with pytest.raises(InputError, match="rank 25"):
@@ -133,9 +132,9 @@ def test_published_checkpoints(tmp_path: Path) -> None:
     tensors |= {f"{j}.bias": lens.bias[j].contiguous() for j in range(4)}
     (tmp_path / "params.pt").write_bytes(b"\x80\x04.")
     with pytest.raises(InputError, match="is a pickle, which exitlens never opens"):
-        load_lens(tmp_path)
+        TunedLens.load(tmp_path)
     save_file(tensors, tmp_path / "params.safetensors")
-    again = load_lens(tmp_path, SmallModel())
+    again = TunedLens.load(tmp_path, SmallModel())
     assert torch.equal(again.weight, lens.weight)
     assert again.provenance["model"] == "m"
 
@@ -150,8 +149,8 @@ def test_other_models_lens_and_damage(tmp_path: Path) -> None:
         TunedLens("x", "", torch.full((1, 2), torch.nan), torch.zeros(1, 2, 2))
     (tmp_path / "junk.safetensors").write_bytes(b"not a tensor file")
     with pytest.raises(InputError, match="not a readable safetensors"):
-        load_lens(tmp_path / "junk.safetensors")
+        TunedLens.load(tmp_path / "junk.safetensors")
     with pytest.raises(InputError, match="no such file"):
-        load_lens(tmp_path / "none.safetensors")
+        TunedLens.load(tmp_path / "none.safetensors")
     with pytest.raises(InputError, match="pickle"):
-        load_lens(tmp_path / "params.pt")
+        TunedLens.load(tmp_path / "params.pt")

@@ -123,23 +123,23 @@ def show_command(
     --json prints path, name, fingerprint, n_layers, d_model, rank, provenance and layers (rows of layer, before, after,
     chosen).
     """
-    from exitlens.lenses import load_lens
+    from exitlens.lenses import TunedLens
     from exitlens.lenses.lens_names import lens_named
 
     path = lens_named(lens)
-    _show(load_lens(path), path, as_json)
+    _show(TunedLens.load(path), path, as_json)
 
 
 def list_command(as_json: JsonOption = False) -> None:
     """The lenses in the cache folder, which --lens takes by name."""
-    from exitlens.lenses import load_lens
+    from exitlens.lenses import TunedLens
     from exitlens.lenses.lens_names import kept_lenses
     from exitlens.models.hub import catalog
 
     folder = catalog.cache_dir() / "lenses"
     rows = []
     for name, path in kept_lenses().items():
-        found = load_lens(path)
+        found = TunedLens.load(path)
         notes = found.provenance
         rows.append({"name": name, "model": notes.get("model", ""), "layers": found.n_layers,
                      "kl_before": _number(notes.get("kl_before")), "kl_after": _number(notes.get("kl_after")),

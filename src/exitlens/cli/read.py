@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.models import OptionInfo
 
 from exitlens.cli.console import (
     DEFAULT_MODEL,
@@ -24,15 +25,20 @@ from exitlens.cli.console import (
     say,
 )
 from exitlens.cli.look import LENS_HELP
+from exitlens.lenses import STATS
 
 if TYPE_CHECKING:
     from exitlens.studies.corpus.read import CorpusRead
 
 __all__ = ["register"]
 
+STATS_OPTION: OptionInfo = typer.Option("--stats")
+
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
+    names = [name for name in STATS if name != "choices"]  # read anew each time: a script may have registered its own
+    STATS_OPTION.help = f"Comma-separated: {', '.join(names)}."
     app.command("read")(read_command)
 
 
@@ -42,9 +48,7 @@ def read_command(
         typer.Option("--text", help="JSON lines or Parquet with a field 'text', or plain text.", show_default=False),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the result; a stopped reading goes on there.")],
-    stats: Annotated[
-        str, typer.Option("--stats", help="entropy, kl, logprob, rank, top_k, margin, jsd, agreement, settling, ...")
-    ] = "entropy",
+    stats: Annotated[str, STATS_OPTION] = "entropy",
     layers: Annotated[str, typer.Option("--layers", help="Layers such as 0,8,16-20, or all.")] = "all",
     lens: Annotated[str, typer.Option("--lens", help=LENS_HELP)] = "logit",
     top_k: Annotated[int, typer.Option("--top-k", help="Tokens that the statistic top_k keeps.")] = 5,
@@ -78,7 +82,7 @@ def read_command(
     """Read any amount of text layer by layer into Parquet: a row a text, position and layer, a column a statistic.
 
     Killed and started again with the same options it repeats nothing that is finished and ends with the same files.
-    --json prints out, files, model, lens, texts, tokens, fresh_tokens, shards, settling and by_layer (rows of means).
+    --json prints out, files, model, lens, texts, tokens, fresh_tokens, shards, saturation and by_layer (rows of means).
     """
     import shlex
     import sys
@@ -126,7 +130,9 @@ def _print(found: CorpusRead, model: str, lens: str, seconds: float, as_json: bo
     if as_json:
         facts: dict[str, Any] = {"out": found.path, "files": str(shards / "*.parquet"), "model": model, "lens": lens}
         facts |= {"texts": found.survey.texts, "tokens": found.tokens, "fresh_tokens": found.fresh_tokens}
-        print_json(facts | {"shards": found.shards, "settling": found.settling, "by_layer": rows.to_dict("records")})
+        print_json(
+            facts | {"shards": found.shards, "saturation": found.saturation, "by_layer": rows.to_dict("records")}
+        )
         return
     shown = rows.drop(columns="tokens")
     columns = [Column(name.replace("_", " "), "d" if name == "layer" else ".4f") for name in shown.columns]
@@ -139,7 +145,7 @@ def _print(found: CorpusRead, model: str, lens: str, seconds: float, as_json: bo
         columns,
         shown.to_numpy().tolist(),
         title=f"Means over {found.tokens} tokens of {found.survey.texts} texts: {model}, lens {lens}",
-        note=speed + ("" if found.settling is None else f"; mean settling layer {found.settling:.2f}"),
+        note=speed + ("" if found.saturation is None else f"; mean saturation layer {found.saturation:.2f}"),
     )
     echo(f"{found.shards} files: {shards / '*.parquet'}")
 

@@ -81,7 +81,7 @@ def generate(
     """Answer every prompt: a text, or token ids taken as they are.
 
     A text that all prompts begin with is run once. The repetition penalty acts on prompt and output, after the
-    decoder's own scores. ``read`` names statistics (:func:`exitlens.lenses.readout`) of every layer at every answer
+    decoder's own scores. ``read`` names statistics (:func:`exitlens.lenses.read_hidden`) of every layer at every answer
     token, at no second pass; ``trace`` keeps what the decoder reports at each step. ``chat`` puts each prompt through
     the tokenizer's chat template. ``open_with`` runs the shared token ids and gives the sessions another way than
     the model's usual one (:class:`~exitlens.exits.session.ExitPrefix`). ``progress(done, total)`` counts prompts.

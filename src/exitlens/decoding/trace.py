@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from exitlens.decoding.loop import Generation
 from exitlens.errors import InputError
 from exitlens.lenses import Trace
+from exitlens.lenses.statistics import missing
 
 __all__ = ["trace_answers"]
 
@@ -38,8 +39,8 @@ def trace_answers(lm: Any, answers: Sequence[Generation]) -> Trace:
     positions = 1 + max(len(answer.token_ids) for answer in answers)
     values: dict[str, NDArray[Any]] = {}
     for name, example in known.items():
-        empty: Any = np.nan if example.dtype.kind == "f" else (False if example.dtype.kind == "b" else -1)
-        values[name] = np.full((len(answers), len(example), positions, *example.shape[2:]), empty, dtype=example.dtype)
+        shape = (len(answers), len(example), positions, *example.shape[2:])
+        values[name] = np.full(shape, missing(example.dtype.kind), dtype=example.dtype)
         for i, answer in enumerate(answers):
             if answer.reads:
                 values[name][i, :, : len(answer.token_ids)] = answer.reads[name]

@@ -1,24 +1,44 @@
-"""What a layer would have said: lenses, statistics of their distributions, and named results over whole texts."""
+"""What a layer would have said: lenses, statistics of their distributions, and named results over whole texts.
 
-from exitlens.lenses.files import load_lens, load_trace, save_lens, save_trace
-from exitlens.lenses.read_texts import read, read_ids
-from exitlens.lenses.readout import STATS, Readout, readout
-from exitlens.lenses.trace import Trace
-from exitlens.lenses.train_tuned import TrainingReport, train_tuned_lens
-from exitlens.lenses.tuned import TunedLens
+The names load what they need on first use: the command line lists the statistics without importing torch.
+"""
 
-__all__ = [
-    "STATS",
-    "Readout",
-    "Trace",
-    "TrainingReport",
-    "TunedLens",
-    "load_lens",
-    "load_trace",
-    "read",
-    "read_ids",
-    "readout",
-    "save_lens",
-    "save_trace",
-    "train_tuned_lens",
-]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from exitlens.lenses.lens import Lens as Lens
+    from exitlens.lenses.read_hidden import Readout as Readout
+    from exitlens.lenses.read_hidden import readout as readout
+    from exitlens.lenses.read_texts import read as read
+    from exitlens.lenses.read_texts import read_ids as read_ids
+    from exitlens.lenses.statistics import STATS as STATS
+    from exitlens.lenses.statistics import register_statistic as register_statistic
+    from exitlens.lenses.trace import Trace as Trace
+    from exitlens.lenses.train_tuned import TrainingReport as TrainingReport
+    from exitlens.lenses.train_tuned import train_tuned_lens as train_tuned_lens
+    from exitlens.lenses.tuned import TunedLens as TunedLens
+
+_HOME = {
+    "STATS": "statistics",
+    "Lens": "lens",
+    "Readout": "read_hidden",
+    "Trace": "trace",
+    "TrainingReport": "train_tuned",
+    "TunedLens": "tuned",
+    "read": "read_texts",
+    "read_ids": "read_texts",
+    "readout": "read_hidden",
+    "register_statistic": "statistics",
+    "train_tuned_lens": "train_tuned",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'exitlens.lenses' has no attribute {name!r}")
+    return getattr(import_module(f"exitlens.lenses.{_HOME[name]}"), name)

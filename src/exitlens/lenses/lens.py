@@ -1,55 +1,101 @@
-"""From residual streams to the rows that meet the unembedding: the lenses, and the checks on what comes in."""
+"""Lenses: from residual streams to the rows that meet the unembedding, and the checks on what comes in."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, ModelError, layer_range_error
-from exitlens.lenses.tuned import TunedLens
 from exitlens.models.protocol import LayeredModel
 
-__all__ = ["Lens", "Translator", "check_hidden", "check_lens", "lens_name", "rows"]
+__all__ = ["BUILT_IN", "Lens", "LogitLens", "RawLens", "as_lens", "check_hidden", "lens_name", "non_finite_error"]
 
 
-@runtime_checkable
-class Translator(Protocol):
-    """A lens with parameters of its own, for example :class:`~exitlens.lenses.tuned.TunedLens`."""
+class Lens(ABC):
+    """Reads an inner layer as if it were the last. A lens of one's own needs ``name`` and :meth:`transform`."""
+
+    name: str
+
+    @abstractmethod
+    def transform(self, h: Tensor, layer: int) -> Tensor:
+        """Residual stream ``[..., d_model]`` at ``layer`` < N → what the final norm shall read, of the same shape."""
+
+    def check(self, lm: LayeredModel) -> None:  # noqa: B027 - a lens without parameters fits every model
+        """Raise :class:`InputError` when it cannot read this model."""
 
     @property
-    def name(self) -> str:
-        """What tables and captions call it."""
-        ...
+    def identity(self) -> str:
+        """What tells this lens from any other: its name and, where it has parameters, a hash of them."""
+        return self.name
 
-    def transform(self, h: Tensor, layer: int) -> Tensor:
-        """Residual stream ``[..., d_model]`` at ``layer`` < N → what the final norm shall read."""
-        ...
+    def rows(self, lm: LayeredModel, layers: Sequence[int], states: Sequence[Tensor]) -> Tensor:
+        """Inputs of the unembedding ``[layers, t, d_head]`` for residual streams ``[t, d_model]``, one a layer.
 
-
-Lens = str | Translator
-
-
-def lens_name(lens: Lens) -> str:
-    """``raw``, ``logit`` or the translator's own name."""
-    return lens if isinstance(lens, str) else lens.name
+        Layer N is always read as the model reads it.
+        """
+        pairs = zip(layers, states, strict=True)
+        return torch.stack([lm.norm(h if layer == lm.n_layers else self.transform(h, layer)) for layer, h in pairs])
 
 
-def check_lens(lm: LayeredModel, lens: Lens) -> None:
-    """Raise :class:`InputError` when ``lens`` is unknown or cannot read this model."""
-    if isinstance(lens, str):
-        if lens not in ("raw", "logit"):
-            raise InputError(f"unknown lens {lens!r}: use raw, logit, or a tuned lens loaded for this model")
-        if lens == "raw" and lm.weight.shape[1] != lm.d_model:
+class LogitLens(Lens):
+    """``post(W norm(h_j))`` (nostalgebraist 2020): the model's own final norm and unembedding."""
+
+    name = "logit"
+
+    def transform(self, h: Tensor, layer: int) -> Tensor:  # noqa: ARG002 - every layer is read alike
+        """``h`` itself."""
+        return h
+
+    def rows(self, lm: LayeredModel, layers: Sequence[int], states: Sequence[Tensor]) -> Tensor:  # noqa: ARG002
+        """As :meth:`Lens.rows`, with one call of the norm for all layers: of few tokens, calls cost more than work."""
+        return lm.norm(torch.stack(list(states)))
+
+
+class RawLens(LogitLens):
+    """``post(W h_j)`` for j < N: without the final norm, as DoLa's published code reads early layers."""
+
+    name = "raw"
+
+    def check(self, lm: LayeredModel) -> None:
+        """Raise :class:`InputError` where the unembedding is not as wide as the residual stream."""
+        if lm.weight.shape[1] != lm.d_model:
             raise InputError(
                 f"lens 'raw' needs hidden states as wide as the unembedding ({lm.weight.shape[1]}), "
                 f"but {lm.name} has {lm.d_model}: use lens logit"
             )
-        return
-    if isinstance(lens, TunedLens):
-        lens.check(lm.fingerprint, lm.n_layers, lm.d_model, lm.name)
+
+    def rows(self, lm: LayeredModel, layers: Sequence[int], states: Sequence[Tensor]) -> Tensor:
+        """As :meth:`Lens.rows`, with no norm before layer N."""
+        pairs = zip(layers, states, strict=True)
+        return torch.stack([lm.norm(h) if layer == lm.n_layers else h for layer, h in pairs])
+
+
+BUILT_IN: Mapping[str, Lens] = {"logit": LogitLens(), "raw": RawLens()}
+
+
+def as_lens(lens: str | Lens, lm: LayeredModel | None = None) -> Lens:
+    """The lens that is given itself or by its built-in name; with ``lm``, checked to fit that model.
+
+    Raises:
+        InputError: An unknown name, or a lens that cannot read this model.
+    """
+    if isinstance(lens, str):
+        if lens not in BUILT_IN:
+            raise InputError(
+                f"unknown lens {lens[:80]!r}: use {', '.join(BUILT_IN)}, or a tuned lens loaded for this model"
+            )
+        lens = BUILT_IN[lens]
+    if lm is not None:
+        lens.check(lm)
+    return lens
+
+
+def lens_name(lens: str | Lens) -> str:
+    """What tables and captions call it."""
+    return lens if isinstance(lens, str) else lens.name
 
 
 def check_hidden(lm: LayeredModel, hidden: Mapping[int, Tensor]) -> tuple[tuple[int, ...], int]:
@@ -65,26 +111,6 @@ def check_hidden(lm: LayeredModel, hidden: Mapping[int, Tensor]) -> tuple[tuple[
                 f"hidden states of layer {layer} have shape {tuple(h.shape)}: expected ({tokens}, {lm.d_model})"
             )
     return tuple(hidden), tokens
-
-
-def rows(lm: LayeredModel, lens: Lens, layers: Sequence[int], states: Sequence[Tensor]) -> Tensor:
-    """Inputs of the unembedding ``[layers, t, d_head]`` for residual streams ``[t, d_model]``, one a layer.
-
-    Layer N is always read as the model reads it.
-    """
-    device = lm.weight.device
-    states = [h.to(device) for h in states]
-    if isinstance(lens, str) and lens == "logit":
-        return lm.norm(torch.stack(states))
-    out = []
-    for layer, h in zip(layers, states, strict=True):
-        if layer == lm.n_layers:
-            out.append(lm.norm(h))
-        elif isinstance(lens, str):
-            out.append(h)
-        else:
-            out.append(lm.norm(lens.transform(h, layer)))
-    return torch.stack(out)
 
 
 def non_finite_error(lm: LayeredModel, layers: Sequence[int], states: Sequence[Tensor], start: int) -> ModelError:

@@ -17,8 +17,8 @@ import tempfile
 from pathlib import Path
 
 from exitlens.errors import ExitlensError, InputError, RunError
-from exitlens.lenses import TunedLens, load_lens
-from exitlens.lenses.lens import Lens, check_lens
+from exitlens.lenses.lens import BUILT_IN, Lens, as_lens
+from exitlens.lenses.tuned import TunedLens
 from exitlens.models.hub import catalog
 from exitlens.models.protocol import LayeredModel
 
@@ -27,13 +27,11 @@ __all__ = [
     "check_writable",
     "kept_lenses",
     "kept_path",
-    "lens_identity",
     "lens_named",
     "open_lens",
     "own_path",
 ]
 
-BUILT_IN = ("logit", "raw")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -67,8 +65,7 @@ def check_lens_word(text: str) -> str:
 def open_lens(text: str, lm: LayeredModel) -> Lens:
     """The lens that ``text`` means for this model, ready to read it. Raises InputError."""
     if text in BUILT_IN:
-        check_lens(lm, text)
-        return text
+        return as_lens(text, lm)
     if text == "tuned":
         path = own_path(lm)
         if not path.exists():
@@ -76,8 +73,8 @@ def open_lens(text: str, lm: LayeredModel) -> Lens:
                 f"no tuned lens for {lm.name} yet{_fitting(lm)}: train one with exitlens lens train --model {lm.name} "
                 "--self-text 200 (or --text FILE)"
             )
-        return load_lens(path, lm)
-    return load_lens(lens_named(text), lm)
+        return TunedLens.load(path, lm)
+    return TunedLens.load(lens_named(text), lm)
 
 
 def lens_named(text: str) -> Path:
@@ -94,20 +91,6 @@ def lens_named(text: str) -> Path:
         f"no lens '{text}': use logit, raw, tuned, a file, or a name kept in '{catalog.cache_dir() / 'lenses'}' "
         f"({names}); exitlens lens train makes one"
     )
-
-
-def lens_identity(lens: Lens) -> str:
-    """What tells this lens from any other: its name and, where it has parameters, a hash of them."""
-    if isinstance(lens, str):
-        return lens
-    if not isinstance(lens, TunedLens):
-        return lens.name
-    digest = hashlib.sha256()
-    tensors, _ = lens.to_tensors()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.numpy().tobytes())
-    return f"{lens.name} {digest.hexdigest()[:16]}"
 
 
 def check_writable(path: Path) -> Path:
@@ -129,6 +112,6 @@ def _fitting(lm: LayeredModel) -> str:
     names = []
     for name, path in kept_lenses().items():
         with contextlib.suppress(ExitlensError):
-            if load_lens(path, lm).fingerprint:
+            if TunedLens.load(path, lm).fingerprint:
                 names.append(name)
     return f" (but these fit: {', '.join(names)})" if names else ""

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from exitlens.errors import ContextError, InputError
 from exitlens.layer_range import Layers, resolve_layers
-from exitlens.lenses.lens import Lens, check_lens, lens_name
-from exitlens.lenses.readout import Readout, readout
+from exitlens.lenses.lens import Lens, as_lens
+from exitlens.lenses.read_hidden import Readout, readout
+from exitlens.lenses.statistics import missing
 from exitlens.lenses.trace import Trace
 from exitlens.models.protocol import LayeredModel
 
@@ -74,7 +75,7 @@ def read(
     texts: Sequence[str] | str,
     *,
     layers: Layers = "all",
-    lens: Lens = "logit",
+    lens: str | Lens = "logit",
     stats: Sequence[str] = ("entropy",),
     targets: Literal["next"] | None = "next",
     choices: Sequence[Sequence[int]] | None = None,
@@ -87,7 +88,7 @@ def read(
     memory_limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Trace:
-    """Read ``texts`` layer by layer; see :func:`.readout.readout` for ``stats`` and what they give.
+    """Read ``texts`` layer by layer; see :func:`.read_hidden.readout` for ``stats`` and what they give.
 
     ``logprob`` and ``rank`` follow each text's next token (NaN and −1 at its last). ``long="split"`` runs texts over
     the model's context in windows that share ``overlap`` tokens. ``progress(done, total)`` counts tokens.
@@ -128,7 +129,7 @@ def read_ids(
     ids: Sequence[Sequence[int]],
     *,
     layers: Layers = "all",
-    lens: Lens = "logit",
+    lens: str | Lens = "logit",
     stats: Sequence[str] = ("entropy",),
     targets: Literal["next"] | None = "next",
     choices: Sequence[Sequence[int]] | None = None,
@@ -145,7 +146,7 @@ def read_ids(
     wanted = resolve_layers(layers, lm.n_layers, owner=lm.name)
     if batch_tokens < 1:
         raise InputError(f"batch_tokens {batch_tokens} is too small: use 1 or more")
-    check_lens(lm, lens)
+    lens = as_lens(lens, lm)
     for i, text in enumerate(ids):
         for v in text:
             if not 0 <= v < lm.vocab_size:
@@ -176,7 +177,7 @@ def read_ids(
     return Trace(
         store.arrays,
         wanted,
-        lens_name(lens),
+        lens.name,
         lm.name,
         tuple(tuple(text) for text in ids),
         tuple(tuple(words[v] for v in text) for text in ids),
@@ -191,7 +192,7 @@ def read_windows(
     windows: Sequence[Window],
     layers: Sequence[int],
     *,
-    lens: Lens = "logit",
+    lens: str | Lens = "logit",
     stats: Sequence[str] = ("entropy",),
     targets: Literal["next"] | None = "next",
     batch_tokens: int = BATCH_TOKENS,
@@ -199,7 +200,7 @@ def read_windows(
 ) -> Iterator[tuple[list[Window], Readout]]:
     """Statistics of windows, batch by batch: those of a batch's kept positions, window after window.
 
-    ``ids[window.text]`` are the tokens of a whole text. ``options`` are those of :func:`.readout.readout`.
+    ``ids[window.text]`` are the tokens of a whole text. ``options`` are those of :func:`.read_hidden.readout`.
     """
     for batch in _batches(windows, batch_tokens):
         hidden, following = _run(lm, ids, batch, layers)
@@ -257,9 +258,8 @@ class _Store:
         for name, value in found.items():
             piece = value.cpu().numpy()
             if name not in self.arrays:
-                empty: Any = np.nan if piece.dtype.kind == "f" else (False if piece.dtype.kind == "b" else -1)
                 shape = (self.texts, piece.shape[0], self.positions, *piece.shape[2:])
-                self.arrays[name] = np.full(shape, empty, dtype=piece.dtype)
+                self.arrays[name] = np.full(shape, missing(piece.dtype.kind), dtype=piece.dtype)
             at = 0
             for w in batch:
                 n = w.stop - w.keep

@@ -11,7 +11,7 @@ import torch
 from exitlens.compute.matmul import faster_float32
 from exitlens.compute.precision import product_dtype
 from exitlens.lenses._unembed import Unembedding
-from exitlens.lenses.readout import readout
+from exitlens.lenses.read_hidden import readout
 from exitlens.models.protocol import LayeredModel
 
 __all__ = ["ReadingSpeed", "reading_speed"]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, LayerError, MissingExtra
+from exitlens.lenses.files import read_tensors, write_tensors
 
 __all__ = ["AXES", "Trace"]
 
@@ -27,7 +28,7 @@ class Trace:
     """Statistics with the axes text, layer, position (and a fourth: rank, target or choice).
 
     ``values[name]``: float32 or int64 array ``[texts, layers, positions, …]``; positions past a text's end hold NaN
-    (−1, False). ``settling`` has one entry, 0, on its layer axis. ``token_ids``, ``tokens``: one tuple a text.
+    (−1, False). ``saturation`` has one entry, 0, on its layer axis. ``token_ids``, ``tokens``: one tuple a text.
     Position i describes what the layers expect *after* token i; ``logprob`` and ``rank`` are those of token i + 1.
     ``notes``: lines for the reader.
     """
@@ -112,16 +113,14 @@ class Trace:
 
     def save(self, path: str | Path) -> Path:
         """Save as one safetensors file; returns its path."""
-        from exitlens.lenses.files import save_trace
+        path = Path(path)
+        write_tensors(path, *self.to_tensors())
+        return path
 
-        return save_trace(self, path)
-
-    @staticmethod
-    def load(path: str | Path) -> Trace:
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
         """A trace that :meth:`save` wrote. Raises :class:`InputError` for any other file."""
-        from exitlens.lenses.files import load_trace
-
-        return load_trace(path)
+        return cls.from_tensors(*read_tensors(Path(path)))
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors and text metadata, as a safetensors file holds them."""

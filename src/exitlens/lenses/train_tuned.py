@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError
-from exitlens.lenses.readout import readout
+from exitlens.lenses.read_hidden import readout
 from exitlens.lenses.tuned import TunedLens
 from exitlens.models.protocol import LayeredModel
 

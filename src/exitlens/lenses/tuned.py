@@ -1,10 +1,15 @@
-"""The tuned lens (Belrose et al. 2023, arXiv 2303.08112): one affine translator a layer before the final norm."""
+"""The tuned lens (Belrose et al. 2023, arXiv 2303.08112): one affine translator a layer before the final norm.
+
+On disk it is a safetensors file, or the folder of a published checkpoint; never a pickle.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -12,6 +17,9 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, layer_range_error
+from exitlens.lenses.files import read_tensors, write_tensors
+from exitlens.lenses.lens import Lens
+from exitlens.models.protocol import LayeredModel
 
 __all__ = ["TunedLens", "from_published"]
 
@@ -19,7 +27,7 @@ FORMAT = "exitlens-tuned-lens-1"
 
 
 @dataclass(frozen=True, eq=False)
-class TunedLens:
+class TunedLens(Lens):
     """``transform(h, j) = h + A_j h + b_j`` for j < N; layer N is the model itself and is never changed.
 
     ``weight [N, d, d]`` holds the ``A_j`` (zero = the logit lens); or ``up [N, d, r]`` and ``down [N, r, d]`` with
@@ -58,7 +66,7 @@ class TunedLens:
 
     @property
     def n_layers(self) -> int:
-        """N, the number of translators."""
+        """N, the number of affine translators."""
         return len(self.bias)
 
     @property
@@ -81,18 +89,27 @@ class TunedLens:
             moved = x @ self.down[layer].to(h.device).T @ self.up[layer].to(h.device).T
         return (x + moved + self.bias[layer].to(h.device)).to(h.dtype)
 
-    def check(self, fingerprint: str, n_layers: int, d_model: int, model: str) -> None:
+    def check(self, lm: LayeredModel) -> None:
         """Raise :class:`InputError` unless it fits this model."""
-        if self.fingerprint and self.fingerprint != fingerprint:
+        if self.fingerprint and self.fingerprint != lm.fingerprint:
             raise InputError(
-                f"lens {self.name!r} was trained for model {self.fingerprint[:16]!r}, not for {model} "
-                f"({fingerprint[:16]!r}): train one with exitlens lens train"
+                f"lens {self.name!r} was trained for model {self.fingerprint[:16]!r}, not for {lm.name} "
+                f"({lm.fingerprint[:16]!r}): train one with exitlens lens train"
             )
-        if (self.n_layers, self.d_model) != (n_layers, d_model):
+        if (self.n_layers, self.d_model) != (lm.n_layers, lm.d_model):
             raise InputError(
-                f"lens {self.name!r} is for {self.n_layers} layers of width {self.d_model}, but {model} has "
-                f"{n_layers} of width {d_model}: train one with exitlens lens train"
+                f"lens {self.name!r} is for {self.n_layers} layers of width {self.d_model}, but {lm.name} has "
+                f"{lm.n_layers} of width {lm.d_model}: train one with exitlens lens train"
             )
+
+    @property
+    def identity(self) -> str:
+        """Its name and a hash of its parameters."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.to_tensors()[0].items()):
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.numpy().tobytes())
+        return f"{self.name} {digest.hexdigest()[:16]}"
 
     def low_rank(self, rank: int) -> TunedLens:
         """The closest lens (in Frobenius norm) whose ``A_j`` have this rank. Raises :class:`InputError`."""
@@ -107,6 +124,30 @@ class TunedLens:
         up, down = (u[..., :rank] * s[:, None, :rank]).contiguous(), v[:, :rank].contiguous()
         notes = {**self.provenance, "rank": str(rank)}
         return TunedLens(self.name, self.fingerprint, self.bias, None, up, down, notes)
+
+    def save(self, path: str | Path) -> Path:
+        """Save as one safetensors file; returns its path."""
+        path = Path(path)
+        write_tensors(path, *self.to_tensors())
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path, lm: LayeredModel | None = None) -> TunedLens:
+        """A lens of ours (a safetensors file), or a published folder: ``config.json`` and ``params.safetensors``.
+
+        With ``lm`` it is checked to fit that model.
+
+        Raises:
+            InputError: Not a lens, another model's lens, or a pickled ``params.pt``, which is never opened because
+                unpickling runs code.
+        """
+        path = Path(path)
+        if path.suffix in (".pt", ".pth", ".bin"):
+            raise _pickled(path)
+        lens = _from_folder(path) if path.is_dir() else cls.from_tensors(*read_tensors(path))
+        if lm is not None:
+            lens.check(lm)
+        return lens
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors and text metadata, as a safetensors file holds them."""
@@ -154,3 +195,23 @@ def from_published(config: Mapping[str, object], tensors: Mapping[str, Tensor], 
     bias = torch.stack([tensors.get(f"{j}.bias", zero).float() for j in range(n)])
     source = str(config.get("base_model_name_or_path", "unknown"))
     return TunedLens(name, "", bias, weight, provenance={"model": source, "source": "published checkpoint"})
+
+
+def _from_folder(path: Path) -> TunedLens:
+    params = path / "params.safetensors"
+    if not params.exists():
+        if (path / "params.pt").exists():
+            raise _pickled(path / "params.pt")
+        raise InputError(f"'{path}' holds no params.safetensors: give a lens file or a tuned-lens folder")
+    try:
+        config = json.loads((path / "config.json").read_text("utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"'{path / 'config.json'}' cannot be read as JSON: {error}") from error
+    return from_published(config, read_tensors(params)[0], path.name)
+
+
+def _pickled(path: Path) -> InputError:
+    return InputError(
+        f"'{path}' is a pickle, which exitlens never opens: where you trust it, convert it once with "
+        f"safetensors.torch.save_file(torch.load('{path.name}', weights_only=True), 'params.safetensors')"
+    )

@@ -10,7 +10,7 @@ from typing import Any
 
 from exitlens.data.texts import TextFile
 from exitlens.errors import DataError, InputError
-from exitlens.lenses import TrainingReport, TunedLens, save_lens, train_tuned_lens
+from exitlens.lenses import TrainingReport, TunedLens, train_tuned_lens
 from exitlens.lenses.lens_names import check_writable
 from exitlens.studies.exits.files import own_texts
 
@@ -69,7 +69,7 @@ def train_and_save(
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     notes = {**lens.provenance, "exitlens": __version__, "made": now}
     lens = dataclasses.replace(lens, provenance=notes)
-    save_lens(lens, path)
+    lens.save(path)
     return lens, report
 
 

@@ -23,10 +23,10 @@ import torch
 from exitlens.compute.precision import product_dtype
 from exitlens.data.texts import Survey, TextFile
 from exitlens.errors import InputError, RunError
-from exitlens.lenses.lens import Lens, check_lens, lens_name
-from exitlens.lenses.lens_names import lens_identity
+from exitlens.lenses.lens import Lens, as_lens, lens_name
+from exitlens.lenses.read_hidden import readout
 from exitlens.lenses.read_texts import BATCH_TOKENS, Window, plan_windows, read_windows
-from exitlens.lenses.readout import STATS, readout
+from exitlens.lenses.statistics import known
 from exitlens.models.protocol import LayeredModel
 from exitlens.runs.directory import RunDirectory, now
 from exitlens.storage.atomic import read_json, sha256_file, write_json, write_table
@@ -45,7 +45,7 @@ class CorpusSettings:
 
     layers: tuple[int, ...] | Literal["all"] = "all"
     stats: tuple[str, ...] = ("entropy",)
-    lens: Lens = "logit"
+    lens: str | Lens = "logit"
     top_k: int = 5
     precision: str = "fast"
     long: Literal["refuse", "split"] = "refuse"
@@ -65,7 +65,7 @@ class CorpusRead:
     fresh_tokens: int
     shards: int
     by_layer: pd.DataFrame
-    settling: float | None
+    saturation: float | None
     notes: tuple[str, ...]
 
 
@@ -74,10 +74,7 @@ def check_stats(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if name == "choices":
             raise InputError("'choices' belongs to one question: use exitlens look --choices; here --stats entropy,kl")
-        if name not in STATS:
-            raise InputError(f"unknown statistic '{name}': use {', '.join(n for n in STATS if n != 'choices')}")
-    if not names:
-        raise InputError(f"no statistic in --stats: use {', '.join(n for n in STATS if n != 'choices')}")
+    known(names, without=("choices",))
     return tuple(dict.fromkeys(names))
 
 
@@ -147,7 +144,7 @@ def _fill(
     directory.stage_state("read", "done", shards=number, tokens=totals.tokens)
     directory.note(finished=now())
     return CorpusRead(
-        directory.path, survey, totals.tokens, fresh, number, by_layer, totals.settling, tuple(totals.notes)
+        directory.path, survey, totals.tokens, fresh, number, by_layer, totals.saturation, tuple(totals.notes)
     )
 
 
@@ -269,20 +266,20 @@ class _Totals:
         means = {
             name: [s / n if n else float("nan") for s, n in pairs]
             for name, pairs in self._sums.items()
-            if len(pairs) == len(self.layers) and name != "settling"
+            if len(pairs) == len(self.layers) and name != "saturation"
         }
         return pd.DataFrame({"layer": list(self.layers), "tokens": self.tokens, **means})
 
     @property
-    def settling(self) -> float | None:
-        found = self._sums.get("settling")
+    def saturation(self) -> float | None:
+        found = self._sums.get("saturation")
         return found[0][0] / found[0][1] if found else None
 
 
 def _try(lm: LayeredModel, layers: tuple[int, ...], settings: CorpusSettings) -> None:
     """What the readout would refuse is refused before anything is written."""
     check_stats(settings.stats)
-    check_lens(lm, settings.lens)
+    as_lens(settings.lens, lm)
     if settings.shard_tokens < 1 or settings.batch_tokens < 1:
         raise InputError(
             f"shard_tokens {settings.shard_tokens} and batch_tokens {settings.batch_tokens} must both be at least 1"
@@ -309,7 +306,7 @@ def _identity(
         "split": source.split if source.kind == "plain" else None,
         "layers": list(layers),
         "stats": list(settings.stats),
-        "lens": lens_identity(settings.lens),
+        "lens": as_lens(settings.lens).identity,
         "top_k": settings.top_k if "top_k" in settings.stats else None,
         "dtype": str(lm.dtype).removeprefix("torch."),
         "product": str(product).removeprefix("torch."),

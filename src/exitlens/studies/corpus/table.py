@@ -1,9 +1,9 @@
 """One shard of a reading as a table: a row a text, position and layer, a column a statistic.
 
 ``text``, ``position`` (of the token in its text), ``token_id``, ``token``, ``layer``; then float32 columns as
-:func:`exitlens.lenses.readout.readout` names them. ``logprob`` and ``rank`` are those of the text's next token, missing
-at its last one; ``cosine`` is missing at the last layer. ``top_k`` gives the lists ``top_ids``, ``top_tokens`` and
-``top_logprobs``; ``settling``, one number a token, stands on each of the token's rows.
+:data:`exitlens.lenses.STATS` names them. ``logprob`` and ``rank`` are those of the text's next token, missing at its
+last one; ``cosine`` is missing at the last layer. ``top_k`` gives the lists ``top_ids``, ``top_tokens`` and
+``top_logprobs``; ``saturation``, one number a token, stands on each of the token's rows.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from exitlens.lenses.read_hidden import Readout
 from exitlens.lenses.read_texts import Window
-from exitlens.lenses.readout import Readout
+from exitlens.lenses.statistics import is_missing
 
 __all__ = ["ShardTable"]
 
@@ -61,11 +62,11 @@ class ShardTable:
                 at += n
 
     def sums(self) -> dict[str, list[tuple[float, int]]]:
-        """Sum and number of known values of each scalar statistic, layer by layer (``settling``: one pair)."""
+        """Sum and number of known values of each scalar statistic, layer by layer (``saturation``: one pair)."""
         found: dict[str, list[tuple[float, int]]] = {}
         for name, values in self._values.items():
             if values.ndim == 2:
-                known = ~_missing(name, values)
+                known = ~is_missing(values)
                 total = np.where(known, values, 0).sum(0, dtype=np.float64)
                 found[name] = [(float(s), int(n)) for s, n in zip(total, known.sum(0), strict=True)]
         return found
@@ -90,7 +91,7 @@ class ShardTable:
                 continue
             wide = values if values.shape[1] == n else np.repeat(values, n, axis=1)
             flat = wide.reshape(-1)
-            columns[name] = pa.array(_narrow(flat), mask=_missing(name, flat))
+            columns[name] = pa.array(_narrow(flat), mask=is_missing(flat))
         return pa.table(columns)
 
     def _words(self, ids: NDArray[Any]) -> Any:
@@ -104,9 +105,3 @@ def _lists(lengths: NDArray[Any], values: Any) -> Any:
 
 def _narrow(values: NDArray[Any]) -> NDArray[Any]:
     return values.astype(np.int32) if values.dtype == np.int64 else values
-
-
-def _missing(name: str, values: NDArray[Any]) -> NDArray[np.bool_]:
-    if values.dtype.kind == "f":
-        return np.asarray(np.isnan(values))
-    return np.asarray(values < 0) if name == "rank" else np.zeros(values.shape, dtype=np.bool_)

@@ -45,7 +45,7 @@ def look(
     record: LookRecord | str,
     choices: Sequence[str] = (),
     *,
-    lens: Lens = "logit",
+    lens: str | Lens = "logit",
     layers: Layers = "all",
     rule: Rule = "auto",
     top_k: int = 5,
@@ -85,7 +85,7 @@ def check_rule(text: str) -> Rule:
     return cast(Rule, text)
 
 
-def map_of(lm: LayeredModel, record: LookRecord, *, lens: Lens = "logit", layers: Layers = "all") -> pd.DataFrame:
+def map_of(lm: LayeredModel, record: LookRecord, *, lens: str | Lens = "logit", layers: Layers = "all") -> pd.DataFrame:
     """Token × layer: what each layer expects after each token of the text, with how sure it is of it.
 
     Columns: question_id, lens, layer, position, context (the token read there), token_id, token, probability. Worked

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from exitlens.errors import InputError
 from exitlens.layer_range import Layers, resolve_layers
-from exitlens.lenses.lens import Lens, lens_name
-from exitlens.lenses.lens_names import lens_identity
-from exitlens.lenses.readout import readout
+from exitlens.lenses.lens import Lens, as_lens, lens_name
+from exitlens.lenses.read_hidden import readout
 from exitlens.models.forward import Batch, passes
 from exitlens.models.protocol import LayeredModel
 from exitlens.studies.layers.choices import ChoicePlan, Rule, plan_choices
@@ -45,7 +44,7 @@ class LayersStage:
     name: ClassVar[str] = "layers"
     version: ClassVar[int] = 1
 
-    lenses: tuple[Lens, ...] = ("logit",)
+    lenses: tuple[str | Lens, ...] = ("logit",)
     layers: tuple[int, ...] | Literal["all"] = "all"
     rule: Rule = "auto"
     top_k: int = 5
@@ -53,7 +52,7 @@ class LayersStage:
     def settings(self) -> dict[str, Any]:
         """See :class:`exitlens.runs.engine.Stage`."""
         return {
-            "lenses": tuple(lens_identity(lens) for lens in self.lenses),
+            "lenses": tuple(as_lens(lens).identity for lens in self.lenses),
             "layers": self.layers,
             "rule": self.rule,
             "top_k": self.top_k,
