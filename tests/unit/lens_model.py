@@ -5,16 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from exitlens.errors import LayerError
 from exitlens.models.protocol import LogitTransform, Parity, Pass
 
 
 class SmallModel:
+    """Everything :class:`~exitlens.models.protocol.LayeredModel` asks for; its blocks are one product each."""
+
     name = "small"
     fingerprint = "small-0"
     context = 12
     parity = Parity(0.0, 0.0, 0)
+    tied = False
+    gap_exact = False
+    eos_ids: tuple[int, ...] = ()
 
     def __init__(
         self,
@@ -33,6 +39,9 @@ class SmallModel:
         self.dtype, self.device = dtype, torch.device("cpu")
         self.logit_transform = logit_transform or LogitTransform()
         self.tokenizer: Any = None
+        self.model = nn.Module()
+        self.blocks = [nn.Identity() for _ in range(n_layers)]
+        self.embed = nn.Embedding(vocab, d)
         self._weight = (torch.randn(vocab, d, generator=g, dtype=torch.float64) * spread).to(dtype)
         self._bias = torch.randn(vocab, generator=g, dtype=torch.float64).to(dtype) if bias else None
         self._gain = (1 + 0.3 * torch.randn(d, generator=g, dtype=torch.float64)).to(dtype)
@@ -58,6 +67,14 @@ class SmallModel:
         raw = lens == "raw" and layer < self.n_layers
         return self.logit_transform(self.unembed(h if raw else self.norm(h)))
 
+    def check_layer(self, layer: int) -> int:
+        if not 0 <= layer <= self.n_layers:
+            raise LayerError(f"layer {layer} is out of range: {self.name} has layers 0 to {self.n_layers}")
+        return layer
+
+    def new_cache(self) -> Any:
+        raise NotImplementedError
+
     def forward(
         self, input_ids, attention_mask=None, *, layers=(), positions="all", cache=None, use_cache=False
     ) -> Pass:
@@ -76,6 +93,9 @@ class SmallModel:
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         ids = [(ord(c) * 7) % self.vocab_size for c in text]
         return [1, *ids] if special and text else ids
+
+    def encode_chat(self, text: str) -> list[int]:
+        raise NotImplementedError
 
     def decode(self, ids) -> str:
         return "".join(chr(97 + i % 26) for i in ids)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from exitlens.cli.console import say
+
+if TYPE_CHECKING:
+    from exitlens.models.protocol import LayeredModel
 
 __all__ = ["check_options", "prepare"]
 
@@ -35,7 +38,7 @@ def check_options(exit_: str | None, speculate: str | None, decoder: str, penalt
 
 
 def prepare(
-    lm: Any, exit_: str | None, cache: str, speculate: str | None, heads: Path | None, options: dict[str, Any],
+    lm: LayeredModel, exit_: str | None, cache: str, speculate: str | None, heads: Path | None, options: dict[str, Any],
     batch_size: int, quiet: bool, progress: Callable[[int, int], None] | None,
 ) -> Answer:  # fmt: skip
     """How to answer under these options. Raises InputError, LayerError, ProbeError, UnsupportedModel."""
@@ -53,8 +56,8 @@ def prepare(
 
 
 def _leaving(
-    lm: Any, text: str, cache: str, heads: Any, reader: Any, scorer: Any, options: dict[str, Any], batch_size: int,
-    progress: Any,
+    lm: LayeredModel, text: str, cache: str, heads: Any, reader: Any, scorer: Any, options: dict[str, Any],
+    batch_size: int, progress: Any,
 ) -> Answer:  # fmt: skip
     from dataclasses import replace
 
@@ -94,7 +97,7 @@ def _leaving(
 
 
 def _drafting(
-    lm: Any, text: str, heads: Any, short: bool, options: dict[str, Any], batch_size: int, quiet: bool
+    lm: LayeredModel, text: str, heads: Any, short: bool, options: dict[str, Any], batch_size: int, quiet: bool
 ) -> Answer:
     from exitlens.decoding import generate
     from exitlens.errors import UnsupportedModel

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from exitlens.cli.console import echo, print_json
 
 if TYPE_CHECKING:
+    from exitlens.models.protocol import LayeredModel
     from exitlens.probes.files import SavedProbe
 
 __all__ = ["open_watcher", "write_watched"]
@@ -40,7 +41,12 @@ def open_watcher(path: Path, skips: bool) -> SavedProbe:
 
 
 def write_watched(
-    lm: Any, saved: SavedProbe, texts: Sequence[str], asked: Sequence[str], options: dict[str, Any], as_json: bool
+    lm: LayeredModel,
+    saved: SavedProbe,
+    texts: Sequence[str],
+    asked: Sequence[str],
+    options: dict[str, Any],
+    as_json: bool,
 ) -> None:
     """Answer each prompt and print every token with P(true) as it comes, or the whole as JSON. Raises ProbeError."""
     from exitlens.decoding import Generation

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,6 +28,9 @@ from exitlens.cli.console import (
 )
 from exitlens.cli.study_progress import StudyProgress
 from exitlens.layer_range import LayerRange, parse_layers
+
+if TYPE_CHECKING:
+    from exitlens.models.protocol import LayeredModel
 
 __all__ = ["register"]
 
@@ -297,7 +300,9 @@ def _one_text(text: Path | None, own: int) -> None:
         raise InputError("give one of --text FILE and --self-text N")
 
 
-def _windows(lm: Any, text: Path | None, own: int, most: int, seed: int, quiet: bool) -> tuple[list[list[int]], str]:
+def _windows(
+    lm: LayeredModel, text: Path | None, own: int, most: int, seed: int, quiet: bool
+) -> tuple[list[list[int]], str]:
     from exitlens.errors import InputError
     from exitlens.storage.atomic import sha256_file
     from exitlens.studies.exits import files as exit_files

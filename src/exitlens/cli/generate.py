@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,9 @@ from exitlens.cli.console import (
     safe,
     say,
 )
+
+if TYPE_CHECKING:
+    from exitlens.models.protocol import LayeredModel
 
 __all__ = ["register"]
 
@@ -170,7 +173,7 @@ def generate_command(
         say(f"drafts ({facts['speculate']}) accepted: {facts['acceptance']:.0%}", quiet)
 
 
-def _stream(lm: Any, prompt: str, options: dict[str, Any]) -> None:
+def _stream(lm: LayeredModel, prompt: str, options: dict[str, Any]) -> None:
     """Write an answer as it comes; control characters are written out, line breaks kept."""
     from exitlens.decoding import stream
 

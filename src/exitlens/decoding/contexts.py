@@ -15,6 +15,7 @@ from torch import Tensor
 
 from exitlens.decoding.session import ModelPrefix, NativePrefix
 from exitlens.models.native.runner import Runner, runner_of
+from exitlens.models.protocol import LayeredModel
 
 __all__ = ["Contexts", "Held", "open_contexts"]
 
@@ -42,7 +43,7 @@ class Contexts(Protocol):
         ...
 
 
-def open_contexts(lm: Any, ids: Sequence[int], layers: Sequence[int]) -> Contexts:
+def open_contexts(lm: LayeredModel, ids: Sequence[int], layers: Sequence[int]) -> Contexts:
     """Run the shared ``ids`` (there may be none); ``layers`` are those whose states are wanted later."""
     runner = runner_of(lm)
     return _Model(lm, ids, layers) if runner is None else _Native(runner, ids, layers)
@@ -104,7 +105,7 @@ class _NativeHeld:
 class _Model:
     many = False
 
-    def __init__(self, lm: Any, ids: Sequence[int], layers: Sequence[int]) -> None:
+    def __init__(self, lm: LayeredModel, ids: Sequence[int], layers: Sequence[int]) -> None:
         self._lm, self._layers = lm, tuple(layers)
         self._cache = ModelPrefix(lm, ids).cache
 
@@ -121,7 +122,7 @@ class _Model:
 
 
 class _ModelHeld:
-    def __init__(self, lm: Any, layers: Sequence[int], cache: Any) -> None:
+    def __init__(self, lm: LayeredModel, layers: Sequence[int], cache: Any) -> None:
         self._lm, self._layers, self._cache = lm, layers, cache
 
     def run(self, which: Sequence[int], texts: Sequence[Sequence[int]]) -> dict[int, Tensor]:  # noqa: ARG002
@@ -130,4 +131,4 @@ class _ModelHeld:
         cache = copy.deepcopy(self._cache)
         if cache is not None and len(texts) > 1:
             cache.batch_repeat_interleave(len(texts))
-        return self._lm.forward(ids, None, layers=self._layers, cache=cache).hidden  # type: ignore[no-any-return]
+        return self._lm.forward(ids, None, layers=self._layers, cache=cache).hidden

@@ -20,6 +20,7 @@ from exitlens.errors import ContextError, InputError
 from exitlens.layer_range import Layers, resolve_layers
 from exitlens.lenses.lens import lens_name
 from exitlens.models.native.runner import runner_of
+from exitlens.models.protocol import LayeredModel
 
 __all__ = ["Generation", "generate", "stream"]
 
@@ -60,7 +61,7 @@ class Row:
 
 
 def generate(
-    lm: Any,
+    lm: LayeredModel,
     prompts: Sequence[str | Sequence[int]],
     *,
     decoder: str | Decoder = "vanilla",
@@ -126,7 +127,7 @@ def generate(
 
 
 def stream(
-    lm: Any,
+    lm: LayeredModel,
     prompt: str | Sequence[int],
     *,
     decoder: str | Decoder = "vanilla",
@@ -163,7 +164,7 @@ def stream(
     yield result
 
 
-def encode(lm: Any, prompt: str | Sequence[int], chat: bool, max_new_tokens: int) -> list[int]:
+def encode(lm: LayeredModel, prompt: str | Sequence[int], chat: bool, max_new_tokens: int) -> list[int]:
     """Token ids of a prompt; raises as :func:`generate` says."""
     if not isinstance(prompt, str):
         ids = list(prompt)
@@ -185,7 +186,7 @@ def encode(lm: Any, prompt: str | Sequence[int], chat: bool, max_new_tokens: int
     return list(ids)
 
 
-def _shown(lm: Any, prompt: str | Sequence[int]) -> str:
+def _shown(lm: LayeredModel, prompt: str | Sequence[int]) -> str:
     return prompt if isinstance(prompt, str) else str(lm.decode(prompt))
 
 
@@ -194,7 +195,7 @@ class Run:
 
     def __init__(
         self,
-        lm: Any,
+        lm: LayeredModel,
         decoder: str | Decoder,
         max_new_tokens: int,
         stop: Sequence[str],
@@ -300,7 +301,7 @@ class Run:
 
 
 def _read(
-    lm: Any, rows: list[Row], layers: Sequence[int], stats: Sequence[str], lens: Any, run: Run
+    lm: LayeredModel, rows: list[Row], layers: Sequence[int], stats: Sequence[str], lens: Any, run: Run
 ) -> list[dict[str, np.ndarray]]:
     """Statistics of each row's own answer tokens, all rows in one readout."""
     if not layers:

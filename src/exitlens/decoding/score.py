@@ -21,6 +21,7 @@ from exitlens.decoding.contexts import open_contexts
 from exitlens.decoding.contrast import BoundDecoder, Decoder, Vanilla
 from exitlens.errors import ContextError, InputError
 from exitlens.models.native.runner import logits_of
+from exitlens.models.protocol import LayeredModel
 
 _T = TypeVar("_T")
 
@@ -56,7 +57,12 @@ class ContinuationScorer:
     """
 
     def __init__(
-        self, lm: Any, decoder: str | Decoder = "vanilla", *, shared: Sequence[int] = (), post_softmax: bool = True
+        self,
+        lm: LayeredModel,
+        decoder: str | Decoder = "vanilla",
+        *,
+        shared: Sequence[int] = (),
+        post_softmax: bool = True,
     ) -> None:
         self.lm = lm
         self._scores = BoundDecoder(lm, decoder)
@@ -182,7 +188,7 @@ def _portions(
 
 
 def score_continuations(
-    lm: Any,
+    lm: LayeredModel,
     prefix_ids: Sequence[int],
     continuations_ids: Sequence[Sequence[int]],
     decoder: str | Decoder = "vanilla",
@@ -211,7 +217,7 @@ class McScores:
 
 
 def mc_scores(
-    lm: Any,
+    lm: LayeredModel,
     questions: Sequence[Question],
     decoder: str | Decoder = "vanilla",
     post_softmax: bool = True,
@@ -266,7 +272,7 @@ def mc_scores(
     )
 
 
-def _answer_ids(lm: Any, text: str, context: Sequence[int], answer: str) -> list[int]:
+def _answer_ids(lm: LayeredModel, text: str, context: Sequence[int], answer: str) -> list[int]:
     """The tokens of ``" answer"`` after ``text``: those of the whole where it begins with the context's."""
     whole = lm.encode(f"{text} {answer.strip()}")
     if whole[: len(context)] == list(context):

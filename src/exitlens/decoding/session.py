@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from exitlens.models.native.runner import KV, Runner, Shared, Where, runner_of
+from exitlens.models.protocol import LayeredModel
 
 __all__ = ["ModelPrefix", "NativePrefix", "Prefix", "Session", "open_prefix"]
 
@@ -46,7 +47,7 @@ class Prefix(Protocol):
         ...
 
 
-def open_prefix(lm: Any, ids: Sequence[int]) -> Prefix:
+def open_prefix(lm: LayeredModel, ids: Sequence[int]) -> Prefix:
     """Run the shared ``ids`` (there may be none) the quickest way this model allows."""
     runner = runner_of(lm)
     return ModelPrefix(lm, ids) if runner is None else NativePrefix(runner, ids)
@@ -139,7 +140,7 @@ class NativeSession:
 class ModelPrefix:
     """The prefix in the model's own cache."""
 
-    def __init__(self, lm: Any, ids: Sequence[int]) -> None:
+    def __init__(self, lm: LayeredModel, ids: Sequence[int]) -> None:
         self.lm, self.ids = lm, tuple(ids)
         self.cache: Any = None
         if self.ids:

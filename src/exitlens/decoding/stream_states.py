@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from exitlens.decoding.loop import Generation, Row, Run, encode
 from exitlens.decoding.sampling import Sampling, row_generator
 from exitlens.decoding.session import open_prefix
 from exitlens.decoding.stopping import undecided
+from exitlens.models.protocol import LayeredModel
 
 __all__ = ["Watched", "watch"]
 
@@ -27,7 +27,7 @@ class Watched:
 
 
 def watch(
-    lm: Any,
+    lm: LayeredModel,
     prompt: str | Sequence[int],
     layers: Sequence[int],
     *,
@@ -67,7 +67,7 @@ def watch(
     yield answer
 
 
-def _certain(lm: Any, new: Sequence[int], count: int, stop: Sequence[str]) -> bool:
+def _certain(lm: LayeredModel, new: Sequence[int], count: int, stop: Sequence[str]) -> bool:
     """Whether the first ``count`` of the tokens ``new`` stay, whatever comes next."""
     if not stop:
         return True

@@ -12,11 +12,12 @@ from exitlens.decoding.loop import Generation
 from exitlens.errors import InputError
 from exitlens.lenses import Trace
 from exitlens.lenses.statistics import missing
+from exitlens.models.protocol import LayeredModel
 
 __all__ = ["trace_answers"]
 
 
-def trace_answers(lm: Any, answers: Sequence[Generation]) -> Trace:
+def trace_answers(lm: LayeredModel, answers: Sequence[Generation]) -> Trace:
     """A :class:`~exitlens.lenses.Trace` of answers generated with ``read=...``; nothing is computed.
 
     A trace's position describes what the layers expect *after* its token, so each text here is the prompt's last token

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from exitlens.errors import InputError, MissingExtra, layer_range_error
+from exitlens.models.protocol import LayeredModel
 
 __all__ = ["AdaptReport", "Check", "State", "adapt"]
 
@@ -51,7 +52,7 @@ class AdaptReport:
 
 
 def adapt(
-    lm: Any,
+    lm: LayeredModel,
     windows: Sequence[Sequence[int]],
     *,
     layers: Sequence[int],
@@ -88,7 +89,7 @@ def adapt(
         raise InputError(f"kl_bound={kl_bound}, steps={steps}, rank={rank} or dropout={dropout} is out of range")
     held = max(1, len(windows) // 10)
     train, test = [torch.tensor(part, device=lm.device) for part in (windows[:-held], windows[-held:])]
-    student = copy.deepcopy(lm.model)
+    student: Any = copy.deepcopy(lm.model)  # of any class of transformers
     names = {id(module): name for name, module in lm.model.named_modules()}
     blocks = [student.get_submodule(names[id(block)]) for block in lm.blocks]
     with warnings.catch_warnings(), torch.random.fork_rng():
@@ -135,7 +136,7 @@ def adapt(
 class _Trainer:
     def __init__(
         self,
-        lm: Any,
+        lm: LayeredModel,
         model: Any,
         blocks: Sequence[nn.Module],
         layers: list[int],
@@ -183,7 +184,7 @@ class _Trainer:
 
     def _teacher(self, ids: Tensor) -> Tensor:
         n = self.lm.n_layers
-        return self.lm.forward(ids, layers=[n]).hidden[n].flatten(0, 1)  # type: ignore[no-any-return]
+        return self.lm.forward(ids, layers=[n]).hidden[n].flatten(0, 1)
 
     def learn(self, ids: Tensor, step: int, steps: int, positions: int, g: torch.Generator) -> None:
         """One step: one exit (they take turns) and the last layer."""

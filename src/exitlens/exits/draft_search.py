@@ -15,6 +15,7 @@ from exitlens.exits.policies import ExitPolicy
 from exitlens.exits.session import ExitPrefix
 from exitlens.exits.shortlist import HeadReader, Reader
 from exitlens.exits.speculation import Draft, SpeculationTally, speculate
+from exitlens.models.protocol import LayeredModel
 
 __all__ = ["Trial", "best_draft", "search_skips", "undrafted"]
 
@@ -34,7 +35,7 @@ class Trial:
 
 
 def best_draft(
-    lm: Any,
+    lm: LayeredModel,
     prompts: Sequence[str],
     *,
     drafts: Sequence[Draft] | None = None,
@@ -94,14 +95,14 @@ def best_draft(
     return (None if top is None else top.draft), [Trial("plain", None, plain, 1.0, 1.0), *trials.values()]
 
 
-def undrafted(lm: Any, reader: Reader | None, *, short: bool) -> Callable[[Sequence[int]], Prefix] | None:
+def undrafted(lm: LayeredModel, reader: Reader | None, *, short: bool) -> Callable[[Sequence[int]], Prefix] | None:
     """How ``generate`` opens prompts to answer as ``speculate`` does, without a draft."""
     if not short:
         return None
     return lambda ids: ExitPrefix(lm, ids, ExitPolicy("fixed", layers=(lm.n_layers,)), reader=reader)
 
 
-def _drafts(lm: Any, reader: Reader | None, text: Sequence[int] | None) -> list[Draft]:
+def _drafts(lm: LayeredModel, reader: Reader | None, text: Sequence[int] | None) -> list[Draft]:
     n = lm.n_layers
     if isinstance(reader, HeadReader):
         exits = [j for j in reader.layers if j < n]
@@ -113,7 +114,7 @@ def _drafts(lm: Any, reader: Reader | None, text: Sequence[int] | None) -> list[
 
 @torch.no_grad()
 def search_skips(
-    lm: Any, ids: Sequence[int], *, least: float = 0.6, most: int | None = None, length: int = 4
+    lm: LayeredModel, ids: Sequence[int], *, least: float = 0.6, most: int | None = None, length: int = 4
 ) -> Draft | None:
     """Sub-layers to leave out, one by one: each time the one whose loss costs the least agreement on ``ids``.
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, ProbeError
 from exitlens.exits.shortlist import HeadReader, translate
+from exitlens.models.protocol import LayeredModel
 
 __all__ = ["ExitHeads", "train_heads"]
 
@@ -42,7 +42,7 @@ class ExitHeads:
     offset: Tensor
     notes: Mapping[str, str]
 
-    def check(self, lm: Any) -> None:
+    def check(self, lm: LayeredModel) -> None:
         """Raises :class:`ProbeError` for heads of another model."""
         if self.fingerprint != lm.fingerprint:
             raise ProbeError(
@@ -50,12 +50,12 @@ class ExitHeads:
                 f"{lm.name}): train them with `exitlens exits train --model {lm.name}`"
             )
 
-    def reader(self, lm: Any) -> HeadReader:
+    def reader(self, lm: LayeredModel) -> HeadReader:
         """Logits at an exit: on the shortlist, and with the tokens that rows hold."""
         self.check(lm)
         return HeadReader(self, lm)
 
-    def scorer(self, lm: Any) -> Callable[[Tensor, int], Tensor]:
+    def scorer(self, lm: LayeredModel) -> Callable[[Tensor, int], Tensor]:
         """Probability ``[rows]`` that the head's top token at a layer is the one of layer N."""
         self.check(lm)
 
@@ -105,7 +105,7 @@ def _features(h: Tensor) -> Tensor:
 
 
 def train_heads(
-    lm: Any,
+    lm: LayeredModel,
     hidden: Mapping[int, Tensor],
     *,
     layers: Sequence[int],
@@ -167,7 +167,7 @@ def train_heads(
                 z = lm.logit_transform(torch.nn.functional.linear(lm.norm(moved).float(), weight, bias))
                 loss = -(p * z.log_softmax(-1)).sum(-1).mean()
                 optimiser.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 schedule.step()
             done += 1
@@ -186,7 +186,7 @@ def train_heads(
 
 
 @torch.no_grad()
-def _final_mass(lm: Any, states: Tensor) -> tuple[Tensor, Tensor]:
+def _final_mass(lm: LayeredModel, states: Tensor) -> tuple[Tensor, Tensor]:
     """Mass ``[vocab]`` that layer N gives each token over all positions, and its top token ``[T]``."""
     mass = torch.zeros(lm.vocab_size)
     top = []
@@ -198,7 +198,7 @@ def _final_mass(lm: Any, states: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _agreement(
-    lm: Any,
+    lm: LayeredModel,
     states: Tensor,
     top: Tensor,
     shortlist: Tensor,

@@ -19,6 +19,7 @@ from exitlens.errors import InputError
 from exitlens.exits.policies import ExitPolicy, entropy_of
 from exitlens.exits.session import ExitClassifier
 from exitlens.exits.shortlist import ExitLogits, HeadReader, Reader, logit_reader, reads_last
+from exitlens.models.protocol import LayeredModel
 
 __all__ = [
     "Cost",
@@ -70,7 +71,7 @@ class Cost:
     exit_unembed: float | None = None
 
     @classmethod
-    def of(cls, lm: Any, context: int = 128) -> Cost:
+    def of(cls, lm: LayeredModel, context: int = 128) -> Cost:
         """Counted from the model's own weights: two per weight and token, plus attention over ``context`` positions."""
         inside = sum(p.numel() for p in lm.blocks[0].parameters() if p.dim() > 1)
         mixing = 4.0 * context * lm.d_model
@@ -111,7 +112,7 @@ class Outcome:
 
 @torch.no_grad()
 def signals_of(
-    lm: Any,
+    lm: LayeredModel,
     hidden: Mapping[int, Tensor],
     question: Sequence[int] | Array,
     step: Sequence[int] | Array,

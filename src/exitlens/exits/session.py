@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from exitlens.exits.depth_cache import CachePolicy, Depths
 from exitlens.exits.policies import ExitPolicy, ExitQuery
 from exitlens.exits.shortlist import ExitLogits, HeadReader, Reader, RowReader, logit_reader, reads_last, show
 from exitlens.models.native.runner import runner_of
+from exitlens.models.protocol import LayeredModel
 
 __all__ = ["ExitClassifier", "ExitPrefix", "ExitSession", "Tally"]
 
@@ -42,7 +42,7 @@ class ExitPrefix:
 
     def __init__(
         self,
-        lm: Any,
+        lm: LayeredModel,
         ids: Sequence[int],
         policy: ExitPolicy,
         *,

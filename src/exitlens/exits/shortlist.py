@@ -17,6 +17,7 @@ from torch import Tensor
 from exitlens.compute.matmul import linear
 from exitlens.compute.prepacked import packed
 from exitlens.models.native.runner import logits_of
+from exitlens.models.protocol import LayeredModel
 
 __all__ = ["ExitLogits", "HeadReader", "Reader", "RowReader", "logit_reader", "reads_last", "show"]
 
@@ -66,7 +67,7 @@ class HeadReader:
     (:meth:`rows`).
     """
 
-    def __init__(self, heads: Any, lm: Any) -> None:
+    def __init__(self, heads: Any, lm: LayeredModel) -> None:
         self.heads, self.lm = heads, lm
         self.layers = heads.layers
         self.shortlist = heads.shortlist
@@ -88,11 +89,11 @@ class HeadReader:
         heads, e = self.heads, self.heads.index(layer)
         if layer < self.lm.n_layers:
             h = translate(h, heads.down[e], heads.up[e], heads.shift[e])
-        return self.lm.norm(h)  # type: ignore[no-any-return]
+        return self.lm.norm(h)
 
     def over(self, x: Tensor) -> Tensor:
         """The shortlist's logits of features."""
-        return self.lm.logit_transform(self._product(x)).float()  # type: ignore[no-any-return]
+        return self.lm.logit_transform(self._product(x)).float()
 
     def each(self, x: Tensor, ids: Tensor) -> Tensor:
         """Logits ``[rows, P]`` of features ``[rows, d_head]`` for each row's own tokens ``[rows, P]``."""
@@ -101,7 +102,7 @@ class HeadReader:
     def weighed(self, x: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
         """The same with the tokens' rows of the unembedding at hand, ``[rows, P, d_head]``."""
         z = torch.einsum("rpd,rd->rp", weight, x)
-        return self.lm.logit_transform(z if self.lm.bias is None else z + self.lm.bias[ids]).float()  # type: ignore[no-any-return]
+        return self.lm.logit_transform(z if self.lm.bias is None else z + self.lm.bias[ids]).float()
 
     def rows(self, texts: Sequence[Sequence[int]]) -> RowReader:
         """A reader for a batch, one text a row, that grows with them."""
@@ -162,7 +163,7 @@ def _joined(reader: HeadReader, x: Tensor, ids: Tensor, there: Tensor, weight: T
     return ExitLogits(torch.cat([z, more.masked_fill(~there, -torch.inf)], dim=1), reader.shortlist, ids)
 
 
-def logit_reader(lm: Any) -> Reader:
+def logit_reader(lm: LayeredModel) -> Reader:
     """The model's own norm and unembedding at every layer."""
     logits = logits_of(lm)
     return lambda h, layer: logits(h, layer).float()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from exitlens.errors import InputError, UnsupportedModel, layer_range_error
 from exitlens.exits.depth_cache import Depths
 from exitlens.exits.shortlist import ExitLogits, HeadReader, Reader, RowReader, logit_reader, reads_last, show
 from exitlens.models.native.runner import runner_of
+from exitlens.models.protocol import LayeredModel
 
 __all__ = ["Draft", "SpeculationTally", "speculate"]
 
@@ -85,7 +85,7 @@ class SpeculationTally:
 
 
 def speculate(
-    lm: Any,
+    lm: LayeredModel,
     prompts: Sequence[str],
     draft: Draft,
     *,

@@ -22,6 +22,7 @@ from exitlens.exits.replay_policies import Array, Outcome
 from exitlens.exits.session import ExitClassifier, ExitPrefix, ExitSession
 from exitlens.exits.shortlist import HeadReader, Reader
 from exitlens.models.native.runner import runner_of
+from exitlens.models.protocol import LayeredModel
 
 __all__ = ["TimeModel", "measure_times"]
 
@@ -64,7 +65,12 @@ class TimeModel:
 
 @torch.no_grad()
 def measure_times(
-    lm: Any, *, reader: Reader | None = None, scorer: ExitClassifier | None = None, context: int = 96, repeats: int = 30
+    lm: LayeredModel,
+    *,
+    reader: Reader | None = None,
+    scorer: ExitClassifier | None = None,
+    context: int = 96,
+    repeats: int = 30,
 ) -> TimeModel:
     """Time the pieces on this machine at ``context`` tokens held, the best of ``repeats``: others only ever add time.
 
@@ -141,7 +147,7 @@ def measure_times(
     )
 
 
-def _short_generation(lm: Any, ids: list[int], tokens: int = 10) -> float:
+def _short_generation(lm: LayeredModel, ids: list[int], tokens: int = 10) -> float:
     """Seconds a token of decoding that never leaves, without the prompt's pass."""
 
     def run(count: int) -> float:

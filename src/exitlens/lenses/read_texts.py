@@ -172,8 +172,7 @@ def read_ids(
         done += sum(w.stop - w.keep for w in batch)
         if progress is not None:
             progress(done, sum(lengths))
-    token = getattr(lm, "token", None) or (lambda v: lm.decode([v]))
-    words = {v: token(v) for text in ids for v in text}
+    words = {v: lm.token(v) for text in ids for v in text}
     return Trace(
         store.arrays,
         wanted,

@@ -77,7 +77,8 @@ class Layered(Methods):
         self.n_layers = len(self.blocks)
         self.vocab_size = self.layout.vocab_size
         self.dtype: torch.dtype = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
-        self._body, self.accepts = self._find_body()
+        self.body, self.accepts = self._find_body()
+        self.held_runner: tuple[Any, Any] | None = None  # weights and the runner that models.native made of them
         self._copy = False
         self.offset: int | None = None
         self.takes_masks = True
@@ -137,6 +138,11 @@ class Layered(Methods):
     def bias(self) -> Tensor | None:
         """Unembedding bias ``[vocab]``, or None."""
         return self._matrix.bias
+
+    @property
+    def tied(self) -> bool:
+        """True when the unembedding matrix is the input embedding's."""
+        return self.weight.data_ptr() == self.embed.weight.data_ptr()  # type: ignore[no-any-return]
 
     def norm(self, h: Tensor) -> Tensor:
         """``[..., d_model]`` → ``[..., d_head]``: everything between the last block and the unembedding.
@@ -225,7 +231,7 @@ class Layered(Methods):
                 copy=self._copy,
             ),
         ):
-            self._body(input_ids=input_ids, **kwargs)
+            self.body(input_ids=input_ids, **kwargs)
         if input_ids.shape[1] != new and positions == "all":
             out.hidden = {layer: h[:, -new:].clone() for layer, h in out.hidden.items()}
         return out

@@ -37,4 +37,4 @@ class Methods:
         """
         import exitlens
 
-        return exitlens.generate(self, [prompts] if isinstance(prompts, str) else prompts, **options)
+        return exitlens.generate(self, [prompts] if isinstance(prompts, str) else prompts, **options)  # type: ignore[arg-type]  # as above

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from exitlens.layer_range import Layers
 
@@ -77,7 +77,22 @@ class Pass:
 
 @runtime_checkable
 class LayeredModel(Protocol):
-    """A causal LM, seen as embeddings, blocks, norm, unembedding and the last transformation of logits."""
+    """A causal LM, seen as embeddings, blocks, norm, unembedding and the last transformation of logits.
+
+    Attributes:
+        name: What the user called it; it stands in tables and messages.
+        fingerprint: A hash of the weights; artefacts made with one model are refused by another.
+        n_layers: Number of blocks N. Layers run 0..N.
+        d_model: Width of the residual stream [channels].
+        vocab_size: Number of logits [tokens].
+        context: The most positions that one pass may have [tokens], or None where the model states none.
+        dtype: Type of the weights.
+        device: Where token ids go.
+        tokenizer: The model's own tokenizer.
+        parity: How closely layer N reproduced the model's logits when it was taken in.
+        logit_transform: What the model does to the unembedding's output.
+        model: The torch module that was taken in, never changed.
+    """
 
     name: str
     fingerprint: str
@@ -90,6 +105,24 @@ class LayeredModel(Protocol):
     tokenizer: Any
     parity: Parity
     logit_transform: LogitTransform
+    model: nn.Module
+
+    # ---- parts
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The N blocks, in the order in which they run; block j takes layer j - 1 to layer j."""
+        ...
+
+    @property
+    def embed(self) -> nn.Module:
+        """The input embedding, whose ``weight`` is ``[vocab, d]``."""
+        ...
+
+    @property
+    def tied(self) -> bool:
+        """True when the unembedding matrix is the input embedding's: its rows are tokens' layer 0."""
+        ...
 
     @property
     def weight(self) -> Tensor:
@@ -113,6 +146,21 @@ class LayeredModel(Protocol):
         """Logits ``[..., vocab]`` of residual stream ``h`` at ``layer`` (0..N); at N every lens is the model itself."""
         ...
 
+    def check_layer(self, layer: int) -> int:
+        """``layer`` itself when it lies in 0..N; raises :class:`~exitlens.errors.LayerError` otherwise."""
+        ...
+
+    # ---- running
+
+    @property
+    def gap_exact(self) -> bool:
+        """True when masked positions between a cached prefix and what follows change nothing; measured once."""
+        ...
+
+    def new_cache(self) -> Any:
+        """An empty cache of the kind that this model uses; its rows can be repeated and chosen."""
+        ...
+
     def forward(
         self,
         input_ids: Tensor,
@@ -131,10 +179,25 @@ class LayeredModel(Protocol):
         """
         ...
 
+    # ---- text
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Token ids that end a text; empty where the model names none."""
+        ...
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Token ids of ``text``; with ``special`` the tokenizer's own beginning-of-text token where it adds one."""
         ...
 
+    def encode_chat(self, text: str) -> list[int]:
+        """Token ids of ``text`` as a user's turn in the tokenizer's chat template, ready for the reply."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out, spaces not cleaned up."""
+        ...
+
+    def token(self, token_id: int) -> str:
+        """One token as text, special tokens by their name."""
         ...

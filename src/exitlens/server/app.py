@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from exitlens.decoding import Generation, parse_decoder
+from exitlens.models.protocol import LayeredModel
 from exitlens.server.limits import Gate, Limits
 from exitlens.server.replies import Refusal, reply
 from exitlens.server.requests import Job, read_chat, read_completion, read_json
@@ -26,7 +27,9 @@ __all__ = ["create_app"]
 _LOOK = 0.2  # seconds between two looks whether the client is still there
 
 
-def create_app(lm: Any, *, token: str | None = None, decoder: str = "vanilla", limits: Limits | None = None) -> FastAPI:
+def create_app(
+    lm: LayeredModel, *, token: str | None = None, decoder: str = "vanilla", limits: Limits | None = None
+) -> FastAPI:
     """An application that serves ``lm``. ``decoder`` is used where a request names none.
 
     Raises :class:`InputError` for an unknown decoder.
@@ -96,7 +99,7 @@ def create_app(lm: Any, *, token: str | None = None, decoder: str = "vanilla", l
     return app
 
 
-def _check_model(lm: Any, name: Any) -> None:
+def _check_model(lm: LayeredModel, name: Any) -> None:
     if not isinstance(name, str) or not name:
         raise Refusal(400, f"model is missing: send {lm.name!r}", param="model")
     if name != lm.name:

@@ -11,6 +11,7 @@ from typing import Any
 
 from exitlens.decoding import Decoder, Sampling, parse_decoder
 from exitlens.errors import InputError
+from exitlens.models.protocol import LayeredModel
 from exitlens.server.limits import Limits
 from exitlens.server.replies import Refusal
 
@@ -78,7 +79,7 @@ def read_json(body: bytes) -> dict[str, Any]:
     return found
 
 
-def read_completion(lm: Any, body: Mapping[str, Any], limits: Limits, default: str) -> Job:
+def read_completion(lm: LayeredModel, body: Mapping[str, Any], limits: Limits, default: str) -> Job:
     """A request to ``/v1/completions``. Raises :class:`Refusal` (400)."""
     _fields(body, _COMMON | {"prompt"})
     prompt = body.get("prompt")
@@ -97,7 +98,7 @@ def read_completion(lm: Any, body: Mapping[str, Any], limits: Limits, default: s
     return _job(lm, body, limits, default, ids, body.get("max_tokens"), 16)
 
 
-def read_chat(lm: Any, body: Mapping[str, Any], limits: Limits, default: str) -> Job:
+def read_chat(lm: LayeredModel, body: Mapping[str, Any], limits: Limits, default: str) -> Job:
     """A request to ``/v1/chat/completions``. Raises :class:`Refusal` (400)."""
     _fields(body, _COMMON | {"messages", "max_completion_tokens"})
     messages = body.get("messages")
@@ -151,7 +152,7 @@ def _fields(body: Mapping[str, Any], known: set[str]) -> None:
 
 
 def _job(
-    lm: Any,
+    lm: LayeredModel,
     body: Mapping[str, Any],
     limits: Limits,
     default: str,

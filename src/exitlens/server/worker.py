@@ -10,6 +10,7 @@ from typing import Any
 
 from exitlens.decoding import Generation, stream
 from exitlens.errors import ExitlensError
+from exitlens.models.protocol import LayeredModel
 from exitlens.server.replies import Refusal
 from exitlens.server.requests import Job
 
@@ -19,7 +20,7 @@ __all__ = ["Worker"]
 class Worker:
     """Answers jobs on one model; ``most`` may run or wait at a time."""
 
-    def __init__(self, lm: Any, most: int) -> None:
+    def __init__(self, lm: LayeredModel, most: int) -> None:
         self.lm, self._most = lm, most
         # One thread is the lock: a model's hooks and caches are never used by two answers at once.
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="exitlens-generate")

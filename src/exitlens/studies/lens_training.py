@@ -6,12 +6,12 @@ import dataclasses
 import datetime
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from exitlens.data.texts import TextFile
 from exitlens.errors import DataError, InputError
 from exitlens.lenses import TrainingReport, TunedLens, train_tuned_lens
 from exitlens.lenses.lens_names import check_writable
+from exitlens.models.protocol import LayeredModel
 from exitlens.studies.exits.files import own_texts
 
 __all__ = ["PIECE", "pieces_of_file", "pieces_of_own", "train_and_save"]
@@ -21,7 +21,7 @@ LEAST = 8  # pieces, of two tokens or more
 
 
 def pieces_of_file(
-    lm: Any, source: TextFile, tokens: int, tick: Callable[[int], None] = lambda _tokens: None
+    lm: LayeredModel, source: TextFile, tokens: int, tick: Callable[[int], None] = lambda _tokens: None
 ) -> tuple[list[list[int]], str]:
     """Pieces of the first ``tokens`` tokens of a file, and what the lens says of them.
 
@@ -37,7 +37,7 @@ def pieces_of_file(
 
 
 def pieces_of_own(
-    lm: Any, count: int, tokens: int, *, seed: int = 0, progress: Callable[[int, int], None] | None = None
+    lm: LayeredModel, count: int, tokens: int, *, seed: int = 0, progress: Callable[[int, int], None] | None = None
 ) -> tuple[list[list[int]], str]:
     """Pieces of ``count`` texts that the model writes itself (temperature 1). Raises InputError for too few."""
     written = own_texts(lm, count, seed=seed, progress=progress)
@@ -48,7 +48,7 @@ def pieces_of_own(
 
 
 def train_and_save(
-    lm: Any,
+    lm: LayeredModel,
     pieces: Sequence[Sequence[int]],
     path: Path,
     *,
@@ -73,7 +73,7 @@ def train_and_save(
     return lens, report
 
 
-def _pieces(lm: Any, texts: Iterable[str], tokens: int, tick: Callable[[int], None]) -> list[list[int]]:
+def _pieces(lm: LayeredModel, texts: Iterable[str], tokens: int, tick: Callable[[int], None]) -> list[list[int]]:
     length = min(PIECE, lm.context or PIECE)
     found: list[list[int]] = []
     total = 0

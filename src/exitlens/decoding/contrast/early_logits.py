@@ -12,20 +12,20 @@ from exitlens.decoding.contrast.base import Decoder, Scores
 from exitlens.decoding.contrast.parse import parse_decoder
 from exitlens.errors import InputError
 from exitlens.models.native.runner import logits_of
+from exitlens.models.protocol import LayeredModel
 
 __all__ = ["BoundDecoder", "early_layers"]
 
 
-def early_layers(lm: Any, decoder: str | Decoder) -> tuple[int, ...]:
+def early_layers(lm: LayeredModel, decoder: str | Decoder) -> tuple[int, ...]:
     """The layers of ``lm`` that ``decoder`` unembeds at every token beside the last."""
-    tied = lm.weight.data_ptr() == lm.embed.weight.data_ptr()
-    return parse_decoder(decoder).layers(lm.n_layers, tied)
+    return parse_decoder(decoder).layers(lm.n_layers, lm.tied)
 
 
 class BoundDecoder:
     """``decoder`` on ``lm``: ``early`` are the layers whose states it needs. Raises as :func:`parse_decoder`."""
 
-    def __init__(self, lm: Any, decoder: str | Decoder) -> None:
+    def __init__(self, lm: LayeredModel, decoder: str | Decoder) -> None:
         self.decoder = parse_decoder(decoder)
         self.early = early_layers(lm, self.decoder)
         self._lm, self._logits = lm, logits_of(lm)

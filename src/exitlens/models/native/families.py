@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from exitlens.compute.matmul import has_no_hooks, joint, linear, plain_linear
 from exitlens.compute.prepacked import packed
+from exitlens.models.layered import Layered
 
 __all__ = ["Family", "family_of", "norm_of", "one_product", "small_enough"]
 
@@ -49,9 +50,9 @@ class Family(Protocol):
         ...
 
 
-def family_of(lm: Any) -> Family | None:
+def family_of(lm: Layered) -> Family | None:
     """The family of ``lm``'s blocks, or None when it is not one of these (or its modules were replaced)."""
-    block = lm.blocks[0]
+    block: Any = lm.blocks[0]  # what a family's block holds is known by name only
 
     def has(*names: str) -> bool:
         return all(hasattr(block, name) for name in names)
@@ -68,7 +69,7 @@ def family_of(lm: Any) -> Family | None:
     return None
 
 
-def small_enough(lm: Any) -> bool:
+def small_enough(lm: Layered) -> bool:
     """Whether the weights may be held a second time, laid out for decoding."""
     return bool(sum(p.numel() for p in lm.model.parameters()) < _FUSE_LIMIT)
 
@@ -126,11 +127,12 @@ def norm_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
 class LlamaLike:
     """Llama, Mistral, Qwen2, Qwen3 and whoever shares their block."""
 
-    def __init__(self, lm: Any) -> None:
-        body = lm._body
+    def __init__(self, lm: Layered) -> None:
+        body: Any = lm.body
+        blocks: Sequence[Any] = lm.blocks
         self._embedding = lm.embed
-        self._act = lm.blocks[0].mlp.act_fn
-        attention = lm.blocks[0].self_attn
+        self._act = blocks[0].mlp.act_fn
+        attention = blocks[0].self_attn
         self.head_dim = int(attention.head_dim)
         self.scaling = float(attention.scaling)
         self.rotary = body.rotary_emb
@@ -139,7 +141,7 @@ class LlamaLike:
         small = small_enough(lm)
         self._qkv, self._out, self._up, self._down = [], [], [], []
         self._norm1, self._norm2, self._qk_norm, self._windows = [], [], [], []
-        for block in lm.blocks:
+        for block in blocks:
             a, m = block.self_attn, block.mlp
             self._qkv.append(_fused([a.q_proj, a.k_proj, a.v_proj], small))
             self._out.append(one_product(a.o_proj, small))
@@ -191,21 +193,22 @@ class GPT2Like:
 
     rotary = None
 
-    def __init__(self, lm: Any) -> None:
-        body = lm._body
+    def __init__(self, lm: Layered) -> None:
+        body: Any = lm.body
+        blocks: Sequence[Any] = lm.blocks
         self._tokens, self._positions = body.wte, body.wpe
-        self._blocks = lm.blocks
-        attention = lm.blocks[0].attn
+        self._blocks = blocks
+        attention = blocks[0].attn
         self.head_dim = int(attention.head_dim)
         self.kv_heads = int(attention.num_heads)
         self.scaling = self.head_dim**-0.5 if attention.scale_attn_weights else 1.0
         if attention.scale_attn_by_inverse_layer_idx:
             raise ValueError("attention scaled by layer is not run here")
         small = small_enough(lm)
-        self._qkv = [one_product(block.attn.c_attn, small) for block in lm.blocks]
-        self._out = [one_product(block.attn.c_proj, small) for block in lm.blocks]
-        self._up = [one_product(block.mlp.c_fc, small) for block in lm.blocks]
-        self._down = [one_product(block.mlp.c_proj, small) for block in lm.blocks]
+        self._qkv = [one_product(block.attn.c_attn, small) for block in blocks]
+        self._out = [one_product(block.attn.c_proj, small) for block in blocks]
+        self._up = [one_product(block.mlp.c_fc, small) for block in blocks]
+        self._down = [one_product(block.mlp.c_proj, small) for block in blocks]
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         """Token plus position embeddings."""
@@ -233,20 +236,21 @@ class GPT2Like:
 class NeoXLike:
     """GPT-NeoX and Pythia: a partial rotation, heads interleaved in one projection, parallel residual."""
 
-    def __init__(self, lm: Any) -> None:
-        body = lm._body
+    def __init__(self, lm: Layered) -> None:
+        body: Any = lm.body
+        blocks: Sequence[Any] = lm.blocks
         self._tokens = lm.embed
-        self._blocks = lm.blocks
-        attention = lm.blocks[0].attention
+        self._blocks = blocks
+        attention = blocks[0].attention
         self.head_dim = int(attention.head_size)
         self.kv_heads = int(attention.query_key_value.out_features // (3 * self.head_dim))
         self.scaling = float(attention.scaling)
-        self._parallel = bool(lm.blocks[0].use_parallel_residual)
+        self._parallel = bool(blocks[0].use_parallel_residual)
         small = small_enough(lm)
-        self._qkv = [one_product(block.attention.query_key_value, small) for block in lm.blocks]
-        self._out = [one_product(block.attention.dense, small) for block in lm.blocks]
-        self._up = [one_product(block.mlp.dense_h_to_4h, small) for block in lm.blocks]
-        self._down = [one_product(block.mlp.dense_4h_to_h, small) for block in lm.blocks]
+        self._qkv = [one_product(block.attention.query_key_value, small) for block in blocks]
+        self._out = [one_product(block.attention.dense, small) for block in blocks]
+        self._up = [one_product(block.mlp.dense_h_to_4h, small) for block in blocks]
+        self._down = [one_product(block.mlp.dense_4h_to_h, small) for block in blocks]
         self.rotary = body.rotary_emb
         if getattr(body.rotary_emb, "rope_type", "default") not in ("default", "linear", "llama3", "yarn"):
             raise ValueError("this rotary embedding depends on the length of the text")

@@ -9,20 +9,22 @@ model's own pass before it gives a runner out, so a family that does something e
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from exitlens.compute.matmul import plain_linear
 from exitlens.compute.prepacked import packed
+from exitlens.models.layered import Layered
 from exitlens.models.layout.final_path import FinalPath
 from exitlens.models.layout.hooks import eval_mode
 from exitlens.models.native import families as native_families
 from exitlens.models.native.attention import attend, attend_shared
 from exitlens.models.native.families import Family, norm_of, small_enough
 from exitlens.models.native.kv_cache import KV, Shared, Where
+from exitlens.models.protocol import LayeredModel
 
 __all__ = ["KV", "Runner", "Shared", "Where", "logits_of", "native", "runner_of"]
 
@@ -30,16 +32,16 @@ __all__ = ["KV", "Runner", "Shared", "Where", "logits_of", "native", "runner_of"
 class Runner:
     """Runs single blocks of one model. Make it with :func:`native`."""
 
-    def __init__(self, lm: Any, family: Family, capacity: int) -> None:
+    def __init__(self, lm: Layered, family: Family, capacity: int) -> None:
         self.lm = lm
         self.family = family
-        self.n_layers: int = lm.n_layers
+        self.n_layers = lm.n_layers
         self._table_for = 0
         self._cos: Tensor | None = None
         self._sin: Tensor | None = None
         self._head = self._norm = None
         head, tail = lm.layout.head, lm.layout.tail
-        if plain_linear(head) and small_enough(lm):
+        if isinstance(head, nn.Linear) and plain_linear(head) and small_enough(lm):
             self._head = packed(head.weight, head.bias)
         # A tail of one norm, as these families have: run without looking through the model first.
         if isinstance(tail, FinalPath) and tail.stream is None and len(tail.steps) == 1 and tail.steps[0].scale == 1.0:
@@ -143,10 +145,10 @@ class Runner:
         lm = self.lm
         early = lens == "raw" and layer < self.n_layers
         if self._head is None or (early and h.shape[-1] != lm.weight.shape[-1]):
-            return lm.logits(h, layer, lens)  # type: ignore[no-any-return]
+            return lm.logits(h, layer, lens)
         h = h.to(lm.dtype)
         x = h if early else (self._norm or lm.norm)(h)
-        return lm.logit_transform(self._head(x)[..., : lm.vocab_size])  # type: ignore[no-any-return]
+        return lm.logit_transform(self._head(x)[..., : lm.vocab_size])
 
     def _rope(self, capacity: int) -> None:
         if self.family.rotary is None or capacity <= self._table_for:
@@ -162,21 +164,24 @@ class Runner:
         self._cos, self._sin, self._table_for = cos[0], turned[0], size
 
 
-def runner_of(lm: Any) -> Runner | None:
+def runner_of(lm: LayeredModel) -> Runner | None:
     """:func:`native`, asked once a model, and again where its weights have changed: a runner holds copies of them."""
+    if not isinstance(lm, Layered):
+        return None
     held = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in lm.model.parameters())
-    if "_runner" not in lm.__dict__ or lm._runner_for != held:
-        lm._runner, lm._runner_for = native(lm), held
-    return lm._runner  # type: ignore[no-any-return]
+    if lm.held_runner is None or lm.held_runner[0] != held:
+        lm.held_runner = held, native(lm)
+    runner: Runner | None = lm.held_runner[1]
+    return runner
 
 
-def logits_of(lm: Any) -> Callable[..., Tensor]:
+def logits_of(lm: LayeredModel) -> Callable[..., Tensor]:
     """``lm.logits``, or the same of its runner where that is faster."""
     runner = runner_of(lm)
     return lm.logits if runner is None else runner.logits
 
 
-def native(lm: Any) -> Runner | None:
+def native(lm: Layered) -> Runner | None:
     """A runner for ``lm``, or None when its family is not known or a layer does not come out equal.
 
     Without one nothing but leaving early is lost: everything else works through the model's own pass.

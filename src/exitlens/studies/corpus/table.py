@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from exitlens.lenses.read_hidden import Readout
 from exitlens.lenses.read_texts import Window
 from exitlens.lenses.statistics import is_missing
+from exitlens.models.protocol import LayeredModel
 
 __all__ = ["ShardTable"]
 
@@ -26,10 +27,10 @@ class ShardTable:
     """Takes the statistics of a shard's windows, batch by batch, in any order; gives the table and its sums."""
 
     def __init__(
-        self, lm: Any, ids: Mapping[int, Sequence[int]], windows: Sequence[Window], layers: Sequence[int]
+        self, lm: LayeredModel, ids: Mapping[int, Sequence[int]], windows: Sequence[Window], layers: Sequence[int]
     ) -> None:
         self.layers = tuple(layers)
-        self._word = getattr(lm, "token", None) or (lambda token: lm.decode([token]))
+        self._word = lm.token
         self._start: dict[tuple[int, int], int] = {}
         texts: list[int] = []
         positions: list[int] = []

@@ -175,7 +175,7 @@ def cost_table(lm: LayeredModel, made: Sequence[Answers]) -> pd.DataFrame:
 
 def check(ctx: Context) -> None:
     """Raise what would stop this study before it begins."""
-    lm: Any = ctx.engine.lm
+    lm: LayeredModel = ctx.engine.lm
     for spec in ctx.specs():
         # Tied embeddings only leave candidates out; a layer that does not exist is refused either way.
         parse_decoder(spec.decoder).layers(lm.n_layers, False)

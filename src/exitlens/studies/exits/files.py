@@ -20,6 +20,7 @@ from exitlens.exits.adapter import State
 from exitlens.exits.heads import ExitHeads
 from exitlens.lenses.files import read_tensors
 from exitlens.models import wrap
+from exitlens.models.protocol import LayeredModel
 from exitlens.storage.atomic import read_json, write_json, write_tensors
 
 __all__ = [
@@ -33,7 +34,7 @@ _BEGINNINGS = (
 )  # fmt: skip
 
 
-def read_windows(path: str | Path, lm: Any, *, length: int = 128, most: int = 400) -> list[list[int]]:
+def read_windows(path: str | Path, lm: LayeredModel, *, length: int = 128, most: int = 400) -> list[list[int]]:
     """A text file as windows of ``length`` tokens. Raises DataError for a file that cannot be read or is too short."""
     file = Path(path)
     try:
@@ -50,7 +51,7 @@ def read_windows(path: str | Path, lm: Any, *, length: int = 128, most: int = 40
     return found
 
 
-def windows_of(texts: Sequence[str], lm: Any, *, length: int = 128, most: int = 400) -> list[list[int]]:
+def windows_of(texts: Sequence[str], lm: LayeredModel, *, length: int = 128, most: int = 400) -> list[list[int]]:
     """Texts one after the other, cut into windows of ``length`` tokens; the rest is left out."""
     ids: list[int] = []
     for text in texts:
@@ -61,7 +62,12 @@ def windows_of(texts: Sequence[str], lm: Any, *, length: int = 128, most: int = 
 
 
 def own_texts(
-    lm: Any, count: int, *, tokens: int = 128, seed: int = 0, progress: Callable[[int, int], None] | None = None
+    lm: LayeredModel,
+    count: int,
+    *,
+    tokens: int = 128,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """``count`` texts that the model writes itself (temperature 1), from a few everyday beginnings."""
     prompts = [_BEGINNINGS[i % len(_BEGINNINGS)] for i in range(count)]
@@ -74,7 +80,11 @@ def own_texts(
 
 @torch.no_grad()
 def record_states(
-    lm: Any, windows: Sequence[Sequence[int]], layers: Sequence[int], *, tick: Callable[[int], None] | None = None
+    lm: LayeredModel,
+    windows: Sequence[Sequence[int]],
+    layers: Sequence[int],
+    *,
+    tick: Callable[[int], None] | None = None,
 ) -> tuple[dict[int, Tensor], NDArray[Any], NDArray[Any]]:
     """States ``{layer: [T, d_model]}`` of all windows, at ``layers`` and N; the window and place of each position."""
     parts: dict[int, list[Tensor]] = {j: [] for j in dict.fromkeys((*layers, lm.n_layers))}
@@ -96,7 +106,7 @@ def save_heads(heads: ExitHeads, path: str | Path, provenance: Mapping[str, str]
     return Path(path)
 
 
-def load_heads(path: str | Path, lm: Any | None = None) -> ExitHeads:
+def load_heads(path: str | Path, lm: LayeredModel | None = None) -> ExitHeads:
     """Heads of a file. Raises InputError, and ProbeError for another kind of file or another model's heads."""
     tensors, text = read_tensors(Path(path))
     try:
@@ -123,7 +133,7 @@ def read_state(path: Path) -> State | None:
     return tensors, text
 
 
-def save_adapter(model: Any, folder: str | Path, lm: Any, provenance: Mapping[str, Any]) -> Path:
+def save_adapter(model: Any, folder: str | Path, lm: LayeredModel, provenance: Mapping[str, Any]) -> Path:
     """Write an adapter as peft does (safetensors), and ``exitlens.json`` with the model it belongs to."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
@@ -134,7 +144,7 @@ def save_adapter(model: Any, folder: str | Path, lm: Any, provenance: Mapping[st
     return place
 
 
-def load_adapted(lm: Any, folder: str | Path) -> Any:
+def load_adapted(lm: LayeredModel, folder: str | Path) -> Any:
     """The model with a LoRA adapter of ours or of peft put into its weights.
 
     Raises InputError for a folder without one, ProbeError for an adapter of another model, MissingExtra. The

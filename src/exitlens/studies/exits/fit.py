@@ -10,6 +10,7 @@ import numpy as np
 
 from exitlens.exits.heads import ExitHeads, train_heads
 from exitlens.exits.replay_policies import Cost, Signals, oracle, signals_of
+from exitlens.models.protocol import LayeredModel
 from exitlens.studies.exits.files import record_states
 from exitlens.studies.exits.tables import policy_table
 
@@ -29,7 +30,7 @@ class Gain:
 
 
 def fit_heads(
-    lm: Any,
+    lm: LayeredModel,
     windows: Sequence[Sequence[int]],
     layers: Sequence[int],
     *,
@@ -53,7 +54,7 @@ def fit_heads(
 
 
 def measure(
-    lm: Any,
+    lm: LayeredModel,
     windows: Sequence[Sequence[int]],
     layers: Sequence[int],
     *,

@@ -86,7 +86,7 @@ def analyse(
     seed: int = 0,
 ) -> ExitStudy:
     """The same for answers that were generated (columns question_id, answer)."""
-    lm: Any = engine.lm
+    lm: LayeredModel = engine.lm
     exits = exit_layers(lm, layers, heads)
     by_id = dict(zip(answers["question_id"], answers["answer"], strict=True))
     records = [AnswerRecord(r.id, r.prompt, _continued(r.prompt, str(by_id[r.id]))) for r in ask(questions)]
@@ -116,7 +116,7 @@ def analyse(
     )
 
 
-def exit_layers(lm: Any, layers: Sequence[int] | None, heads: ExitHeads | None) -> tuple[int, ...]:
+def exit_layers(lm: LayeredModel, layers: Sequence[int] | None, heads: ExitHeads | None) -> tuple[int, ...]:
     """The exits asked for, checked. Raises LayerError, InputError for a layer without a head, ProbeError."""
     if heads is not None:
         heads.check(lm)
