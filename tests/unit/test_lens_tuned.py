@@ -14,7 +14,7 @@ from tests.unit.lens_model import SmallModel, states
 from exitlens.errors import InputError, LayerError
 from exitlens.lenses import train_tuned as training
 from exitlens.lenses.read_hidden import readout
-from exitlens.lenses.train_tuned import train_tuned_lens
+from exitlens.lenses.train_tuned import split_texts, train_tuned_lens
 from exitlens.lenses.tuned import TunedLens
 from exitlens.models.protocol import LogitTransform
 
@@ -67,6 +67,27 @@ def test_training_lowers_held_out_kl_at_every_layer(logit_transform: LogitTransf
     for before, after in zip(report.before[:-1], report.after[:-1], strict=True):
         assert after < 0.9 * before
     assert lens.provenance["source"] == "random"
+
+
+def test_the_report_is_of_text_that_neither_training_nor_the_choice_saw() -> None:
+    g = torch.Generator().manual_seed(9)
+    texts = [torch.randint(203, (12,), generator=g).tolist() for _ in range(60)]
+    model = SmallModel()
+    lens, report = train_tuned_lens(model, texts, steps=10, check_every=5, learning_rate=3e-3, seed=4)
+    split = split_texts(60, 0.2, torch.Generator().manual_seed(4))
+    assert sorted([*split.train, *split.choose, *split.report]) == list(range(60))
+    assert (len(split.choose), len(split.report)) == (6, 6)
+    assert report.test_tokens == 6 * 11  # a text's first token is left out
+
+    def kl(numbers: list[int], how: str | TunedLens) -> torch.Tensor:
+        hidden = model.forward(torch.tensor([texts[i] for i in numbers]), layers="all").hidden
+        return readout(model, {j: h[:, 1:].flatten(0, 1) for j, h in hidden.items()}, lens=how, stats=("kl",))[
+            "kl"
+        ].mean(1)
+
+    assert report.after == pytest.approx(kl(split.report, lens).tolist(), abs=1e-5)
+    assert report.before == pytest.approx(kl(split.report, "logit").tolist(), abs=1e-5)
+    assert (kl(split.choose, lens)[:-1] - torch.tensor(report.after[:-1])).abs().min() > 1e-3
 
 
 def test_steps_that_time_cut_short_are_judged_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from exitlens.lenses.read_hidden import readout
 from exitlens.lenses.tuned import TunedLens
 from exitlens.models.protocol import LayeredModel
 
-__all__ = ["TrainingReport", "train_tuned_lens"]
+__all__ = ["TextSplit", "TrainingReport", "split_texts", "train_tuned_lens"]
 
 STORED_BYTES = 1_500_000_000  # hidden states kept for the steps and for held-out checks
 
@@ -45,11 +45,69 @@ class TrainingReport:
     seconds: float
 
 
+Progress = Callable[[str, int, int], None]
+
+
 @dataclass(frozen=True)
-class _Split:
+class TextSplit:
+    """Numbers of the texts to ``train`` on, to ``choose`` with, and to ``report`` on: no text is in two of them."""
+
+    train: list[int]
+    choose: list[int]
+    report: list[int]
+
+
+def split_texts(n: int, held_out: float, g: torch.Generator) -> TextSplit:
+    """``held_out`` of ``n`` texts, at least two, kept apart: half to choose with, half to report on.
+
+    What chose between identity, start and trained translator would look better than it is on the text it chose with.
+    """
+    if n < 4:
+        raise InputError(f"{n} texts of two tokens or more: a tuned lens needs at least 4 (three are split off)")
+    order = torch.randperm(n, generator=g).tolist()
+    n_out = max(2, math.ceil(held_out * n))
+    if n_out >= n:
+        raise InputError(f"held_out {held_out} leaves no text to train on: use less, 0.2 for example")
+    return TextSplit(order[n_out:], order[: n_out // 2], order[n_out // 2 : n_out])
+
+
+@dataclass(frozen=True)
+class _States:
     train: Tensor  # [N+1, n, d]
-    check: Tensor
-    test: Tensor
+    choose: Tensor
+    report: Tensor
+
+
+class _Best:
+    """Per layer the best translator so far by exact KL on the choosing text, beginning with the identity."""
+
+    def __init__(self, lm: LayeredModel, choose: Tensor) -> None:
+        n, d = lm.n_layers, lm.d_model
+        self.lm, self.choose = lm, choose
+        self.kl = _kl(lm, choose, None)[:n].clone()
+        self.weight, self.bias = choose.new_zeros(n, d, d), choose.new_zeros(n, d)
+        self.chosen = ["identity"] * n
+
+    def keep_better(self, weight: Tensor, bias: Tensor, word: str) -> bool:
+        """Take each layer of the candidate that is better; True when any is by more than a thousandth."""
+        kl = _kl(self.lm, self.choose, (weight, bias))[: len(self.kl)]
+        notable = bool((kl < 0.999 * self.kl).any())
+        for j in (kl < self.kl).nonzero()[:, 0].tolist():
+            self.weight[j], self.bias[j] = weight[j], bias[j]
+            self.kl[j] = kl[j]
+            self.chosen[j] = word
+        return notable
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """How the steps are made."""
+
+    count: int
+    batch_tokens: int
+    learning_rate: float
+    vocabulary_sample: int | None
+    check_every: int
 
 
 def train_tuned_lens(
@@ -69,101 +127,126 @@ def train_tuned_lens(
     time_limit: float = 600.0,
     source: str = "",
     seed: int = 0,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> tuple[TunedLens, TrainingReport]:
-    """Train translators for layers 0..N−1 on tokenised texts (each cut at the model's context).
+    """Train affine translators for layers 0..N−1 on tokenised texts (each cut at the model's context).
 
-    ``held_out``: share of the texts kept for choosing (half) and reporting (half). Stops early when no layer's held-out
-    KL falls any more, or before ``time_limit`` seconds. ``vocabulary_sample=None`` uses the whole vocabulary in every
-    step. Raises :class:`InputError` for too little text.
+    Args:
+        lm: The model.
+        texts_ids: Token ids, a list a text.
+        name: What tables call the lens.
+        held_out: Share of the texts kept for choosing (half) and reporting (half).
+        steps: Steps of Adam at most; it stops early when no layer's held-out KL falls any more.
+        batch_tokens: Tokens a step.
+        learning_rate: Of Adam, after 20 steps of warm-up, then falling to a tenth.
+        ridge: Strength of the closed-form start, in units of the mean variance.
+        vocabulary_sample: Tokens that the log-sum-exp of a step is estimated on; None: the whole vocabulary.
+        check_every: Steps between two judgements.
+        check_tokens: Tokens that choose.
+        test_tokens: Tokens that report.
+        time_limit: Seconds for all of it.
+        source: Where the text comes from, for the lens's provenance.
+        seed: Of split, batches and samples.
+        progress: Called with ``collect`` or ``steps``, what is done, and of how much.
+
+    Raises:
+        InputError: Too little text, or no time.
     """
     started = time.monotonic()
     g = torch.Generator().manual_seed(seed)
-    texts = [list(ids)[: lm.context] for ids in texts_ids]
-    texts = [ids for ids in texts if len(ids) > 1]
-    if len(texts) < 4:
-        raise InputError(
-            f"{len(texts)} texts of two tokens or more: a tuned lens needs at least 4 (three are split off)"
-        )
+    texts = [ids for ids in (list(ids)[: lm.context] for ids in texts_ids) if len(ids) > 1]
     if not time_limit > 0:
         raise InputError(f"a time limit of {time_limit:g} seconds leaves no time to train: give more")
-    order = torch.randperm(len(texts), generator=g).tolist()
-    n_out = max(2, math.ceil(held_out * len(texts)))
-    if n_out >= len(texts):
-        raise InputError(f"held_out {held_out} leaves no text to train on: use less, 0.2 for example")
-    parts = [order[n_out:], order[: n_out // 2], order[n_out // 2 : n_out]]
-    room = max(64, STORED_BYTES // ((lm.n_layers + 1) * lm.d_model * 4) - check_tokens - test_tokens)
+    split = split_texts(len(texts), held_out, g)
     # The few tokens kept apart come first: what is left of the time decides how many there are to train on.
-    train, check, test = ([texts[i] for i in part] for part in parts)
-    kept = [_collect(lm, check, check_tokens, progress), _collect(lm, test, test_tokens, progress)]
-    data = _Split(_collect(lm, train, room, progress, started + 0.4 * time_limit), *kept)
-    n = lm.n_layers
-    scale = data.train[:n].pow(2).mean((1, 2)).sqrt()[:, None, None]  # rms of each layer's states
-
-    before, begun = _kl(lm, data.test, None), time.monotonic()
-    identity = _kl(lm, data.check, None)
+    choose = _collect(lm, [texts[i] for i in split.choose], check_tokens, progress)
+    report_on = _collect(lm, [texts[i] for i in split.report], test_tokens, progress)
+    room = max(64, STORED_BYTES // ((lm.n_layers + 1) * lm.d_model * 4) - check_tokens - test_tokens)
+    train = _collect(lm, [texts[i] for i in split.train], room, progress, started + 0.4 * time_limit)
+    data = _States(train, choose, report_on)
+    before, begun = _kl(lm, data.report, None), time.monotonic()
+    best = _Best(lm, data.choose)
     # Kept for the end: the last judgement of the steps, and what is reported.
-    ending = 1.2 * (time.monotonic() - begun) * (1 + data.test.shape[1] / data.check.shape[1])
-    weight, bias = _ridge(data.train, scale, ridge)
-    best_kl, chosen = identity[:n].clone(), ["identity"] * n
-    best = (torch.zeros_like(weight), torch.zeros_like(bias))
-    _keep_better(best, best_kl, chosen, (weight, bias), _kl(lm, data.check, (weight, bias)), "ridge")
-    # Steps start from the better of identity and ridge, layer by layer, in units of the layer's own rms.
-    a = best[0].clone().requires_grad_()
-    b = (best[1] / scale[:, :, 0]).clone().requires_grad_()
-    optimiser = torch.optim.Adam([a, b], lr=learning_rate, betas=(0.9, 0.98))
+    ending = 1.2 * (time.monotonic() - begun) * (1 + data.report.shape[1] / data.choose.shape[1])
+    scale = data.train[: lm.n_layers].pow(2).mean((1, 2)).sqrt()[:, None, None]  # rms of each layer's states
+    best.keep_better(*_ridge(data.train, scale, ridge), "ridge")
+    how = _Steps(steps, batch_tokens, learning_rate, vocabulary_sample, check_every)
+    done = _step(lm, data.train, scale, best, how, g, started + time_limit - ending, progress)
+    report = TrainingReport(
+        tuple(before.tolist()),
+        tuple(_kl(lm, data.report, (best.weight, best.bias)).tolist()),
+        (*best.chosen, "model"),
+        data.train.shape[1],
+        data.report.shape[1],
+        done,
+        time.monotonic() - started,
+    )
+    notes = _provenance(lm, report, source, seed)
+    return TunedLens(name, lm.fingerprint, best.bias, best.weight, provenance=notes), report
+
+
+def _step(
+    lm: LayeredModel,
+    train: Tensor,
+    scale: Tensor,
+    best: _Best,
+    how: _Steps,
+    g: torch.Generator,
+    until: float,
+    progress: Progress | None,
+) -> int:
+    """Steps of Adam into ``best``; how many were made before ``until``, a time of ``time.monotonic``.
+
+    They start from the better of identity and ridge, layer by layer, in units of the layer's own rms, so that one
+    learning rate suits states that grow a hundredfold from the first layer to the last.
+    """
+    a = best.weight.clone().requires_grad_()
+    b = (best.bias / scale[:, :, 0]).clone().requires_grad_()
+    optimiser = torch.optim.Adam([a, b], lr=how.learning_rate, betas=(0.9, 0.98))
     done, judged, stale = 0, 0, 0
     mean_p = torch.zeros(lm.weight.shape[0])
 
     def judge() -> bool:
-        now = (a.detach().clone(), (b.detach() * scale[:, :, 0]).clone())
-        return _keep_better(best, best_kl, chosen, now, _kl(lm, data.check, now), "trained")
+        return best.keep_better(a.detach().clone(), (b.detach() * scale[:, :, 0]).clone(), "trained")
 
-    for step, picked in enumerate(_batches(data.train.shape[1], batch_tokens, steps, g)):
-        if time.monotonic() - started > time_limit - ending:
+    for step, picked in enumerate(_batches(train.shape[1], how.batch_tokens, how.count, g)):
+        if time.monotonic() > until:
             break
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate * min(1.0, (step + 1) / 20) * (1 - 0.9 * step / steps)
-        loss = _loss(lm, data.train[:, picked], a, b, scale, vocabulary_sample, mean_p, g)
-        grads = torch.autograd.grad(loss, [a, b])
-        a.grad, b.grad = grads[0], grads[1]
+            group["lr"] = how.learning_rate * min(1.0, (step + 1) / 20) * (1 - 0.9 * step / how.count)
+        loss = _loss(lm, train[:, picked], a, b, scale, how.vocabulary_sample, mean_p, g)
+        a.grad, b.grad = torch.autograd.grad(loss, [a, b])
         optimiser.step()
         done = step + 1
         if progress is not None:
-            progress("steps", done, steps)
-        if done % check_every == 0 or done == steps:
+            progress("steps", done, how.count)
+        if done % how.check_every == 0 or done == how.count:
             judged = done
             stale = 0 if judge() else stale + 1
             if stale >= 2:
                 break
     if judged < done:  # time was up
         judge()
-    after = _kl(lm, data.test, best)
-    report = TrainingReport(
-        tuple(before.tolist()),
-        tuple(after.tolist()),
-        (*chosen, "model"),
-        data.train.shape[1],
-        data.test.shape[1],
-        done,
-        time.monotonic() - started,
-    )
-    notes = {
+    return done
+
+
+def _provenance(lm: LayeredModel, report: TrainingReport, source: str, seed: int) -> dict[str, str]:
+    n = lm.n_layers
+    return {
         "model": lm.name,
         "source": source,
         "train_tokens": str(report.train_tokens),
-        "steps": str(done),
+        "steps": str(report.steps),
         "seed": str(seed),
         "test_tokens": str(report.test_tokens),
         "seconds": f"{report.seconds:.0f}",
-        "kl_before": f"{float(before[:n].mean()):.4f}",
-        "kl_after": f"{float(after[:n].mean()):.4f}",
+        "kl_before": f"{sum(report.before[:n]) / n:.4f}",
+        "kl_after": f"{sum(report.after[:n]) / n:.4f}",
         # Layer by layer, for who opens the file later.
         "before": json.dumps([round(value, 6) for value in report.before]),
         "after": json.dumps([round(value, 6) for value in report.after]),
         "chosen": json.dumps(report.chosen),
     }
-    return TunedLens(name, lm.fingerprint, best[1], best[0], provenance=notes), report
 
 
 @torch.no_grad()
@@ -171,7 +254,7 @@ def _collect(
     lm: LayeredModel,
     texts: Sequence[Sequence[int]],
     limit: int,
-    progress: Callable[[str, int, int], None] | None,
+    progress: Progress | None,
     until: float | None = None,
 ) -> Tensor:
     """Hidden states ``[N+1, n, d]`` float32 of the first ``limit`` tokens, first tokens of texts left out.
@@ -280,21 +363,3 @@ def _kl(lm: LayeredModel, states: Tensor, lens: tuple[Tensor, Tensor] | None) ->
     hidden = dict(enumerate(states.to(lm.dtype)))
     used = "logit" if lens is None else TunedLens("candidate", "", lens[1], lens[0])
     return readout(lm, hidden, lens=used, stats=("kl",))["kl"].double().mean(1).cpu()
-
-
-def _keep_better(
-    best: tuple[Tensor, Tensor],
-    best_kl: Tensor,
-    chosen: list[str],
-    candidate: tuple[Tensor, Tensor],
-    kl: Tensor,
-    word: str,
-) -> bool:
-    """Put each layer that got better into ``best``; True when any did by more than a thousandth."""
-    better = kl[: len(best_kl)] < best_kl
-    notable = bool((kl[: len(best_kl)] < 0.999 * best_kl).any())
-    for j in better.nonzero()[:, 0].tolist():
-        best[0][j], best[1][j] = candidate[0][j], candidate[1][j]
-        best_kl[j] = kl[j]
-        chosen[j] = word
-    return notable
