@@ -5,24 +5,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from exitlens.decoding.batching import plan_batches
-from exitlens.decoding.contrast import BoundDecoder, Decoder, parse_decoder
+from exitlens.decoding.contrast import BoundDecoder, Decoder
 from exitlens.decoding.sampling import Sampling, penalise, row_generator
 from exitlens.decoding.session import Prefix, open_prefix
 from exitlens.decoding.stopping import StopStrings, undecided
 from exitlens.errors import ContextError, InputError
 from exitlens.layer_range import Layers, resolve_layers
+from exitlens.lenses import readout
 from exitlens.lenses.lens import lens_name
 from exitlens.models.native.runner import runner_of
 from exitlens.models.protocol import LayeredModel
 
-__all__ = ["Generation", "generate", "stream"]
+__all__ = ["BatchRun", "Generation", "Row", "generate", "stream"]
+
+P = TypeVar("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +52,10 @@ class Generation:
 
 @dataclass(slots=True)
 class Row:
-    """A prompt while it is answered."""
+    """A prompt while it is answered: its place among the prompts, its text and ids, and what was written so far."""
 
     index: int
+    prompt: str
     ids: list[int]
     generator: torch.Generator | None
     new: list[int] = field(default_factory=list)
@@ -79,50 +83,50 @@ def generate(
     open_with: Callable[[Sequence[int]], Prefix] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Generation]:
-    """Answer every prompt: a text, or token ids taken as they are.
+    """Answer every prompt: a text, or token ids taken as they are. A text that all prompts begin with is run once.
 
-    A text that all prompts begin with is run once. The repetition penalty acts on prompt and output, after the
-    decoder's own scores. ``read`` names statistics (:func:`exitlens.lenses.read_hidden`) of every layer at every answer
-    token, at no second pass; ``trace`` keeps what the decoder reports at each step. ``chat`` puts each prompt through
-    the tokenizer's chat template. ``open_with`` runs the shared token ids and gives the sessions another way than
-    the model's usual one (:class:`~exitlens.exits.session.ExitPrefix`). ``progress(done, total)`` counts prompts.
+    Args:
+        lm: the model.
+        prompts: texts or token ids.
+        decoder: how the next token is scored, as :func:`parse_decoder` reads it.
+        max_new_tokens: the longest answer [tokens].
+        stop: texts at which an answer ends; they are no part of it.
+        batch_size: rows that are answered side by side.
+        repetition_penalty: acts on prompt and output, after the decoder's own scores; 1 is none.
+        sampling: None is greedy.
+        seed: of the rows' random streams.
+        read: statistics (:func:`exitlens.lenses.readout`) of every layer at every answer token, at no second pass.
+        read_lens: the lens that they are read through.
+        read_layers: the layers that are read.
+        trace: keep what the decoder reports at each step.
+        chat: put each prompt through the tokenizer's chat template.
+        open_with: runs the shared token ids and gives the sessions another way than the model's usual one (a
+            :class:`~exitlens.decoding.session.Prefix`, such as one that exits early).
+        progress: ``progress(done, total)`` counts prompts.
 
-    Raises :class:`ContextError` for a prompt that leaves no room in the context, :class:`InputError` for an empty
-    prompt or a value out of range.
+    Raises:
+        ContextError: a prompt that leaves no room in the context.
+        InputError: an empty prompt, or a value out of range.
     """
-    decoder = parse_decoder(decoder)
-    if max_new_tokens < 1 or batch_size < 1:
-        raise InputError(f"max_new_tokens={max_new_tokens} and batch_size={batch_size} must both be at least 1")
-    if not repetition_penalty > 0:
-        raise InputError(f"repetition_penalty {repetition_penalty} is out of range: above 0 (1 is none)")
-    ids = [encode(lm, prompt, chat, max_new_tokens) for prompt in prompts]
-    # Without its own blocks a model needs padding between the shared prefix and a short prompt; not all can bear it.
-    plan = plan_batches(ids, batch_size, gap_exact=runner_of(lm) is not None or lm.gap_exact)
-    run = Run(lm, decoder, max_new_tokens, stop, repetition_penalty, sampling or Sampling(), trace)
-    layers: list[int] = []
-    if read:
-        layers = list(resolve_layers(read_layers, lm.n_layers, owner=lm.name))
-    prefix = open_prefix(lm, plan.prefix) if open_with is None else open_with(plan.prefix)
-    occurrences: Counter[tuple[int, ...]] = Counter()
-    generators = []
-    for each in ids:
-        key = tuple(each)
-        generators.append(None if run.sampling.greedy else row_generator(seed, each, occurrences[key]))
-        occurrences[key] += 1
-    out: list[Generation | None] = [None] * len(ids)
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} is out of range: at least 1")
+    run = BatchRun(lm, decoder, max_new_tokens=max_new_tokens, stop=stop, repetition_penalty=repetition_penalty,
+                   sampling=sampling, seed=seed, trace=trace)  # fmt: skip
+    rows = run.rows(prompts, chat=chat)
+    layers = list(resolve_layers(read_layers, lm.n_layers, owner=lm.name)) if read else []
+    out: list[Generation | None] = [None] * len(rows)
     done = 0
-    for batch in plan.batches:
-        rows = [Row(i, ids[i], generators[i]) for i in batch]
-        for _ in run.batch(rows, prefix, layers):
+    for batch, prefix in run.batches(rows, batch_size, open_with or (lambda ids: open_prefix(lm, ids))):
+        for _ in run.batch(batch, prefix, layers):
             pass
-        for row, reads in zip(rows, _read(lm, rows, layers, read, read_lens, run), strict=True):
-            answer = run.result(row, _shown(lm, prompts[row.index]), reads)
+        for row, reads in zip(batch, _read(lm, batch, layers, read, read_lens, run), strict=True):
+            answer = run.result(row, reads)
             if layers:
                 answer = replace(answer, read_layers=tuple(layers), read_lens=lens_name(read_lens))
             out[row.index] = answer
         done += len(batch)
         if progress is not None:
-            progress(done, len(ids))
+            progress(done, len(rows))
     return [g for g in out if g is not None]
 
 
@@ -142,79 +146,108 @@ def stream(
     """Answer one prompt (text or token ids) piece by piece: text as it becomes certain, then the :class:`Generation`.
 
     Text that may still turn out to be the start of a stop string, or half a character, is held back. ``alive`` is
-    asked after each token; when it says no, nothing more is computed or given.
+    called after each token; when it says no, nothing more is computed or given. The rest as in :func:`generate`.
     """
-    ids = encode(lm, prompt, chat, max_new_tokens)
-    run = Run(lm, parse_decoder(decoder), max_new_tokens, stop, repetition_penalty, sampling or Sampling(), False)
-    row = Row(0, ids, None if run.sampling.greedy else row_generator(seed, ids, 0))
+    run = BatchRun(lm, decoder, max_new_tokens=max_new_tokens, stop=stop, repetition_penalty=repetition_penalty,
+                   sampling=sampling, seed=seed)  # fmt: skip
+    (row,) = run.rows([prompt], chat=chat)
     sent = 0
-    for _ in run.batch([row], open_prefix(lm, ()), []):
+    for _ in run.batch([row], open_prefix(lm, ())):
         if alive is not None and not alive():
             return
         text = lm.decode(row.new)
-        if text.endswith("�") or row.finish is not None:
+        if text.endswith("\ufffd") or row.finish is not None:
             continue
         safe = len(text) - undecided(text, stop)
         if safe > sent:
             yield text[sent:safe]
             sent = safe
-    result = run.result(row, _shown(lm, prompt), {})
+    result = run.result(row)
     if len(result.text) > sent:
         yield result.text[sent:]
     yield result
 
 
-def encode(lm: LayeredModel, prompt: str | Sequence[int], chat: bool, max_new_tokens: int) -> list[int]:
-    """Token ids of a prompt; raises as :func:`generate` says."""
-    if not isinstance(prompt, str):
-        ids = list(prompt)
-        if any(not hasattr(i, "__index__") for i in ids):
-            raise InputError(f"a prompt is neither a text nor a list of token ids: {str(prompt)[:60]}")
-        if any(not 0 <= i < lm.vocab_size for i in ids):
-            raise InputError(f"a prompt has token ids outside 0..{lm.vocab_size - 1}, the vocabulary of {lm.name}")
-    elif chat:
-        ids = lm.encode_chat(prompt)
-    else:
-        ids = lm.encode(prompt)
-    if not ids:
-        raise InputError("a prompt is empty: there is nothing to continue")
-    if lm.context is not None and len(ids) + max_new_tokens > lm.context:
-        raise ContextError(
-            f"a prompt of {len(ids)} tokens with {max_new_tokens} to come does not fit the context of {lm.context} "
-            f"of {lm.name}: shorten it ({_shown(lm, prompt)[:40]!r}...) or ask for fewer tokens"
-        )
-    return list(ids)
+class BatchRun:
+    """What is the same for all rows of one call: the decoder on its model, where answers end, how tokens are chosen.
 
-
-def _shown(lm: LayeredModel, prompt: str | Sequence[int]) -> str:
-    return prompt if isinstance(prompt, str) else str(lm.decode(prompt))
-
-
-class Run:
-    """What is the same for all batches of one call."""
+    Every way of answering starts here: :func:`generate` and :func:`stream`, watched answers, drafts. Raises
+    :class:`InputError` for a value out of range or a stop string that cannot be written.
+    """
 
     def __init__(
         self,
         lm: LayeredModel,
-        decoder: str | Decoder,
-        max_new_tokens: int,
-        stop: Sequence[str],
-        penalty: float,
-        sampling: Sampling,
-        trace: bool,
+        decoder: str | Decoder = "vanilla",
+        *,
+        max_new_tokens: int = 50,
+        stop: Sequence[str] = (),
+        repetition_penalty: float = 1.0,
+        sampling: Sampling | None = None,
+        seed: int = 0,
+        trace: bool = False,
     ) -> None:
-        self.lm, self.limit, self.penalty = lm, max_new_tokens, penalty
-        self.sampling, self.trace = sampling, trace
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens={max_new_tokens} is out of range: at least 1")
+        if not repetition_penalty > 0:
+            raise InputError(f"repetition_penalty {repetition_penalty} is out of range: above 0 (1 is none)")
+        self.lm, self.limit, self.penalty, self.seed = lm, max_new_tokens, repetition_penalty, seed
+        self.sampling, self.trace = sampling or Sampling(), trace
         self.stops = StopStrings(stop, lm.decode, lambda text: lm.encode(text, special=False))
         self.eos = frozenset(lm.eos_ids)
         self.decoder = BoundDecoder(lm, decoder)
-        self.early = self.decoder.early
+
+    def rows(self, prompts: Sequence[str | Sequence[int]], *, chat: bool = False) -> list[Row]:
+        """A row a prompt, each with a random stream of its own. Raises as :func:`generate` says."""
+        rows: list[Row] = []
+        occurrences: Counter[tuple[int, ...]] = Counter()
+        for i, prompt in enumerate(prompts):
+            ids = self._encode(prompt, chat)
+            key = tuple(ids)
+            # An answer depends on seed, prompt and which repetition of it this is, never on batch size or order.
+            generator = None if self.sampling.greedy else row_generator(self.seed, ids, occurrences[key])
+            occurrences[key] += 1
+            rows.append(Row(i, self._shown(prompt), ids, generator))
+        return rows
+
+    def batches(
+        self, rows: Sequence[Row], size: int, open_with: Callable[[Sequence[int]], P]
+    ) -> Iterator[tuple[list[Row], P]]:
+        """Rows that go together, with what all rows begin with, run once by ``open_with``."""
+        lm, ids = self.lm, [row.ids for row in rows]
+        # Without its own blocks a model pads between the shared prefix and a short prompt, which some cannot bear.
+        plan = plan_batches(ids, size, gap_exact=runner_of(lm) is not None or lm.gap_exact)
+        prefix = open_with(plan.prefix)
+        for batch in plan.batches:
+            yield [rows[i] for i in batch], prefix
+
+    def _encode(self, prompt: str | Sequence[int], chat: bool) -> list[int]:
+        lm, room = self.lm, self.limit
+        if not isinstance(prompt, str):
+            ids = list(prompt)
+            if any(not hasattr(i, "__index__") for i in ids):
+                raise InputError(f"a prompt is neither a text nor a list of token ids: {str(prompt)[:60]}")
+            if any(not 0 <= i < lm.vocab_size for i in ids):
+                raise InputError(f"a prompt has token ids outside 0..{lm.vocab_size - 1}, the vocabulary of {lm.name}")
+        else:
+            ids = list(lm.encode_chat(prompt) if chat else lm.encode(prompt))
+        if not ids:
+            raise InputError("a prompt is empty: there is nothing to continue")
+        if lm.context is not None and len(ids) + room > lm.context:
+            raise ContextError(
+                f"a prompt of {len(ids)} tokens with {room} to come does not fit the context of {lm.context} "
+                f"of {lm.name}: shorten it ({self._shown(prompt)[:40]!r}...) or ask for fewer tokens"
+            )
+        return ids
+
+    def _shown(self, prompt: str | Sequence[int]) -> str:
+        return prompt if isinstance(prompt, str) else str(self.lm.decode(prompt))
 
     @torch.no_grad()
-    def batch(self, rows: list[Row], prefix: Prefix, read_layers: Sequence[int]) -> Iterator[None]:
+    def batch(self, rows: Sequence[Row], prefix: Prefix, read_layers: Sequence[int] = ()) -> Iterator[None]:
         """Run ``rows`` to their ends, yielding after each step; finished rows leave the batch."""
         lm = self.lm
-        session = prefix.session(sorted({*self.early, *read_layers, lm.n_layers}), self.limit)
+        session = prefix.session(sorted({*self.decoder.early, *read_layers, lm.n_layers}), self.limit)
         hidden = session.start([row.ids for row in rows])
         active = list(rows)
         seen = self._seen(active)
@@ -257,7 +290,7 @@ class Run:
     ) -> None:
         if self.trace:
             if "choice" in info:
-                info["choice"] = torch.tensor(self.early, device=info["choice"].device)[info["choice"]]
+                info["choice"] = torch.tensor(self.decoder.early, device=info["choice"].device)[info["choice"]]
             info["vanilla"] = final.argmax(-1)
             info = {name: value.cpu() for name, value in info.items()}
         states = torch.stack([hidden[j] for j in read_layers], dim=1) if read_layers else None
@@ -281,7 +314,7 @@ class Run:
             row.finish = "length"
         return True
 
-    def result(self, row: Row, prompt: str, reads: Mapping[str, np.ndarray]) -> Generation:
+    def result(self, row: Row, reads: Mapping[str, np.ndarray] | None = None) -> Generation:
         """The answer of a finished row, cut at its stop string."""
         text, n = self.stops.cut(row.new)
         ids = row.new[:n]
@@ -289,25 +322,23 @@ class Run:
         if row.steps:
             steps = {name: torch.stack([s[name] for s in row.steps[:n]]).numpy() for name in row.steps[0]} if n else {}
         return Generation(
-            prompt=prompt,
+            prompt=row.prompt,
             text=text,
             token_ids=tuple(ids),
             tokens=tuple(self.lm.token(i) for i in ids),
             finish=row.finish or "length",
-            reads=reads,
+            reads=reads or {},
             steps=steps,
             prompt_ids=tuple(row.ids),
         )
 
 
 def _read(
-    lm: LayeredModel, rows: list[Row], layers: Sequence[int], stats: Sequence[str], lens: Any, run: Run
+    lm: LayeredModel, rows: list[Row], layers: Sequence[int], stats: Sequence[str], lens: Any, run: BatchRun
 ) -> list[dict[str, np.ndarray]]:
     """Statistics of each row's own answer tokens, all rows in one readout."""
     if not layers:
         return [{} for _ in rows]
-    from exitlens.lenses import readout
-
     counts = [run.stops.cut(row.new)[1] for row in rows]
     if sum(counts) == 0:
         return [{} for _ in rows]

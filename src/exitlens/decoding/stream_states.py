@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from exitlens.decoding.contrast import Decoder
-from exitlens.decoding.loop import Generation, Row, Run, encode
-from exitlens.decoding.sampling import Sampling, row_generator
+from exitlens.decoding.loop import BatchRun, Generation
+from exitlens.decoding.sampling import Sampling
 from exitlens.decoding.session import open_prefix
 from exitlens.decoding.stopping import undecided
 from exitlens.models.protocol import LayeredModel
@@ -46,20 +46,20 @@ def watch(
     still turn out to begin a stop string are held back. Raises as :func:`exitlens.decoding.generate`.
     """
     wanted = [lm.check_layer(j) for j in layers]
-    ids = encode(lm, prompt, chat, max_new_tokens)
-    run = Run(lm, decoder, max_new_tokens, stop, repetition_penalty, sampling or Sampling(), False)
-    row = Row(0, ids, None if run.sampling.greedy else row_generator(seed, ids, 0))
+    run = BatchRun(lm, decoder, max_new_tokens=max_new_tokens, stop=stop, repetition_penalty=repetition_penalty,
+                   sampling=sampling, seed=seed)  # fmt: skip
+    (row,) = run.rows([prompt], chat=chat)
     sent = 0
     for _ in run.batch([row], open_prefix(lm, ()), wanted):
         # What was recorded beside a token is the state that it was chosen from: that of the token before it.
         while row.finish is None and sent < len(row.hidden) - 1 and _certain(lm, row.new, sent + 1, stop):
             yield Watched(lm.token(row.new[sent]), row.hidden[sent + 1].float().cpu())
             sent += 1
-    answer = run.result(row, prompt if isinstance(prompt, str) else str(lm.decode(prompt)), {})
+    answer = run.result(row)
     kept = list(answer.token_ids)
     states = [h.float().cpu() for h in row.hidden[1 : len(kept) + 1]]
     if len(states) < len(kept):
-        whole = torch.tensor([[*ids, *kept]], device=lm.device)
+        whole = torch.tensor([[*row.ids, *kept]], device=lm.device)
         last = lm.forward(whole, layers=wanted, positions="last").hidden
         states.append(torch.stack([last[j][0, -1] for j in wanted]).float().cpu())
     for token, state in zip(answer.tokens[sent:], states[sent:], strict=True):

@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exitlens.decoding.batching import plan_batches
-from exitlens.decoding.loop import Generation, Row, Run, encode
-from exitlens.decoding.sampling import Sampling, row_generator
+from exitlens.decoding.loop import BatchRun, Generation, Row
+from exitlens.decoding.sampling import Sampling
 from exitlens.decoding.session import NativePrefix
 from exitlens.errors import InputError, UnsupportedModel, layer_range_error
 from exitlens.exits.depth_cache import Depths
@@ -112,29 +111,19 @@ def speculate(
     draft.first(lm.n_layers)
     if short and not reads_last(reader, lm.n_layers):
         raise InputError(f"verification over a shortlist needs a trained exit head at layer {lm.n_layers}")
-    run = Run(lm, "vanilla", max_new_tokens, stop, 1.0, sampling or Sampling(), trace=False)
-    ids = [encode(lm, prompt, chat, max_new_tokens) for prompt in prompts]
-    plan = plan_batches(ids, batch_size, gap_exact=True)
-    prefix = NativePrefix(runner, plan.prefix)
+    run = BatchRun(lm, max_new_tokens=max_new_tokens, stop=stop, sampling=sampling, seed=seed)
+    rows = run.rows(prompts, chat=chat)
     counts = tally or SpeculationTally()
-    out: dict[int, Generation] = {}
-    generators: list[torch.Generator | None] = []
-    for i, row_ids in enumerate(ids):  # a prompt given twice has two random streams, as in `generate`
-        before = ids[:i].count(row_ids)
-        generators.append(None if run.sampling.greedy else row_generator(seed, row_ids, before))
-    for batch in plan.batches:
-        rows = [Row(i, ids[i], generators[i]) for i in batch]
-        _Rounds(run, prefix, draft, reader or logit_reader(lm), counts, short).go(rows)
-        for row in rows:
-            out[row.index] = run.result(row, prompts[row.index], {})
-    return [out[i] for i in range(len(ids))]
+    for batch, prefix in run.batches(rows, batch_size, lambda ids: NativePrefix(runner, ids)):
+        _Rounds(run, prefix, draft, reader or logit_reader(lm), counts, short).go(batch)
+    return [run.result(row) for row in rows]
 
 
 class _Rounds:
     """One batch: draft, verify, crop, until every row has finished."""
 
     def __init__(
-        self, run: Run, prefix: NativePrefix, draft: Draft, reader: Reader, tally: SpeculationTally, short: bool
+        self, run: BatchRun, prefix: NativePrefix, draft: Draft, reader: Reader, tally: SpeculationTally, short: bool
     ) -> None:
         self.short = short
         self.run, self.prefix, self.draft, self.tally = run, prefix, draft, tally

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from exitlens.decoding.loop import Row, Run
-from exitlens.decoding.sampling import Sampling
+from exitlens.decoding.loop import BatchRun
 from exitlens.errors import UnsupportedModel
 from exitlens.exits.policies import ExitPolicy
 from exitlens.exits.replay_policies import Array, Outcome
@@ -153,10 +152,9 @@ def _short_generation(lm: LayeredModel, ids: list[int], tokens: int = 10) -> flo
     def run(count: int) -> float:
         begun = time.perf_counter()
         session = ExitPrefix(lm, (), ExitPolicy("never")).session((), count)
-        # The loop's own generation: prompts are texts there, and this one is token ids.
-        generation = Run(lm, "vanilla", count, (), 1.0, Sampling(), trace=False)
-        generation.eos = frozenset()
-        for _ in generation.batch([Row(0, list(ids), None)], _Opened(session), ()):
+        generation = BatchRun(lm, max_new_tokens=count)
+        generation.eos = frozenset()  # it runs to its full length
+        for _ in generation.batch(generation.rows([ids]), _Opened(session)):
             pass
         return time.perf_counter() - begun
 
