@@ -18,6 +18,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from exitlens.cli.console import safe
+from exitlens.cli.help import USAGE_ERRORS, Group, usage_error
 from exitlens.errors import ExitlensError
 
 __all__ = ["GROUPS", "build", "main"]
@@ -53,11 +54,10 @@ def build() -> typer.Typer:
     """The whole command line as a typer application."""
     app = typer.Typer(
         name="exitlens",
-        no_args_is_help=True,
+        cls=Group,
         # Plain help and plain one-line errors: the same in a terminal, a log and a pipe.
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        add_completion=False,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
 
@@ -69,7 +69,7 @@ def build() -> typer.Typer:
     ) -> None:
         """What every layer of a language model would have said, what that tells about truth, what acting on it saves.
 
-        Start with `exitlens run`: the whole study on the built-in model and data, one report at the end.
+        Start with `exitlens run`: all studies on the built-in model and data, one report at the end.
         """
 
     for group in GROUPS:
@@ -87,13 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
-        try:
-            with _plain_warnings():
-                build()(args=None if argv is None else list(argv), prog_name="exitlens")
-        except SystemExit as end:  # how typer ends every command
-            code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        else:
-            code = 0
+        code = _run(argv)
         sys.stdout.flush()
     except ExitlensError as error:
         return _fail(str(error))
@@ -109,8 +103,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _fail("out of memory; use a smaller --batch-size, --limit, or a smaller model")
     if code == 130:
-        sys.stderr.write("\ninterrupted; finished work is kept, the same command goes on from there\n")
+        sys.stderr.write("\ninterrupted; finished work is kept, the same command continues from there\n")
     return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """Parse and run; what the option parser refuses is an InputError like any other."""
+    try:
+        with _plain_warnings():
+            # Not standalone: the parser's errors are raised and not printed in a form of its own.
+            code = build()(args=None if argv is None else list(argv), prog_name="exitlens", standalone_mode=False)
+    except USAGE_ERRORS as error:
+        raise usage_error(error) from None
+    except SystemExit as end:  # how completion and a broken pipe end a command
+        code = end.code if isinstance(end.code, int | None) else 1
+    return code if isinstance(code, int) else 0
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""What every command shares: options, tables, JSON, progress, and text of models and data made safe for a terminal."""
+"""How is a result printed: tables, JSON, progress, and text of models and data made safe for a terminal."""
 
 from __future__ import annotations
 
@@ -10,22 +10,11 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Protocol
-
-import typer
+from typing import Any, Protocol
 
 __all__ = [
-    "DEFAULT_MODEL",
     "Column",
-    "DeviceOption",
-    "DtypeOption",
-    "JsonOption",
-    "ModelOption",
-    "QuietOption",
-    "RevisionOption",
-    "SeedOption",
     "Tick",
-    "TrustOption",
     "counted",
     "echo",
     "plain",
@@ -35,24 +24,6 @@ __all__ = [
     "safe",
     "say",
 ]
-
-DEFAULT_MODEL = "smollm2-135m"
-
-ModelOption = Annotated[
-    str,
-    typer.Option("--model", "-m", help="Catalogue name, Hub id (org/name or org/name@revision), folder or .gguf file."),
-]
-DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, mps or auto.")]
-DtypeOption = Annotated[
-    str, typer.Option("--dtype", help="float32, bfloat16, float16, or auto: bfloat16 where it is faster here.")
-]
-RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub model.")]
-TrustOption = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run the Python code that a Hub model brings along.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON with full precision instead of a table.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks; results only.")]
-SeedOption = Annotated[int, typer.Option("--seed", help="The same seed gives the same numbers.")]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from exitlens.cli.console import (
+from exitlens.cli.options import (
     DEFAULT_MODEL,
     DeviceOption,
     DtypeOption,

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exitlens.cli.console import (
+from exitlens.cli.console import Column, counted, echo, print_json, print_table, progress, say
+from exitlens.cli.options import (
     DEFAULT_MODEL,
-    Column,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -19,12 +19,6 @@ from exitlens.cli.console import (
     RevisionOption,
     SeedOption,
     TrustOption,
-    counted,
-    echo,
-    print_json,
-    print_table,
-    progress,
-    say,
 )
 from exitlens.cli.study_progress import StudyProgress
 from exitlens.layer_range import LayerRange, parse_layers

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from exitlens.cli.console import (
+from exitlens.cli._load import load_model
+from exitlens.cli.console import counted, echo, print_json, progress, safe, say
+from exitlens.cli.help import add_command
+from exitlens.cli.options import (
     DEFAULT_MODEL,
+    AdapterOption,
+    BatchSizeOption,
+    DecoderOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
+    MaxNewTokensOption,
     ModelOption,
+    PenaltyOption,
     QuietOption,
     RevisionOption,
     SeedOption,
     TrustOption,
-    counted,
-    echo,
-    print_json,
-    progress,
-    safe,
-    say,
+    option,
 )
 
 if TYPE_CHECKING:
@@ -32,58 +35,70 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 
+SAMPLING, FASTER = "Sampling", "Fewer blocks a token"
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("generate")(generate_command)
+    add_command(app, "generate", generate_command)
 
 
 def generate_command(
     prompt: Annotated[str | None, typer.Argument(help="A text to continue, or a question with --qa.")] = None,
-    prompts: Annotated[Path | None, typer.Option("--prompts", help='JSON lines {"prompt": "..."}.')] = None,
-    decoder: Annotated[
-        str,
-        typer.Option(
-            "--decoder", help="vanilla, dola:high, dola:4/8/12, static:16, sled, ...; NAME@1.2 sets a penalty."
-        ),
-    ] = "vanilla",
-    qa: Annotated[bool, typer.Option("--qa", help="Put the text as a question under six worked examples.")] = False,
+    prompts: Annotated[Path | None, option("prompts", help='JSON lines {"prompt": "..."}.')] = None,
+    decoder: DecoderOption = "vanilla",
+    qa: Annotated[bool, typer.Option("--qa", help="Put the text as a question after six few-shot examples.")] = False,
     chat: Annotated[bool, typer.Option("--chat", help="Put the text through the model's chat template.")] = False,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 50,
-    stop: Annotated[
-        list[str] | None, typer.Option("--stop", help="End the answer before this text (repeatable).")
-    ] = None,
-    repetition_penalty: Annotated[float, typer.Option("--repetition-penalty", help="1 is none.")] = 1.0,
-    temperature: Annotated[
-        float, typer.Option("--temperature", min=0.0, help="0 takes the best token each time.")
-    ] = 0.0,
-    top_p: Annotated[float, typer.Option("--top-p", help="Sample from this share of the probability.")] = 1.0,
-    top_k: Annotated[int, typer.Option("--top-k", min=0, help="Sample from this many tokens (0: all).")] = 0,
-    exit_: Annotated[
-        str | None, typer.Option("--exit", help="Leave early: probability:0.95@15/20, fixed:20, classifier:0.9, ...")
-    ] = None,
-    exit_cache: Annotated[str, typer.Option("--exit-cache", help="defer (exact), propagate or recompute.")] = "defer",
-    heads: Annotated[Path | None, typer.Option("--heads", help="Exit heads of `exits train`.")] = None,
-    speculate: Annotated[
-        str | None, typer.Option("--speculate", help="Draft and verify, lossless: exit=12, skip=a3/m5 or auto.")
-    ] = None,
-    adapter: Annotated[Path | None, typer.Option("--adapter", help="LoRA folder of `exits adapt` or of peft.")] = None,
-    watch: Annotated[
-        Path | None, typer.Option("--watch", help="Each token with P(true) by this probe of `probe --bare --save`.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts generated together.")] = 8,
+    max_new_tokens: MaxNewTokensOption = 50,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text (repeatable).")] = None,
+    batch_size: BatchSizeOption = 8,
     seed: SeedOption = 0,
     model: ModelOption = DEFAULT_MODEL,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    watch: Annotated[
+        Path | None,
+        typer.Option("--watch", metavar="FILE", help="Each token with P(true) by a probe of `probe --bare --save`."),
+    ] = None,
+    repetition_penalty: PenaltyOption = 1.0,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.0, help="0 is greedy decoding.", rich_help_panel=SAMPLING)
+    ] = 0.0,
+    top_p: Annotated[
+        float, typer.Option("--top-p", help="Sample from this share of the probability.", rich_help_panel=SAMPLING)
+    ] = 1.0,
+    top_k: Annotated[
+        int, typer.Option("--top-k", min=0, help="Sample from this many tokens (0: all).", rich_help_panel=SAMPLING)
+    ] = 0,
+    exit_: Annotated[
+        str | None,
+        typer.Option(
+            "--exit", help="Exit early: probability:0.95@15,20, fixed:3/4, classifier:0.9, ...", rich_help_panel=FASTER
+        ),
+    ] = None,
+    exit_cache: Annotated[
+        Literal["defer", "propagate", "recompute"],
+        typer.Option("--exit-cache", help="Keys of skipped blocks; defer is exact.", rich_help_panel=FASTER),
+    ] = "defer",
+    heads: Annotated[
+        Path | None, typer.Option("--heads", help="Exit heads of `exits train`.", rich_help_panel=FASTER)
+    ] = None,
+    speculate: Annotated[
+        str | None,
+        typer.Option(
+            "--speculate", help="Draft and verify, lossless: exit=12, skip=a3/m5 or auto.", rich_help_panel=FASTER
+        ),
+    ] = None,
+    adapter: AdapterOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Continue a text. One prompt is written as it comes; many are batched.
 
-    --json prints a list with one object a prompt: prompt, text, tokens, token_ids, finish (stop, eos or length),
-    decoder, repetition_penalty; with --exit or --speculate also what was run; with --watch p_true, one a token.
+    --json prints a list, an object a prompt: prompt, text, tokens, token_ids, finish (stop, eos or length), decoder,
+    repetition_penalty; with --exit or --speculate also what was run; with --watch p_true, one a token.
     """
     from exitlens.data.prompts import QA_PROMPT, qa_prompt, read_prompts
     from exitlens.decoding import generate
@@ -110,14 +125,7 @@ def generate_command(
     stops = [*(stop or ()), *(QA_PROMPT.stop if qa else ())]
     StopStrings(stops, lambda _: "")  # an empty one is told before the model is loaded
 
-    from exitlens.models import load
-
-    say(f"loading {model}", quiet)
-    lm = load(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
-    if adapter is not None:
-        from exitlens.studies.exits.files import load_adapted
-
-        lm = load_adapted(lm, adapter)
+    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, adapter=adapter)
     options: dict[str, Any] = {
         "decoder": spec.decoder,
         "max_new_tokens": max_new_tokens,

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exitlens.cli.console import (
+from exitlens.cli._load import load_model
+from exitlens.cli.console import Column, counted, echo, print_json, print_table, progress, say
+from exitlens.cli.help import add_command, new_group
+from exitlens.cli.options import (
     DEFAULT_MODEL,
-    Column,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -18,13 +20,10 @@ from exitlens.cli.console import (
     QuietOption,
     RevisionOption,
     SeedOption,
+    SelfTextOption,
+    TextFieldOption,
     TrustOption,
-    counted,
-    echo,
-    print_json,
-    print_table,
-    progress,
-    say,
+    option,
 )
 
 if TYPE_CHECKING:
@@ -35,42 +34,38 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(
-        no_args_is_help=True, rich_markup_mode=None, help="Tuned lenses: train one, see what a file holds."
-    )
-    group.command("train")(train_command)
-    group.command("show")(show_command)
-    group.command("list")(list_command)
-    app.add_typer(group, name="lens")
+    group = new_group(app, "lens", "Tuned lenses: train one, see what a file holds.")
+    add_command(group, "train", train_command)
+    add_command(group, "show", show_command)
+    add_command(group, "list", list_command)
 
 
 def train_command(
     text: Annotated[
-        Path | None, typer.Option("--text", help="JSON lines or Parquet with a field 'text', or plain text.")
+        Path | None,
+        typer.Option("--text", metavar="FILE", help="JSON lines or Parquet with a field 'text', or plain text."),
     ] = None,
-    self_text: Annotated[
-        int, typer.Option("--self-text", min=0, help="Train on N texts that the model writes itself.")
-    ] = 0,
+    self_text: SelfTextOption = 0,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="File to write [kept as this model's own: --lens tuned].")
+        Path | None, option("out", metavar="FILE", help="File to write [kept as this model's own: --lens tuned].")
     ] = None,
     name: Annotated[
         str | None, typer.Option("--name", help="Keep it under this name in the cache folder: --lens NAME.")
     ] = None,
-    field: Annotated[str, typer.Option("--field", help="Field or column that holds the text.")] = "text",
+    field: TextFieldOption = "text",
     tokens: Annotated[int, typer.Option("--tokens", min=16, help="Tokens of text used at most.")] = 16_384,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps at most.")] = 300,
     minutes: Annotated[float, typer.Option("--minutes", help="Time for collecting states and training.")] = 10.0,
     seed: SeedOption = 0,
     model: ModelOption = DEFAULT_MODEL,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
-    """Train translators for all layers together: KL to the last layer, judged on text kept apart.
+    """Train affine translators for all layers together: KL to the last layer, measured on held-out text.
 
     A layer keeps what does best there: nothing, the closed-form start, or the trained translator. Training ends after
     --steps, after --minutes, or when no layer gets better. --json prints what `lens show --json` prints.
@@ -93,10 +88,7 @@ def train_command(
     if source is not None:
         source.survey()
 
-    from exitlens.models import load
-
-    say(f"loading {model}", quiet)
-    lm = load(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet)
     path = lens_files.own_path(lm) if path is None else path
     if source is not None:
         pieces, origin = lens_training.pieces_of_file(lm, source, tokens)
@@ -118,7 +110,7 @@ def show_command(
     lens: Annotated[str, typer.Argument(help="A file, a published folder, or a name.", show_default=False)],
     as_json: JsonOption = False,
 ) -> None:
-    """Where a lens comes from, and its KL to the last layer on text kept apart, before and after.
+    """Where a lens comes from, and its KL to the last layer on held-out text, before and after.
 
     --json prints path, name, fingerprint, n_layers, d_model, rank, provenance and layers (rows of layer, before, after,
     chosen).
@@ -131,7 +123,10 @@ def show_command(
 
 
 def list_command(as_json: JsonOption = False) -> None:
-    """The lenses in the cache folder, which --lens takes by name."""
+    """The lenses in the cache folder, which --lens takes by name.
+
+    --json prints folder and lenses (name, model, layers, kl_before, kl_after, source).
+    """
     from exitlens.lenses import TunedLens
     from exitlens.lenses.lens_names import kept_lenses
     from exitlens.models.hub import catalog
@@ -171,7 +166,7 @@ def _show(lens: TunedLens, path: Path, as_json: bool) -> None:
         print_table(
             [Column("layer", "d"), Column("KL before", ".3f"), Column("KL after", ".3f"), "kept"],
             [list(row.values()) for row in layers],
-            note=f"nats per token to the last layer, on {notes.get('test_tokens', '?')} tokens kept apart",
+            note=f"nats per token to the last layer, on {notes.get('test_tokens', '?')} held-out tokens",
         )
     else:
         echo("it carries no measurements: train one here to have them")

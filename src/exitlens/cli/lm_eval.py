@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import typer
 
+from exitlens.cli.help import add_command
+
 __all__ = ["register"]
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
     settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
-    app.command("lm-eval", context_settings=settings, add_help_option=False)(lm_eval_command)
+    add_command(app, "lm-eval", lm_eval_command, context_settings=settings, add_help_option=False)
 
 
 def lm_eval_command(context: typer.Context) -> None:

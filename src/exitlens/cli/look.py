@@ -10,20 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exitlens.cli.console import (
+from exitlens.cli._load import check_depth, load_model
+from exitlens.cli.console import Column, echo, print_json, print_table, say
+from exitlens.cli.help import add_command
+from exitlens.cli.options import (
     DEFAULT_MODEL,
-    Column,
     DeviceOption,
     DtypeOption,
     JsonOption,
+    LayersOption,
+    LensOption,
     ModelOption,
     QuietOption,
     RevisionOption,
+    RuleOption,
     TrustOption,
-    echo,
-    print_json,
-    print_table,
-    say,
+    option,
 )
 
 if TYPE_CHECKING:
@@ -31,65 +33,67 @@ if TYPE_CHECKING:
 
     from exitlens.studies.layers.look import Look
 
-__all__ = ["LENS_HELP", "register"]
+__all__ = ["register"]
 
-LENS_HELP = "logit, raw, tuned (this model's own), or a tuned lens's file or name."
+PROMPT, SHOWN = "Prompt", "What is shown"
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("look")(look_command)
+    add_command(app, "look", look_command)
 
 
 def look_command(
-    prompt: Annotated[str | None, typer.Argument(help="A text, or a question.", show_default=False)] = None,
-    choices: Annotated[
-        str | None, typer.Option("--choices", "-c", help="Answers to compare, separated by commas (or by --separator).")
-    ] = None,
-    correct: Annotated[str | None, typer.Option("--correct", help="The right choice, marked in the table.")] = None,
-    separator: Annotated[str, typer.Option("--separator", help="What separates choices.")] = ",",
+    prompt: Annotated[str | None, typer.Argument(help="A text, or a question with --choices.")] = None,
+    choices: Annotated[str | None, typer.Option("--choices", "-c", metavar="LIST", help="Answers to compare.")] = None,
+    correct: Annotated[str | None, typer.Option("--correct", help="The correct choice, marked in the table.")] = None,
+    layers: LayersOption = "all",
+    lens: LensOption = "logit",
+    model: ModelOption = DEFAULT_MODEL,
+    out: Annotated[Path | None, option("out", help="Write figures and tables of each prompt to this folder.")] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    separator: Annotated[
+        str, typer.Option("--separator", help="What separates choices.", rich_help_panel=PROMPT)
+    ] = ",",
     prompts: Annotated[
-        Path | None, typer.Option("--prompts", help='JSON lines {"prompt": ..., "choices": [...]}, used as they are.')
+        Path | None,
+        option("prompts", help='JSON lines {"prompt": ..., "choices": [...]}, used as they are.', heading=PROMPT),
     ] = None,
     plain: Annotated[
         bool | None,
-        typer.Option("--plain/--qa", help="The text as it is, or under six worked examples [--qa with choices]."),
+        typer.Option(
+            "--plain/--qa", help="As it is, or after six few-shot examples [--qa with choices].", rich_help_panel=PROMPT
+        ),
     ] = None,
     as_map: Annotated[
         bool | None,
-        typer.Option("--map/--no-map", help="Token x layer: each layer's likeliest next token [without choices]."),
+        typer.Option(
+            "--map/--no-map", help="Token x layer: each layer's top-1 token [without choices].", rich_help_panel=SHOWN
+        ),
     ] = None,
-    no_color: Annotated[bool, typer.Option("--no-color", help="Shades of characters instead of colours.")] = False,
-    layers: Annotated[str, typer.Option("--layers", help="Layers such as 0,8,16-20, or all.")] = "all",
-    lens: Annotated[str, typer.Option("--lens", help=LENS_HELP)] = "logit",
-    rule: Annotated[
-        str, typer.Option("--rule", help="What stands for a choice: auto, first-token or sequence.")
-    ] = "auto",
-    top: Annotated[int, typer.Option("--top", help="Likeliest tokens shown per layer.", min=1)] = 3,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Write the figures and tables of this question to a folder.")
-    ] = None,
-    model: ModelOption = DEFAULT_MODEL,
+    top: Annotated[
+        int, typer.Option("--top", min=1, help="Tokens shown per layer, most probable first.", rich_help_panel=SHOWN)
+    ] = 3,
+    no_color: Annotated[
+        bool, typer.Option("--no-color", help="Shades of characters, no colours.", rich_help_panel=SHOWN)
+    ] = False,
+    rule: RuleOption = "auto",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """What every layer would have said: after each token of a text, or the probability of each choice.
 
-    Without choices a map is printed: a row a layer, a column a token, in each cell the token that the layer expects
-    next, the darker the surer. NO_COLOR and --no-color shade it with characters. --json prints a list with one object
-    a prompt: prompt, question, lens, rule, layers (rows of question_id, lens, layer, choice, correct, rule,
-    probability, share), top (rows of layer, rank, token_id, token, probability) and map (null, or rows of layer,
-    position, context, token_id, token, probability).
+    Without choices a map is printed: a row a layer, a column a token, in each cell the layer's top-1 next token, the
+    darker the more confident. --json prints a list, an object a prompt: prompt, question, lens, rule, layers (rows),
+    top (rows), map (rows or null); docs/tables.md describes the columns.
     """
     from exitlens.errors import InputError
-    from exitlens.layer_range import parse_layers
     from exitlens.lenses.lens_names import check_lens_word, open_lens
     from exitlens.studies.inputs import prompt_records
-    from exitlens.studies.layers.look import check_rule, look, map_of, question_record
+    from exitlens.studies.layers.look import look, map_of, question_record
 
     if (prompt is None) == (prompts is None):
         raise InputError(
@@ -99,19 +103,14 @@ def look_command(
     if prompt is not None:
         listed = [c.strip() for c in choices.split(separator)] if choices is not None else []
         records = [question_record(prompt, listed, correct, plain=not listed if plain is None else plain)]
-    wanted = parse_layers(layers)
-    chosen_rule = check_rule(rule)
+    wanted = check_depth(model, layers)
     check_lens_word(lens)
-
-    from exitlens.models import load
-
-    say(f"loading {model}", quiet)
-    lm = load(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet)
     numbers = wanted.resolve(lm.n_layers, owner=lm.name)
     chosen_lens = open_lens(lens, lm)
     found = []
     for record in records:
-        each = look(lm, record, lens=chosen_lens, layers=numbers, rule=chosen_rule, top_k=top)
+        each = look(lm, record, lens=chosen_lens, layers=numbers, rule=rule, top_k=top)
         if as_map or (as_map is None and not record.choices):
             each = dataclasses.replace(each, map=map_of(lm, record, lens=chosen_lens, layers=numbers))
         found.append(each)
@@ -154,7 +153,7 @@ def _print_map(frame: DataFrame, lens: str, no_color: bool) -> None:
     columns = shutil.get_terminal_size((100, 24)).columns
     # What the map shows of texts is made visible by it; the escapes in it are its own colours.
     sys.stdout.write(token_map(frame, width=max(columns, 24), colour=colour) + "\n")
-    echo(f"rows: layers, {lens} lens; under each token of the text the likeliest next one, darker where surer")
+    echo(f"rows: layers, {lens} lens; under each token of the text the top-1 next token, darker where more confident")
     echo()
 
 
@@ -173,15 +172,15 @@ def _print(found: Look) -> None:
             rows.append([layer, *(float(share[c]) for c in choices), tokens])
         else:
             rows.append([layer, tokens])
-    columns = [Column("layer", "d"), *(Column(name, ".3f") for name in marked), Column("likeliest tokens", shrink=True)]
+    columns = [Column("layer", "d"), *(Column(name, ".3f") for name in marked), Column("top tokens", shrink=True)]
     if choices:
         last = found.layers[found.layers["layer"] == found.layers["layer"].max()]
         mass = float(last["probability"].sum())
         note = (
             f"share of each choice among the choices; by {found.rule}, {found.lens} lens; together they have "
-            f"{mass:.3g} of the probability at the last layer" + ("; * right" if any(found.record.correct) else "")
+            f"{mass:.3g} of the probability at the last layer" + ("; * correct" if any(found.record.correct) else "")
         )
     else:
-        note = f"likeliest next tokens, {found.lens} lens"
+        note = f"top next tokens, {found.lens} lens"
     print_table(columns, rows, title=found.record.question, note=note)
     echo()

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exitlens.cli.console import (
-    Column,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    QuietOption,
-    RevisionOption,
-    TrustOption,
-    echo,
-    print_json,
-    print_table,
-    say,
-)
+from exitlens.cli._load import load_model
+from exitlens.cli.console import Column, echo, print_json, print_table, say
+from exitlens.cli.help import add_command, new_group
+from exitlens.cli.options import DeviceOption, DtypeOption, JsonOption, QuietOption, RevisionOption, TrustOption
+
+if TYPE_CHECKING:
+    from exitlens.models import LayeredModel
 
 __all__ = ["register"]
 
@@ -31,15 +25,17 @@ AnyModelArgument = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="The built-in models; check any model.")
-    group.command("list")(list_models)
-    group.command("pull")(pull_model)
-    group.command("check")(check_model)
-    app.add_typer(group, name="models")
+    group = new_group(app, "models", "The built-in models; check any model.")
+    add_command(group, "list", list_models)
+    add_command(group, "pull", pull_model)
+    add_command(group, "check", check_model)
 
 
 def list_models(as_json: JsonOption = False) -> None:
-    """The built-in models: what they are, their licence, and whether they are on this machine."""
+    """The built-in models: what they are, their licence, and whether they are on this machine.
+
+    --json prints cache (the folder) and models (name, kind, about, licence, bytes, source, sha256, here, path).
+    """
     from exitlens.models.hub import catalog
 
     rows: list[dict[str, Any]] = [
@@ -66,11 +62,15 @@ def list_models(as_json: JsonOption = False) -> None:
     )
 
 
-def pull_model(name: NameArgument, quiet: QuietOption = False) -> None:
-    """Fetch a built-in model (a damaged copy is replaced); prints its path."""
+def pull_model(name: NameArgument, as_json: JsonOption = False, quiet: QuietOption = False) -> None:
+    """Fetch a built-in model (a damaged copy is replaced) and print its path; --json prints name and path."""
     from exitlens.models.hub import catalog
 
-    echo(str(catalog.pull(name, progress=not quiet)))
+    path = catalog.pull(name, progress=not quiet)
+    if as_json:
+        print_json({"name": name, "path": path})
+    else:
+        echo(str(path))
 
 
 def check_model(
@@ -85,7 +85,8 @@ def check_model(
     """Hash a built-in model in full; load any model and measure that its last layer reproduces its logits.
 
     Then, for about two seconds: the cost of an unembedding in blocks, and the speed of reading all layers that follows.
-    Exit code 2 when the file is damaged, or when the model cannot be read layer by layer.
+    Exit code 2 when the file is damaged, or when the model cannot be read layer by layer. --json prints the same facts:
+    model, path, sha256 and kind (built-in models), layers, d_model, parity_max_abs, reading_tokens_per_second, ...
     """
     from exitlens.models.hub import catalog
 
@@ -97,21 +98,18 @@ def check_model(
         found["sha256"] = entry.members[0].sha256
         found["kind"] = entry.kind
     if entry is None or entry.kind == "causal-lm":
-        say(f"loading {model}", quiet)
-        found |= _loaded(model, device, dtype, revision, trust_remote_code, quiet)
+        found |= _loaded(load_model(model, device, dtype, revision, trust_remote_code, quiet), quiet)
     if as_json:
         print_json(found)
         return
     print_table(["what", "value"], [[key.replace("_", " "), _shown(value)] for key, value in found.items()])
 
 
-def _loaded(name: str, device: str, dtype: str, revision: str | None, trust: bool, quiet: bool) -> dict[str, Any]:
+def _loaded(lm: LayeredModel, quiet: bool) -> dict[str, Any]:
     """What loading shows: the shape, where it runs, the measured parity of the last layer, and the speed of reading."""
     from exitlens.exits.replay_policies import Cost
     from exitlens.lenses.speed import reading_speed
-    from exitlens.models import load
 
-    lm = load(name, device=device, dtype=dtype, revision=revision, trust_remote_code=trust)
     say("measuring speed", quiet)
     speed, cost = reading_speed(lm), Cost.of(lm)
     return {

@@ -7,19 +7,8 @@ from typing import Annotated
 
 import typer
 
-from exitlens.cli.console import (
-    Column,
-    DeviceOption,
-    DtypeOption,
-    JsonOption,
-    QuietOption,
-    RevisionOption,
-    TrustOption,
-    echo,
-    print_json,
-    print_table,
-    say,
-)
+from exitlens.cli.console import Column, echo, print_json, print_table, say
+from exitlens.cli.options import DeviceOption, DtypeOption, JsonOption, QuietOption, RevisionOption, TrustOption
 
 __all__ = ["register"]
 

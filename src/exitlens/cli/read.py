@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.models import OptionInfo
 
-from exitlens.cli.console import (
+from exitlens.cli._load import check_depth, load_model
+from exitlens.cli.console import Column, echo, print_json, print_table, progress, say
+from exitlens.cli.help import add_command
+from exitlens.cli.options import (
     DEFAULT_MODEL,
-    Column,
     DeviceOption,
     DtypeOption,
     JsonOption,
+    LayersOption,
+    LensOption,
     ModelOption,
     QuietOption,
     RevisionOption,
+    TextFieldOption,
     TrustOption,
-    echo,
-    print_json,
-    print_table,
-    progress,
-    say,
+    option,
 )
-from exitlens.cli.look import LENS_HELP
 from exitlens.lenses import STATS
 
 if TYPE_CHECKING:
@@ -35,49 +35,64 @@ __all__ = ["register"]
 STATS_OPTION: OptionInfo = typer.Option("--stats")
 
 
+TEXTS, WORK = "Texts", "Work"
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     names = [name for name in STATS if name != "choices"]  # read anew each time: a script may have registered its own
     STATS_OPTION.help = f"Comma-separated: {', '.join(names)}."
-    app.command("read")(read_command)
+    add_command(app, "read", read_command)
 
 
 def read_command(
     text: Annotated[
-        Path,
-        typer.Option("--text", help="JSON lines or Parquet with a field 'text', or plain text.", show_default=False),
+        Path, typer.Option("--text", metavar="FILE", help="JSON lines or Parquet with a field 'text', or plain text.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the result; a stopped reading goes on there.")],
+    out: Annotated[Path, option("out", help="Folder of the result; a stopped reading continues there.")],
     stats: Annotated[str, STATS_OPTION] = "entropy",
-    layers: Annotated[str, typer.Option("--layers", help="Layers such as 0,8,16-20, or all.")] = "all",
-    lens: Annotated[str, typer.Option("--lens", help=LENS_HELP)] = "logit",
-    top_k: Annotated[int, typer.Option("--top-k", help="Tokens that the statistic top_k keeps.")] = 5,
-    field: Annotated[str, typer.Option("--field", help="Field or column that holds the text.")] = "text",
+    layers: LayersOption = "all",
+    lens: LensOption = "logit",
+    model: ModelOption = DEFAULT_MODEL,
+    limit: Annotated[int | None, option("limit", min=1, help="Only the first so many lines or rows.")] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    field: TextFieldOption = "text",
     split: Annotated[
-        str, typer.Option("--split", help="Plain text: a text a line (lines), or between blank lines (paragraphs).")
+        Literal["lines", "paragraphs"],
+        typer.Option("--split", help="What is one text of plain text.", rich_help_panel=TEXTS),
     ] = "lines",
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many lines or rows.")] = None,
     long: Annotated[
-        str | None, typer.Option("--long", help="Texts over the context: refuse, or split into windows.")
+        Literal["refuse", "split"] | None,
+        typer.Option("--long", help="Texts over the context [refuse; split with --overlap].", rich_help_panel=TEXTS),
     ] = None,
     overlap: Annotated[
-        int | None, typer.Option("--overlap", help="Split, windows sharing so many tokens [a quarter].")
+        int | None,
+        typer.Option("--overlap", help="Tokens that windows of a split text share [a quarter].", rich_help_panel=TEXTS),
     ] = None,
-    precision: Annotated[str, typer.Option("--precision", help="fast (bf16 where the machine has it) or exact.")] = (
-        "fast"
-    ),
+    top_k: Annotated[
+        int, typer.Option("--top-k", help="Tokens that the statistic top_k keeps.", rich_help_panel=WORK)
+    ] = 5,
+    precision: Annotated[
+        Literal["fast", "exact"],
+        typer.Option("--precision", help="fast: bf16 where the machine has it.", rich_help_panel=WORK),
+    ] = "fast",
     shard_tokens: Annotated[
-        int, typer.Option("--shard-tokens", min=1, help="Tokens in a file of the result; a kill costs one at most.")
+        int,
+        typer.Option(
+            "--shard-tokens", min=1, help="Tokens in a file of the result; a kill costs one.", rich_help_panel=WORK
+        ),
     ] = 2048,
-    batch_tokens: Annotated[int, typer.Option("--batch-tokens", min=1, help="Tokens in a forward pass.")] = 512,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over in a folder that holds another reading.")] = False,
-    model: ModelOption = DEFAULT_MODEL,
+    batch_tokens: Annotated[
+        int, typer.Option("--batch-tokens", min=1, help="Tokens in a forward pass.", rich_help_panel=WORK)
+    ] = 512,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start over in a folder that holds another reading.", rich_help_panel=WORK)
+    ] = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Read any amount of text layer by layer into Parquet: a row a text, position and layer, a column a statistic.
 
@@ -89,23 +104,22 @@ def read_command(
     import time
 
     from exitlens.data.texts import TextFile
-    from exitlens.layer_range import parse_layers
+    from exitlens.errors import InputError
     from exitlens.lenses.lens_names import check_lens_word, check_writable, open_lens
     from exitlens.studies.corpus.read import CorpusSettings, check_stats, read_corpus
 
     names = check_stats(tuple(name.strip().replace("-", "_") for name in stats.split(",") if name.strip()))
     check_lens_word(lens)
-    wanted = parse_layers(layers)
-    how = _long(long, overlap)
-    source = TextFile(text, field=field, split=_split(split))
+    wanted = check_depth(model, layers)
+    if long == "refuse" and overlap is not None:
+        raise InputError(f"--overlap {overlap} is of no use with --long refuse: leave one of them out")
+    how: Literal["refuse", "split"] = "split" if long == "split" or overlap is not None else "refuse"
+    source = TextFile(text, field=field, split=split)
     check_writable(out / "manifest.json")
     say(f"looking through {text}", quiet)
     survey = source.survey(limit)
 
-    from exitlens.models import load
-
-    say(f"loading {model}", quiet)
-    lm = load(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet)
     settings = CorpusSettings(
         layers=wanted.resolve(lm.n_layers, owner=lm.name), stats=names, lens=open_lens(lens, lm), top_k=top_k,
         precision=precision, long=how, overlap=overlap, limit=limit, shard_tokens=shard_tokens,
@@ -148,23 +162,3 @@ def _print(found: CorpusRead, model: str, lens: str, seconds: float, as_json: bo
         note=speed + ("" if found.saturation is None else f"; mean saturation layer {found.saturation:.2f}"),
     )
     echo(f"{found.shards} files: {shards / '*.parquet'}")
-
-
-def _split(text: str) -> Any:
-    from exitlens.data.texts import SPLITS
-    from exitlens.errors import InputError
-
-    if text not in SPLITS:
-        raise InputError(f"no way '{text}' to split plain text: use --split {' or '.join(SPLITS)}")
-    return text
-
-
-def _long(text: str | None, overlap: int | None) -> Any:
-    """What happens to long texts: an overlap asks for windows."""
-    from exitlens.errors import InputError
-
-    if text not in (None, "refuse", "split"):
-        raise InputError(f"--long '{text}' is unknown: use refuse or split")
-    if text == "refuse" and overlap is not None:
-        raise InputError(f"--overlap {overlap} is of no use with --long refuse: leave one of them out")
-    return "refuse" if text in (None, "refuse") and overlap is None else "split"

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exitlens.cli.console import Column, JsonOption, QuietOption, echo, print_json, print_table, say
+from exitlens.cli.console import Column, echo, print_json, print_table, say
+from exitlens.cli.options import JsonOption, QuietOption
 from exitlens.cli.study_progress import StudyProgress
 
 if TYPE_CHECKING:

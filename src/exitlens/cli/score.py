@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exitlens.cli.console import (
-    Column,
+from exitlens.cli.console import Column, echo, print_json, print_table, say
+from exitlens.cli.help import add_command
+from exitlens.cli.options import (
+    BertscoreLayerOption,
+    BertscoreModelOption,
+    DataOption,
     DeviceOption,
     JsonOption,
     QuietOption,
     SeedOption,
-    echo,
-    print_json,
-    print_table,
-    say,
+    option,
 )
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("score")(score_command)
+    add_command(app, "score", score_command)
 
 
 def score_command(
@@ -37,15 +38,15 @@ def score_command(
             help='{"question": [...], "model_completion": [...]} or JSON lines; more are compared with the first.'
         ),
     ],
-    data: Annotated[str, typer.Option("--data", "-d", help="The questions that were answered.")] = "facts-qa",
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many questions.")] = None,
-    judges: Annotated[str, typer.Option("--judges", help="Also say how many answers these judges call right.")] = "",
-    bertscore_model: Annotated[str, typer.Option("--bertscore-model", help="Encoder, or none.")] = "all-minilm-l6-v2",
-    bertscore_layer: Annotated[
-        int | None, typer.Option("--bertscore-layer", help="Layer of the encoder [last].")
-    ] = None,
+    data: DataOption = "facts-qa",
+    limit: Annotated[int | None, option("limit", min=1, help="Only the first so many questions.")] = None,
+    judges: Annotated[
+        str, option("judges", help="Also how many answers these judges find correct, comma-separated.")
+    ] = "",
+    bertscore_model: BertscoreModelOption = "all-minilm-l6-v2",
+    bertscore_layer: BertscoreLayerOption = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Write the scores of every question to a Parquet file.")
+        Path | None, option("out", metavar="FILE", help="Write the scores of every question to a Parquet file.")
     ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
@@ -56,7 +57,7 @@ def score_command(
 
     Answers are matched to questions by their text; what does not align is refused. --json prints data, metrics
     (each with every choice that changes it), scores (decoder = file, metric, n, mean, low, high, difference to the
-    first file with its interval and p) and judgements (judge, decoder, right, decided).
+    first file with its interval and p) and judgements (judge, decoder, correct, decided).
     """
     from exitlens.data import read
     from exitlens.errors import DataError
@@ -92,7 +93,7 @@ def score_command(
             found = judge_answers(chosen, name, dataset.questions, texts)
             for judge, rows in found.groupby("judge", sort=False):
                 decided = rows["right"].dropna()
-                judged.append({"judge": judge, "decoder": name, "right": int(decided.sum()), "decided": len(decided)})
+                judged.append({"judge": judge, "decoder": name, "correct": int(decided.sum()), "decided": len(decided)})
     if out is not None:
         from exitlens.storage.atomic import write_parquet
 
@@ -116,8 +117,8 @@ def _print(table: DataFrame, judged: list[dict[str, Any]], many: bool, labels: l
     for label in labels:
         echo(label)
     if judged:
-        body = [[j["judge"], j["decoder"], j["right"], j["decided"]] for j in judged]
-        print_table(["judge", "file", "right", "decided"], body)
+        body = [[j["judge"], j["decoder"], j["correct"], j["decided"]] for j in judged]
+        print_table(["judge", "file", "correct", "decided"], body)
 
 
 def _read(path: Path) -> str:

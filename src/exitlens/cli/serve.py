@@ -6,23 +6,29 @@ from typing import Annotated
 
 import typer
 
-from exitlens.cli.console import (
+from exitlens.cli._load import load_model
+from exitlens.cli.console import say
+from exitlens.cli.help import add_command
+from exitlens.cli.options import (
     DEFAULT_MODEL,
+    DecoderOption,
     DeviceOption,
     DtypeOption,
     ModelOption,
     QuietOption,
     RevisionOption,
     TrustOption,
-    say,
 )
 
 __all__ = ["register"]
 
 
+LIMITS = "Limits"
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("serve")(serve_command)
+    add_command(app, "serve", serve_command)
 
 
 def serve_command(
@@ -31,25 +37,31 @@ def serve_command(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
     token: Annotated[
-        str | None, typer.Option("--token", envvar="EXITLENS_TOKEN", help="What clients must send as their API key.")
+        str | None,
+        typer.Option("--token", envvar="EXITLENS_TOKEN", help="What clients must send as API key [EXITLENS_TOKEN]."),
     ] = None,
-    decoder: Annotated[str, typer.Option("--decoder", help="Where a request names none.")] = "vanilla",
-    max_prompt_tokens: Annotated[
-        int | None, typer.Option("--max-prompt-tokens", help="Longest prompt taken (default: the model's context).")
-    ] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer given.")] = 1024,
-    max_requests: Annotated[int, typer.Option("--max-requests", help="Requests that may run or wait at a time.")] = 8,
-    max_body: Annotated[int, typer.Option("--max-body", help="Largest request, in bytes.")] = 1 << 20,
+    decoder: DecoderOption = "vanilla",
     model: ModelOption = DEFAULT_MODEL,
+    quiet: QuietOption = False,
+    max_prompt_tokens: Annotated[
+        int | None,
+        typer.Option("--max-prompt-tokens", help="Longest prompt [the model's context].", rich_help_panel=LIMITS),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer.", rich_help_panel=LIMITS)] = 1024,
+    max_requests: Annotated[
+        int, typer.Option("--max-requests", help="Requests that run or wait at a time.", rich_help_panel=LIMITS)
+    ] = 8,
+    max_body: Annotated[int, typer.Option("--max-body", help="Largest request, in bytes.", rich_help_panel=LIMITS)] = 1
+    << 20,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Serve a model to OpenAI's clients: /v1/models, /v1/completions and /v1/chat/completions, streamed too.
 
-    A request may name its decoder: {"model": ..., "prompt": ..., "decoder": "dola:high"}.
+    A request may name its decoder: {"model": ..., "prompt": ..., "decoder": "dola:high"}. There is no --json: answers
+    are JSON in OpenAI's form.
     """
     import socket
 
@@ -62,7 +74,7 @@ def serve_command(
     limits = Limits(max_body, max_prompt_tokens, max_tokens, max_requests)
     parse_decoder(decoder)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Taken before the model is loaded: a port in use is told at once.
+    # Taken before the model is loaded: a port in use is reported immediately.
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -73,12 +85,10 @@ def serve_command(
 
     import uvicorn
 
-    from exitlens.models import load
     from exitlens.server import create_app
 
     with bound:
-        say(f"loading {model}", quiet)
-        lm = load(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+        lm = load_model(model, device, dtype, revision, trust_remote_code, quiet)
         app = create_app(lm, token=token, decoder=decoder, limits=limits)
         where = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}/v1"
         say(f"serving {lm.name} at {where} (decoder {decoder}); stop with Ctrl-C", quiet)

@@ -11,16 +11,12 @@ from typing import Literal
 
 import torch
 
+from exitlens.compute.names import DTYPE_NAMES, check_device_name, dtype_name
 from exitlens.errors import InputError
 
 __all__ = ["DTYPES", "bf16_fast", "describe", "pick_device", "pick_dtype"]
 
-DTYPES: dict[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 def bf16_fast(device: torch.device) -> bool:
@@ -44,9 +40,7 @@ def pick_device(device: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    kind = device.split(":", maxsplit=1)[0]
-    if kind not in ("cpu", "cuda", "mps"):
-        raise InputError(f"unknown device {device!r}: use cpu, cuda, cuda:N, mps or auto")
+    kind = check_device_name(device).split(":", maxsplit=1)[0]
     if kind == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {device!r} was asked for, but this torch sees no CUDA GPU: use --device cpu")
     if kind == "mps" and not torch.backends.mps.is_available():
@@ -58,15 +52,16 @@ def pick_device(device: str) -> torch.device:
 
 
 def pick_dtype(dtype: str | torch.dtype | Literal["auto"], device: torch.device) -> torch.dtype:
-    """``auto`` → bf16 where :func:`bf16_fast`, else float32. Raises :class:`InputError` for an unknown name."""
+    """``auto`` → bf16 where :func:`bf16_fast`, else float32. Raises :class:`InputError` for an unknown name.
+
+    Names and aliases (``bf16``, ``half``, …): :mod:`exitlens.compute.names`.
+    """
     if isinstance(dtype, torch.dtype):
         return dtype
-    if dtype == "auto":
+    name = dtype_name(dtype)
+    if name == "auto":
         return torch.bfloat16 if bf16_fast(device) else torch.float32
-    try:
-        return DTYPES[{"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}.get(dtype, dtype)]
-    except KeyError:
-        raise InputError(f"unknown dtype {dtype!r}: use auto, {', '.join(DTYPES)}") from None
+    return DTYPES[name]
 
 
 def describe(device: torch.device) -> dict[str, str | int | bool]:

@@ -8,7 +8,7 @@ import json
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,9 +17,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from exitlens.decoding import Generation, parse_decoder
 from exitlens.models.protocol import LayeredModel
+from exitlens.server.job import Job, job_of
 from exitlens.server.limits import Gate, Limits
 from exitlens.server.replies import Refusal, reply
-from exitlens.server.requests import Job, read_chat, read_completion, read_json
+from exitlens.server.schema import ChatRequest, CompletionRequest, read_json, read_request
 from exitlens.server.worker import Worker
 
 __all__ = ["create_app"]
@@ -71,16 +72,16 @@ def create_app(
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        return await answer(request, read_completion, _Text(lm.name))
+        return await answer(request, CompletionRequest, _Text(lm.name))
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request) -> Response:
-        return await answer(request, read_chat, _Chat(lm.name))
+        return await answer(request, ChatRequest, _Chat(lm.name))
 
-    async def answer(request: Request, read: Callable[..., Job], form: _Form) -> Response:
+    async def answer(request: Request, schema: type[CompletionRequest] | type[ChatRequest], form: _Form) -> Response:
         body = read_json(await request.body())
         _check_model(lm, body.get("model"))
-        job = read(lm, body, limits, decoder)
+        job = job_of(lm, read_request(schema, body), limits, decoder)
         pieces = worker.answer(job)
         if job.stream:
             # The first piece is waited for, so that a refusal is still a status and not half a stream.

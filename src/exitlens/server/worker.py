@@ -11,8 +11,8 @@ from typing import Any
 from exitlens.decoding import Generation, stream
 from exitlens.errors import ExitlensError
 from exitlens.models.protocol import LayeredModel
+from exitlens.server.job import Job
 from exitlens.server.replies import Refusal
-from exitlens.server.requests import Job
 
 __all__ = ["Worker"]
 

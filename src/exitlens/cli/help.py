@@ -1,0 +1,142 @@
+"""How is help laid out, and how is a usage error said? Plain text: common options first, the rest under headings.
+
+A command's options come with a heading (``rich_help_panel``); those without one are the common ones. The option
+parser's own errors become :class:`~exitlens.errors.InputError`, so that they look like all others.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from exitlens.errors import InputError
+
+__all__ = ["USAGE_ERRORS", "BriefCommand", "Command", "Group", "add_command", "new_group", "usage_error"]
+
+# typer shows only this class of its parser's errors by a public name; its bases are the parser's other errors.
+USAGE_ERRORS: type[Exception] = next(
+    base for base in reversed(typer.BadParameter.__mro__) if hasattr(base, "format_message") and hasattr(base, "show")
+)
+
+_OPTIONS = "Options"
+
+
+def usage_error(error: Any) -> InputError:
+    """What the option parser refused, as one line that names the remedy."""
+    message = " ".join(error.format_message().split()).rstrip(".")
+    context = getattr(error, "ctx", None)
+    where = "" if context is None else f"; see {context.command_path} --help"
+    return InputError(f"{message[:1].lower()}{message[1:]}{where}")
+
+
+class Command(TyperCommand):
+    """A command whose help has its options under headings."""
+
+    brief = False
+    """Whether options under a heading are only named there, without their help."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments, common options, then each heading."""
+        _write_sections(self, ctx, formatter, self.brief)
+
+
+class BriefCommand(Command):
+    """A command with so many options that those under headings are only named."""
+
+    brief = True
+
+
+class Group(TyperGroup):
+    """A group of commands; without one it prints its help on the error stream and ends with exit code 2."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write options as a command does, then the commands."""
+        _write_sections(self, ctx, formatter, brief=False)
+        self.format_commands(ctx, formatter)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Nothing was asked for: say what there is."""
+        if not args and not self.invoke_without_command and not ctx.resilient_parsing:
+            typer.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
+
+def add_command(
+    app: typer.Typer, name: str, function: Callable[..., None], cls: type[Command] = Command, **settings: Any
+) -> None:
+    """Make ``function`` the command ``name``."""
+    app.command(name, cls=cls, **settings)(function)
+
+
+def new_group(app: typer.Typer, name: str, about: str) -> typer.Typer:
+    """A group of commands below ``app``."""
+    group = typer.Typer(cls=Group, rich_markup_mode=None, help=about)
+    app.add_typer(group, name=name)
+    return group
+
+
+def _write_sections(command: Any, ctx: Any, formatter: Any, brief: bool) -> None:
+    annotations = _annotations(command.callback)
+    sections: dict[str, list[Any]] = {"Arguments": [], _OPTIONS: []}
+    for param in command.get_params(ctx):
+        if getattr(param, "hidden", False):
+            continue
+        is_argument = param.param_type_name == "argument"
+        panel = "Arguments" if is_argument else getattr(param, "rich_help_panel", None) or _OPTIONS
+        sections.setdefault(panel, []).append(param)
+    for title, params in sections.items():
+        if not params:
+            continue
+        with formatter.section(title):
+            if brief and title not in ("Arguments", _OPTIONS):
+                formatter.write_text("  ".join(param.opts[0] for param in params))
+            else:
+                formatter.write_dl([_record(param, annotations) for param in params], col_max=34)
+
+
+def _record(param: Any, annotations: dict[str, str]) -> tuple[str, str]:
+    """An option's names and its help, with the default in brackets."""
+    kind = annotations.get(param.name, "")
+    if param.param_type_name == "argument":
+        return _argument(param), param.help or ""
+    names = ", ".join(sorted(param.opts, key=len))
+    if param.secondary_opts:
+        names += " / " + ", ".join(param.secondary_opts)
+    if not param.is_flag:
+        names += f" {param.metavar or _metavar(kind)}"
+    told = param.help or ""
+    default = param.default
+    if param.required:
+        told += " [required]"
+    elif param.show_default and default not in (None, "", (), []) and not isinstance(default, bool):
+        told += f" [{default:g}]" if isinstance(default, float) else f" [{default}]"
+    return names, told
+
+
+def _argument(param: Any) -> str:
+    name = param.metavar or str(param.name).upper().rstrip("_")
+    return name if param.required else f"[{name}]"
+
+
+def _metavar(kind: str) -> str:
+    words = re.findall(r"'([^']+)'", kind)
+    if "Literal" in kind and words:
+        return "|".join(words)
+    for word, shown in (("int", "N"), ("float", "X"), ("Path", "PATH")):
+        if word in kind:
+            return shown
+    return "TEXT"
+
+
+def _annotations(callback: Any) -> dict[str, str]:
+    if callback is None:
+        return {}
+    parameters = inspect.signature(inspect.unwrap(callback), eval_str=True).parameters
+    kinds = {name: each.annotation for name, each in parameters.items()}
+    return {name: str(getattr(kind, "__origin__", kind)) for name, kind in kinds.items()}

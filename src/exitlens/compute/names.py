@@ -1,0 +1,33 @@
+"""How are devices and dtypes written? Checked without importing torch, so that a slip is reported immediately."""
+
+from __future__ import annotations
+
+import re
+
+from exitlens.errors import InputError
+
+__all__ = ["DTYPE_ALIASES", "DTYPE_NAMES", "check_device_name", "dtype_name"]
+
+DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
+DTYPE_ALIASES = {
+    "fp32": "float32", "float": "float32", "bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp64": "float64",
+    "double": "float64",
+}  # fmt: skip
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,4})?")
+
+
+def dtype_name(text: str) -> str:
+    """The usual name of a dtype: ``bf16`` is ``bfloat16``; ``auto`` stays. Raises InputError for an unknown one."""
+    name = DTYPE_ALIASES.get(text, text)
+    if name != "auto" and name not in DTYPE_NAMES:
+        raise InputError(
+            f"unknown dtype {text[:80]!r}: use auto, {', '.join(DTYPE_NAMES)} (or {', '.join(DTYPE_ALIASES)})"
+        )
+    return name
+
+
+def check_device_name(text: str) -> str:
+    """``text`` itself when it is written as a device. Raises InputError."""
+    if not _DEVICE.fullmatch(text):
+        raise InputError(f"unknown device {text[:80]!r}: use cpu, cuda, cuda:N, mps or auto")
+    return text
