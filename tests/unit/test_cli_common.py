@@ -134,7 +134,9 @@ def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"exitlens {exitlens.__version__}\n"
     for argv in (["--nope"], ["nope"], ["models", "list", "--nope"], ["models", "pull"]):
         assert cli.main(argv) == 2
-        assert "Error: " in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert said.startswith("error: ")
+        assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_score_compares_systems_and_takes_empty_and_non_latin_answers(
     assert scores["a.json", "rouge_max"]["mean"] == pytest.approx(1 / 3)  # the Japanese answer alone
     assert scores["b.json", "rouge_max"]["mean"] == pytest.approx(2 / 3)
     assert scores["b.json", "rouge_max"]["difference"] == pytest.approx(1 / 3)
-    assert {j["decoder"]: j["right"] for j in found["judgements"]} == {"a.json": 1, "b.json": 2}
+    assert {j["decoder"]: j["correct"] for j in found["judgements"]} == {"a.json": 1, "b.json": 2}
 
 
 @pytest.mark.parametrize(
