@@ -15,7 +15,7 @@ from exitlens.cli import main
 from exitlens.decoding import Generation, generate
 from exitlens.decoding import stream_states as watching
 from exitlens.models import load
-from exitlens.probes.files import load_probe
+from exitlens.probes import load_probe
 from exitlens.studies.probes.predict import read_texts
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,26 @@ from sklearn.preprocessing import StandardScaler
 
 from exitlens.compute.threads import side_by_side
 from exitlens.errors import ProbeError
-from exitlens.probes import KINDS, Fold, Provenance, fit, fit_grid, fit_rows, from_tensors, make_data, make_ensemble
+from exitlens.probes import (
+    KINDS,
+    FittedStack,
+    Fold,
+    Kind,
+    LinearStack,
+    ProbeData,
+    Provenance,
+    evaluate,
+    fit,
+    fit_grid,
+    fit_rows,
+    from_tensors,
+    grouped_k_fold,
+    kind_named,
+    make_data,
+    make_ensemble,
+    register_kind,
+)
+from exitlens.probes import kinds as registry
 from exitlens.probes.kinds.logistic import Logistic, fit_path
 from exitlens.probes.kinds.mlp import MLP
 
@@ -287,3 +308,48 @@ def test_progress_ends_at_the_total_and_settings_are_replaced() -> None:
     assert grid.settings == (0.5,)
     assert seen[-1] == (6, 6)
     assert [d for d, _ in seen] == sorted(d for d, _ in seen)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstFeature(Kind):
+    """Reads one feature and nothing else: the smallest kind of a user's own."""
+
+    name: str = "first-feature"
+
+    def fit(self, states: torch.Tensor, data: ProbeData, trains: Any, seeds: Any) -> list[FittedStack]:
+        weight = torch.zeros(len(trains), 1, states.shape[-1])
+        weight[..., 0] = 1.0
+        return [LinearStack(self.name, weight, torch.zeros(len(trains), 1)) for _ in states]
+
+
+def test_a_kind_of_one_s_own_is_named_like_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
+    with pytest.raises(ProbeError, match="unknown kind of probe 'first-feature'"):
+        kind_named("first-feature")
+    mine = register_kind(FirstFeature())
+    assert kind_named("first-feature") is mine
+    assert register_kind(FirstFeature()) == mine  # twice the same is no harm
+    x = torch.randn(2, 80, 3, generator=torch.Generator().manual_seed(0))
+    data = make_data(x, (x[1, :, 0] > 0).long().numpy())
+    study = evaluate(data, grouped_k_fold(data), ["first-feature"], resamples=0)
+    assert study.top.values["accuracy"].value == 1.0
+    assert study.runs[0].chosen_layers == (1,) * 5
+
+
+def test_registering_refuses_a_name_that_is_taken_or_cannot_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
+    with pytest.raises(ProbeError, match="'lda' is registered already"):
+        register_kind(FirstFeature(name="lda"))
+    for name in ("", "a,b", " a"):
+        with pytest.raises(ProbeError, match="cannot name a kind"):
+            register_kind(FirstFeature(name=name))
+
+
+@pytest.mark.wrong_types
+def test_registering_refuses_what_is_no_kind() -> None:
+    with pytest.raises(ProbeError, match="is no kind of probe"):
+        register_kind("logistic")  # type: ignore[arg-type]  # that is what is tested
+
+
+def test_a_kind_says_itself_whether_it_needs_both_polarities() -> None:
+    assert {name for name, kind in KINDS.items() if kind.both_polarities} == {"ccs", "ttpd"}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from exitlens import stats
-from exitlens.errors import ProbeError
+from exitlens.errors import InputError, ProbeError
 from exitlens.probes import (
     TABLES,
     evaluate,
@@ -24,11 +24,13 @@ from exitlens.probes import (
     random_k_fold,
     random_label_data,
     text_floor,
+    to_frame,
     topic_transfer,
+    verdict,
 )
+from exitlens.probes.evaluation import measure
 from exitlens.probes.kinds.logistic import Logistic
 from exitlens.probes.nested import run_kind
-from exitlens.probes.resample import bootstrap_weights, metrics
 from exitlens.probes.splits import affirmed_to_negated
 
 QUICK = Logistic(settings=(1e-2, 1.0))
@@ -145,9 +147,9 @@ def test_metrics_are_those_of_stats_and_the_bootstrap_is_centred() -> None:
     rng = np.random.default_rng(0)
     for p in (rng.random(300), rng.integers(0, 4, 300) / 3):  # without and with ties
         y = (rng.random(300) < p).astype(int)
-        w = bootstrap_weights(np.arange(300) // 3, 400, 0)
+        counts = stats.resample_counts(np.arange(300) // 3, 400, 0)
         t = torch.from_numpy(p).double()
-        found = metrics(t.float(), torch.from_numpy(y), torch.zeros(300, dtype=torch.long), w)
+        found = measure(t.float()[None], y, np.zeros(300, np.int64), counts)
         p32 = t.float().double().numpy()
         confidence = np.abs(t.float().numpy() - np.float32(0.5)).astype(float)
         right = (p32 > 0.5) == (y == 1)
@@ -162,9 +164,10 @@ def test_metrics_are_those_of_stats_and_the_bootstrap_is_centred() -> None:
         for name, value in want.items():
             if name == "ece" and len(np.unique(p)) < 10:
                 continue  # thirds lie on bin edges, where float32 and float64 may disagree
-            assert float(found[name][0]) == pytest.approx(value, abs=2e-5), name
-        spread = found["accuracy"][1:].std().item()
-        assert found["accuracy"][1:].mean().item() == pytest.approx(want["accuracy"], abs=4 * spread / 20)
+            assert found[name].value == pytest.approx(value, abs=2e-5), name
+        drawn = stats.weighted_mean(right.astype(float), counts)[1:]
+        assert drawn.mean() == pytest.approx(want["accuracy"], abs=4 * drawn.std() / 20)
+        assert (found["accuracy"].low, found["accuracy"].high) == tuple(np.quantile(drawn, [0.025, 0.975]))
 
 
 def test_study_finds_the_planted_layer_and_says_so() -> None:
@@ -177,18 +180,18 @@ def test_study_finds_the_planted_layer_and_says_so() -> None:
     lm = lm_baselines(data.labels, rng.random(data.n) < 0.55, rng.random(data.n))
     study = evaluate(data, leave_one_topic_out(data), [QUICK, "mass-mean"], baselines=lm, resamples=200)
     assert set(study.runs[0].chosen_layers) == {9}
-    layers = study.to_frame("probe_layers")
+    layers = to_frame(study, "probe_layers")
     accuracy = layers[(layers.metric == "accuracy") & (layers.kind == "logistic")].set_index("layer")
     assert accuracy.value[9] > 0.85 > 0.65 > accuracy.value[0]
     assert ((accuracy.low < accuracy.value) & (accuracy.value < accuracy.high)).all()
     control = layers[(layers.metric == "accuracy") & (layers.role == "control")]
     assert (control.value - 0.5).abs().max() < 0.1
-    words = study.sentence()
+    words = verdict(study)
     assert "It beats the text-only floor" in words
     assert "It beats the model's own answer (LM next token)" in words
     for table in TABLES:
-        assert len(study.to_frame(table)) > 0
-    assert study.to_frame("probe_comparisons").p_holm.between(0, 1).all()
+        assert len(to_frame(study, table)) > 0
+    assert to_frame(study, "probe_comparisons").p_holm.between(0, 1).all()
 
 
 def test_a_note_of_a_kind_names_it() -> None:
@@ -196,7 +199,7 @@ def test_a_note_of_a_kind_names_it() -> None:
     shaky = replace(QUICK, name="shaky", notes="restarts differ")
     study = evaluate(data, grouped_k_fold(data), [QUICK, shaky], resamples=10, control=False)
     assert study.notes == ("shaky: restarts differ",)
-    assert "Note: shaky: restarts differ." in study.sentence()
+    assert "Note: shaky: restarts differ." in verdict(study)
 
 
 def test_study_of_noise_says_that_nothing_is_shown() -> None:
@@ -205,7 +208,7 @@ def test_study_of_noise_says_that_nothing_is_shown() -> None:
         data.states, data.labels, data.groups, [data.topic_names[t] for t in data.topics], texts=["same"] * data.n
     )
     study = evaluate(data, leave_one_topic_out(data), [QUICK], resamples=200)
-    words = study.sentence()
+    words = verdict(study)
     assert "does not demonstrably beat the text-only floor" in words
     assert "chance" in words
 
@@ -237,7 +240,7 @@ def test_original_study_table() -> None:
         {"prompted": p < 0.6},
         {"prompted": p},
         layers=range(9),
-        taps=(4, 6, 8),
+        probed_layers=(4, 6, 8),
         test_topic="cities",
         groups=data.groups,
         resamples=200,
@@ -254,8 +257,8 @@ def test_original_study_table() -> None:
     np.testing.assert_allclose(mlp.train_accuracy, last.train_accuracy)
     np.testing.assert_allclose(mlp.train_loss, last.train_loss)
     assert len(study.curves) == 2 * 3 * 5
-    with pytest.raises(ProbeError, match="tap layer 40"):
-        original_study({"bare": data.states}, data.labels, topics, layers=range(9), taps=(40,))
+    with pytest.raises(ProbeError, match="probed layer 40"):
+        original_study({"bare": data.states}, data.labels, topics, layers=range(9), probed_layers=(40,))
 
 
 @pytest.mark.parametrize(
@@ -303,5 +306,60 @@ def test_join_groups_joins_through_either_key() -> None:
 
 def test_same_seed_same_study() -> None:
     data = study_data(n=240)
-    frames = [evaluate(data, grouped_k_fold(data), [QUICK], resamples=50).to_frame("probe_layers") for _ in range(2)]
+    frames = [to_frame(evaluate(data, grouped_k_fold(data), [QUICK], resamples=50), "probe_layers") for _ in range(2)]
     assert frames[0].equals(frames[1])
+
+
+def test_curves_are_those_of_stats_with_intervals_around_them() -> None:
+    data = study_data(n=400, strength=0.7)
+    study = evaluate(data, leave_one_topic_out(data), [QUICK, "mass-mean"], resamples=20)
+    p = study.predictions["logistic"][0].numpy()
+    correct = (p > 0.5) == study.labels
+    frame = to_frame(study, "probe_calibration", resamples=200)
+    assert list(frame.kind.unique()) == ["logistic", "mass-mean"]
+    mine = frame[frame.kind == "logistic"]
+    curve = stats.reliability_curve(p, study.labels)
+    used = curve.count > 0
+    np.testing.assert_allclose(mine.observed, curve.share[used])
+    np.testing.assert_allclose(mine.confidence, curve.probability[used])
+    assert mine.n.tolist() == curve.count[used].tolist()
+    assert ((mine.observed_low <= mine.observed) & (mine.observed <= mine.observed_high)).all()
+    frame = to_frame(study, "probe_risk", resamples=200)
+    mine = frame[frame.kind == "logistic"]
+    confidence = np.abs(p - np.float32(0.5))
+    assert mine.coverage.iloc[[0, 39, -1]].tolist() == pytest.approx([0.02, 0.8, 1.0])
+    assert mine.risk.iloc[39] == pytest.approx(1 - stats.selective_accuracy(confidence, correct, 0.8))
+    assert mine.risk.iloc[-1] == pytest.approx(1 - correct.mean())
+    assert (mine.risk_low < mine.risk_high).all()
+    with pytest.raises(InputError, match="no table 'probe_x'"):
+        to_frame(study, "probe_x")
+
+
+def test_curves_of_several_seeds_are_means_over_them_and_an_answer_of_yes_or_no_has_no_calibration() -> None:
+    data = study_data(n=240)
+    run = evaluate(data, grouped_k_fold(data), [QUICK], resamples=0, control=False)
+    p = torch.rand(3, run.predictions["logistic"].shape[1], generator=torch.Generator().manual_seed(0))
+    study = replace(run, predictions={**run.predictions, "logistic": p})
+    each = [stats.reliability_curve(one.numpy(), study.labels) for one in p]
+    total = sum(c.count for c in each)
+    frame = to_frame(study, "probe_calibration", resamples=0)
+    np.testing.assert_allclose(frame.n, total / 3)
+    np.testing.assert_allclose(frame.observed, sum(c.count * c.share for c in each) / total)
+    assert frame.observed_low.isna().all()
+    risk = to_frame(study, "probe_risk", resamples=0)
+    assert risk.risk.iloc[-1] == pytest.approx(((p > 0.5).numpy() != study.labels).mean())
+    said = replace(study, predictions={**run.predictions, "logistic": (p > 0.5).float()})
+    assert len(to_frame(said, "probe_calibration", resamples=0)) == 0
+
+
+def test_a_fold_counts_in_the_mean_auroc_by_its_rows() -> None:
+    # Fold 0: four rows ranked perfectly. Fold 1: eight rows ranked the wrong way round. Fold 2: one class only.
+    labels = np.array([0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1])
+    p = torch.tensor([0.1, 0.2, 0.8, 0.9, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9, 0.5, 0.6])
+    folds = np.array([0] * 4 + [1] * 8 + [2] * 2)
+    found = measure(p[None], labels, folds, np.ones((14, 1), np.float32), ("auroc",))
+    assert found["auroc"].value == pytest.approx(4 / 12)
+    # In a resample a fold counts by the rows drawn: twice the first fold, none of the last.
+    counts = np.ones((14, 2), np.float32)
+    counts[:4, 1], counts[12:, 1] = 2, 0
+    assert measure(p[None], labels, folds, counts, ("auroc",))["auroc"].low == pytest.approx(8 / 16)

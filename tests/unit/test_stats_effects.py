@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -41,6 +42,25 @@ def test_weighted_permutation_is_calibrated() -> None:
     rng = np.random.default_rng(5)
     p = stats.permutation_p(rng.normal(size=(50, 300)), rng.random(50) < 0.3, n=499, weights=rng.integers(1, 40, 50))
     assert (p < 0.05).mean() == pytest.approx(0.05, abs=0.035)
+
+
+def test_permutation_weighs_rows_by_their_tokens() -> None:
+    # In the group the rows at 1 are long and those at 5 short, outside it is the other way round: by tokens the means
+    # are 1.4 and 4.6, while the plain means are both 3, so that every shuffle reaches their difference.
+    value = np.array([1.0, 1, 1, 5, 5, 5, 1, 1, 1, 5, 5, 5])
+    tokens = [9, 9, 9, 1, 1, 1, 1, 1, 1, 9, 9, 9]
+    group = np.arange(12) < 6
+    assert stats.permutation_p(value, group, n=999)[0] == 1.0
+    # Exact: of all 924 ways to draw six rows, the share whose weighted means differ by as much (3.2).
+    w = np.array(tokens, dtype=float)
+    gaps = []
+    for picked in combinations(range(12), 6):
+        inside = np.isin(np.arange(12), picked)
+        gaps.append(abs(np.average(value[inside], weights=w[inside]) - np.average(value[~inside], weights=w[~inside])))
+    seen = abs(np.average(value[group], weights=w[group]) - np.average(value[~group], weights=w[~group]))
+    exact = np.mean(np.array(gaps) >= seen - 1e-12)
+    assert exact < 0.2
+    assert stats.permutation_p(value, group, n=20_000, weights=tokens)[0] == pytest.approx(exact, abs=0.01)
 
 
 def test_adjusting_for_length_removes_what_length_explains() -> None:

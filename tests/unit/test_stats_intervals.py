@@ -15,7 +15,7 @@ from exitlens.errors import InputError
 
 def test_interval_of_a_mean_is_near_the_normal_one() -> None:
     x = np.random.default_rng(3).normal(2.0, 1.0, 400)
-    found = stats.bootstrap(x, n=4000)
+    found = stats.mean_interval(x, n=4000)
     half = norm.ppf(0.975) * x.std(ddof=1) / math.sqrt(400)
     assert found.value == pytest.approx(x.mean())
     assert found.low == pytest.approx(x.mean() - half, abs=0.012)
@@ -24,7 +24,7 @@ def test_interval_of_a_mean_is_near_the_normal_one() -> None:
 
 def test_agrees_with_scipy_percentile_interval() -> None:
     x = np.random.default_rng(4).exponential(size=60)
-    ours = stats.bootstrap(x, np.median, n=6000)
+    ours = stats.bootstrap_interval(x, np.median, n=6000)
     theirs = scipy_bootstrap((x,), np.median, n_resamples=6000, method="percentile", rng=1).confidence_interval
     assert ours.low == pytest.approx(theirs.low, abs=0.06)
     assert ours.high == pytest.approx(theirs.high, abs=0.06)
@@ -33,10 +33,10 @@ def test_agrees_with_scipy_percentile_interval() -> None:
 def test_fast_way_equals_the_general_way_on_the_same_draws() -> None:
     rng = np.random.default_rng(0)
     x, groups = rng.normal(size=50), rng.integers(12, size=50)
-    fast = stats.bootstrap(x, groups=groups, n=300, seed=5)
-    general = stats.bootstrap(x, lambda v: float(np.mean(v)), groups=groups, n=300, seed=5)
+    fast = stats.mean_interval(x, groups=groups, n=300, seed=5)
+    general = stats.bootstrap_interval(x, lambda v: float(np.mean(v)), groups=groups, n=300, seed=5)
     assert (fast.value, fast.low, fast.high) == pytest.approx((general.value, general.low, general.high), abs=1e-12)
-    columns = stats.bootstrap_columns(np.column_stack([x, 2 * x]), groups, n=300, seed=5)
+    columns = stats.mean_intervals(np.column_stack([x, 2 * x]), groups, n=300, seed=5)
     assert columns[0] == fast
     assert columns[1].high == pytest.approx(2 * fast.high)
 
@@ -46,27 +46,27 @@ def test_clusters_widen_the_interval_and_order_of_rows_does_not_matter() -> None
     centre = np.repeat(rng.normal(size=30), 20)
     x = centre + 0.1 * rng.normal(size=600)
     group = np.repeat(np.arange(30), 20)
-    by_row, by_group = stats.bootstrap(x), stats.bootstrap(x, groups=group)
+    by_row, by_group = stats.mean_interval(x), stats.mean_interval(x, groups=group)
     assert by_group.high - by_group.low > 3 * (by_row.high - by_row.low)
-    turned = stats.bootstrap(x[::-1], groups=group[::-1])
+    turned = stats.mean_interval(x[::-1], groups=group[::-1])
     assert turned.low == pytest.approx(by_group.low, abs=1e-12)
-    assert stats.bootstrap(x, groups=group) == by_group
-    assert stats.bootstrap(x, groups=group, seed=1) != by_group
+    assert stats.mean_interval(x, groups=group) == by_group
+    assert stats.mean_interval(x, groups=group, seed=1) != by_group
 
 
 def test_coverage_is_near_its_level() -> None:
     rng = np.random.default_rng(8)
     samples = rng.normal(size=(60, 400))
-    found = stats.bootstrap_columns(samples, n=600)
+    found = stats.mean_intervals(samples, n=600)
     inside = ((found.low <= 0) & (found.high >= 0)).mean()
     assert 0.90 <= inside <= 0.98
 
 
 def test_one_row_or_one_group_has_no_interval() -> None:
     for found in (
-        stats.bootstrap([3.0]),
-        stats.bootstrap([3.0, 5.0], groups=["a", "a"]),
-        stats.bootstrap([2.0], np.median),
+        stats.mean_interval([3.0]),
+        stats.mean_interval([3.0, 5.0], groups=["a", "a"]),
+        stats.bootstrap_interval([2.0], np.median),
     ):
         assert not math.isnan(found.value)
         assert math.isnan(found.low)
@@ -76,16 +76,16 @@ def test_one_row_or_one_group_has_no_interval() -> None:
 @pytest.mark.parametrize("bad", [[], [1.0, math.nan], [math.inf], ["x"]])
 def test_bad_values_are_refused(bad: list[object]) -> None:
     with pytest.raises(InputError):
-        stats.bootstrap(bad)
+        stats.mean_interval(bad)
 
 
 def test_bad_options_are_refused() -> None:
     with pytest.raises(InputError, match="level"):
-        stats.bootstrap([1.0, 2.0], level=95)
+        stats.mean_interval([1.0, 2.0], level=95)
     with pytest.raises(InputError, match="resamples"):
-        stats.bootstrap([1.0, 2.0], n=0)
+        stats.mean_interval([1.0, 2.0], n=0)
     with pytest.raises(InputError, match="groups"):
-        stats.bootstrap([1.0, 2.0], groups=[1])
+        stats.mean_interval([1.0, 2.0], groups=[1])
 
 
 def test_paired_difference_sign_and_exact_p() -> None:
@@ -116,11 +116,11 @@ def test_group_token_mean_by_hand() -> None:
     # right: (1·2 + 3·4)/(1 + 3) = 3.5; wrong: (2·5 + 2·6)/4 = 5.5
     values = np.array([[2.0], [4.0], [5.0], [6.0]])
     found = stats.group_token_mean(values, [1, 3, 2, 2], [1, 1, 0, 0])
-    assert found.right.value[0] == pytest.approx(3.5)
-    assert found.wrong.value[0] == pytest.approx(5.5)
+    assert found.correct.value[0] == pytest.approx(3.5)
+    assert found.incorrect.value[0] == pytest.approx(5.5)
     assert found.difference.value[0] == pytest.approx(2.0)
     assert found.warning is None
-    assert (found.n_right, found.n_wrong) == (2, 2)
+    assert (found.n_correct, found.n_incorrect) == (2, 2)
 
 
 def test_pooled_weights_reproduces_the_artefact_and_warns() -> None:
@@ -129,8 +129,8 @@ def test_pooled_weights_reproduces_the_artefact_and_warns() -> None:
     right = np.arange(100) < 13
     values, tokens = np.full((100, 2), top), np.full(100, 9)
     pooled = stats.group_token_mean(values, tokens, right, estimator="pooled-weights")
-    assert pooled.right.value[0] == pytest.approx(0.13 * top)
-    assert pooled.right.value[0] + pooled.wrong.value[0] == pytest.approx(top)
+    assert pooled.correct.value[0] == pytest.approx(0.13 * top)
+    assert pooled.correct.value[0] + pooled.incorrect.value[0] == pytest.approx(top)
     assert pooled.warning is not None
     assert "per-group" in pooled.warning
     assert np.isnan(pooled.p).all()
@@ -142,9 +142,9 @@ def test_pooled_weights_reproduces_the_artefact_and_warns() -> None:
 def test_group_token_mean_edges() -> None:
     values = np.random.default_rng(0).normal(size=(6, 3))
     none_right = stats.group_token_mean(values, np.ones(6), np.zeros(6))
-    assert np.isnan(none_right.right.value).all()
+    assert np.isnan(none_right.correct.value).all()
     assert np.isnan(none_right.difference.low).all()
-    assert np.isfinite(none_right.wrong.low).all()
+    assert np.isfinite(none_right.incorrect.low).all()
     assert np.isnan(none_right.p).all()
     with pytest.raises(InputError, match="above 0"):
         stats.group_token_mean(values, [1, 1, 1, 1, 1, 0], np.ones(6))
@@ -162,3 +162,13 @@ def test_group_token_mean_finds_a_planted_difference_with_its_interval() -> None
     assert 0 < found.difference.low[1] < 0.5 < found.difference.high[1]
     assert found.p[0] > 0.05
     assert found.p[1] < 0.01
+
+
+def test_the_p_of_token_means_is_that_of_token_weighted_means() -> None:
+    # By tokens the means are 1.4 and 4.6; the plain means are equal, and a test of those would give p = 1.
+    value = np.array([1.0, 1, 1, 5, 5, 5, 1, 1, 1, 5, 5, 5] * 2)
+    tokens = np.array([9, 9, 9, 1, 1, 1, 1, 1, 1, 9, 9, 9] * 2)
+    correct = np.arange(24) % 12 < 6
+    found = stats.group_token_mean(value, tokens, correct)
+    assert found.difference.value[0] == pytest.approx(3.2)
+    assert found.p[0] < 0.05

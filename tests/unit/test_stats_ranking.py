@@ -80,14 +80,14 @@ def test_brier_by_hand_and_against_scikit_learn() -> None:
 
 def test_ece_and_reliability_by_hand() -> None:
     # Two bins: (.1, .3 | one of two) → |.5 − .2| · ½; (.8, 1 | both) → |1 − .9| · ½
-    curve = stats.reliability([0.1, 0.3, 0.8, 1.0], [0, 1, 1, 1], bins=2)
+    curve = stats.reliability_curve([0.1, 0.3, 0.8, 1.0], [0, 1, 1, 1], bins=2)
     assert curve.count.tolist() == [2, 2]
     assert curve.probability.tolist() == pytest.approx([0.2, 0.9])
     assert curve.share.tolist() == [0.5, 1.0]
     assert stats.ece([0.1, 0.3, 0.8, 1.0], [0, 1, 1, 1], bins=2) == pytest.approx(0.2)
     assert stats.ece([0.0, 1.0], [0, 1]) == 0
     assert stats.ece([0.5] * 4, [0, 1, 0, 1], bins=2) == 0
-    assert stats.reliability([0.5], [1], bins=2).count.tolist() == [0, 1]
+    assert stats.reliability_curve([0.5], [1], bins=2).count.tolist() == [0, 1]
     assert stats.ece([0.2, 0.2, 0.9, 0.9], [0, 0, 1, 1], bins=2, by="mass") == pytest.approx(0.15)
 
 

@@ -15,9 +15,6 @@ from exitlens.data.answers_as_statements import as_statements
 from exitlens.data.records import Question, Statement
 from exitlens.errors import ProbeError
 from exitlens.models import wrap
-from exitlens.probes.curves import calibration_curve, risk_curve
-from exitlens.probes.resample import bootstrap_weights, metrics
-from exitlens.stats import reliability
 from exitlens.studies.probes.truth import truth_study
 
 
@@ -130,22 +127,3 @@ def test_train_on_statements_test_on_answers(tmp_path: Path, lm: Any) -> None:
     assert found.data.n == 100
     with pytest.raises(ProbeError, match="--test-data"):
         truth_study(lm, statements(60), tmp_path, protocol="transfer")
-
-
-def test_curves_agree_with_their_definitions() -> None:
-    rng = np.random.default_rng(0)
-    p = torch.from_numpy(rng.random((1, 400))).float()
-    y = torch.from_numpy((rng.random(400) < p[0].numpy()).astype(np.int64))
-    weights = bootstrap_weights(np.arange(400) // 2, 200, 0)
-    curve = calibration_curve(p, y, weights)
-    known = reliability(p[0].numpy(), y.numpy(), 15)
-    np.testing.assert_allclose(curve["observed"], known.share, atol=1e-6)
-    np.testing.assert_allclose(curve["confidence"], known.probability, atol=1e-6)
-    assert (curve["observed_low"] <= curve["observed"]).all()
-    assert (curve["observed_high"] >= curve["observed"]).all()
-    risk = risk_curve(p, y, weights, points=40)
-    point = metrics(p[0], y.float(), torch.zeros(400), weights[:1], ("accuracy", "selective_accuracy"))
-    assert risk["risk"][-1] == pytest.approx(1 - float(point["accuracy"][0]), abs=1e-6)
-    at = int(np.argmin(np.abs(risk["coverage"] - 0.8)))
-    assert risk["risk"][at] == pytest.approx(1 - float(point["selective_accuracy"][0]), abs=1e-6)
-    assert (risk["risk_low"] <= risk["risk_high"]).all()

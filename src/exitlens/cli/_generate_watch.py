@@ -11,7 +11,7 @@ from exitlens.cli.console import echo, print_json
 
 if TYPE_CHECKING:
     from exitlens.models.protocol import LayeredModel
-    from exitlens.probes.files import SavedProbe
+    from exitlens.probes import SavedProbe
 
 __all__ = ["open_watcher", "write_watched"]
 
@@ -22,7 +22,7 @@ def open_watcher(path: Path, skips: bool) -> SavedProbe:
     Raises ProbeError for a probe of prompted statements or of another position than last or every.
     """
     from exitlens.errors import InputError, ProbeError
-    from exitlens.probes.files import load_probe
+    from exitlens.probes import load_probe
 
     if skips:
         raise InputError("--watch reads layers that --exit and --speculate may skip: leave one of them out")
@@ -51,8 +51,9 @@ def write_watched(
     """Answer each prompt and print every token with P(true) as it comes, or the whole as JSON. Raises ProbeError."""
     from exitlens.decoding import Generation
     from exitlens.decoding.stream_states import watch
+    from exitlens.studies.probes.predict import check_probe
 
-    saved.check(lm)
+    check_probe(saved, lm)
     found = []
     where = ", ".join(map(str, saved.layers))
     for text, prompt in zip(texts, asked, strict=True):

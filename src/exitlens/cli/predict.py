@@ -46,7 +46,7 @@ def judge_command(
     model, layers, setting, position), texts (id, text, p_true, label) and, with labels, accuracy and auroc.
     """
     from exitlens.errors import InputError
-    from exitlens.probes.files import load_probe
+    from exitlens.probes import load_probe
     from exitlens.studies.probes.predict import judge_texts, read_texts
 
     saved = load_probe(probe)

@@ -14,7 +14,9 @@ from exitlens.errors import ProbeError
 from exitlens.probes.dataset import ProbeData
 from exitlens.probes.splits import Split
 
-__all__ = ["Baseline", "from_scores", "lm_baselines", "random_label_data", "text_floor"]
+__all__ = ["FLOOR", "Baseline", "from_scores", "lm_baselines", "on_rows", "random_label_data", "text_floor"]
+
+FLOOR = "text only (TF-IDF)"
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def text_floor(texts: Sequence[str], labels: NDArray[np.int64], split: Split, *,
         )
         model.fit(words[fold.train], labels[fold.train])
         out[fold.test] = model.predict_proba(words[fold.test])[:, 1]
-    return Baseline("text only (TF-IDF)", out)
+    return Baseline(FLOOR, out)
 
 
 def from_scores(name: str, probability: Sequence[float] | NDArray[Any], n: int) -> Baseline:
@@ -80,8 +82,8 @@ def lm_baselines(
 ) -> tuple[Baseline, ...]:
     """The model's own answer as baselines, from what was read at the answer position of each statement.
 
-    ``next_token_right [n]``: the most probable next token is the right word (anything else is wrong, so it is scored
-    as P(true) 1 or 0 on the right or the wrong side). ``p_true [n]``: P(" true") / (P(" true") + P(" false")).
+    ``next_token_right [n]``: the top-1 token is the correct word (anything else is incorrect, so it is scored
+    as P(true) 1 or 0 on the correct or the incorrect side). ``p_true [n]``: P(" true") / (P(" true") + P(" false")).
     """
     out: list[Baseline] = []
     if next_token_right is not None:
@@ -92,7 +94,7 @@ def lm_baselines(
     return tuple(out)
 
 
-def as_tensor(baselines: Mapping[str, Baseline], rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
+def on_rows(baselines: Mapping[str, Baseline], rows: NDArray[np.int64]) -> dict[str, torch.Tensor]:
     """P(true) ``[1, m]`` of each baseline on the tested rows; :class:`ProbeError` when one says nothing about a row."""
     out = {}
     for name, b in baselines.items():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import ProbeError
-from exitlens.probes.probe import Probe, Provenance, from_tensors, header, register, stack_provenance
+from exitlens.probes.probe import Probe, Provenance, from_tensors, header, register_form, stack_provenance
 
 __all__ = ["Ensemble", "combine", "majority", "make_ensemble"]
 
@@ -80,4 +80,4 @@ def _read(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], provenance
     return Ensemble(tuple(members), how, provenance)
 
 
-register("ensemble", _read)
+register_form("ensemble", _read)

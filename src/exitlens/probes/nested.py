@@ -12,7 +12,7 @@ from torch import Tensor
 
 from exitlens.probes.dataset import ProbeData
 from exitlens.probes.ensemble import combine
-from exitlens.probes.fit import Fold, Progress, fit_grid
+from exitlens.probes.grid import Fold, Progress, fit_grid
 from exitlens.probes.kinds import kind_named
 from exitlens.probes.kinds.base import Kind
 from exitlens.probes.splits import Split
@@ -28,8 +28,8 @@ class KindRun:
     ``rows [m]``: data rows that were tested, ``folds [m]``: by which outer fold. ``by_layer [layers, seeds, m]``:
     P(true) at each layer, setting chosen inside; ``best [seeds, m]``: layer chosen inside too.
     ``inner_auroc [folds, layers]``; ``chosen_layers`` and ``chosen_settings``: one an outer fold.
-    ``mean [seeds, m]`` and ``majority [seeds, m]``: all layers' mean, and the vote of the taps at a half, five
-    eighths and three quarters of the depth.
+    ``mean [seeds, m]`` and ``majority [seeds, m]``: all layers' mean, and the vote of ``voting_layers`` (a half,
+    five eighths and three quarters of the depth).
     """
 
     kind: str
@@ -42,7 +42,7 @@ class KindRun:
     best: Tensor
     mean: Tensor
     majority: Tensor
-    taps: tuple[int, ...]
+    voting_layers: tuple[int, ...]
     inner_auroc: Tensor
     chosen_layers: tuple[int, ...]
     chosen_settings: tuple[float | None, ...]
@@ -66,8 +66,8 @@ def _unique(split: Split, limit: int | None, outer: bool) -> list[Fold]:
     return [Fold(f.name, f.train, np.unique(np.concatenate(tests))) for f, tests in seen.values()]
 
 
-def taps_of(layers: Sequence[int]) -> tuple[int, ...]:
-    """The original's tap layers, a half, five eighths and three quarters of the depth, among ``layers``."""
+def middle_layers(layers: Sequence[int]) -> tuple[int, ...]:
+    """The original study's probed layers, a half, five eighths and three quarters of the depth, among ``layers``."""
     deepest = max(layers)
     wanted = [round(deepest * share) for share in (0.5, 0.625, 0.75)]
     return tuple(dict.fromkeys(min(layers, key=lambda j, w=w: abs(j - w)) for w in wanted))  # type: ignore[misc]  # mypy cannot type a lambda with a default
@@ -79,7 +79,7 @@ def run_kind(
     split: Split,
     *,
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
-    taps: Sequence[int] | None = None,
+    voting_layers: Sequence[int] | None = None,
     progress: Progress | None = None,
 ) -> KindRun:
     """Fit a kind on every outer and inner fold and predict the outer test rows.
@@ -120,7 +120,7 @@ def run_kind(
         outer = fit_grid(k, data, split.folds, seeds=seeds, progress=part(sizes[0])).probabilities
     else:
         outer = tuple(said(f) for f in split.folds)
-    tap_layers = tuple(taps) if taps is not None else taps_of(data.layers)
+    voting = tuple(voting_layers) if voting_layers is not None else middle_layers(data.layers)
     by_layer, best, chosen_layers, chosen_settings, layer_settings = [], [], [], [], []
     for o, p in enumerate(outer):
         setting = scores[o].argmax(1)
@@ -142,8 +142,8 @@ def run_kind(
         by_layer=joined,
         best=torch.cat(best, -1),
         mean=combine(joined, "mean"),
-        majority=combine(joined[[data.layers.index(j) for j in tap_layers]], "majority"),
-        taps=tap_layers,
+        majority=combine(joined[[data.layers.index(j) for j in voting]], "majority"),
+        voting_layers=voting,
         inner_auroc=scores.amax(2),
         chosen_layers=tuple(chosen_layers),
         chosen_settings=tuple(chosen_settings),

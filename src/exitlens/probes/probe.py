@@ -1,21 +1,38 @@
 """What a fitted probe is: frozen numbers that turn a hidden state into P(true), and where they came from.
 
-A probe is saved as a flat mapping of tensors plus metadata that JSON can hold (:func:`to_tensors`,
-:func:`from_tensors`); writing those to a safetensors file is another room's work.
+A probe is a flat mapping of tensors plus metadata that JSON can hold (``probe.to_tensors()``, :func:`from_tensors`). A
+file of it (:func:`save_probe`, :func:`load_probe`) is safetensors, so that nothing in it is ever run; the header's one
+entry "exitlens" is JSON: what the probe says of itself (kind, provenance) and, under "about", what the study adds (name
+of the model, setting, position, how well it did).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from exitlens.errors import ProbeError
+from exitlens.storage.atomic import canonical, write_tensors
 
-__all__ = ["Probe", "Provenance", "from_tensors", "register", "stack_provenance", "with_provenance"]
+__all__ = [
+    "LinearProbe",
+    "Probe",
+    "Provenance",
+    "SavedProbe",
+    "from_tensors",
+    "load_probe",
+    "register_form",
+    "save_probe",
+    "stack_provenance",
+    "with_provenance",
+]
 
 FORMAT = 1
 
@@ -98,7 +115,7 @@ P = TypeVar("P", bound=Probe)
 _READERS: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, Any], Provenance], Probe]] = {}
 
 
-def register(form: str, read: Callable[[Mapping[str, Tensor], Mapping[str, Any], Provenance], Probe]) -> None:
+def register_form(form: str, read: Callable[[Mapping[str, Tensor], Mapping[str, Any], Provenance], Probe]) -> None:
     """Name the function that rebuilds probes of one ``form`` (linear, mlp, ensemble)."""
     _READERS[form] = read
 
@@ -185,4 +202,71 @@ def _read_linear(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any], pro
     return LinearProbe(str(metadata["kind"]), tensors["weight"], float(tensors["bias"][0]), provenance)
 
 
-register("linear", _read_linear)
+register_form("linear", _read_linear)
+
+
+@dataclass(frozen=True, slots=True)
+class SavedProbe:
+    """A probe from a file, and what the study wrote about it."""
+
+    probe: Probe
+    about: dict[str, Any]
+    path: Path
+
+    @property
+    def model(self) -> str:
+        """Name under which its model was loaded (a model is known by its fingerprint, not by this)."""
+        return str(self.about.get("model", ""))
+
+    @property
+    def setting(self) -> Literal["prompted", "bare"]:
+        """Whether its statements stood in the instruction's prompt or alone."""
+        return "bare" if self.about.get("setting") == "bare" else "prompted"
+
+    @property
+    def position(self) -> str:
+        """Where in a statement its states were read."""
+        return self.probe.provenance.position or "last"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers it reads."""
+        where = self.probe.provenance
+        return where.layers or (() if where.layer is None else (where.layer,))
+
+    def p_true(self, states: Tensor) -> Tensor:
+        """P(true) ``[n]`` of states ``[its layers, n, d_model]``."""
+        with torch.no_grad():
+            return self.probe.predict_proba(states if self.probe.provenance.layers else states[0])
+
+
+def save_probe(path: str | Path, probe: Probe, about: Mapping[str, Any]) -> Path:
+    """Write ``probe`` as safetensors, whole or not at all; returns the path. Raises RunError when it cannot."""
+    file = Path(path).expanduser()
+    tensors, metadata = probe.to_tensors()
+    entry = canonical({**metadata, "about": dict(about)})
+    write_tensors(file, {name: t.detach().cpu() for name, t in tensors.items()}, {"exitlens": entry})
+    return file
+
+
+def load_probe(path: str | Path) -> SavedProbe:
+    """Read a probe. Raises ProbeError for a file that is missing, damaged or no probe."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ProbeError(f"no probe file '{file}': fit one with exitlens probe --kinds logistic --save '{file}'")
+    try:
+        with safe_open(file, framework="pt") as handle:
+            text = (handle.metadata() or {}).get("exitlens")
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
+    except (SafetensorError, OSError) as error:
+        raise ProbeError(f"'{file}' is not a whole safetensors file ({error}): fit the probe again") from None
+    try:
+        metadata = json.loads(text) if text is not None else None
+    except ValueError:
+        metadata = None
+    if not isinstance(metadata, dict):
+        raise ProbeError(
+            f"'{file}' holds tensors but no probe: save one with exitlens probe --kinds logistic --save FILE"
+        )
+    about = metadata.pop("about", {})
+    return SavedProbe(from_tensors(tensors, metadata), dict(about) if isinstance(about, dict) else {}, file)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from exitlens.errors import ProbeError
 from exitlens.probes.dataset import ProbeData
-from exitlens.probes.fit import Fold
+from exitlens.probes.grid import Fold
 
 __all__ = [
     "ORIGINAL_TRAIN",

@@ -2,21 +2,55 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import pandas as pd
 
 from exitlens.errors import InputError
-from exitlens.stats import reliability, risk_coverage
-
-if TYPE_CHECKING:
-    from exitlens.probes.evaluate import Measured, ProbeStudy
+from exitlens.probes.results import Measured, ProbeStudy
+from exitlens.stats import quantiles, reliability_curve, resample_counts, weighted_risk
 
 __all__ = ["TABLES", "to_frame"]
 
-TABLES = ("probe_layers", "probe_best", "probe_comparisons", "probe_calibration", "probe_risk_coverage")
-POINTS = 100  # points kept of a risk-coverage curve
+TABLES = ("probe_layers", "probe_best", "probe_comparisons", "probe_calibration", "probe_risk")
+POINTS = 50  # coverages of a risk-coverage curve: more cannot be told apart in a figure
+_DRAWN = ("probe", "floor", "model")  # roles with curves of their own; ensembles would only crowd a figure
+
+
+def to_frame(study: ProbeStudy, table: str, *, resamples: int = 500, seed: int = 0) -> pd.DataFrame:
+    """One table of a study.
+
+    probe_layers: kind, role, protocol, layer, metric, value, low, high, n_seeds (``random labels`` is the control).
+    probe_best: kind, role, protocol, metric, value, low, high, n_seeds, layers and settings (chosen, one a fold,
+    comma-separated), folds, n_test, selectivity. probe_comparisons: a, b, difference (accuracy), low, high, p,
+    p_holm, protocol. probe_calibration: confidence (mean P(true) of the bin), observed, observed_low, observed_high,
+    n, kind, protocol; bins with rows only. probe_risk: coverage, risk, risk_low, risk_high, kind, protocol.
+
+    Args:
+        study: What :func:`evaluate` returned.
+        table: One of :data:`TABLES`.
+        resamples: Bootstrap draws of the curves' intervals (the other tables have theirs already).
+        seed: Seed of those draws.
+
+    Raises:
+        InputError: No such table.
+    """
+    if table == "probe_layers":
+        return pd.DataFrame(_long(study, study.layers)).astype({"layer": "Int64"})
+    if table == "probe_best":
+        return _best(study)
+    if table == "probe_comparisons":
+        columns = ["a", "b", "difference", "low", "high", "p", "p_holm"]
+        rows = [[c.a, c.b, c.difference, c.low, c.high, c.p, c.p_holm] for c in study.comparisons]
+        return pd.DataFrame(rows, columns=columns).assign(protocol=study.protocol)
+    if table not in TABLES:
+        raise InputError(f"no table '{table[:80]}' in a probe study: known are {', '.join(TABLES)}")
+    curve = _calibration if table == "probe_calibration" else _risk
+    frames = [
+        curve(study, m.name, resamples, seed).assign(kind=m.name, protocol=study.protocol)
+        for m in study.best
+        if m.role in _DRAWN
+    ]
+    return pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
 
 
 def _long(study: ProbeStudy, measured: tuple[Measured, ...]) -> list[dict[str, object]]:
@@ -27,13 +61,13 @@ def _long(study: ProbeStudy, measured: tuple[Measured, ...]) -> list[dict[str, o
             "protocol": study.protocol,
             "layer": m.layer,
             "metric": metric,
-            "value": value,
-            "low": low,
-            "high": high,
+            "value": found.value,
+            "low": found.low,
+            "high": found.high,
             "n_seeds": m.n_seeds,
         }
         for m in measured
-        for metric, (value, low, high) in m.values.items()
+        for metric, found in m.values.items()
     ]
 
 
@@ -51,67 +85,32 @@ def _best(study: ProbeStudy) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _calibration(study: ProbeStudy) -> pd.DataFrame:
-    frames = []
-    for name, p in study.predictions.items():
-        curve = reliability(p.double().flatten().numpy(), np.tile(study.labels, len(p)), 15)
-        frames.append(
-            pd.DataFrame(
-                {
-                    "kind": name,
-                    "protocol": study.protocol,
-                    "bin_low": curve.edges[:-1],
-                    "bin_high": curve.edges[1:],
-                    "n": curve.count / len(p),
-                    "probability": curve.probability,
-                    "share_true": curve.share,
-                }
-            )
-        )
-    return pd.concat(frames, ignore_index=True)
+def _calibration(study: ProbeStudy, name: str, resamples: int, seed: int) -> pd.DataFrame:
+    p = study.predictions[name].float().numpy()
+    seeds = len(p)
+    counts = resample_counts(study.groups, resamples, seed)
+    # All seeds' predictions are one set of rows, of which a group brings its own in every seed.
+    curve = reliability_curve(p.ravel(), np.tile(study.labels, seeds), counts=np.tile(counts, (seeds, 1)))
+    # An answer of yes or no has no calibration to speak of.
+    used = curve.count > 0 if ((p > 0) & (p < 1)).any() else np.zeros(len(curve.count), np.bool_)
+    return pd.DataFrame(
+        {
+            "confidence": curve.probability[used],
+            "observed": curve.share[used],
+            "observed_low": curve.low[used],
+            "observed_high": curve.high[used],
+            "n": curve.count[used] / seeds,
+        }
+    )
 
 
-def _risk(study: ProbeStudy) -> pd.DataFrame:
-    frames = []
-    at = np.unique(np.linspace(0, len(study.labels) - 1, min(POINTS, len(study.labels))).round().astype(np.int64))
-    for name, p in study.predictions.items():
-        curves = [
-            risk_coverage((one.double() - 0.5).abs().numpy(), (one > 0.5).numpy() == study.labels.astype(bool))
-            for one in p
-        ]
-        frames.append(
-            pd.DataFrame(
-                {
-                    "kind": name,
-                    "protocol": study.protocol,
-                    "coverage": curves[0].coverage[at],
-                    "risk": np.mean([c.risk[at] for c in curves], 0),
-                }
-            )
-        )
-    return pd.concat(frames, ignore_index=True)
-
-
-def to_frame(study: ProbeStudy, table: str) -> pd.DataFrame:
-    """One table of a study.
-
-    probe_layers: kind, role, protocol, layer, metric, value, low, high, n_seeds (``random labels`` is the control).
-    probe_best: kind, role, protocol, metric, value, low, high, n_seeds, layers and settings (chosen, one a fold,
-    joined by commas), folds, n_test, selectivity. probe_comparisons: a, b, difference (accuracy), low, high, p,
-    p_holm, protocol. probe_calibration: kind, protocol, bin_low, bin_high, n, probability, share_true.
-    probe_risk_coverage: kind, protocol, coverage, risk.
-    """
-    if table == "probe_layers":
-        frame = pd.DataFrame(_long(study, study.layers))
-        return frame.astype({"layer": "Int64"})
-    if table == "probe_best":
-        return _best(study)
-    if table == "probe_comparisons":
-        columns = ["a", "b", "difference", "low", "high", "p", "p_holm"]
-        rows = [[c.a, c.b, c.difference, c.low, c.high, c.p, c.p_holm] for c in study.comparisons]
-        return pd.DataFrame(rows, columns=columns).assign(protocol=study.protocol)
-    if table == "probe_calibration":
-        return _calibration(study)
-    if table == "probe_risk_coverage":
-        return _risk(study)
-    raise InputError(f"no table '{table}' in a probe study: known are {', '.join(TABLES)}")
+def _risk(study: ProbeStudy, name: str, resamples: int, seed: int) -> pd.DataFrame:
+    coverage = np.linspace(1 / POINTS, 1, POINTS)
+    counts = resample_counts(study.groups, resamples, seed)
+    risks = []
+    for one in study.predictions[name].float().numpy():
+        wrong = ((one > 0.5) != (study.labels == 1)).astype(np.float64)
+        risks.append(weighted_risk(np.abs(one - np.float32(0.5)).astype(np.float64), wrong, counts, coverage)[1])
+    risk = np.mean(risks, axis=0)
+    low, high = quantiles(risk[:, 1:].T, 0.95)
+    return pd.DataFrame({"coverage": coverage, "risk": risk[:, 0], "risk_low": low, "risk_high": high})

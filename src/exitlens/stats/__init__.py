@@ -1,29 +1,32 @@
-"""Intervals, tests, ranking and calibration: numpy float64, vectorised over layers, the same for the same seed."""
+"""Intervals, tests, ranking and reliability: numpy float64, vectorised over layers, the same for the same seed."""
 
 from exitlens.stats.bootstrap import (
-    Difference,
-    Differences,
     Interval,
     Intervals,
-    bootstrap,
-    bootstrap_columns,
-    mean,
-    paired_difference,
-    paired_differences,
-    sign_flip_p,
+    bootstrap_interval,
+    interval_of,
+    mean_interval,
+    mean_intervals,
+    quantiles,
+    resample_counts,
+    weighted_mean,
 )
 from exitlens.stats.effects import McNemar, adjusted_difference, cohens_d, mcnemar, permutation_p
 from exitlens.stats.multiple import benjamini_hochberg, holm
-from exitlens.stats.ranking import auroc, auroc_columns, auroc_interval, auroc_intervals
+from exitlens.stats.paired import Difference, Differences, paired_difference, paired_differences, sign_flip_p
+from exitlens.stats.ranking import auroc, auroc_columns, auroc_interval, auroc_intervals, weighted_auroc
 from exitlens.stats.reliability import (
     Reliability,
     RiskCoverage,
     aurc,
     brier,
     ece,
-    reliability,
+    reliability_curve,
     risk_coverage,
     selective_accuracy,
+    weighted_brier,
+    weighted_ece,
+    weighted_risk,
 )
 from exitlens.stats.token_means import POOLED_WARNING, TokenMeans, group_token_mean
 
@@ -44,20 +47,28 @@ __all__ = [
     "auroc_interval",
     "auroc_intervals",
     "benjamini_hochberg",
-    "bootstrap",
-    "bootstrap_columns",
+    "bootstrap_interval",
     "brier",
     "cohens_d",
     "ece",
     "group_token_mean",
     "holm",
+    "interval_of",
     "mcnemar",
-    "mean",
+    "mean_interval",
+    "mean_intervals",
     "paired_difference",
     "paired_differences",
     "permutation_p",
-    "reliability",
+    "quantiles",
+    "reliability_curve",
+    "resample_counts",
     "risk_coverage",
     "selective_accuracy",
     "sign_flip_p",
+    "weighted_auroc",
+    "weighted_brier",
+    "weighted_ece",
+    "weighted_mean",
+    "weighted_risk",
 ]

@@ -10,10 +10,25 @@ from numpy.typing import NDArray
 
 from exitlens.errors import InputError
 
-__all__ = ["Array", "Numbers", "codes", "columns", "flags", "level_of", "numbers"]
+__all__ = [
+    "BLOCK",
+    "Array",
+    "Numbers",
+    "check_count",
+    "codes",
+    "columns",
+    "flags",
+    "level_of",
+    "numbers",
+    "positive_weights",
+    "sum_by",
+]
 
 Array: TypeAlias = NDArray[np.float64]
 Numbers: TypeAlias = NDArray[Any] | Sequence[Any]
+
+# Numbers that a block of resamples or permutations may hold: 32 MiB, whatever the number of rows.
+BLOCK = 1 << 22
 
 
 def numbers(values: Numbers, what: str, *, ndim: tuple[int, ...] = (1, 2)) -> Array:
@@ -65,8 +80,33 @@ def codes(groups: Numbers | None, n: int) -> tuple[NDArray[np.int64], int]:
     return inverse.astype(np.int64), len(names)
 
 
+def check_count(n: int, what: str = "resamples", usual: int = 2000) -> None:
+    """InputError when fewer than one resample or permutation is asked for."""
+    if n < 1:
+        raise InputError(f"{n} {what} are too few: ask for at least 1 ({usual} is usual)")
+
+
+def positive_weights(weights: Numbers | None, n: int, *, zero: bool) -> Array:
+    """Weights ``[n]`` (None: ones); InputError unless all are above 0, or with ``zero`` at least 0 and not all 0."""
+    if weights is None:
+        return np.ones(n)
+    out = numbers(weights, "weights", ndim=(1,))
+    low = out.min()
+    if len(out) != n or low < 0 or (out.sum() == 0 if zero else low == 0):
+        wanted = "numbers ≥ 0 that are not all 0" if zero else "numbers above 0"
+        raise InputError(f"weights need {n} {wanted}, got {len(out)} from {low:g}")
+    return out
+
+
+def sum_by(group: NDArray[np.int64], data: Array, units: int) -> Array:
+    """Sums of the rows of ``data [n, k]`` that share a group ``[n]`` (0..units-1) → ``[units, k]``."""
+    out = np.zeros((units, data.shape[1]))
+    np.add.at(out, group, data)
+    return out
+
+
 def level_of(level: float) -> tuple[float, float]:
-    """The two quantiles of a central interval; raises InputError unless ``0 < level < 1``."""
+    """The quantiles ``(α/2, 1 − α/2)`` of an interval of ``level`` 1 − α. InputError unless ``0 < level < 1``."""
     if not 0 < level < 1:
         raise InputError(f"level {level!r} is not between 0 and 1: use for example 0.95")
     return (1 - level) / 2, (1 + level) / 2

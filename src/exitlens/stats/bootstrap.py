@@ -1,8 +1,9 @@
-"""Bootstrap intervals by question, and paired differences with a sign-flip test.
+"""Bootstrap intervals by question.
 
-All intervals are *percentile* intervals of a cluster bootstrap: the units that are drawn with replacement are groups
-(questions, entities), and every row of a drawn group comes with it. The same draws serve all columns, so that
-layers are compared on the same resamples. One group alone says nothing about spread: its interval is NaN.
+The units that are drawn with replacement are groups (questions, entities), and every row of a drawn group comes with
+it: rows of one question are not independent (Davison and Hinkley 1997, section 3.8). The same draws serve all columns,
+so that layers are compared on the same resamples. All intervals are *percentile* intervals (Efron and Tibshirani 1993,
+chapter 13). One group alone says nothing about spread: its interval is NaN.
 """
 
 from __future__ import annotations
@@ -13,25 +14,36 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from exitlens.errors import InputError
-from exitlens.stats.arrays import Array, Numbers, codes, columns, level_of, numbers
+from exitlens.stats.arrays import (
+    BLOCK,
+    Array,
+    Numbers,
+    check_count,
+    codes,
+    columns,
+    level_of,
+    numbers,
+    positive_weights,
+    sum_by,
+)
 
 __all__ = [
-    "Difference",
-    "Differences",
+    "Counts",
     "Interval",
     "Intervals",
-    "bootstrap",
-    "bootstrap_columns",
+    "bootstrap_interval",
     "draws",
-    "mean",
-    "paired_difference",
-    "paired_differences",
+    "interval_of",
+    "mean_interval",
+    "mean_intervals",
     "quantiles",
-    "sign_flip_p",
+    "resample_counts",
+    "weighted_mean",
+    "weighted_sums",
 ]
 
-_BLOCK = 1 << 22  # numbers a block of resamples may hold (32 MiB)
+# float32 counts whole numbers exactly up to 2^24 and takes half the memory of float64; sums are made in float64.
+Counts = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,43 +67,44 @@ class Intervals:
         return Interval(float(self.value[column]), float(self.low[column]), float(self.high[column]))
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A paired difference ``mean(a − b)`` with its interval and two-sided p."""
-
-    value: float
-    low: float
-    high: float
-    p: float
-
-
-@dataclass(frozen=True, slots=True)
-class Differences:
-    """:class:`Difference` for many columns at once: arrays ``[k]``."""
-
-    value: Array
-    low: Array
-    high: Array
-    p: Array
-
-    def __getitem__(self, column: int) -> Difference:
-        parts = (self.value, self.low, self.high, self.p)
-        return Difference(*(float(part[column]) for part in parts))
-
-
-def mean(values: Array) -> float:
-    """Arithmetic mean: the statistic for which :func:`bootstrap` has a fast way."""
-    return float(np.mean(values))
-
-
 def draws(units: int, n: int, seed: int) -> Iterator[Array]:
     """How often each of ``units`` is drawn in each of ``n`` resamples: blocks ``[b, units]`` of counts."""
     rng = np.random.default_rng(seed)
-    block = max(1, _BLOCK // units)
+    block = max(1, BLOCK // units)
     for start in range(0, n, block):
         rows = min(block, n - start)
         picks = rng.integers(units, size=(rows, units)) + np.arange(rows)[:, None] * units
         yield np.bincount(picks.ravel(), minlength=rows * units).reshape(rows, units).astype(np.float64)
+
+
+def resample_counts(groups: Numbers, n: int, seed: int) -> Counts:
+    """What each row counts ``[rows, 1 + n]``: once in the data itself, then as often as its group was drawn.
+
+    A resample is then a column of weights, and a statistic of all resamples one pass over the rows. One group alone
+    (or ``n = 0``) gives the first column only.
+    """
+    group, units = codes(groups, len(groups))
+    blocks = [np.ones((len(group), 1), np.float32)]
+    if n and units > 1:
+        # A row of the result is one row's counts, so that running sums over rows read memory in order.
+        blocks += [block.astype(np.float32).T[group] for block in draws(units, n, seed)]
+    return np.concatenate(blocks, axis=1)
+
+
+def weighted_mean(values: Array, counts: Counts) -> Array:
+    """``Σ c v / Σ c`` of ``values [rows]`` for every column of ``counts [rows, b]`` → ``[b]``."""
+    top, total = weighted_sums(np.stack([values, np.ones_like(values)]), counts)
+    out: Array = top / total
+    return out
+
+
+def weighted_sums(values: Array, counts: Counts) -> Array:
+    """``Σ c v`` of ``values [k, rows]`` for every column of ``counts [rows, b]`` → ``[k, b]``."""
+    out = np.zeros((len(values), counts.shape[1]))
+    # In float64 the whole of ``counts`` would be copied; 256 rows of it at a time stay in the processor's cache.
+    for start in range(0, len(counts), 256):
+        out += values[:, start : start + 256] @ counts[start : start + 256].astype(np.float64)
+    return out
 
 
 def quantiles(resampled: Array, level: float) -> tuple[Array, Array]:
@@ -102,7 +115,7 @@ def quantiles(resampled: Array, level: float) -> tuple[Array, Array]:
     low, high = level_of(level)
     out = np.full((2, resampled.shape[1]), np.nan)
     whole = ~np.isnan(resampled).any(axis=0)
-    if whole.any():
+    if whole.any() and len(resampled):
         out[:, whole] = np.quantile(resampled[:, whole], [low, high], axis=0)
     for column in np.flatnonzero(~whole):
         kept = resampled[~np.isnan(resampled[:, column]), column]
@@ -111,40 +124,20 @@ def quantiles(resampled: Array, level: float) -> tuple[Array, Array]:
     return out[0], out[1]
 
 
-def bootstrap(
-    values: Numbers,
-    statistic: Callable[[Array], float] = mean,
-    groups: Numbers | None = None,
-    n: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+def interval_of(found: Array, level: float = 0.95) -> Interval:
+    """Interval of a statistic ``found [1 + n]`` under :func:`resample_counts`: of the data, then of each resample."""
+    low, high = quantiles(found[1:, None], level)
+    return Interval(float(found[0]), float(low[0]), float(high[0]))
+
+
+def mean_interval(
+    values: Numbers, groups: Numbers | None = None, n: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Percentile interval of a statistic of ``values [rows]`` by cluster bootstrap over ``groups [rows]``.
-
-    ``statistic`` maps the resampled values ``[m]`` to a number. The mean is fast; any other is called ``n`` times.
-    Deterministic by seed. Raises InputError for empty, NaN or infinite values, or ``n < 1``.
-    """
-    data = numbers(values, "values", ndim=(1,))
-    if statistic is mean or statistic is np.mean:
-        return bootstrap_columns(data, groups, n, level, seed)[0]
-    group, units = codes(groups, len(data))
-    _positive(n)
-    value = float(statistic(data))
-    if units == 1:
-        return Interval(value, np.nan, np.nan)
-    rows = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group, minlength=units))[:-1])
-    found = np.empty((n, 1))
-    done = 0
-    for block in draws(units, n, seed):
-        for counts in block:
-            picked = np.concatenate([np.repeat(rows[u], int(counts[u])) for u in np.flatnonzero(counts)])
-            found[done, 0] = float(statistic(data[picked]))
-            done += 1
-    low, high = quantiles(found, level)
-    return Interval(value, float(low[0]), float(high[0]))
+    """:func:`mean_intervals` of one column ``values [rows]``."""
+    return mean_intervals(numbers(values, "values", ndim=(1,)), groups, n, level, seed)[0]
 
 
-def bootstrap_columns(
+def mean_intervals(
     values: Numbers,
     groups: Numbers | None = None,
     n: int = 2000,
@@ -152,16 +145,28 @@ def bootstrap_columns(
     seed: int = 0,
     weights: Numbers | None = None,
 ) -> Intervals:
-    """Percentile intervals of the mean of every column of ``values [rows, k]``, one set of draws for all.
+    """Percentile intervals of the mean of every column, one set of draws for all.
 
-    ``weights [rows]``, non-negative: weighted means ``Σ w v / Σ w`` (weights are resampled with their rows).
+    Args:
+        values: Numbers ``[rows, k]``.
+        groups: Group of each row ``[rows]`` (None: each row is its own).
+        n: Resamples.
+        level: Share of samples whose interval holds the true value, 0..1.
+        seed: The same seed gives the same intervals.
+        weights: ``[rows]``, non-negative: weighted means ``Σ w v / Σ w`` (weights are resampled with their rows).
+
+    Returns:
+        Means and intervals ``[k]``; NaN intervals for one group.
+
+    Raises:
+        InputError: Values are missing, NaN or infinite; ``n < 1``; groups or weights of another length.
     """
     data = columns(values, "values")
-    weight = _weights(weights, len(data))
-    _positive(n)
+    weight = positive_weights(weights, len(data), zero=True)
+    check_count(n)
     group, units = codes(groups, len(data))
-    total = _sum_by(group, data * weight[:, None], units)
-    size = _sum_by(group, weight[:, None], units)[:, 0]
+    total = sum_by(group, data * weight[:, None], units)
+    size = sum_by(group, weight[:, None], units)[:, 0]
     value = total.sum(axis=0) / size.sum()
     if units == 1:
         nothing = np.full_like(value, np.nan)
@@ -171,85 +176,26 @@ def bootstrap_columns(
     return Intervals(value, *quantiles(found, level))
 
 
-def paired_difference(
-    a: Numbers,
-    b: Numbers,
+def bootstrap_interval(
+    values: Numbers,
+    statistic: Callable[[Array], float],
     groups: Numbers | None = None,
     n: int = 2000,
     level: float = 0.95,
     seed: int = 0,
-    permutations: int = 10_000,
-) -> Difference:
-    """``mean(a − b)`` over the same rows (questions), with bootstrap interval and sign-flip p. See the plural form."""
-    first, second = numbers(a, "a", ndim=(1,)), numbers(b, "b", ndim=(1,))
-    return paired_differences(first, second, groups, n, level, seed, permutations)[0]
+) -> Interval:
+    """Percentile interval of any statistic of ``values [rows]``; arguments and errors as for :func:`mean_intervals`.
 
-
-def paired_differences(
-    a: Numbers,
-    b: Numbers,
-    groups: Numbers | None = None,
-    n: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-    permutations: int = 10_000,
-) -> Differences:
-    """``mean(a − b)`` of every column of ``a, b [rows, k]``, paired by row, clustered by ``groups``.
-
-    Interval: percentile bootstrap. p: :func:`sign_flip_p`. Raises InputError when a and b differ in shape.
+    ``statistic`` maps the resampled values ``[m]`` to a number and is called ``n`` times.
     """
-    first, second = columns(a, "a"), columns(b, "b")
-    if first.shape != second.shape:
-        raise InputError(
-            f"{len(first)} and {len(second)} rows cannot be paired (shapes {list(first.shape)}, "
-            f"{list(second.shape)}): both systems must answer the same questions"
-        )
-    gap = first - second
-    found = bootstrap_columns(gap, groups, n, level, seed)
-    return Differences(found.value, found.low, found.high, sign_flip_p(gap, groups, permutations, seed))
-
-
-def sign_flip_p(differences: Numbers, groups: Numbers | None = None, n: int = 10_000, seed: int = 0) -> Array:
-    """Two-sided sign-flip permutation p of "the mean difference is 0", for every column ``[rows, k]`` → ``[k]``.
-
-    Under the null a question's difference is as likely negative as positive; all rows of a group flip together. When
-    ``2^groups ≤ n`` every flip is counted (exact); else ``(1 + hits) / (1 + n)`` over ``n`` random flips.
-    """
-    data = columns(differences, "differences")
-    _positive(n)
+    data = numbers(values, "values", ndim=(1,))
+    check_count(n)
     group, units = codes(groups, len(data))
-    total = _sum_by(group, data, units)
-    seen = np.abs(total.sum(axis=0))
-    bar = seen - 1e-12 * np.abs(total).sum(axis=0)  # sums in another order must count as ties
-    hits = np.zeros(total.shape[1])
-    if 2**units <= n:
-        signs = 1.0 - 2.0 * ((np.arange(2**units)[:, None] >> np.arange(units)) & 1)
-        exact: Array = (np.abs(signs @ total) >= bar).mean(axis=0)
-        return exact
-    rng = np.random.default_rng([seed, 1])  # not the stream of the bootstrap
-    block = max(1, _BLOCK // units)
-    for start in range(0, n, block):
-        rows = min(block, n - start)
-        signs = rng.integers(2, size=(rows, units), dtype=np.int8) * 2.0 - 1.0
-        hits += (np.abs(signs @ total) >= bar).sum(axis=0)
-    return (1 + hits) / (1 + n)
-
-
-def _sum_by(group: NDArray[np.int64], data: Array, units: int) -> Array:
-    out = np.zeros((units, data.shape[1]))
-    np.add.at(out, group, data)
-    return out
-
-
-def _weights(weights: Numbers | None, n: int) -> Array:
-    if weights is None:
-        return np.ones(n)
-    out = numbers(weights, "weights", ndim=(1,))
-    if len(out) != n or out.min() < 0 or out.sum() == 0:
-        raise InputError(f"weights need {n} numbers ≥ 0 that are not all 0, got {len(out)} from {out.min():g}")
-    return out
-
-
-def _positive(n: int) -> None:
-    if n < 1:
-        raise InputError(f"{n} resamples are too few: ask for at least 1 (2000 is usual)")
+    rows = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group, minlength=units))[:-1])
+    found = [float(statistic(data))]
+    if units > 1:
+        for block in draws(units, n, seed):
+            for counts in block:
+                picked = np.concatenate([np.repeat(rows[u], int(counts[u])) for u in np.flatnonzero(counts)])
+                found.append(float(statistic(data[picked])))
+    return interval_of(np.array(found), level)

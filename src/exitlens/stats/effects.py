@@ -11,12 +11,10 @@ from scipy.stats import binomtest
 from scipy.stats import t as student
 
 from exitlens.errors import InputError
-from exitlens.stats.arrays import Array, Numbers, columns, flags, level_of, numbers
-from exitlens.stats.bootstrap import Differences
+from exitlens.stats.arrays import BLOCK, Array, Numbers, check_count, columns, flags, level_of, positive_weights
+from exitlens.stats.paired import Differences
 
 __all__ = ["McNemar", "adjusted_difference", "cohens_d", "mcnemar", "permutation_p"]
-
-_BLOCK = 1 << 22
 
 
 class _Groups(NamedTuple):
@@ -28,7 +26,7 @@ class _Groups(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class McNemar:
-    """Rows that only the first, or only the second, system has right, and the exact two-sided p."""
+    """Rows that only the first, or only the second, system answers correctly, and the exact two-sided p."""
 
     only_first: int
     only_second: int
@@ -36,7 +34,7 @@ class McNemar:
 
 
 def cohens_d(value: Numbers, group: Numbers) -> Array:
-    """``(mean₁ − mean₀) / pooled standard deviation`` of every column of ``value [n, k]`` → ``[k]``.
+    """``(mean₁ − mean₀) / pooled standard deviation`` of every column of ``value [n, k]`` → ``[k]`` (Cohen 1988).
 
     ``group [n]`` of 0/1. NaN when a group has fewer than two rows or nothing varies.
     """
@@ -54,18 +52,16 @@ def permutation_p(
 ) -> Array:
     """Two-sided permutation p of "both groups have the same mean", every column of ``value [n, k]`` → ``[k]``.
 
-    Group labels are shuffled over the rows, the same shuffles for all columns: ``(1 + hits) / (1 + n)``.
+    Group labels are shuffled over the rows, the same shuffles for all columns: ``(1 + hits) / (1 + n)``, which is
+    never 0 and never too small (Phipson and Smyth 2010).
     ``weights [n]``: means are ``Σ w v / Σ w`` (token weighted); a row keeps its weight. The rows must be
     exchangeable, that is one row a question. NaN when a group is empty.
     """
     data, member, ones, zeros = _groups(value, group)
-    if n < 1:
-        raise InputError(f"{n} permutations are too few: ask for at least 1 (10000 is usual)")
+    check_count(n, "permutations", 10_000)
     if not ones or not zeros:
         return np.full(data.shape[1], np.nan)
-    weight = np.ones(len(data)) if weights is None else numbers(weights, "weights", ndim=(1,))
-    if len(weight) != len(data) or weight.min() <= 0:
-        raise InputError(f"weights need {len(data)} numbers above 0, got {len(weight)} from {weight.min():g}")
+    weight = positive_weights(weights, len(data), zero=False)
     # Shifted by the mean: the same differences, with less rounding.
     both = np.column_stack([(data - np.average(data, axis=0, weights=weight)) * weight[:, None], weight])
     total = both.sum(axis=0)
@@ -77,10 +73,10 @@ def permutation_p(
         return out
 
     seen = gaps(member[None].astype(np.float64))[0]
-    bar = seen - 1e-12 * np.abs(data).max(axis=0)
+    bar = seen - 1e-12 * np.abs(data).max(axis=0)  # sums in another order must count as ties
     rng = np.random.default_rng([seed, 2])
     hits = np.zeros(data.shape[1])
-    block = max(1, _BLOCK // len(data))
+    block = max(1, BLOCK // len(data))
     for start in range(0, n, block):
         labels = np.repeat(member[None].astype(np.int8), min(block, n - start), axis=0)
         hits += (gaps(rng.permuted(labels, axis=1).astype(np.float64)) >= bar).sum(axis=0)
@@ -127,7 +123,7 @@ def adjusted_difference(value: Numbers, group: Numbers, covariate: Numbers, leve
 
 
 def mcnemar(first: Numbers, second: Numbers) -> McNemar:
-    """Exact McNemar test of two systems' right/wrong ``[n]`` on the same rows; p is 1 when they never differ."""
+    """Exact McNemar test (1947) of two systems' correct/incorrect ``[n]`` on the same rows; p is 1 when they agree."""
     a = flags(first, len(first), "first")
     b = flags(second, len(a), "second")
     only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())

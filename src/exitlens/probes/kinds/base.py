@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,50 +28,36 @@ class FittedStack(Protocol):
         ...
 
 
-class Kind(Protocol):
-    """A kind of probe: how to fit many at once.
+@dataclass(frozen=True, kw_only=True)
+class Kind(ABC):
+    """A kind of probe: how to fit many at once, and what it needs. A kind of your own extends this.
 
-    ``settings``: values of its one hyper-parameter, tried in the inner folds (``(None,)`` when it has none).
-    ``random``: whether the seed changes the result. ``stack``: how many models are best trained side by side; one
-    call of :meth:`fit` should get ``stack / seeds`` layers. ``inner``: how many inner folds are worth their time.
+    Attributes:
+        name: As in ``--kinds``.
+        settings: Values of its one hyper-parameter, tried in the inner folds (``(None,)`` when it has none).
+        random: Whether the seed changes the result.
+        stack: How many models are best trained side by side; one call of :meth:`fit` should get ``stack / seeds``
+            layers.
+        inner: How many inner folds are worth their time (None: all).
+        both_polarities: Whether it can only be fitted on affirmed and negated statements together.
+        notes: A warning that belongs beside its results, or ''.
     """
 
-    @property
-    def name(self) -> str:
-        """As in ``--kinds``."""
-        ...
+    name: str
+    settings: tuple[float | None, ...] = (None,)
+    random: bool = False
+    stack: int = 1
+    inner: int | None = None
+    both_polarities: bool = False
+    notes: str = ""
 
-    @property
-    def settings(self) -> tuple[float | None, ...]:
-        """Values of the hyper-parameter."""
-        ...
-
-    @property
-    def random(self) -> bool:
-        """Whether the seed matters."""
-        ...
-
-    @property
-    def stack(self) -> int:
-        """Models to train side by side."""
-        ...
-
-    @property
-    def inner(self) -> int | None:
-        """Most inner folds used for choosing (None: all)."""
-        ...
-
-    @property
-    def notes(self) -> str:
-        """A warning that belongs beside its results, or ''."""
-        ...
-
+    @abstractmethod
     def fit(self, states: Tensor, data: ProbeData, trains: Sequence[Tensor], seeds: Sequence[int]) -> list[FittedStack]:
-        """Fit on the rows ``trains`` (index tensors, one a fold) of ``states [layers, n, d]``: one bank a layer.
+        """Fit on the rows ``trains`` (index tensors, one a fold) of ``states [layers, n, d]``: one stack a layer.
 
-        ``data`` gives labels, groups, topics and polarity of the n rows; its own ``states`` are not read.
+        ``data`` gives labels, groups, topics and polarity of the n rows; its own ``states`` are not read. ``seeds`` are
+        for kinds that chance changes.
         """
-        ...
 
 
 @dataclass(frozen=True)

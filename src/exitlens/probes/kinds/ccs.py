@@ -18,8 +18,8 @@ from torch import Tensor
 
 from exitlens.errors import ProbeError
 from exitlens.probes.dataset import ProbeData
-from exitlens.probes.kinds.base import FittedStack, LinearStack
-from exitlens.probes.kinds.mlp import Adam
+from exitlens.probes.kinds.base import FittedStack, Kind, LinearStack
+from exitlens.probes.kinds.mlp_training import Adam
 
 __all__ = ["CCS", "contrast_pairs"]
 
@@ -46,22 +46,22 @@ def contrast_pairs(data: ProbeData, rows: NDArray[np.int64]) -> tuple[NDArray[np
     return np.array(plus), np.array(minus)
 
 
-@dataclass(frozen=True)
-class CCS:
+@dataclass(frozen=True, kw_only=True)
+class CCS(Kind):
     """CCS with ``restarts`` random starts a seed; the one with the least loss (not the best accuracy) is kept."""
 
-    restarts: int = 8
-    epochs: int = 300
-    lr: float = 0.02
-    settings: tuple[float | None, ...] = (None,)
     name: str = "ccs"
     random: bool = True
     stack: int = 5
-    inner: int | None = 2
+    inner: int | None = 2  # its search of an inner fold costs as much as that of an outer one
+    both_polarities: bool = True
+    restarts: int = 8
+    epochs: int = 300
+    lr: float = 0.02
     notes: str = "unsupervised and unstable: labels only choose its sign, and restarts differ"
 
     def fit(self, states: Tensor, data: ProbeData, trains: Sequence[Tensor], seeds: Sequence[int]) -> list[FittedStack]:
-        """One bank a layer; seeds lie on the bank's seed axis."""
+        """One stack a layer; seeds lie on the stack's seed axis."""
         return [self._fit_layer(x, data, trains, seeds) for x in states]
 
     def _fit_layer(self, x: Tensor, data: ProbeData, trains: Sequence[Tensor], seeds: Sequence[int]) -> FittedStack:

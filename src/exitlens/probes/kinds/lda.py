@@ -13,22 +13,18 @@ import torch
 from torch import Tensor
 
 from exitlens.probes.dataset import ProbeData
-from exitlens.probes.kinds.base import FittedStack, LinearStack, class_means, mask
+from exitlens.probes.kinds.base import FittedStack, Kind, LinearStack, class_means, mask
 from exitlens.probes.kinds.mass_mean import within_covariance
 
 __all__ = ["LDA"]
 
 
-@dataclass(frozen=True)
-class LDA:
+@dataclass(frozen=True, kw_only=True)
+class LDA(Kind):
     """LDA; ``settings`` are the shrinkages tried (0..1)."""
 
-    settings: tuple[float | None, ...] = (0.01, 0.1, 0.5)
     name: str = "lda"
-    random: bool = False
-    stack: int = 1
-    inner: int | None = None
-    notes: str = ""
+    settings: tuple[float | None, ...] = (0.01, 0.1, 0.5)
 
     def fit(
         self,
@@ -37,10 +33,10 @@ class LDA:
         trains: Sequence[Tensor],
         seeds: Sequence[int],  # noqa: ARG002  # the interface of random kinds; this kind has no chance in it
     ) -> list[FittedStack]:
-        """One bank a layer; ``seeds`` change nothing."""
+        """One stack a layer; ``seeds`` change nothing."""
         member = mask(trains, data.n, states.dtype)
         y = data.y.to(states.dtype)
-        banks: list[FittedStack] = []
+        stacks: list[FittedStack] = []
         for layer in states:
             centre = layer.mean(0)
             x = layer - centre  # so that the Gram matrix does not drown the covariance in the mean
@@ -60,5 +56,5 @@ class LDA:
             middle = means.sum(1) / 2
             prior = (counts[:, 1] / counts[:, 0]).log()
             bias = prior[:, None] - torch.einsum("fhd,fd->fh", weight, middle + centre)
-            banks.append(LinearStack(self.name, weight, bias))
-        return banks
+            stacks.append(LinearStack(self.name, weight, bias))
+        return stacks

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from exitlens.probes.dataset import ProbeData
-from exitlens.probes.kinds.base import FittedStack, LinearStack, mask
+from exitlens.probes.kinds.base import FittedStack, Kind, LinearStack, mask
 
 __all__ = ["Logistic", "fit_path"]
 
@@ -221,18 +221,14 @@ def _fit_path(
     return weight.reshape(-1, h, x.shape[1]), bias.reshape(-1, h)
 
 
-@dataclass(frozen=True)
-class Logistic:
+@dataclass(frozen=True, kw_only=True)
+class Logistic(Kind):
     """Logistic regression on standardised states; ``settings`` are the values of C tried."""
 
+    name: str = "logistic"
     settings: tuple[float | None, ...] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     standardize: bool = True
     tol: float = 1e-5
-    name: str = "logistic"
-    random: bool = False
-    stack: int = 1
-    inner: int | None = None
-    notes: str = ""
 
     def fit(
         self,
@@ -241,12 +237,12 @@ class Logistic:
         trains: Sequence[Tensor],
         seeds: Sequence[int],  # noqa: ARG002  # the interface of random kinds; this kind has no chance in it
     ) -> list[FittedStack]:
-        """One bank a layer; ``seeds`` change nothing (a convex problem has one answer)."""
+        """One stack a layer; ``seeds`` change nothing (a convex problem has one answer)."""
         member = mask(trains, data.n, states.dtype)
         y = data.y.to(states.dtype)
         penalties = [float(c) for c in self.settings if c is not None]
-        banks: list[FittedStack] = []
+        stacks: list[FittedStack] = []
         for x in states:
             weight, bias = fit_path(x, y, member, penalties, standardize=self.standardize, tol=self.tol)
-            banks.append(LinearStack(self.name, weight, bias))
-        return banks
+            stacks.append(LinearStack(self.name, weight, bias))
+        return stacks

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from exitlens.probes.dataset import ProbeData
-from exitlens.probes.kinds.base import FittedStack, LinearStack, calibrate, class_means, fold_grams, mask
+from exitlens.probes.kinds.base import FittedStack, Kind, LinearStack, calibrate, class_means, fold_grams, mask
 
-__all__ = ["MassMean", "within_covariance"]
+__all__ = ["MassMean", "WhitenedMassMean", "within_covariance"]
 
 
 def within_covariance(x: Tensor, means: Tensor, counts: Tensor, member: Tensor) -> Tensor:
@@ -26,22 +26,13 @@ def within_covariance(x: Tensor, means: Tensor, counts: Tensor, member: Tensor) 
     return scatter.div_(counts.sum(1)[:, None, None])
 
 
-@dataclass(frozen=True)
-class MassMean:
+@dataclass(frozen=True, kw_only=True)
+class MassMean(Kind):
     """Mass-mean probe. ``ridge``: share of the mean variance added to the covariance when whitening."""
 
+    name: str = "mass-mean"
     whiten: bool = False
     ridge: float = 1e-3
-    settings: tuple[float | None, ...] = (None,)
-    random: bool = False
-    stack: int = 1
-    inner: int | None = None
-    notes: str = ""
-
-    @property
-    def name(self) -> str:
-        """``mass-mean`` or ``mass-mean-whitened``."""
-        return "mass-mean-whitened" if self.whiten else "mass-mean"
 
     def fit(
         self,
@@ -50,10 +41,10 @@ class MassMean:
         trains: Sequence[Tensor],
         seeds: Sequence[int],  # noqa: ARG002  # the interface of random kinds; this kind has no chance in it
     ) -> list[FittedStack]:
-        """One bank a layer; ``seeds`` change nothing."""
+        """One stack a layer; ``seeds`` change nothing."""
         member = mask(trains, data.n, states.dtype)
         y = data.y.to(states.dtype)
-        banks: list[FittedStack] = []
+        stacks: list[FittedStack] = []
         for layer in states:
             centre = layer.mean(0)
             # Plain needs two products with X only; a centred copy would cost more than both.
@@ -72,5 +63,13 @@ class MassMean:
             bias = bias - scale * offset[:, 0]
             if self.whiten:
                 bias = bias - weight @ centre
-            banks.append(LinearStack(self.name, weight[:, None], bias[:, None]))
-        return banks
+            stacks.append(LinearStack(self.name, weight[:, None], bias[:, None]))
+        return stacks
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhitenedMassMean(MassMean):
+    """Mass-mean probe with the within-class covariance divided out."""
+
+    name: str = "mass-mean-whitened"
+    whiten: bool = True

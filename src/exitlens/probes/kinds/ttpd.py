@@ -16,23 +16,19 @@ from torch import Tensor
 
 from exitlens.errors import ProbeError
 from exitlens.probes.dataset import ProbeData
-from exitlens.probes.kinds.base import FittedStack, LinearStack, mask
+from exitlens.probes.kinds.base import FittedStack, Kind, LinearStack, mask
 from exitlens.probes.kinds.logistic import fit_path
 
 __all__ = ["TTPD"]
 
 
-@dataclass(frozen=True)
-class TTPD:
+@dataclass(frozen=True, kw_only=True)
+class TTPD(Kind):
     """TTPD. ``polarity_c``: scikit-learn's C of the polarity direction's regression."""
 
-    polarity_c: float = 0.1
-    settings: tuple[float | None, ...] = (None,)
     name: str = "ttpd"
-    random: bool = False
-    stack: int = 1
-    inner: int | None = None
-    notes: str = ""
+    both_polarities: bool = True
+    polarity_c: float = 0.1
 
     def fit(
         self,
@@ -41,7 +37,7 @@ class TTPD:
         trains: Sequence[Tensor],
         seeds: Sequence[int],  # noqa: ARG002  # the interface of random kinds; this kind has no chance in it
     ) -> list[FittedStack]:
-        """One bank a layer. :class:`ProbeError` when a fold's training rows are all affirmed or all negated."""
+        """One stack a layer. :class:`ProbeError` when a fold's training rows are all affirmed or all negated."""
         if data.negated is None:
             raise ProbeError("TTPD needs affirmed and negated statements: give 'negated', or drop ttpd")
         negated = torch.from_numpy(data.negated)

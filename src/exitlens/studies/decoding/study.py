@@ -132,7 +132,7 @@ def compare(scores: pd.DataFrame, penalties: dict[str, float], *, seed: int = 0)
         if not len(wide):
             continue
         values = wide.to_numpy(dtype=np.float64)
-        means = stats.bootstrap_columns(values, seed=seed)
+        means = stats.mean_intervals(values, seed=seed)
         first = np.repeat(values[:, :1], len(decoders), axis=1)
         gaps = stats.paired_differences(values, first, seed=seed)
         for i, decoder in enumerate(decoders):

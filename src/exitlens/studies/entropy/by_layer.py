@@ -62,10 +62,10 @@ def entropy_by_layer(
             "judge": judge,
             "estimator": estimator,
             "layer": layers,
-            "n_right": means.n_right,
-            "n_wrong": means.n_wrong,
+            "n_right": means.n_correct,
+            "n_wrong": means.n_incorrect,
         }
-        for name, found in (("right", means.right), ("wrong", means.wrong), ("difference", means.difference)):
+        for name, found in (("right", means.correct), ("wrong", means.incorrect), ("difference", means.difference)):
             table |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
         table |= {
             "auroc": auroc.value,

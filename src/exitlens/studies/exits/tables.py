@@ -67,7 +67,7 @@ def policy_table(
     done: list[tuple[str, float, Outcome]] = [(p.kind, _threshold(p), apply_policy(signals, p, cost)) for p in chosen]
     done += [("oracle", level, oracle_at(signals, cost, level)) for level in _LEVELS]
     agrees = np.stack([outcome.agrees for _, _, outcome in done], axis=1).astype(np.float64)
-    spans = stats.bootstrap_columns(agrees, signals.question, seed=seed)
+    spans = stats.mean_intervals(agrees, signals.question, seed=seed)
     rows = []
     for i, (kind, threshold, outcome) in enumerate(done):
         widths = block_widths(outcome.exit, signals.question, signals.step)
@@ -150,7 +150,9 @@ def kinds_table(
         if not mask.any():
             continue
         for policy, threshold, outcome in done:
-            found = stats.bootstrap(outcome.agrees[mask].astype(np.float64), groups=signals.question[mask], seed=seed)
+            found = stats.mean_interval(
+                outcome.agrees[mask].astype(np.float64), groups=signals.question[mask], seed=seed
+            )
             rows.append(
                 {
                     "policy": policy,
@@ -205,7 +207,7 @@ def calibration_table(
                 rows.append({**row, "outcome": "nowhere: no threshold passed"})
                 continue
             outcome = done[grid.index(found.threshold)]
-            risk = stats.bootstrap(_loss(outcome, signals, other), seed=seed)
+            risk = stats.mean_interval(_loss(outcome, signals, other), seed=seed)
             tested = np.isin(signals.question, other)
             extra = caught_up(outcome.exit, signals.question, signals.step)
             rows.append(

@@ -185,14 +185,14 @@ def accuracy_by_layer(layers: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 
     Columns: lens, layer, n, accuracy, low, high, right_share (mean share of the right choices).
     """
-    from exitlens.stats import bootstrap
+    from exitlens.stats import mean_interval
 
     known = layers[layers.groupby(["question_id", "lens"])["correct"].transform("any")]
     rows: list[dict[str, Any]] = []
     for (lens, layer), here in known.groupby(["lens", "layer"], sort=True):
         best = here.loc[here.groupby("question_id")["share"].idxmax()]
         hit = best["correct"].to_numpy(dtype=float)
-        interval = bootstrap(hit, seed=seed)
+        interval = mean_interval(hit, seed=seed)
         share = here[here["correct"]].groupby("question_id")["share"].sum()
         rows.append(
             {

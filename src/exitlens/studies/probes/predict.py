@@ -13,10 +13,11 @@ from exitlens.data.records import Dataset
 from exitlens.data.sources import read_source
 from exitlens.errors import DataError, ProbeError
 from exitlens.models.protocol import LayeredModel
-from exitlens.probes.files import SavedProbe
-from exitlens.studies.probes.extraction import read_states
+from exitlens.probes import SavedProbe
+from exitlens.runs.hidden_states import Origin, text_hash
+from exitlens.studies.probes.extraction import check_position, origin_of, read_states
 
-__all__ = ["Judged", "judge_texts", "read_texts"]
+__all__ = ["Judged", "check_probe", "judge_texts", "prompt_name", "read_texts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +102,29 @@ def judge_texts(
 
     Raises ProbeError when the model or ``position`` is not the one that the probe was fitted on.
     """
-    saved.check(lm, position)
+    check_probe(saved, lm, position)
     if saved.position == "every":
         raise ProbeError(f"'{saved.path}' was fitted on every token: it watches a generation, it does not judge a text")
-    states = read_states(lm, [t.text for t in texts], saved.layers, setting=saved.setting, position=saved.position)
+    where = check_position(saved.position)
+    states = read_states(lm, [t.text for t in texts], saved.layers, setting=saved.setting, position=where)
     found = saved.p_true(states).double().tolist()
     return [Judged(t.id, t.text, t.label, p) for t, p in zip(texts, found, strict=True)]
+
+
+def prompt_name(origin: Origin) -> str:
+    """What a probe's provenance calls the prompt of these states."""
+    return f"{origin.setting}-{text_hash(origin.prompt)}"
+
+
+def check_probe(saved: SavedProbe, lm: LayeredModel, position: str | None = None) -> None:
+    """Raise ProbeError unless model, position and prompt are those that the probe was fitted on."""
+    where = saved.probe.provenance
+    if where.model and where.model != lm.fingerprint:
+        raise ProbeError(
+            f"'{saved.path}' was fitted on '{saved.model}' ({where.model[:12]}), not on '{lm.name}' "
+            f"({lm.fingerprint[:12]}): use that model, or fit the probe again"
+        )
+    saved.probe.check(position=position)
+    known = prompt_name(origin_of(lm, saved.setting))
+    if where.prompt and where.prompt != known:
+        raise ProbeError(f"'{saved.path}' was fitted under another prompt ({where.prompt}, now {known}): fit it again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from exitlens.probes.evaluate import ProbeStudy
+from exitlens.probes import ProbeStudy, to_frame
 
 __all__ = ["view_tables"]
 
@@ -19,8 +19,8 @@ def view_tables(study: ProbeStudy) -> dict[str, pd.DataFrame]:
     ``probe_layers`` (probes and control by layer; floor and model as rows without a layer), ``probe_best``,
     ``probe_comparisons``.
     """
-    by_layer = _wide(study.to_frame("probe_layers"), ["kind", "role", "protocol", "layer", "n_seeds"])
-    best = study.to_frame("probe_best")
+    by_layer = _wide(to_frame(study, "probe_layers"), ["kind", "role", "protocol", "layer", "n_seeds"])
+    best = to_frame(study, "probe_best")
     flat = best[best["role"].isin(["floor", "model"])]
     without = _wide(flat, ["kind", "role", "protocol", "n_seeds"])
     layers = pd.concat([by_layer, without.assign(layer=pd.array([pd.NA] * len(without), dtype="Int64"))])
@@ -28,7 +28,7 @@ def view_tables(study: ProbeStudy) -> dict[str, pd.DataFrame]:
     return {
         "probe_layers": layers.assign(n=len(study.labels)).reset_index(drop=True),
         "probe_best": _wide(best, keys),
-        "probe_comparisons": study.to_frame("probe_comparisons"),
+        "probe_comparisons": to_frame(study, "probe_comparisons"),
     }
 
 

@@ -21,7 +21,7 @@ from exitlens.studies.probes.model_answers import pick_taps, said
 from exitlens.studies.probes.truth import run_kinds
 
 if TYPE_CHECKING:
-    from exitlens.probes.original_study import OriginalStudy
+    from exitlens.probes.original import OriginalStudy
 
 __all__ = ["check", "original_table", "pick_test_topic", "probe_study", "run"]
 
@@ -62,7 +62,7 @@ def original_table(
     seed: int = 0,
 ) -> OriginalStudy:
     """The original study on stored states; what the model itself said was stored beside them."""
-    from exitlens.probes.original_study import original_study
+    from exitlens.probes.original import original_study
 
     layers = pick_taps(lm, taps)
     ids = [statement.id for statement in statements]
@@ -77,7 +77,7 @@ def original_table(
         next_token,
         probability,
         layers=layers,
-        taps=layers,
+        probed_layers=layers,
         test_topic=pick_test_topic(statements, test_topic),
         groups=groups(statements),
         seed=seed,
@@ -102,7 +102,7 @@ def check(ctx: Context) -> None:
         pick_test_topic(ctx.inputs.statements, ctx.config.test_topic)
     label_tokens(ctx.engine.lm)
     if ctx.config.kinds:
-        from exitlens.probes.kinds import kind_named
+        from exitlens.probes import kind_named
 
         for kind in ctx.config.kinds:
             kind_named(kind)

@@ -34,18 +34,18 @@ from exitlens.probes import (
     lm_baselines,
     make_data,
     make_split,
+    to_frame,
     topic_transfer,
     transfer,
+    verdict,
 )
-from exitlens.probes.curves import calibration_curve, risk_curve
-from exitlens.probes.files import prompt_name
-from exitlens.probes.resample import bootstrap_weights
 from exitlens.runs.engine import Clock, Report
 from exitlens.runs.hidden_states import StateStore
 from exitlens.studies.context import Context
 from exitlens.studies.layers.stage import check_layers
 from exitlens.studies.probes.extraction import Position, Setting, check_position, extract
 from exitlens.studies.probes.model_answers import pick_taps, said
+from exitlens.studies.probes.predict import prompt_name
 from exitlens.studies.probes.probe_kinds import view_tables
 
 __all__ = ["PROTOCOLS", "TruthStudy", "run_kinds", "states_folder", "truth_data", "truth_study"]
@@ -53,7 +53,6 @@ __all__ = ["PROTOCOLS", "TruthStudy", "run_kinds", "states_folder", "truth_data"
 PROTOCOLS = (
     "leave-one-topic-out", "grouped-k-fold", "original", "affirmed-to-negated", "transfer", "random-k-fold",
 )  # fmt: skip
-_DRAWN = ("probe", "floor", "model")  # roles with curves of their own; ensembles would only crowd a figure
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class TruthStudy:
     @property
     def sentence(self) -> str:
         """Whether the best probe beats the text-only floor and the model's own answer, in words."""
-        return self.study.sentence()
+        return verdict(self.study)
 
     def refit(self, seed: int = 0) -> tuple[Probe, dict[str, Any]]:
         """The best kind fitted again on every row, and what a file should say about it.
@@ -81,14 +80,14 @@ class TruthStudy:
         The kind is the one of highest held-out accuracy; layer and setting are those that its inner folds preferred
         (highest mean inner AUROC). How well it does elsewhere is what the study measured, not the fit on all rows.
         """
-        top = max((m for m in self.study.best if m.role == "probe"), key=lambda m: m.values["accuracy"][0])
-        run = next(r for r in self.study.runs if r.kind == top.name)
+        top = self.study.top
+        run = self.study.run_of(top.name)
         at = int(run.inner_auroc.double().mean(0).argmax())
         setting = Counter(fold[at] for fold in run.layer_settings).most_common(1)[0][0]
         probe = fit_rows(run.kind, self.data, run.layers[at], setting=setting, seed=seed, provenance=self.provenance)
-        value, low, high = top.values["accuracy"]
-        held_out = {"protocol": self.study.protocol, "accuracy": value, "low": low, "high": high}
-        return probe, {**self.about, "held_out": {**held_out, "auroc": top.values["auroc"][0]}, "n": self.data.n}
+        found = top.values["accuracy"]
+        held_out = {"protocol": self.study.protocol, "accuracy": found.value, "low": found.low, "high": found.high}
+        return probe, {**self.about, "held_out": {**held_out, "auroc": top.values["auroc"].value}, "n": self.data.n}
 
 
 def truth_study(
@@ -146,15 +145,19 @@ def truth_study(
         seeds=tuple(range(seed, seed + seeds)),
         baselines=baselines,
         # Of the model's depth, not of the layers asked for.
-        taps=[j for j in pick_taps(lm) if j in numbers] or None,
+        voting_layers=[j for j in pick_taps(lm) if j in numbers] or None,
         resamples=resamples,
         progress=lambda done, _total: clock.worked(max(0, done - clock.done)),
     )
-    tables = {**view_tables(study), **_curves(study, data, resamples, seed)}
+    tables = view_tables(study)
+    for table in ("probe_calibration", "probe_risk"):
+        curve = to_frame(study, table, resamples=min(resamples, 500), seed=seed)
+        if len(curve):
+            tables[table] = curve
     if matrix and protocol == "leave-one-topic-out":
         tables["probe_transfer"] = _matrix(data, kinds, seed, resamples, Clock("probe-transfer", 1000, report))
     tables["probe_verdict"] = pd.DataFrame(
-        [{"protocol": protocol, "setting": setting, "position": position, "sentence": study.sentence()}]
+        [{"protocol": protocol, "setting": setting, "position": position, "sentence": verdict(study)}]
     )
     where = Provenance(model=lm.fingerprint, lens="raw", prompt=prompt_name(store.origin), position=position)
     about = {"model": lm.name, "setting": setting, "position": position, "dtype": store.origin.dtype}
@@ -170,7 +173,7 @@ def _check(
     test_topic: str | None,
 ) -> None:
     """Raise, before any state is computed, what labels, topics, groups and polarities alone tell."""
-    polar = [kind for kind in kinds if kind in ("ttpd", "ccs")]
+    polar = [kind for kind in kinds if kind_named(kind).both_polarities]
     if polar and protocol == "affirmed-to-negated":
         raise ProbeError(
             f"kind '{polar[0]}' is fitted on statements of both polarities, and affirmed-to-negated trains on affirmed "
@@ -233,7 +236,7 @@ def states_folder(folder: str | Path, setting: Setting, position: Position) -> P
 
 def run_kinds(ctx: Context) -> None:
     """The part of a run that ``kinds`` asks for: its tables, and the best probe as ``probe.safetensors``."""
-    from exitlens.probes.files import save_probe
+    from exitlens.probes import save_probe
 
     config, directory = ctx.config, ctx.engine.directory
     if directory is None:
@@ -270,23 +273,6 @@ def _split(data: ProbeData, ids: Sequence[str], protocol: str, seed: int, test_t
         return make_split(data, protocol, seed=seed, test=(test_topic,) if test_topic is not None else ())
     tested = np.array([name.startswith("test:") for name in ids])
     return transfer(data, np.flatnonzero(~tested), np.flatnonzero(tested), label="test data", seed=seed)
-
-
-def _curves(study: ProbeStudy, data: ProbeData, resamples: int, seed: int) -> dict[str, pd.DataFrame]:
-    """``probe_calibration`` and ``probe_risk`` with intervals."""
-    weights = bootstrap_weights(data.groups[study.rows], min(resamples, 500), seed)
-    y = torch.from_numpy(study.labels)
-    shown = [m.name for m in study.best if m.role in _DRAWN]
-    frames: dict[str, list[pd.DataFrame]] = {"probe_calibration": [], "probe_risk": []}
-    for name in shown:
-        p = study.predictions[name]
-        # An answer of yes or no has no calibration to speak of.
-        if bool(((p > 0) & (p < 1)).any()):
-            frames["probe_calibration"].append(
-                pd.DataFrame(calibration_curve(p, y, weights)).assign(kind=name, protocol=study.protocol)
-            )
-        frames["probe_risk"].append(pd.DataFrame(risk_curve(p, y, weights)).assign(kind=name, protocol=study.protocol))
-    return {table: pd.concat(parts, ignore_index=True) for table, parts in frames.items() if parts}
 
 
 def _matrix(data: ProbeData, kinds: Sequence[str], seed: int, resamples: int, clock: Clock) -> pd.DataFrame:

@@ -102,9 +102,9 @@ class _Part:
     def __call__(self) -> list[Tensor]:
         """P(true) ``[layers, settings, seeds, test rows]`` of each fold."""
         states = self.data.states[self.layers]
-        banks = self.kind.fit(states, self.data, [self.trains[f] for f in self.folds], self.used[self.seeds])
+        stacks = self.kind.fit(states, self.data, [self.trains[f] for f in self.folds], self.used[self.seeds])
         return [
-            torch.stack([bank.predict(at, x[self.tests[f]]) for bank, x in zip(banks, states, strict=True)])
+            torch.stack([stack.predict(at, x[self.tests[f]]) for stack, x in zip(stacks, states, strict=True)])
             for at, f in enumerate(self.folds)
         ]
 
@@ -144,16 +144,16 @@ def fit_rows(
     if layer not in data.layers:
         raise ProbeError(f"layer {layer} is not among the states' layers {', '.join(map(str, data.layers))}")
     value = setting if setting is not None else k.settings[len(k.settings) // 2]
-    single: Kind = replace(k, settings=(value,))  # type: ignore[type-var]  # every kind is a frozen dataclass
+    single = replace(k, settings=(value,))
     train = np.arange(data.n) if rows is None else rows
     check_labels(data.labels[train], "training rows")
     at = data.layers.index(layer)
     with torch.no_grad(), nullcontext() if k.random else faster_float32():
-        bank = single.fit(data.states[at : at + 1], data, [torch.from_numpy(train)], (seed,))[0]
+        stack = single.fit(data.states[at : at + 1], data, [torch.from_numpy(train)], (seed,))[0]
     base = provenance if provenance is not None else Provenance()
     notes = "; ".join(x for x in (base.notes, k.notes) if x)
     where = replace(base, layer=layer, data=base.data or data.fingerprint(), notes=notes)
-    return bank.probe(0, 0, 0, where)
+    return stack.probe(0, 0, 0, where)
 
 
 def fit(

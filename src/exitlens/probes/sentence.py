@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from exitlens.probes.evaluate import Comparison, ProbeStudy
+from exitlens.probes.results import Comparison, ProbeStudy
 
 __all__ = ["verdict"]
 
@@ -38,16 +35,15 @@ def verdict(study: ProbeStudy) -> str:
     The best probe is the one of highest accuracy outside its training folds; naming it the best of several makes its
     own number a little optimistic, which the Holm correction over all comparisons answers for the claims.
     """
-    probes = [m for m in study.best if m.role == "probe"]
-    top = max(probes, key=lambda m: m.values["accuracy"][0])
-    run = next(r for r in study.runs if r.kind == top.name)
-    value, low, high = top.values["accuracy"]
-    layers = sorted(set(run.chosen_layers))
+    top = study.top
+    accuracy = top.values["accuracy"]
+    layers = sorted(set(study.run_of(top.name).chosen_layers))
     where = f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(map(str, layers))} (chosen fold by fold)"
     words = [
         (
-            f"Under {study.protocol}, the best probe is {top.name} at {where}: accuracy {_percent(value)} "
-            f"(95 % interval {_percent(low)} to {_percent(high)}), AUROC {top.values['auroc'][0]:.3f}, "
+            f"Under {study.protocol}, the best probe is {top.name} at {where}: accuracy {_percent(accuracy.value)} "
+            f"(95 % interval {_percent(accuracy.low)} to {_percent(accuracy.high)}), "
+            f"AUROC {top.values['auroc'].value:.3f}, "
             f"on {len(study.labels)} statements in {study.n_groups} groups, "
             f"{top.n_seeds} seed{'s' * (top.n_seeds != 1)}."
         )
@@ -57,12 +53,12 @@ def verdict(study: ProbeStudy) -> str:
         c = next((c for c in study.comparisons if {c.a, c.b} == {top.name, rival.name}), None)
         if c is not None:
             kind = "the text-only floor" if rival.role == "floor" else f"the model's own answer ({rival.name})"
-            words.append(_against(c, top.name, f"{kind} (accuracy {_percent(rival.values['accuracy'][0])})"))
+            words.append(_against(c, top.name, f"{kind} (accuracy {_percent(rival.values['accuracy'].value)})"))
     if not rivals:
         words.append("No floor and no answer of the model itself was given to compare it with.")
     for kind, gap in study.selectivity.items():
         words.append(f"Selectivity of {kind} over random labels: {100 * gap:+.1f} points.")
-    if low <= 0.5:
+    if accuracy.low <= 0.5:
         words.append("Its interval reaches chance: these states do not show that the model knows.")
     words += [f"Note: {note}." for note in study.notes]
     return " ".join(words)

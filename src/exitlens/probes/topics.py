@@ -12,11 +12,12 @@ from torch import Tensor
 
 from exitlens.errors import ProbeError
 from exitlens.probes.dataset import ProbeData
-from exitlens.probes.fit import Fold, Progress
+from exitlens.probes.evaluation import measure
+from exitlens.probes.grid import Fold, Progress
 from exitlens.probes.kinds.base import Kind
 from exitlens.probes.nested import KindRun, run_kind
-from exitlens.probes.resample import bootstrap_weights, interval, metrics
 from exitlens.probes.splits import Split, inner_folds
+from exitlens.stats import resample_counts
 
 __all__ = ["TopicTransfer", "topic_transfer"]
 
@@ -89,8 +90,7 @@ def _cell(
     rows = run.rows[picked]
     if not len(rows):
         return []
-    p: Tensor = run.best[0, torch.from_numpy(picked)]
-    weights = bootstrap_weights(data.groups[rows], resamples, seed)
-    y = torch.from_numpy(data.labels[rows]).float()
-    found = metrics(p, y, torch.from_numpy(run.folds[picked]), weights, ("accuracy", "auroc"))
-    return [(name, *interval(v), len(rows)) for name, v in found.items()]
+    p: Tensor = run.best[:1, torch.from_numpy(picked)]
+    counts = resample_counts(data.groups[rows], resamples, seed)
+    found = measure(p, data.labels[rows], run.folds[picked], counts, ("accuracy", "auroc"))
+    return [(name, v.value, v.low, v.high, len(rows)) for name, v in found.items()]

@@ -1,4 +1,4 @@
-"""The original study: an MLP at three tap layers and their majority, against the model's own answer.
+"""The original study: an MLP at three layers and their majority, against the model's own answer.
 
 Protocol: train on every topic but one (the original: animals, companies, elements, facts, inventions), test on the
 topic held out (cities); 256-128-64 ReLU, Adam 1e-3, batch 16, 5 epochs. Train accuracy is measured after training
@@ -20,11 +20,11 @@ from torch import Tensor
 from exitlens.errors import ProbeError
 from exitlens.probes.dataset import ProbeData, check_labels, make_data
 from exitlens.probes.ensemble import majority
-from exitlens.probes.fit import Fold, Progress
-from exitlens.probes.kinds.mlp import forward, train_stack
-from exitlens.probes.nested import taps_of
+from exitlens.probes.grid import Fold, Progress
+from exitlens.probes.kinds.mlp_training import forward, train_stack
+from exitlens.probes.nested import middle_layers
 from exitlens.probes.splits import fixed_split
-from exitlens.stats import auroc, bootstrap
+from exitlens.stats import auroc, mean_interval
 
 __all__ = ["OriginalStudy", "original_study"]
 
@@ -59,7 +59,7 @@ def original_study(
     lm_token_prob: Mapping[str, NDArray[Any]] | None = None,
     *,
     layers: Sequence[int],
-    taps: Sequence[int] | None = None,
+    probed_layers: Sequence[int] | None = None,
     test_topic: str | Sequence[str] = "cities",
     train_topics: Sequence[str] | None = None,
     groups: Sequence[Any] | NDArray[Any] | None = None,
@@ -72,20 +72,20 @@ def original_study(
 ) -> OriginalStudy:
     """The table of the original study, for each setting ("prompted", "bare").
 
-    ``states_by_setting[setting]``: ``[layers, n, d]`` with ``layers`` naming axis 0. ``taps``: the layers to train on
-    (None: a half, five eighths and three quarters of the depth). ``lm_next_token[setting] [n]`` bool: the most
+    ``states_by_setting[setting]``: ``[layers, n, d]`` with ``layers`` naming axis 0. ``probed_layers``: the layers to
+    train on (None: a half, five eighths and three quarters of the depth). ``lm_next_token[setting] [n]`` bool: the most
     probable next token is the right word. ``lm_token_prob[setting] [n]``: P(" true") over P(" true") + P(" false").
     ``groups`` are kept off both sides and drawn whole in the intervals (None: each row is its own).
 
-    Seeds: with the same seed the first weights and batches are the same at every tap and in every setting.
-    Raises :class:`ProbeError` (no such topic, one class only, non-finite states, a tap that is not among ``layers``).
+    Seeds: with the same seed the first weights and batches are the same at every layer and in every setting.
+    Raises :class:`ProbeError` (no such topic, one class only, non-finite states, an unknown layer).
     """
     if not states_by_setting:
         raise ProbeError("no states: give at least one setting, for example 'prompted'")
-    tap_layers = tuple(taps) if taps is not None else taps_of(layers)
-    for j in tap_layers:
+    probed = tuple(probed_layers) if probed_layers is not None else middle_layers(layers)
+    for j in probed:
         if j not in layers:
-            raise ProbeError(f"tap layer {j} is not among the states' layers {', '.join(map(str, layers))}")
+            raise ProbeError(f"probed layer {j} is not among the states' layers {', '.join(map(str, layers))}")
     held = (test_topic,) if isinstance(test_topic, str) else tuple(test_topic)
     rows: list[dict[str, Any]] = []
     curves: list[dict[str, Any]] = []
@@ -103,19 +103,19 @@ def original_study(
             p = _given(lm_token_prob[setting], data.n, "lm_token_prob")[fold.test]
             rows.append(test.row("LM token probability", (p > 0.5) == test.truth, p) | {"n_train": 0})
         train = torch.from_numpy(fold.train)
-        x = data.states[[data.layers.index(j) for j in tap_layers]].float()
+        x = data.states[[data.layers.index(j) for j in probed]].float()
         y = data.y.float()
         curve = _Curve(x[:, train], y[train], at * epochs, total, progress)
         with torch.no_grad():
             weights, biases = train_stack(
-                x, [(k, seed) for k in range(len(tap_layers))], y, train,
+                x, [(k, seed) for k in range(len(probed))], y, train,
                 epochs=epochs, batch=batch, lr=lr, on_epoch=curve,
             )  # fmt: skip
             unseen = torch.from_numpy(fold.test)
             z = forward(x[:, unseen], weights, biases)
             test_loss = _loss(z, y[unseen])
             p_train, p_test = torch.sigmoid(forward(curve.x, weights, biases)), torch.sigmoid(z)
-        for k, j in enumerate(tap_layers):
+        for k, j in enumerate(probed):
             curves += [
                 {
                     "setting": setting, "layer": j, "epoch": e + 1,
@@ -135,7 +135,7 @@ def original_study(
             )
         vote = (majority(p_test) > 0.5).numpy()
         train_vote = ((majority(p_train) > 0.5) == (curve.y > 0.5)).double().mean()
-        # The vote alone hardly ranks, so its AUROC is that of the taps' mean probability.
+        # The vote alone hardly ranks, so its AUROC is that of the layers' mean probability.
         ranked = p_test.mean(0).double().numpy()
         rows.append(test.row("majority", vote == test.truth, ranked) | {"train_accuracy": float(train_vote)})
     probes = pd.DataFrame(rows).reindex(columns=list(COLUMNS)).astype({"layer": "Int64"})
@@ -144,7 +144,7 @@ def original_study(
 
 
 class _Curve:
-    """Loss and accuracy of every tap over the whole training set, after each epoch, with that epoch's weights."""
+    """Loss and accuracy of every layer over the whole training set, after each epoch, with that epoch's weights."""
 
     def __init__(self, x: Tensor, y: Tensor, done: int, total: int, progress: Progress | None) -> None:
         self.x, self.y, self.done, self.total, self.progress = x, y, done, total, progress
@@ -176,7 +176,7 @@ class _Test:
     def row(
         self, method: str, right: NDArray[np.bool_], p: NDArray[np.float64] | None = None
     ) -> dict[str, str | int | float | None]:
-        found = bootstrap(
+        found = mean_interval(
             right.astype(np.float64), groups=self.data.groups[self.fold.test], n=self.resamples, seed=self.seed
         )
         return {
