@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
 from exitlens import scoring
+from exitlens.data.readers.rows import table_rows
 from exitlens.data.records import Dataset, Question
+from exitlens.data.sources import Source, read_source
 from exitlens.errors import DataError, InputError
+
+
+def _file(folder: Path, text: str) -> Source:
+    (folder / "given.json").write_text(text, "utf-8", newline="")
+    return read_source(folder / "given.json")
+
+
+def _labels(folder: Path, text: str) -> dict[str, int]:
+    return scoring.parse_labels(table_rows(_file(folder, text)))
+
+
+def _predictions(folder: Path, text: str) -> tuple[scoring.Prediction, ...]:
+    return scoring.parse_predictions(_file(folder, text))
 
 
 def _question(text: str = "How many?", **parts: object) -> Question:
@@ -75,10 +91,10 @@ def test_similarity_threshold_and_margin() -> None:
         margin.judge(questions, ["a"])
 
 
-def test_labels_from_file() -> None:
-    labels = scoring.parse_labels('{"question_id": "a", "right": 1}\n\n{"id": "b", "label": false}\n')
+def test_labels_from_file(tmp_path: Path) -> None:
+    labels = _labels(tmp_path, '{"question_id": "a", "right": 1}\n\n{"id": "b", "label": false}\n')
     assert labels == {"a": 1, "b": 0}
-    assert scoring.parse_labels('\ufeffquestion_id,right\r\na,1\r\n"b,c",wrong\r\n') == {"a": 1, "b,c": 0}
+    assert _labels(tmp_path, '\ufeffquestion_id,right\r\na,1\r\n"b,c",wrong\r\n') == {"a": 1, "b,c": 0}
     judge = scoring.LabelsFromFile(labels, "labels.csv")
     questions = [_question(id="b"), _question(id="zzz"), _question(id="a")]
     assert judge.judge(questions, ["", "", ""]).labels == [False, None, True]
@@ -101,9 +117,9 @@ def test_labels_from_file() -> None:
         ("id,right\na\n", "line 2"),
     ],
 )
-def test_bad_labels_name_the_line(text: str, says: str) -> None:
+def test_bad_labels_name_the_line(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(DataError, match=says):
-        scoring.parse_labels(text)
+        _labels(tmp_path, text)
 
 
 DATASET = Dataset(
@@ -120,13 +136,13 @@ DATASET = Dataset(
         "\ufeff" + json.dumps({"question": ["What is A?", "What is B?"], "model_completion": ["a", "b"]}, indent=1),
     ],
 )
-def test_predictions_line_up_in_the_order_of_the_data(text: str) -> None:
-    assert scoring.align(scoring.parse_predictions(text), DATASET) == ("a", "b")
+def test_predictions_line_up_in_the_order_of_the_data(tmp_path: Path, text: str) -> None:
+    assert scoring.align(_predictions(tmp_path, text), DATASET) == ("a", "b")
 
 
-def test_line_separators_inside_an_answer_are_kept() -> None:
+def test_line_separators_inside_an_answer_are_kept(tmp_path: Path) -> None:
     rows = '{"question": "q", "model_completion": "one\u2028two\\nthree"}\n{"question": "r", "model_completion": ""}'
-    assert [p.answer for p in scoring.parse_predictions(rows)] == ["one\u2028two\nthree", ""]
+    assert [p.answer for p in _predictions(tmp_path, rows)] == ["one\u2028two\nthree", ""]
 
 
 @pytest.mark.parametrize(
@@ -159,16 +175,16 @@ def test_statements_and_ambiguous_questions_are_refused() -> None:
         ("[]", "no rows"),
         ('{"question": [], "model_completion": []}', "no rows"),
         ('{"question": ["a", "b"], "model_completion": ["x"]}', "2 questions but 1"),
-        ('{"question": ["a"], "text": ["x"]}', "question, text"),
+        ('{"question": ["a"], "text": ["x"]}', "'question', 'text'"),
         ('{"question": ["a"], "model_completion": "x"}', "list"),
         ('{"question": ["a"], "model_completion": [null]}', "row 0"),
         ('{"question": "a", "model_completion": "x"}\n{"question": "b"', "line 2"),
         ('{"question": "a"}', "line 1"),
         ('{"question": 3, "model_completion": "x"}', "line 1.*3"),
         ("3", "line 1"),
-        ("question,answer\na,b", "line 1.*question,answer"),
+        ("question,answer\na,b", "not JSON.*column 1: 'question,answer'"),
     ],
 )
-def test_bad_prediction_files_name_the_place(text: str, says: str) -> None:
+def test_bad_prediction_files_name_the_place(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(DataError, match=says):
-        scoring.parse_predictions(text)
+        _predictions(tmp_path, text)

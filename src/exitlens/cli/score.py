@@ -60,6 +60,7 @@ def score_command(
     first file with its interval and p) and judgements (judge, decoder, correct, decided).
     """
     from exitlens.data import read
+    from exitlens.data.sources import read_source
     from exitlens.errors import DataError
     from exitlens.scoring import align, parse_predictions
     from exitlens.studies.answers.judging import Scorers, judge_answers
@@ -73,9 +74,9 @@ def score_command(
         raise DataError(f"'{twice}' is given twice: leave one out")
     answers = {}
     for path in predictions:
-        text = _read(path)
+        predicted = parse_predictions(read_source(path, "stored answers"))
         try:
-            aligned = align(parse_predictions(text), dataset)
+            aligned = align(predicted, dataset)
         except DataError as error:
             raise DataError(f"'{path}': {error}") from None
         name = path.name if path.name not in answers else str(path)
@@ -119,9 +120,3 @@ def _print(table: DataFrame, judged: list[dict[str, Any]], many: bool, labels: l
     if judged:
         body = [[j["judge"], j["decoder"], j["correct"], j["decided"]] for j in judged]
         print_table(["judge", "file", "correct", "decided"], body)
-
-
-def _read(path: Path) -> str:
-    from exitlens.data.sources import read_source
-
-    return read_source(path, "stored answers").text

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from exitlens.data.readers.json_lines import json_objects
+from exitlens.data.readers.rows import json_objects
 from exitlens.data.records import Question
 from exitlens.data.sources import read_source
 from exitlens.errors import DataError, InputError
+from exitlens.parsing import cut
 
 __all__ = [
     "BARE_PROMPT",
@@ -131,13 +132,13 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     for where, found in json_objects(source):
         unknown = [name for name in found if name not in {"prompt", "choices"}]
         if unknown:
-            raise DataError(f"{where}: unknown field {unknown[0]!r}; known: prompt, choices")
+            raise DataError(f"{where}: unknown field {cut(unknown[0])!r}; known: prompt, choices")
         text, choices = found.get("prompt"), found.get("choices", [])
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{where}: field 'prompt' is missing or empty; give a text")
         if not isinstance(choices, list) or not all(isinstance(c, str) and c.strip() for c in choices):
-            raise DataError(f"{where}: field 'choices' must be a list of texts, not {choices!r}")
+            raise DataError(f"{where}: field 'choices' must be a list of texts, not {cut(repr(choices))}")
         if len(choices) == 1 or len(set(choices)) != len(choices):
-            raise DataError(f"{where}: choices {choices!r} must be two or more that differ")
+            raise DataError(f"{where}: choices {cut(repr(choices))} must be two or more that differ")
         prompts.append(Prompt(text, tuple(choices)))
     return prompts

@@ -16,13 +16,13 @@ results join with the source. Empty texts are left out.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from exitlens.errors import DataError
+from exitlens.parsing import parse_json
 
 __all__ = ["SPLITS", "Split", "Survey", "TextFile"]
 
@@ -140,12 +140,7 @@ class TextFile:
             if not line.strip():
                 yield number, ""
                 continue
-            try:
-                value = json.loads(line)
-            except ValueError as error:
-                raise DataError(
-                    f"'{self.path}' line {number + 1} is not JSON ({error}): give one object a line"
-                ) from None
+            value = parse_json(line, f"'{self.path}' line {number + 1}", remedy="give one object a line")
             if not isinstance(value, dict) or self.field not in value:
                 names = ", ".join(map(repr, value)) if isinstance(value, dict) else type(value).__name__
                 raise DataError(

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exitlens.data.readers.rows import Row
 from exitlens.data.records import Question
+from exitlens.data.sources import quote_columns
 from exitlens.errors import DataError, InputError
+from exitlens.parsing import cut
 from exitlens.scoring.text import TextMetric, best_of, check_aligned
 from exitlens.scoring.truthfulqa import score_rows
 
@@ -139,53 +139,30 @@ class LabelsFromFile:
         return Judgement(value == 1.0, ~np.isnan(value), value)
 
 
-def parse_labels(text: str) -> dict[str, int]:
-    """Question id → 0/1 from JSON lines or CSV, columns ``question_id`` (or ``id``) and ``right`` (or ``label``).
+def parse_labels(rows: Iterable[Row]) -> dict[str, int]:
+    """Question id → 0/1 from rows with ``question_id`` (or ``id``) and ``right`` (or ``label``).
 
-    0/1, true/false and right/wrong are labels, in any case. Raises DataError, with the line, for anything else, and
-    for an id that comes twice.
+    0/1, true/false, correct/incorrect and right/wrong are labels, in any case.
+
+    Raises:
+        DataError: With the place, for anything else, and for an id that comes twice.
     """
-    lines = text.removeprefix("\ufeff")
-    if not lines.strip():
-        raise DataError("the labels file is empty: give JSON lines or CSV with question_id and right")
-    rows = _json_rows(lines) if lines.lstrip().startswith("{") else _csv_rows(lines)
     out: dict[str, int] = {}
-    for number, row in rows:
+    for where, row in rows:
         key = next((row[k] for k in ("question_id", "id") if k in row), None)
         label = next((row[k] for k in ("right", "label") if k in row), None)
         if key is None or label is None:
-            raise DataError(f"line {number} has no question_id and right, only {', '.join(map(str, row))!r}")
-        said = _LABELS.get(str(label).strip().lower())
-        if said is None:
-            raise DataError(f"line {number}: label {label!r} is not 0 or 1")
+            raise DataError(f"{where} has no question_id and right, only {quote_columns(list(row))}")
+        found = _LABELS.get(str(label).strip().lower())
+        if found is None:
+            raise DataError(f"{where}: label {cut(repr(label))} is not 0 or 1")
         if str(key) in out:
-            raise DataError(f"line {number}: question {key!r} has a label already; keep one")
-        out[str(key)] = said
+            raise DataError(f"{where}: question {cut(repr(key))} has a label already; keep one")
+        out[str(key)] = found
     return out
 
 
-_LABELS = {"0": 0, "1": 1, "false": 0, "true": 1, "wrong": 0, "right": 1}
-_Rows = list[tuple[int, dict[str, object]]]
-
-
-def _json_rows(text: str) -> _Rows:
-    rows: _Rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"line {number} is not JSON: {line[:60]!r}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"line {number} is not a JSON object: {line[:60]!r}")
-        rows.append((number, row))
-    return rows
-
-
-def _csv_rows(text: str) -> _Rows:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    return [(reader.line_num, {str(k).strip(): v for k, v in row.items() if k is not None}) for row in reader]
+_LABELS = {"0": 0, "1": 1, "false": 0, "true": 1, "wrong": 0, "right": 1, "incorrect": 0, "correct": 1}
 
 
 def _plain(text: str) -> str:
@@ -197,14 +174,14 @@ def _named(question: Question, answer: str) -> float:
     choices = question.choices or (*question.correct, *question.incorrect)
     correct = {_plain(text) for text in (*question.correct, question.best)}
     plain = [text for text in dict.fromkeys(_plain(choice) for choice in choices) if text]
-    said = _plain(answer)
+    given = _plain(answer)
     found = []
     for text in plain:
-        place = re.search(rf"(?<!\w){re.escape(text)}(?!\w)", said)
+        place = re.search(rf"(?<!\w){re.escape(text)}(?!\w)", given)
         if place:
             found.append((place.start(), -len(text), text))
     if found:
         return float(min(found)[2] in correct)
-    begun = said.rstrip(" .,;:!?…")
+    begun = given.rstrip(" .,;:!?…")
     cut = [text for text in plain if len(begun) > 1 and text.startswith(begun)]
     return float(cut[0] in correct) if len(cut) == 1 else float("nan")

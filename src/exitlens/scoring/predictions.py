@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from exitlens.data.readers.rows import Row, json_rows
 from exitlens.data.records import Dataset
+from exitlens.data.sources import Source, quote_columns
 from exitlens.errors import DataError
+from exitlens.parsing import cut
 
 __all__ = ["Prediction", "align", "parse_predictions"]
 
@@ -23,31 +26,22 @@ class Prediction:
     answer: str
 
 
-def parse_predictions(text: str) -> tuple[Prediction, ...]:
-    """Predictions from a file's text, in any of these forms:
+def parse_predictions(source: Source) -> tuple[Prediction, ...]:
+    """Predictions of a file in any of these forms:
 
     ``{"question": [...], "model_completion": [...]}`` (one JSON object of two lists as long), a JSON list of
     ``{"question": ..., "model_completion": ...}``, or the same as JSON lines. ``answer`` or ``completion`` may stand
-    for ``model_completion``. Raises DataError, quoting the place, for anything else.
+    for ``model_completion``.
+
+    Raises:
+        DataError: Quoting the place, for anything else.
     """
-    body = text.removeprefix("\ufeff").strip()
-    if not body:
-        raise DataError("the predictions are empty: give JSON with question and model_completion")
-    try:
-        whole: object = json.loads(body)
-    except ValueError:
-        whole = None
-    if isinstance(whole, dict) and isinstance(whole.get("question"), list):
-        return _from_lists(whole)
-    if isinstance(whole, list):
-        rows = [(f"row {i}", row) for i, row in enumerate(whole)]
-    elif isinstance(whole, dict):
-        rows = [("line 1", whole)]
-    else:
-        rows = _lines(body)
+    rows = json_rows(source)
+    if len(rows) == 1 and isinstance(rows[0][1].get("question"), list):
+        rows = _from_lists(*rows[0])
     if not rows:
-        raise DataError("the predictions hold no rows: give JSON with question and model_completion")
-    return tuple(_prediction(place, row) for place, row in rows)
+        raise DataError(f"{str(source.path)!r} holds no rows: give JSON with question and model_completion")
+    return tuple(_prediction(where, row) for where, row in rows)
 
 
 def align(predictions: Sequence[Prediction], dataset: Dataset) -> tuple[str, ...]:
@@ -63,7 +57,7 @@ def align(predictions: Sequence[Prediction], dataset: Dataset) -> tuple[str, ...
         key = _key(question.question)
         if key in wanted:
             raise DataError(
-                f"{dataset.name!r} asks {_quote(question.question)} twice: its predictions cannot be told apart"
+                f"{dataset.name!r} asks {cut(question.question)!r} twice: its predictions cannot be told apart"
             )
         wanted[key] = i
     answers: dict[int, str] = {}
@@ -85,53 +79,32 @@ def align(predictions: Sequence[Prediction], dataset: Dataset) -> tuple[str, ...
     ):
         if found:
             many = "1 question" if len(found) == 1 else f"{len(found)} questions"
-            raise DataError(f"{many} {what}, the first {_quote(found[0])}: {remedy}")
+            raise DataError(f"{many} {what}, the first {cut(found[0])!r}: {remedy}")
     return tuple(answers[i] for i in range(len(dataset.questions)))
 
 
-def _from_lists(whole: dict[str, object]) -> tuple[Prediction, ...]:
-    name = next((k for k in _ANSWERS if k in whole), None)
+def _from_lists(where: str, whole: dict[str, Any]) -> list[Row]:
+    questions, name = whole["question"], next((k for k in _ANSWERS if k in whole), None)
     if name is None:
-        raise DataError(f"the predictions have no model_completion, only {', '.join(whole)!r}")
-    questions, answers = whole["question"], whole[name]
-    if not isinstance(questions, list) or not isinstance(answers, list):
-        raise DataError(f"{name} must be a list as question is, got {str(answers)[:40]!r}")
+        raise DataError(f"{where}: no model_completion beside question, only {quote_columns(list(whole))}")
+    answers = whole[name]
+    if not isinstance(answers, list):
+        raise DataError(f"{where}: {name} must be a list as question is, not {cut(repr(answers))}")
     if len(questions) != len(answers):
-        raise DataError(f"{len(questions)} questions but {len(answers)} of {name}: the lists must be as long")
-    if not questions:
-        raise DataError("the predictions hold no rows: give JSON with question and model_completion")
-    pairs = zip(questions, answers, strict=True)
-    return tuple(_prediction(f"row {i}", {"question": q, name: a}) for i, (q, a) in enumerate(pairs))
+        raise DataError(f"{where}: {len(questions)} questions but {len(answers)} of {name}: the lists must be as long")
+    pairs = enumerate(zip(questions, answers, strict=True))
+    return [(f"{where} row {i}", {"question": q, name: a}) for i, (q, a) in pairs]
 
 
-def _lines(body: str) -> list[tuple[str, object]]:
-    rows: list[tuple[str, object]] = []
-    # Not splitlines: U+2028 and its like may stand inside a JSON string.
-    for number, line in enumerate(body.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append((f"line {number}", json.loads(line)))
-        except ValueError as error:
-            raise DataError(f"line {number} is not JSON: {line.strip()[:60]!r}") from error
-    return rows
-
-
-def _prediction(place: str, row: object) -> Prediction:
-    if not isinstance(row, dict):
-        raise DataError(f"{place} is not a JSON object: {str(row)[:60]!r}")
+def _prediction(where: str, row: dict[str, Any]) -> Prediction:
     question = row.get("question")
     answer = next((row[k] for k in _ANSWERS if k in row), None)
     if not isinstance(question, str) or not question.strip():
-        raise DataError(f"{place} has no question text, got {str(question)[:60]!r}")
+        raise DataError(f"{where} has no question text, got {cut(repr(question))}")
     if not isinstance(answer, str):
-        raise DataError(f"{place} has no model_completion text, got {str(answer)[:60]!r}")
+        raise DataError(f"{where} has no model_completion text, got {cut(repr(answer))}")
     return Prediction(question, answer)
 
 
 def _key(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).split())
-
-
-def _quote(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:79] + "…")

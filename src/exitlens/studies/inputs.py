@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from exitlens.data import read
+from exitlens.data import limited, read
 from exitlens.data.answers_as_statements import as_statements
 from exitlens.data.prompts import qa_prompt, read_prompts
 from exitlens.data.records import Dataset, Question, Statement
@@ -133,8 +133,7 @@ def prompt_records(path: str) -> list[LookRecord]:
 
 def _limited(spec: str, config: RunConfig) -> Dataset:
     found = read(spec)
-    limit = config.limit if found.kind == "questions" else config.limit_statements
-    return found if limit is None or limit >= len(found) else read(spec, limit=limit)
+    return limited(found, config.limit if found.kind == "questions" else config.limit_statements)
 
 
 def _unique(records: Sequence[Any]) -> tuple[Any, ...]:

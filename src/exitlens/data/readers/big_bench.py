@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from exitlens.data.readers.truthfulqa import unique
@@ -13,13 +12,12 @@ from exitlens.errors import DataError
 __all__ = ["read_task"]
 
 
-def read_task(source: Source) -> tuple[str, list[Question], list[str]]:
-    """The task's name, its questions and the lines to report.
+def read_task(source: Source, task: dict[str, Any]) -> tuple[str, list[Question], list[str]]:
+    """The name of the ``task`` that the source holds, its questions and the lines to report.
 
     A choice is correct when its score is the highest of its example (ties are all correct); ``best`` is the first of
     them. Raises DataError when an example has neither scores nor a target.
     """
-    task: dict[str, Any] = json.loads(source.text)
     examples = task.get("examples")
     if not isinstance(examples, list):
         raise DataError(

@@ -2,49 +2,37 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
+from exitlens.data.readers.rows import json_objects
 from exitlens.data.readers.truthfulqa import contradictions, unique
 from exitlens.data.records import Question, Statement
-from exitlens.data.sources import Source
+from exitlens.data.sources import Source, quote_columns
 from exitlens.errors import DataError
+from exitlens.parsing import cut
 
-__all__ = ["QUESTION_FIELDS", "STATEMENT_FIELDS", "json_objects", "read_lines"]
+__all__ = ["QUESTION_FIELDS", "STATEMENT_FIELDS", "read_records"]
 
 QUESTION_FIELDS = ("id", "question", "best", "correct", "incorrect", "choices", "category", "kind")
 STATEMENT_FIELDS = ("id", "statement", "label", "topic", "entity", "pair", "negated")
 
 
-def json_objects(source: Source) -> Iterator[tuple[str, dict[str, Any]]]:
-    """("'file' line 3", object) for every line that is not blank; DataError for a line that is not an object."""
-    # Not str.splitlines(): it also cuts at U+2028 and its like, which JSON allows inside a text.
-    for line, text in enumerate(source.text.split("\n"), start=1):
-        if not text.strip():
-            continue
-        where = f"{str(source.path)!r} line {line}"
-        try:
-            found = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where} is not JSON ({error.msg} at column {error.colno}); one object a line") from None
-        if not isinstance(found, dict):
-            raise DataError(f"{where} is a JSON {type(found).__name__}, not an object; one object a line")
-        yield where, found
+def read_records(
+    source: Source, whole: dict[str, Any] | None = None
+) -> tuple[list[Question], list[Statement], list[str]]:
+    """The records, all questions or all statements, and the lines to report.
 
+    ``whole``: the one record that is the file, which may then be spread over lines.
 
-def read_lines(
-    source: Source,
-) -> tuple[Literal["questions", "statements"], list[Question], list[Statement], list[str]]:
-    """What the file holds, its records, and the lines to report.
-
-    Raises DataError, naming the line, for a missing or unknown field, a value of the wrong type, a repeated id,
-    or questions and statements in one file.
+    Raises:
+        DataError: Naming the line, a missing or unknown field, a value of the wrong type, a repeated id, or questions
+            and statements in one file.
     """
     questions: list[Question] = []
     statements: list[Statement] = []
     ids: dict[str, str] = {}
-    for number, (where, found) in enumerate(json_objects(source), start=1):
+    rows = json_objects(source) if whole is None else [(f"{str(source.path)!r} line 1", whole)]
+    for number, (where, found) in enumerate(rows, start=1):
         if "question" in found and "statement" in found:
             raise DataError(f"{where} has both 'question' and 'statement'; keep one")
         if "question" in found:
@@ -52,30 +40,29 @@ def read_lines(
         elif "statement" in found:
             record = _statement(where, f"s{number:04d}", found)
         else:
-            raise DataError(f"{where}: neither 'question' nor 'statement' (fields: {', '.join(map(repr, found))})")
+            raise DataError(f"{where}: neither 'question' nor 'statement' (fields: {quote_columns(list(found))})")
         if record.id in ids:
-            raise DataError(f"{where}: id {record.id!r} is already used in {ids[record.id]}; ids must differ")
-        ids[record.id] = where.rsplit(" ", 2)[-2] + " " + where.rsplit(" ", 1)[-1]
+            raise DataError(f"{where}: id {cut(record.id)!r} is already used in {ids[record.id]}; ids must differ")
+        ids[record.id] = where.removeprefix(f"{str(source.path)!r} ")
         if isinstance(record, Question):
             questions.append(record)
         else:
             statements.append(record)
         if questions and statements:
             raise DataError(f"{where}: a {type(record).__name__.lower()} among the others; keep one kind in a file")
-    notes = contradictions(questions)
-    return ("questions" if questions else "statements"), questions, statements, notes
+    return questions, statements, contradictions(questions)
 
 
 def _known(where: str, found: dict[str, Any], fields: tuple[str, ...]) -> None:
     unknown = [name for name in found if name not in fields]
     if unknown:
-        raise DataError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(fields)}")
+        raise DataError(f"{where}: unknown field {cut(unknown[0])!r}; known: {', '.join(fields)}")
 
 
 def _text(where: str, found: dict[str, Any], name: str) -> str:
     value = found.get(name)
     if not isinstance(value, str) or not value.strip():
-        state = "is missing" if name not in found else f"must be a text that is not empty, not {value!r}"
+        state = "is missing" if name not in found else f"must be a text that is not empty, not {cut(repr(value))}"
         raise DataError(f"{where}: field {name!r} {state}")
     return value.strip()
 
@@ -87,7 +74,7 @@ def _optional(where: str, found: dict[str, Any], name: str) -> str | None:
 def _texts(where: str, found: dict[str, Any], name: str) -> tuple[str, ...]:
     value = found.get(name, [])
     if not isinstance(value, list) or not all(isinstance(v, str) and v.strip() for v in value):
-        raise DataError(f"{where}: field {name!r} must be a list of texts, not {value!r}")
+        raise DataError(f"{where}: field {name!r} must be a list of texts, not {cut(repr(value))}")
     return unique(value)
 
 
@@ -102,9 +89,9 @@ def _question(where: str, default_id: str, found: dict[str, Any]) -> Question:
         correct = (best, *correct)
     choices = _texts(where, found, "choices")
     if choices and not set(choices) & set(correct):
-        raise DataError(f"{where}: no choice of {list(choices)} is in 'correct'; list the right choice there too")
+        raise DataError(f"{where}: no choice of {cut(list(choices))} is in 'correct'; list the right choice there too")
     if choices and set(choices) <= set(correct):
-        raise DataError(f"{where}: every choice of {list(choices)} is in 'correct'; give a wrong one")
+        raise DataError(f"{where}: every choice of {cut(list(choices))} is in 'correct'; give a wrong one")
     return Question(
         id=_optional(where, found, "id") or default_id,
         question=question,
@@ -124,10 +111,10 @@ def _statement(where: str, default_id: str, found: dict[str, Any]) -> Statement:
     if "label" not in found:
         raise DataError(f"{where}: field 'label' is missing")
     if label not in (0, 1) or not isinstance(label, bool | int):
-        raise DataError(f"{where}: label {label!r} is neither 0 nor 1")
+        raise DataError(f"{where}: label {cut(repr(label))} is neither 0 nor 1")
     negated = found.get("negated", False)
     if not isinstance(negated, bool):
-        raise DataError(f"{where}: field 'negated' must be true or false, not {negated!r}")
+        raise DataError(f"{where}: field 'negated' must be true or false, not {cut(repr(negated))}")
     return Statement(
         id=_optional(where, found, "id") or default_id,
         statement=statement,

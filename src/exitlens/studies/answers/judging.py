@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from exitlens.data.readers.rows import table_rows
 from exitlens.data.records import Question
-from exitlens.errors import ConfigError, DataError
+from exitlens.data.sources import read_source
+from exitlens.errors import ConfigError
 from exitlens.scoring import (
     Bleu,
     ExactChoice,
@@ -80,7 +82,8 @@ class Scorers:
         if head == "choice" and not rest:
             return ExactChoice()
         if head == "labels" and rest:
-            return LabelsFromFile(parse_labels(_text(Path(rest).expanduser())), Path(rest).name)
+            source = read_source(Path(rest).expanduser(), "labels")
+            return LabelsFromFile(parse_labels(table_rows(source)), source.path.name)
         raise ConfigError(f"no judge '{text}': use {', '.join(JUDGES)}")
 
 
@@ -103,12 +106,3 @@ def judge_answers(
             )
         )
     return pd.concat(frames, ignore_index=True)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"cannot read the labels '{path}': {error.strerror or error}; check the path") from None
-    except UnicodeDecodeError:
-        raise DataError(f"the labels '{path}' are not UTF-8: save them as UTF-8") from None

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from exitlens.data import read
 from exitlens.data.answers_as_statements import as_statements
+from exitlens.data.readers.rows import Row, json_rows
 from exitlens.data.records import Dataset
 from exitlens.data.sources import read_source
 from exitlens.errors import DataError, ProbeError
 from exitlens.models.protocol import LayeredModel
+from exitlens.parsing import cut
 from exitlens.probes import SavedProbe
 from exitlens.runs.hidden_states import Origin, text_hash
 from exitlens.studies.probes.extraction import check_position, origin_of, read_states
@@ -46,48 +48,36 @@ def read_texts(path: str | Path) -> list[Judged]:
         if not lines:
             raise DataError(f"'{file}' has no statements: write one a line")
         return [Judged(str(n), line) for n, line in enumerate(lines, 1)]
-    found = _json_rows(source.text)
-    if found is None:
+    rows = json_rows(source) if source.text.lstrip()[:1] in {"{", "["} else []
+    if not rows or {"label", "best", "correct", "examples"} & set(rows[0][1]):
         return _of_data(read(file))
-    return [_row(file, n, row) for n, row in enumerate(found, 1)]
+    return [_row(where, n, row) for n, (where, row) in enumerate(_apart(rows), 1)]
 
 
-def _json_rows(text: str) -> list[object] | None:
-    """Rows of a JSON list or of JSON lines that are answers or statements without labels; None for anything else."""
-    body = text.strip()
-    try:
-        whole = json.loads(body)
-        rows = whole if isinstance(whole, list) else [whole]
-    except ValueError:
-        try:
-            rows = [json.loads(line) for line in body.split("\n") if line.strip()]
-        except ValueError:
-            return None
-    first = rows[0] if rows else None
-    if not isinstance(first, dict) or {"label", "best", "correct", "examples"} & set(first):
-        return None
-    if isinstance(first.get("question"), list):
-        name = next((k for k in ("model_completion", "answer", "completion") if isinstance(first.get(k), list)), None)
-        if name is None or len(first[name]) != len(first["question"]):
-            return None
-        return [{"question": q, "answer": a} for q, a in zip(first["question"], first[name], strict=True)]
-    return rows
+def _apart(rows: list[Row]) -> list[Row]:
+    """Two lists in one object, as :func:`exitlens.scoring.parse_predictions` takes them, are one row a pair."""
+    where, first = rows[0]
+    name = next((k for k in ("model_completion", "answer", "completion") if isinstance(first.get(k), list)), None)
+    if name is None or not isinstance(first.get("question"), list) or len(first[name]) != len(first["question"]):
+        return rows
+    pairs = zip(first["question"], first[name], strict=True)
+    return [(f"{where} row {i}", {"question": q, "answer": a}) for i, (q, a) in enumerate(pairs)]
 
 
-def _row(file: Path, number: int, row: object) -> Judged:
-    if isinstance(row, dict):
-        name = str(row.get("id", number))
-        label = row.get("label")
-        if label is not None and label not in (0, 1):
-            raise DataError(f"'{file}' row {number}: label {label!r} is neither 0 nor 1")
-        if isinstance(row.get("statement"), str) and row["statement"].strip():
-            return Judged(name, row["statement"].strip(), None if label is None else int(label))
-        asked = next((row[k] for k in ("question", "prompt") if isinstance(row.get(k), str)), None)
-        keys = ("answer", "model_completion", "completion", "text")
-        answer = next((row[k] for k in keys if isinstance(row.get(k), str)), None)
-        if asked is not None and answer is not None:
-            return Judged(name, f"{asked.strip()} {answer.strip()}", None if label is None else int(label))
-    raise DataError(f"'{file}' row {number} has neither 'statement' nor 'question' and 'answer': {str(row)[:60]!r}")
+def _row(where: str, number: int, row: dict[str, Any]) -> Judged:
+    name = str(row.get("id", number))
+    label = row.get("label")
+    if label is not None and label not in (0, 1):
+        raise DataError(f"{where}: label {cut(repr(label))} is neither 0 nor 1")
+    label = None if label is None else int(label)
+    if isinstance(row.get("statement"), str) and row["statement"].strip():
+        return Judged(name, row["statement"].strip(), label)
+    asked = next((row[k] for k in ("question", "prompt") if isinstance(row.get(k), str)), None)
+    keys = ("answer", "model_completion", "completion", "text")
+    answer = next((row[k] for k in keys if isinstance(row.get(k), str)), None)
+    if asked is None or answer is None:
+        raise DataError(f"{where} has neither 'statement' nor 'question' and 'answer': {cut(row)}")
+    return Judged(name, f"{asked.strip()} {answer.strip()}", label)
 
 
 def _of_data(data: Dataset) -> list[Judged]:

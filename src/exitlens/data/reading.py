@@ -1,0 +1,139 @@
+"""Which reader takes what a data set's name means: formats are told apart by content, never by file name."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+from exitlens.data.readers import big_bench, hub, json_lines, true_false, truthfulqa
+from exitlens.data.readers.rows import json_whole
+from exitlens.data.records import Dataset, Question, Statement
+from exitlens.data.sources import Source, csv_header, folder_sha256, quote_columns, read_source
+from exitlens.data.subset import limited
+from exitlens.errors import DataError
+
+__all__ = ["BUILTIN", "read"]
+
+BUILTIN = ("facts-qa", "facts-tf")
+"""Names that `read` takes for the data sets shipped with the package."""
+
+
+def read(spec: str | Path, *, limit: int | None = None) -> Dataset:
+    """The data set that ``spec`` names.
+
+    Args:
+        spec: A built-in name (:data:`BUILTIN`), a file or folder, or a Hub id ``owner/name[@revision]``; a file or
+            folder of that name comes before the Hub. A file may be a TruthfulQA CSV, a true-false CSV, a BIG-bench task
+            JSON or JSON lines of our schema; a folder holds true-false CSVs (or exactly one data file).
+        limit: Keep the first so many questions, or so many statements spread evenly over topics and labels, with pairs
+            kept together where they fit; always the same ones.
+
+    Raises:
+        DataError: Missing, empty, not UTF-8, unknown columns, no usable records.
+        InputError: ``limit`` is not positive.
+        MissingExtra: A Hub id without ``datasets``.
+    """
+    return limited(_read(spec), limit)
+
+
+def _read(spec: str | Path) -> Dataset:
+    name = str(spec)
+    if isinstance(spec, str) and spec in BUILTIN:
+        with resources.as_file(resources.files("exitlens.data") / "builtin" / f"{spec}.jsonl") as path:
+            return _from_file(path, source=f"built in: {spec}")
+    if not name.strip() or "\0" in name:
+        raise DataError(f"{name!r} names no data; built in are {', '.join(BUILTIN)}; or give a file, folder or Hub id")
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _from_folder(path)
+    if not path.exists() and isinstance(spec, str):
+        if hub.looks_like_hub_id(spec):
+            return hub.read_hub(spec)
+        raise DataError(
+            f"no such data: {spec!r} is no file or folder here; built in are {', '.join(BUILTIN)};"
+            " a Hub id has the form owner/name"
+        )
+    return _from_file(path)
+
+
+def _from_file(path: Path, source: str | None = None) -> Dataset:
+    found = read_source(path)
+    where = source or str(path)
+    opening = found.text.lstrip()[:1]
+    if opening in {"{", "["}:
+        return _from_json(found, where)
+    columns = csv_header(found)
+    questions: list[Question] = []
+    statements: list[Statement] = []
+    if _has(columns, truthfulqa.REQUIRED):
+        questions, notes = truthfulqa.read_questions(found)
+    elif _has(columns, true_false.REQUIRED):
+        try:
+            statements, notes = true_false.read_statements([found])
+        except DataError as error:
+            raise error if repr(str(path)) in str(error) else DataError(f"{str(path)!r}: {error}") from None
+    else:
+        raise _wrong_columns(found, columns)
+    return _dataset(found, where, path.stem, questions, statements, notes)
+
+
+def _wrong_columns(source: Source, columns: list[str]) -> DataError:
+    return DataError(
+        f"{str(source.path)!r} has columns {quote_columns(columns)}; needed for questions: "
+        f"{', '.join(truthfulqa.REQUIRED)}; for true-false statements: {', '.join(true_false.REQUIRED)}"
+    )
+
+
+def _has(columns: list[str], required: tuple[str, ...]) -> bool:
+    return set(required) <= {column.casefold() for column in columns}
+
+
+def _dataset(
+    source: Source,
+    where: str,
+    name: str,
+    questions: list[Question],
+    statements: list[Statement],
+    notes: list[str],
+) -> Dataset:
+    if not questions and not statements:
+        raise DataError(f"{str(source.path)!r} has no questions: only a header or an empty list; add rows")
+    if questions:
+        return Dataset(name, where, source.sha256, "questions", questions=tuple(questions), notes=tuple(notes))
+    return Dataset(name, where, source.sha256, "statements", statements=tuple(statements), notes=tuple(notes))
+
+
+def _from_json(source: Source, where: str) -> Dataset:
+    whole = json_whole(source)
+    if isinstance(whole, list):
+        raise DataError(f"{str(source.path)!r} is a JSON list; write one object a line, without the brackets")
+    if isinstance(whole, dict) and not {"question", "statement"} & set(whole):
+        name, questions, notes = big_bench.read_task(source, whole)
+        return _dataset(source, where, name, questions, [], notes)
+    questions, statements, notes = json_lines.read_records(source, whole)
+    return _dataset(source, where, source.name, questions, statements, notes)
+
+
+def _from_folder(folder: Path) -> Dataset:
+    files = sorted((p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".")), key=lambda p: p.name)
+    tables = [p for p in files if p.suffix.casefold() == ".csv"]
+    if not tables:
+        readable = [p for p in files if p.suffix.casefold() in {".json", ".jsonl"}]
+        if len(readable) == 1:
+            return _from_file(readable[0])
+        held = quote_columns([p.name for p in files]) or "nothing"
+        raise DataError(f"folder {str(folder)!r} holds no .csv file (it holds {held}); give true-false CSVs or a file")
+    sources = [read_source(path) for path in tables]
+    for source in sources:
+        columns = csv_header(source)
+        if not _has(columns, true_false.REQUIRED):
+            if len(tables) == 1:
+                return _from_file(tables[0])
+            raise _wrong_columns(source, columns)
+    try:
+        statements, notes = true_false.read_statements(sources)
+    except DataError as error:
+        raise error if str(folder) in str(error) else DataError(f"{str(folder)!r}: {error}") from None
+    sha256 = folder_sha256(tables)
+    name = folder.resolve().name
+    return Dataset(name, str(folder), sha256, "statements", statements=tuple(statements), notes=tuple(notes))
