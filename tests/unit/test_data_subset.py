@@ -63,6 +63,12 @@ def test_units_that_tilt_are_taken_against_the_balance() -> None:
     assert set(kept(rows, 8)) == {"c1", "c0", *(f"{pair}{k}" for pair in pairs[:2] for k in (0, 1)), *lone[:2]}
 
 
+def test_where_nothing_whole_fits_a_balanced_pair_is_cut_first() -> None:
+    rows = [Statement(f"a{k}", "x", 1, "t", pair="a") for k in range(2)]
+    rows += [Statement(f"c{label}", "z", label, "t", pair="c") for label in (0, 1)]
+    assert kept(rows, 1) == ["c1"]
+
+
 def test_topics_get_equal_shares_and_a_small_one_gives_its_rest() -> None:
     rows = [Statement(f"{t}{i}", f"{t} {i}", i % 2, t) for t, n in (("a", 2), ("b", 20), ("c", 20)) for i in range(n)]
     found = Counter(name[0] for name in kept(rows, 20))
