@@ -39,6 +39,7 @@ from exitlens.data.prompts import truth_prompt
 from exitlens.data.records import Statement
 from exitlens.models import load
 from exitlens.models.forward import passes
+from exitlens.runs.engine import LocalEngine
 from exitlens.runs.hidden_states import StateStore
 from exitlens.studies.probes.extraction import extract
 
@@ -74,7 +75,7 @@ def main() -> None:
     stores: list[StateStore] = []
 
     def ours() -> None:
-        stores.append(extract(lm, rows, folder / str(len(stores))))
+        stores.append(extract(LocalEngine(lm), rows, folder / str(len(stores))))
 
     ways: dict[str, Callable[[], Any]] = {
         "transformers": lambda: by_transformers(plain, rows),
@@ -186,10 +187,11 @@ def one_peak(args: argparse.Namespace) -> dict[str, Any]:
     """Extract that many statements; peak memory of this process, and of it before it began."""
     lm = load(args.model, device=args.device, dtype=args.dtype)
     rows = spread(read(args.statements).statements, args.one)
-    extract(lm, rows[:32], tempfile.mkdtemp(prefix="exitlens-bench-"))
+    engine = LocalEngine(lm)
+    extract(engine, rows[:32], tempfile.mkdtemp(prefix="exitlens-bench-"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     begun = time.perf_counter()
-    extract(lm, rows, tempfile.mkdtemp(prefix="exitlens-bench-"))
+    extract(engine, rows, tempfile.mkdtemp(prefix="exitlens-bench-"))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
         "rows": len(rows), "peak_mib": round(peak), "after_32_rows_mib": round(before),

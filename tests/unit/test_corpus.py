@@ -16,6 +16,8 @@ from tests.unit.lens_model import SmallModel
 from exitlens.data.texts import TextFile
 from exitlens.errors import ContextError, DataError, InputError, LayerError, RunError
 from exitlens.lenses import read
+from exitlens.runs.engine import LocalEngine
+from exitlens.storage import sealed as sealed_units
 from exitlens.studies.corpus import read as corpus
 from exitlens.studies.corpus.read import CorpusSettings, read_corpus
 
@@ -39,7 +41,7 @@ def shards(folder: Path) -> dict[str, bytes]:
 
 def test_every_row_is_what_read_gives(tmp_path: Path) -> None:
     model = SmallModel()
-    found = read_corpus(model, lines(tmp_path), tmp_path / "out", settings())
+    found = read_corpus(LocalEngine(model), lines(tmp_path), tmp_path / "out", settings())
     frame = pd.read_parquet(tmp_path / "out" / "shards")
     trace = read(model, [t for t in TEXTS if t], stats=STATS, top_k=3)
     want = trace.to_pandas().sort_values(["text", "position", "layer"], kind="stable", ignore_index=True)
@@ -69,7 +71,7 @@ def test_formats_give_the_same(tmp_path: Path) -> None:
     files.append(TextFile(tmp_path / "p.txt", split="paragraphs"))
     out = []
     for i, file in enumerate(files):
-        read_corpus(model, file, tmp_path / str(i), settings())
+        read_corpus(LocalEngine(model), file, tmp_path / str(i), settings())
         out.append(shards(tmp_path / str(i)))
     assert out[0]
     assert all(each == out[0] for each in out)
@@ -85,51 +87,51 @@ def test_killed_and_started_again_it_repeats_nothing_and_ends_the_same(
 ) -> None:
     model, source = SmallModel(), lines(tmp_path)
     options = settings(long="split", overlap=2, shard_tokens=6)
-    whole = read_corpus(model, source, tmp_path / "whole", options)
+    whole = read_corpus(LocalEngine(model), source, tmp_path / "whole", options)
     assert whole.shards > 3
     calls = 0
 
     def counted(original: Any, stop: bool) -> Any:
-        def write(path: Path, value: Any) -> str:
+        def write(path: Path, *value: Any, **named: Any) -> str:
             nonlocal calls
             calls += 1
             if stop and calls == after:
                 raise Killed
-            return str(original(path, value))
+            return str(original(path, *value, **named))
 
         return write
 
     # Killed at a shard's table (odd) or at its seal (even).
     with monkeypatch.context() as patch:
         patch.setattr(corpus, "write_table", counted(corpus.write_table, True))
-        patch.setattr(corpus, "write_json", counted(corpus.write_json, True))
+        patch.setattr(sealed_units, "write_json", counted(sealed_units.write_json, True))
         with pytest.raises(Killed):
-            read_corpus(model, source, tmp_path / "killed", options)
+            read_corpus(LocalEngine(model), source, tmp_path / "killed", options)
     sealed = list((tmp_path / "killed" / "seals").glob("*.json"))
     assert len(sealed) == (after - 1) // 2
     calls = 0
     monkeypatch.setattr(corpus, "write_table", counted(corpus.write_table, False))
     ticks: list[int] = []
-    again = read_corpus(model, source, tmp_path / "killed", options, tick=ticks.append)
+    again = read_corpus(LocalEngine(model), source, tmp_path / "killed", options, tick=ticks.append)
     assert calls == whole.shards - len(sealed)
     assert again.tokens == whole.tokens
     assert (again.fresh_tokens < whole.tokens) == bool(sealed)
     assert shards(tmp_path / "killed") == shards(tmp_path / "whole")
     assert sum(ticks) == whole.survey.characters
     pd.testing.assert_frame_equal(again.by_layer, whole.by_layer)
-    for name in ("tables/by_layer.parquet", "seals/00001.json"):
+    for name in ("tables/by_layer.parquet", "seals/00001.seal.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_a_damaged_shard_alone_is_made_again(tmp_path: Path) -> None:
     model, source = SmallModel(), lines(tmp_path)
-    first = read_corpus(model, source, tmp_path / "out", settings())
+    first = read_corpus(LocalEngine(model), source, tmp_path / "out", settings())
     before = shards(tmp_path / "out")
     (tmp_path / "out" / "shards" / "00001.parquet").write_bytes(b"half")
-    again = read_corpus(model, source, tmp_path / "out", settings())
+    again = read_corpus(LocalEngine(model), source, tmp_path / "out", settings())
     assert 0 < again.fresh_tokens < first.tokens / 2
     assert shards(tmp_path / "out") == before
-    assert read_corpus(model, source, tmp_path / "out", settings()).fresh_tokens == 0
+    assert read_corpus(LocalEngine(model), source, tmp_path / "out", settings()).fresh_tokens == 0
 
 
 @pytest.mark.parametrize(
@@ -144,45 +146,45 @@ def test_a_damaged_shard_alone_is_made_again(tmp_path: Path) -> None:
 )
 def test_other_arguments_are_refused_by_name(tmp_path: Path, changed: dict[str, Any], says: str) -> None:
     model, source = SmallModel(), lines(tmp_path)
-    read_corpus(model, source, tmp_path / "out", settings())
+    read_corpus(LocalEngine(model), source, tmp_path / "out", settings())
     before = shards(tmp_path / "out")
     with pytest.raises(RunError, match=says):
-        read_corpus(model, source, tmp_path / "out", settings(**changed))
+        read_corpus(LocalEngine(model), source, tmp_path / "out", settings(**changed))
     assert shards(tmp_path / "out") == before
-    read_corpus(model, source, tmp_path / "out", settings(**changed), fresh=True)
+    read_corpus(LocalEngine(model), source, tmp_path / "out", settings(**changed), fresh=True)
     assert shards(tmp_path / "out") != before
 
 
 def test_another_model_text_or_run_is_refused(tmp_path: Path) -> None:
     model, source = SmallModel(), lines(tmp_path)
-    read_corpus(model, source, tmp_path / "out", settings())
+    read_corpus(LocalEngine(model), source, tmp_path / "out", settings())
     other = SmallModel()
     other.fingerprint = "small-1"
     with pytest.raises(RunError, match="its model_hash is 'small-0', this one's is 'small-1'"):
-        read_corpus(other, source, tmp_path / "out", settings())
+        read_corpus(LocalEngine(other), source, tmp_path / "out", settings())
     with pytest.raises(RunError, match="its text_hash is"):
-        read_corpus(model, lines(tmp_path, [*TEXTS, "more"]), tmp_path / "out", settings())
+        read_corpus(LocalEngine(model), lines(tmp_path, [*TEXTS, "more"]), tmp_path / "out", settings())
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "manifest.json").write_text(json.dumps({"version": 1, "identity": {"seed": 1}, "stages": {}}))
     with pytest.raises(RunError, match="belongs to another run, not to exitlens read"):
-        read_corpus(model, source, tmp_path / "run", settings(), fresh=True)
+        read_corpus(LocalEngine(model), source, tmp_path / "run", settings(), fresh=True)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
     with pytest.raises(RunError, match=r"thesis\.txt"):
-        read_corpus(model, source, tmp_path / "mine", settings())
+        read_corpus(LocalEngine(model), source, tmp_path / "mine", settings())
 
 
 def test_a_long_text_is_refused_and_then_split_without_starting_over(tmp_path: Path) -> None:
     model, source = SmallModel(), lines(tmp_path, ["short one", "of", "a text that is over the context of twelve"])
     with pytest.raises(ContextError, match="text 2 has 42 tokens, over the context of 12"):
-        read_corpus(model, source, tmp_path / "out", settings())
-    found = read_corpus(model, source, tmp_path / "out", settings(long="split", overlap=4))
+        read_corpus(LocalEngine(model), source, tmp_path / "out", settings())
+    found = read_corpus(LocalEngine(model), source, tmp_path / "out", settings(long="split", overlap=4))
     assert found.fresh_tokens < found.tokens
     assert any("split" in note for note in found.notes)
     frame = pd.read_parquet(tmp_path / "out" / "shards")
     assert frame[frame["text"] == 2]["position"].tolist() == [p for p in range(42) for _ in range(5)]
     with pytest.raises(InputError, match="overlap 12 does not fit"):
-        read_corpus(model, source, tmp_path / "other", settings(long="split", overlap=12))
+        read_corpus(LocalEngine(model), source, tmp_path / "other", settings(long="split", overlap=12))
 
 
 def test_what_was_refused_leaves_no_trace(tmp_path: Path) -> None:
@@ -199,14 +201,14 @@ def test_what_was_refused_leaves_no_trace(tmp_path: Path) -> None:
     ]
     for changed, error, says in wrong:
         with pytest.raises(error, match=says):
-            read_corpus(model, source, tmp_path / "out", settings(**changed))
-    read_corpus(model, source, tmp_path / "out", settings())
+            read_corpus(LocalEngine(model), source, tmp_path / "out", settings(**changed))
+    read_corpus(LocalEngine(model), source, tmp_path / "out", settings())
 
 
 def test_texts_of_one_token(tmp_path: Path) -> None:
     model = SmallModel()
     model.encode = lambda text, special=True: [5]  # type: ignore[method-assign]
-    read_corpus(model, lines(tmp_path, ["a", "b"]), tmp_path / "out", settings())
+    read_corpus(LocalEngine(model), lines(tmp_path, ["a", "b"]), tmp_path / "out", settings())
     frame = pd.read_parquet(tmp_path / "out" / "shards")
     assert frame["entropy"].notna().all()
     assert frame["logprob"].isna().all()

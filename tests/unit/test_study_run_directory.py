@@ -21,20 +21,28 @@ def opened(path: Path, **identity: object) -> RunDirectory:
     return RunDirectory.open(path, {"seed": 1, **identity})
 
 
+def kept(run: RunDirectory, number: int = 0, key: str = "key") -> None:
+    run.units("stage").write(
+        number, key, {"t.parquet": lambda file: atomic.write_parquet(file, TABLE)}, {"seconds": 2.0}
+    )
+
+
 def test_a_unit_comes_back_as_it_was_stored(tmp_path: Path) -> None:
     with opened(tmp_path / "run") as run:
-        assert run.load_unit("stage", 0, "key") is None
-        run.store_unit("stage", 0, "key", {"t": TABLE}, {"seconds": 2.0})
-        tables, facts = run.load_unit("stage", 0, "key") or ({}, {})
-        pd.testing.assert_frame_equal(tables["t"], TABLE)
-        assert facts == {"seconds": 2.0}
-        assert run.load_unit("stage", 0, "other key") is None
+        units = run.units("stage")
+        assert units.whole(0, "key") is None
+        kept(run)
+        seal = units.whole(0, "key")
+        assert seal is not None
+        assert seal.facts == {"seconds": 2.0}
+        pd.testing.assert_frame_equal(pd.read_parquet(units.path(0, "key", "t.parquet")), TABLE)
+        assert units.whole(0, "other key") is None
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "no seal", "half a seal", "missing"])
 def test_a_damaged_unit_does_not_exist(tmp_path: Path, damage: str) -> None:
     with opened(tmp_path / "run") as run:
-        run.store_unit("stage", 3, "key", {"t": TABLE}, {})
+        kept(run, 3)
         table = tmp_path / "run/work/stage/00003-key.t.parquet"
         seal = tmp_path / "run/work/stage/00003-key.seal.json"
         content = table.read_bytes()
@@ -48,7 +56,7 @@ def test_a_damaged_unit_does_not_exist(tmp_path: Path, damage: str) -> None:
             seal.write_bytes(seal.read_bytes()[:20])
         else:
             table.unlink()
-        assert run.load_unit("stage", 3, "key") is None
+        assert run.units("stage").whole(3, "key") is None
 
 
 def test_equal_tables_give_equal_bytes_whatever_their_order(tmp_path: Path) -> None:
@@ -141,10 +149,10 @@ def test_leftovers_of_a_kill_are_swept(tmp_path: Path) -> None:
 
 def test_a_lost_manifest_keeps_the_units(tmp_path: Path) -> None:
     with opened(tmp_path / "run") as run:
-        run.store_unit("stage", 0, "key", {"t": TABLE}, {})
+        kept(run)
     (tmp_path / "run/manifest.json").write_text("{ half")
     with opened(tmp_path / "run") as run:
-        assert run.load_unit("stage", 0, "key") is not None
+        assert run.units("stage").whole(0, "key") is not None
 
 
 def test_reading_what_is_no_run(tmp_path: Path) -> None:

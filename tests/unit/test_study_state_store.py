@@ -15,6 +15,7 @@ from exitlens.data.records import Statement
 from exitlens.errors import LayerError, ProbeError
 from exitlens.models import wrap
 from exitlens.models.forward import common_prefix, passes
+from exitlens.runs.engine import LocalEngine
 from exitlens.runs.hidden_states import Origin, StateStore
 from exitlens.studies.probes import extraction
 from exitlens.studies.probes.extraction import extract, label_tokens
@@ -104,7 +105,7 @@ def statements(count: int) -> list[Statement]:
 @pytest.mark.parametrize("setting", ["prompted", "bare"])
 def test_extracted_states_are_those_of_the_plain_pass(tmp_path: Path, lm: Any, setting: Any) -> None:
     items = statements(7)
-    store = extract(lm, items, tmp_path, setting=setting, shard_rows=3)
+    store = extract(LocalEngine(lm), items, tmp_path, setting=setting, shard_rows=3)
     index = store.index().set_index("id")
     for item in items:
         ids = lm.encode("".join(extraction.truth_prompt(item.statement, setting == "prompted")))
@@ -119,20 +120,20 @@ def test_extracted_states_are_those_of_the_plain_pass(tmp_path: Path, lm: Any, s
 
 
 def test_extraction_goes_on_where_it_stopped(tmp_path: Path, lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = extract(lm, statements(9), tmp_path / "whole", shard_rows=3)
+    whole = extract(LocalEngine(lm), statements(9), tmp_path / "whole", shard_rows=3)
     calls: list[int] = []
-    fill = extraction._fill
+    run = extraction._ReadShard.run
 
-    def counted(*args: Any) -> None:
-        calls.append(args[2])
+    def counted(task: Any, lm: Any, job: Any) -> Any:
+        calls.append(job.shard)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        fill(*args)
+        return run(task, lm, job)
 
-    monkeypatch.setattr(extraction, "_fill", counted)
+    monkeypatch.setattr(extraction._ReadShard, "run", counted)
     with pytest.raises(KeyboardInterrupt):
-        extract(lm, statements(9), tmp_path / "cut", shard_rows=3)
-    extract(lm, statements(9), tmp_path / "cut", shard_rows=3)
+        extract(LocalEngine(lm), statements(9), tmp_path / "cut", shard_rows=3)
+    extract(LocalEngine(lm), statements(9), tmp_path / "cut", shard_rows=3)
     assert calls == [0, 1, 1, 2]
     for name in ("shards/00001.safetensors", "shards/00002.safetensors", "index.parquet"):
         assert (tmp_path / "cut" / name).read_bytes() == (whole.path / name).read_bytes()

@@ -17,6 +17,7 @@ from exitlens.data.records import Statement
 from exitlens.errors import InputError
 from exitlens.models import wrap
 from exitlens.runs import hidden_states as state_store
+from exitlens.runs.engine import LocalEngine
 from exitlens.studies.probes import extraction
 from exitlens.studies.probes.extraction import extract, read_states
 
@@ -40,9 +41,9 @@ def plain(lm: Any, text: str) -> tuple[list[int], np.ndarray]:
 @pytest.mark.parametrize("setting", ["prompted", "bare"])
 def test_positions_are_those_of_the_statement_s_own_tokens(tmp_path: Path, lm: Any, setting: Any) -> None:
     items = statements(6)
-    every = extract(lm, items, tmp_path / "every", setting=setting, position="every", shard_rows=16)
-    mean = extract(lm, items, tmp_path / "mean", setting=setting, position="mean")
-    answer = extract(lm, items, tmp_path / "answer", setting=setting, position="answer")
+    every = extract(LocalEngine(lm), items, tmp_path / "every", setting=setting, position="every", shard_rows=16)
+    mean = extract(LocalEngine(lm), items, tmp_path / "mean", setting=setting, position="mean")
+    answer = extract(LocalEngine(lm), items, tmp_path / "answer", setting=setting, position="answer")
     layers = range(lm.n_layers + 1)
     for item in items:
         ids, states = plain(lm, "".join(truth_prompt(item.statement, setting == "prompted")))
@@ -65,15 +66,15 @@ def test_positions_are_those_of_the_statement_s_own_tokens(tmp_path: Path, lm: A
 @pytest.mark.wrong_types
 def test_a_position_that_does_not_exist_is_refused(tmp_path: Path, lm: Any) -> None:
     with pytest.raises(InputError, match="unknown position 'first': use last, mean, answer, every"):
-        extract(lm, statements(2), tmp_path, position="first")  # type: ignore[arg-type]
+        extract(LocalEngine(lm), statements(2), tmp_path, position="first")  # type: ignore[arg-type]
 
 
 def test_layers_are_added_without_running_the_old_ones_again(
     tmp_path: Path, lm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     items = statements(7)
-    whole = extract(lm, items, tmp_path / "whole", shard_rows=3)
-    extract(lm, items, tmp_path / "grown", layers=(0, 2), shard_rows=3)
+    whole = extract(LocalEngine(lm), items, tmp_path / "whole", shard_rows=3)
+    extract(LocalEngine(lm), items, tmp_path / "grown", layers=(0, 2), shard_rows=3)
     asked: list[tuple[int, ...]] = []
     read = extraction._read
 
@@ -83,23 +84,23 @@ def test_layers_are_added_without_running_the_old_ones_again(
 
     monkeypatch.setattr(extraction, "_read", counted)
     before = {p.name: p.read_bytes() for p in (tmp_path / "grown" / "shards").glob("*.safetensors")}
-    grown = extract(lm, items, tmp_path / "grown", layers=(1, 2, 3), shard_rows=3)
+    grown = extract(LocalEngine(lm), items, tmp_path / "grown", layers=(1, 2, 3), shard_rows=3)
     assert asked == [(1, 3)] * 3
     assert all((tmp_path / "grown" / "shards" / name).read_bytes() == old for name, old in before.items())
     ids = [s.id for s in items]
     # One set of layers may be computed together with other layers, so the last bits may differ.
     np.testing.assert_allclose(grown.states((0, 1, 2, 3), ids), whole.states((0, 1, 2, 3), ids), rtol=1e-5, atol=1e-5)
     asked.clear()
-    extract(lm, items, tmp_path / "grown", layers=(0, 3), shard_rows=3)
+    extract(LocalEngine(lm), items, tmp_path / "grown", layers=(0, 3), shard_rows=3)
     assert asked == []
     (tmp_path / "grown" / "shards" / "00001.1.safetensors").write_bytes(b"half")
-    again = extract(lm, items, tmp_path / "grown", layers=(0, 1, 2, 3), shard_rows=3)
+    again = extract(LocalEngine(lm), items, tmp_path / "grown", layers=(0, 1, 2, 3), shard_rows=3)
     assert asked == [(0, 1, 2, 3)]
     np.testing.assert_allclose(again.states((1, 3), ids), whole.states((1, 3), ids), rtol=1e-5, atol=1e-5)
 
 
 def test_reading_one_layer_opens_no_other(tmp_path: Path, lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = extract(lm, statements(8), tmp_path, shard_rows=4)
+    store = extract(LocalEngine(lm), statements(8), tmp_path, shard_rows=4)
     touched: list[str] = []
     opened: list[Any] = []
 
@@ -144,10 +145,10 @@ def test_memory_does_not_grow_with_the_number_of_statements(
         return read(*args)
 
     monkeypatch.setattr(extraction, "_read", counted)
-    extract(lm, statements(10), tmp_path / "few", layers=(3,), shard_rows=8)
+    extract(LocalEngine(lm), statements(10), tmp_path / "few", layers=(3,), shard_rows=8)
     few = max(largest)
     tracemalloc.start()
-    extract(lm, statements(60), tmp_path / "many", layers=(3,), shard_rows=8)
+    extract(LocalEngine(lm), statements(60), tmp_path / "many", layers=(3,), shard_rows=8)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert max(largest) == few == 8

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -280,11 +279,9 @@ def _default_exits(n: int) -> list[int]:
 
 def _may_write(folder: Path) -> None:
     """Make the folder and try it, so that no training is lost to one that cannot be written to."""
-    from exitlens.storage.atomic import write_bytes
+    from exitlens.storage.atomic import check_writable
 
-    trial = folder / f".{uuid.uuid4().hex}"
-    write_bytes(trial, b"")
-    trial.unlink()
+    check_writable(folder / "exitlens.json")
 
 
 def _one_text(text: Path | None, own: int) -> None:

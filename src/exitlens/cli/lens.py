@@ -73,6 +73,7 @@ def train_command(
     from exitlens.data.texts import TextFile
     from exitlens.errors import InputError
     from exitlens.lenses import lens_names as lens_files
+    from exitlens.storage.atomic import check_writable
     from exitlens.studies import lens_training
 
     if (text is None) == (self_text == 0):
@@ -83,7 +84,7 @@ def train_command(
         raise InputError(f"--minutes {minutes:g} leaves no time to train: give more than 0")
     path = out if out is not None else None if name is None else lens_files.kept_path(name)
     if path is not None:
-        path = lens_files.check_writable(path)
+        path = check_writable(path)
     source = None if text is None else TextFile(text, field=field)
     if source is not None:
         source.survey()
@@ -129,9 +130,9 @@ def list_command(as_json: JsonOption = False) -> None:
     """
     from exitlens.lenses import TunedLens
     from exitlens.lenses.lens_names import kept_lenses
-    from exitlens.models.hub import catalog
+    from exitlens.storage.cache_folder import cache_dir
 
-    folder = catalog.cache_dir() / "lenses"
+    folder = cache_dir() / "lenses"
     rows = []
     for name, path in kept_lenses().items():
         found = TunedLens.load(path)

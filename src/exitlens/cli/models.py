@@ -37,6 +37,7 @@ def list_models(as_json: JsonOption = False) -> None:
     --json prints cache (the folder) and models (name, kind, about, licence, bytes, source, sha256, here, path).
     """
     from exitlens.models.hub import catalog
+    from exitlens.storage.cache_folder import cache_dir
 
     rows: list[dict[str, Any]] = [
         {
@@ -53,12 +54,12 @@ def list_models(as_json: JsonOption = False) -> None:
         for entry in catalog.CATALOG.values()
     ]
     if as_json:
-        print_json({"cache": catalog.cache_dir(), "models": rows})
+        print_json({"cache": cache_dir(), "models": rows})
         return
     print_table(
         ["name", "kind", Column("MB", ".1f"), "licence", "here", "about"],
         [[r["name"], r["kind"], r["bytes"] / 1e6, r["licence"], r["here"], r["about"]] for r in rows],
-        note=f"kept in {catalog.cache_dir()}",
+        note=f"kept in {cache_dir()}",
     )
 
 

@@ -105,7 +105,9 @@ def read_command(
 
     from exitlens.data.texts import TextFile
     from exitlens.errors import InputError
-    from exitlens.lenses.lens_names import check_lens_word, check_writable, open_lens
+    from exitlens.lenses.lens_names import check_lens_word, open_lens
+    from exitlens.runs.engine import LocalEngine
+    from exitlens.storage.atomic import check_writable
     from exitlens.studies.corpus.read import CorpusSettings, check_stats, read_corpus
 
     names = check_stats(tuple(name.strip().replace("-", "_") for name in stats.split(",") if name.strip()))
@@ -128,8 +130,8 @@ def read_command(
     begun = time.monotonic()
     with progress("reading, in characters", survey.characters, quiet) as tick:
         found = read_corpus(
-            lm, source, out, settings, survey=survey, command=shlex.join(["exitlens", *sys.argv[1:]]), fresh=fresh,
-            tick=tick,
+            LocalEngine(lm), source, out, settings, survey=survey, command=shlex.join(["exitlens", *sys.argv[1:]]),
+            fresh=fresh, tick=tick,
         )  # fmt: skip
     if survey.empty:
         say(f"{survey.empty} of {survey.empty + survey.texts} texts are empty and were left out", quiet)

@@ -10,25 +10,37 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from exitlens.data.readers.rows import json_objects
 from exitlens.data.records import Question
 from exitlens.data.sources import read_source
 from exitlens.errors import DataError, InputError
 from exitlens.parsing import cut
+from exitlens.storage.atomic import text_hash
 
 __all__ = [
     "BARE_PROMPT",
     "LABEL_WORDS",
+    "POSITIONS",
     "QA_PROMPT",
     "TRUTH_PREFIX",
+    "Position",
     "Prompt",
     "PromptStyle",
+    "Setting",
+    "check_position",
+    "prompt_name",
     "qa_prompt",
     "qa_prompts",
     "read_prompts",
     "truth_prompt",
 ]
+
+
+Setting = Literal["prompted", "bare"]  # a statement after the instruction of TRUTH_PREFIX, or alone
+Position = Literal["last", "mean", "answer", "every"]  # the tokens of a statement that its hidden states are read at
+POSITIONS: tuple[str, ...] = get_args(Position)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +124,18 @@ def truth_prompt(statement: str, prompted: bool = True) -> tuple[str, str]:
     Prompted: instruction, two worked statements, then ``S: {statement}\\nA:``. Not prompted: ("", the bare statement).
     """
     return (TRUTH_PREFIX, f"S: {statement}\nA:") if prompted else ("", statement)
+
+
+def prompt_name(setting: Setting) -> str:
+    """What a probe remembers of the prompt around its statements: the setting, and a hash of the words."""
+    return f"{setting}-{text_hash(''.join(truth_prompt('{}', setting == 'prompted')))}"
+
+
+def check_position(position: str) -> Position:
+    """``position`` itself, or InputError naming the known ones."""
+    if position not in POSITIONS:
+        raise InputError(f"unknown position '{position}': use {', '.join(POSITIONS)}")
+    return position  # type: ignore[return-value]  # one of them, as just checked
 
 
 @dataclass(frozen=True, slots=True)

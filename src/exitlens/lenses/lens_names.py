@@ -13,18 +13,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-import tempfile
 from pathlib import Path
 
-from exitlens.errors import ExitlensError, InputError, RunError
+from exitlens.errors import ExitlensError, InputError
 from exitlens.lenses.lens import BUILT_IN, Lens, as_lens
 from exitlens.lenses.tuned import TunedLens
-from exitlens.models.hub import catalog
 from exitlens.models.protocol import LayeredModel
+from exitlens.storage.cache_folder import cache_dir
 
 __all__ = [
     "check_lens_word",
-    "check_writable",
     "kept_lenses",
     "kept_path",
     "lens_named",
@@ -37,7 +35,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 def kept_lenses() -> dict[str, Path]:
     """The lenses in the cache folder, by name."""
-    return {path.stem: path for path in sorted((catalog.cache_dir() / "lenses").glob("*.safetensors"))}
+    return {path.stem: path for path in sorted((cache_dir() / "lenses").glob("*.safetensors"))}
 
 
 def kept_path(name: str) -> Path:
@@ -46,13 +44,13 @@ def kept_path(name: str) -> Path:
         raise InputError(
             f"'{name}' cannot be the name of a lens: use letters, digits, '.', '_' and '-', and not logit, raw or tuned"
         )
-    return catalog.cache_dir() / "lenses" / f"{name}.safetensors"
+    return cache_dir() / "lenses" / f"{name}.safetensors"
 
 
 def own_path(lm: LayeredModel) -> Path:
     """Where the lens that plain ``tuned`` means for this model is kept: the name holds a hash of its fingerprint."""
     mark = hashlib.sha256(lm.fingerprint.encode()).hexdigest()[:16]
-    return catalog.cache_dir() / "lenses" / f"tuned-{mark}.safetensors"
+    return cache_dir() / "lenses" / f"tuned-{mark}.safetensors"
 
 
 def check_lens_word(text: str) -> str:
@@ -88,23 +86,9 @@ def lens_named(text: str) -> Path:
         return kept[word]
     names = ", ".join(kept) or "none"
     raise InputError(
-        f"no lens '{text}': use logit, raw, tuned, a file, or a name kept in '{catalog.cache_dir() / 'lenses'}' "
+        f"no lens '{text}': use logit, raw, tuned, a file, or a name kept in '{cache_dir() / 'lenses'}' "
         f"({names}); exitlens lens train makes one"
     )
-
-
-def check_writable(path: Path) -> Path:
-    """``path`` itself when a file can be written there: asked before work of minutes. Raises RunError."""
-    path = path.expanduser()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".exitlens-"):
-            pass
-    except OSError as error:
-        raise RunError(f"cannot write '{path}': {error.strerror or error}; choose another place") from None
-    if path.is_dir():
-        raise RunError(f"cannot write '{path}': it is a folder; name a file in it")
-    return path
 
 
 def _fitting(lm: LayeredModel) -> str:

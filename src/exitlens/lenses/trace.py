@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, LayerError, MissingExtra
-from exitlens.lenses.files import read_tensors, write_tensors
+from exitlens.storage.atomic import write_tensors
+from exitlens.storage.tensors import read_tensors
 
 __all__ = ["AXES", "Trace"]
 

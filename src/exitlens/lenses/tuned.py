@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, layer_range_error
-from exitlens.lenses.files import read_tensors, write_tensors
 from exitlens.lenses.lens import Lens
 from exitlens.models.protocol import LayeredModel
+from exitlens.storage.atomic import write_tensors
+from exitlens.storage.tensors import read_tensors
 
 __all__ = ["TunedLens", "from_published"]
 

@@ -9,8 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +23,8 @@ from exitlens.errors import CorruptModel, ExitlensError, InputError, ModelError,
 from exitlens.models.gguf import check_gguf, fix_pre_tokenizer
 from exitlens.models.hub import catalog
 from exitlens.models.layered import Layered
+from exitlens.storage.atomic import aside
+from exitlens.storage.cache_folder import cache_dir
 
 __all__ = ["generate_output", "load", "pretrained_encoder", "wrap"]
 
@@ -169,7 +169,7 @@ def _load_gguf(path: Path, label: str, device: torch.device, dtype: torch.dtype)
 
     model: Any
     digest = _file_hash(path)
-    kept = catalog.cache_dir() / "converted" / f"{digest[:24]}-t{_major()}"
+    kept = cache_dir() / "converted" / f"{digest[:24]}-t{_major()}"
     if not (kept / "whole").exists():
         check_gguf(path)  # seconds; a file that was unpacked before is whole, byte for byte
         with _quiet():
@@ -194,16 +194,10 @@ def _load_gguf(path: Path, label: str, device: torch.device, dtype: torch.dtype)
 def _keep(model: nn.Module, tokenizer: Any, folder: Path) -> bool:
     """Write the unpacked GGUF beside the cache, whole or not at all; reading it again is ten times as fast."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
-        try:
-            with _quiet():
-                model.save_pretrained(str(aside))  # type: ignore[operator]
-                tokenizer.save_pretrained(str(aside))
-            (aside / "whole").write_text("unpacked from GGUF by exitlens\n")
-            aside.replace(folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        with aside(folder) as part, _quiet():
+            model.save_pretrained(str(part))  # type: ignore[operator]
+            tokenizer.save_pretrained(str(part))
+            (part / "whole").write_text("unpacked from GGUF by exitlens\n")
     except OSError:
         return (folder / "whole").exists()  # another process may have been first; else a full or read-only disk
     return True

@@ -8,18 +8,17 @@ of the model, setting, position, how well it did).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from exitlens.errors import ProbeError
 from exitlens.storage.atomic import canonical, write_tensors
+from exitlens.storage.tensors import json_header, read_tensors
 
 __all__ = [
     "LinearProbe",
@@ -245,28 +244,17 @@ def save_probe(path: str | Path, probe: Probe, about: Mapping[str, Any]) -> Path
     file = Path(path).expanduser()
     tensors, metadata = probe.to_tensors()
     entry = canonical({**metadata, "about": dict(about)})
-    write_tensors(file, {name: t.detach().cpu() for name, t in tensors.items()}, {"exitlens": entry})
+    write_tensors(file, tensors, {"exitlens": entry})
     return file
 
 
 def load_probe(path: str | Path) -> SavedProbe:
     """Read a probe. Raises ProbeError for a file that is missing, damaged or no probe."""
     file = Path(path).expanduser()
-    if not file.is_file():
-        raise ProbeError(f"no probe file '{file}': fit one with exitlens probe --kinds logistic --save '{file}'")
-    try:
-        with safe_open(file, framework="pt") as handle:
-            text = (handle.metadata() or {}).get("exitlens")
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a mapping
-    except (SafetensorError, OSError) as error:
-        raise ProbeError(f"'{file}' is not a whole safetensors file ({error}): fit the probe again") from None
-    try:
-        metadata = json.loads(text) if text is not None else None
-    except ValueError:
-        metadata = None
-    if not isinstance(metadata, dict):
-        raise ProbeError(
-            f"'{file}' holds tensors but no probe: save one with exitlens probe --kinds logistic --save FILE"
-        )
+    remedy = f"fit one with exitlens probe --kinds logistic --save '{file}'"
+    tensors, entries = read_tensors(file, error=ProbeError, missing=remedy, damaged="fit the probe again")
+    metadata = json_header(entries, "exitlens")
+    if metadata is None:
+        raise ProbeError(f"'{file}' holds tensors but no probe: {remedy}")
     about = metadata.pop("about", {})
     return SavedProbe(from_tensors(tensors, metadata), dict(about) if isinstance(about, dict) else {}, file)

@@ -26,8 +26,8 @@ from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from exitlens.errors import RunError
 from exitlens.report.text import figure_text, wrap
+from exitlens.storage.atomic import write_bytes
 
 __all__ = [
     "BLUE",
@@ -48,7 +48,6 @@ __all__ = [
     "panels",
     "percent",
     "pick",
-    "replace_file",
     "save",
     "short_number",
     "styled",
@@ -298,28 +297,7 @@ def save(figure: Figure, folder: str | os.PathLike[str], name: str) -> dict[str,
 
     Returns the paths by format. Raises :class:`exitlens.errors.RunError` when the folder cannot be written.
     """
-    place = Path(folder)
-    paths: dict[str, Path] = {}
-    try:
-        place.mkdir(parents=True, exist_ok=True)
-        for form in ("svg", "pdf", "png"):
-            paths[form] = replace_file(place / f"{name}.{form}", _encode(figure, form))
-    except OSError as error:
-        raise RunError(
-            f"cannot write figure {name!r} to {str(place)!r} ({error.strerror}): choose a writable folder"
-        ) from error
+    paths = {form: Path(folder) / f"{name}.{form}" for form in ("svg", "pdf", "png")}
+    for form, path in paths.items():
+        write_bytes(path, _encode(figure, form))
     return paths
-
-
-def replace_file(path: Path, content: bytes) -> Path:
-    """Write beside the path, flush to disk, rename: readers see the old file or the whole new one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    return path

@@ -10,15 +10,14 @@ from typing import Any, Final
 
 from pandas import DataFrame
 
-from exitlens.errors import RunError
 from exitlens.report import html
-from exitlens.report.figure_style import replace_file
 from exitlens.report.gallery import Plate, plates
 from exitlens.report.measured import with_times
 from exitlens.report.report_css import CSS
 from exitlens.report.sections import ASKED, HOW, OWN_TABLES, TABLES, TITLES
 from exitlens.report.text import is_number, number_text, visible
 from exitlens.report.words import HEADLINES
+from exitlens.storage.atomic import write_bytes
 
 __all__ = ["headlines", "render", "write_report"]
 
@@ -53,13 +52,8 @@ def write_report(
     give the same bytes. Raises :class:`exitlens.errors.RunError` when the file cannot be written.
     """
     place = Path(path)
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        return replace_file(place, render(manifest, tables, figures).encode("utf-8"))
-    except OSError as error:
-        raise RunError(
-            f"cannot write the report {str(place)!r} ({error.strerror}): choose a writable folder"
-        ) from error
+    write_bytes(place, render(manifest, tables, figures).encode("utf-8"))
+    return place
 
 
 def headlines(tables: Mapping[str, DataFrame]) -> dict[str, list[str]]:

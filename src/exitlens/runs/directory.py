@@ -2,12 +2,12 @@
 
     DIR/manifest.json                     who made this, from what, and how far each stage got
     DIR/work/<stage>/<index>-<key>.*      one finished batch: its tables as Parquet and, last, a seal with their hashes
-    DIR/shards, DIR/seals                 what `exitlens read` made of a stretch of text: see :mod:`.corpus`
+    DIR/shards, DIR/seals                 what `exitlens read` made of a stretch of text
     DIR/tables/<name>.parquet             the results, assembled from the units in a fixed order
     DIR/states/, DIR/figures/, DIR/report.html
 
-A unit without its seal, or with a file that does not match it, does not exist: its batch is computed again. The key
-hashes what decides the unit's contents (stage, version, settings, records), so units of other settings are ignored.
+Batches are sealed units (:mod:`exitlens.storage.sealed`); their key hashes stage, version, settings and records, so
+units of other settings are ignored. Nothing is ever written through a symbolic link inside the directory.
 """
 
 from __future__ import annotations
@@ -28,24 +28,17 @@ from typing import Any
 import pandas as pd
 
 from exitlens.errors import RunError
-from exitlens.storage.atomic import canonical, guarded, read_json, sha256_file, write_json, write_parquet
+from exitlens.storage.atomic import canonical, guarded, read_json, sweep, write_json, write_parquet
+from exitlens.storage.joined_tables import write_joined
 from exitlens.storage.lock import DirectoryLock
+from exitlens.storage.sealed import Sealed
 
 __all__ = ["FORMAT", "RunDirectory", "hardware", "versions"]
 
-FORMAT = 1
+FORMAT = 2
 _OURS = (
-    "manifest.json",
-    "work",
-    "shards",
-    "seals",
-    "tables",
-    "states",
-    "figures",
-    "report.html",
-    "probe.safetensors",
-    ".lock",
-)
+    "work", "shards", "seals", "tables", "states", "figures", "report.html", "probe.safetensors", "manifest.json",
+)  # fmt: skip
 _PACKAGES = ("exitlens", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "pyarrow")
 
 
@@ -68,23 +61,21 @@ class RunDirectory:
         """
         folder = Path(path).expanduser().absolute()
         guarded(lambda: folder.mkdir(parents=True, exist_ok=True), folder)
-        earlier = _manifest_of(folder)
-        if earlier is None:
-            _refuse_foreign(folder)
+        _earlier(folder)  # refused before a lock file is left among somebody's own files
         lock = DirectoryLock(folder)
         lock.acquire()
         try:
             if fresh:
                 _clear(folder)
-                earlier = None
-            if earlier is not None:
-                _refuse_other(folder, earlier, identity)
-                earlier["command"] = command
-                earlier["identity"] = {**earlier["identity"], **identity}
-                manifest = earlier
-            else:
+            _refuse_links(folder)
+            sweep(folder, below=True, alone=True)
+            manifest = None if fresh else _earlier(folder)
+            if manifest is None:
                 manifest = _new_manifest(identity, command)
-            _sweep(folder)
+            else:
+                _refuse_other(folder, manifest, identity)
+                manifest["command"] = command
+                manifest["identity"] = {**manifest["identity"], **identity}
             directory = cls(folder, manifest, lock)
             directory.save()
         except BaseException:
@@ -132,34 +123,11 @@ class RunDirectory:
         stages[name] = {**stages.get(name, {}), "state": state, **fields}
         self.save()
 
-    # finished units of work
+    # finished work and tables
 
-    def load_unit(self, stage: str, index: int, key: str) -> tuple[dict[str, pd.DataFrame], dict[str, Any]] | None:
-        """The tables and facts of a finished unit, or None when it is missing, half-written or damaged."""
-        folder = self.path / "work" / stage
-        seal = read_json(folder / f"{index:05d}-{key}.seal.json")
-        if not isinstance(seal, dict) or seal.get("key") != key or not isinstance(seal.get("files"), dict):
-            return None
-        tables: dict[str, pd.DataFrame] = {}
-        for name, digest in seal["files"].items():
-            file = folder / f"{index:05d}-{key}.{name}.parquet"
-            if sha256_file(file) != digest:
-                return None
-            tables[name] = pd.read_parquet(file)
-        return tables, dict(seal.get("facts", {}))
-
-    def store_unit(
-        self, stage: str, index: int, key: str, tables: Mapping[str, pd.DataFrame], facts: Mapping[str, Any]
-    ) -> None:
-        """Write a unit's tables and then, last, the seal that makes it count."""
-        folder = self.path / "work" / stage
-        files = {
-            name: write_parquet(folder / f"{index:05d}-{key}.{name}.parquet", frame)
-            for name, frame in sorted(tables.items())
-        }
-        write_json(folder / f"{index:05d}-{key}.seal.json", {"key": key, "files": files, "facts": dict(facts)})
-
-    # tables
+    def units(self, stage: str) -> Sealed:
+        """The finished batches of a stage."""
+        return Sealed(self.path / "work" / stage, keyed=True)
 
     def write_table(self, name: str, frame: pd.DataFrame, order: Sequence[str] = ()) -> None:
         """Write a result table, its rows in the order of the columns ``order`` (stable; none: as they are)."""
@@ -167,6 +135,10 @@ class RunDirectory:
         if keys and len(frame):
             frame = frame.sort_values(keys, kind="stable", ignore_index=True)
         write_parquet(self.path / "tables" / f"{name}.parquet", frame)
+
+    def assemble(self, name: str, files: Sequence[Path]) -> None:
+        """Write a result table from Parquet files of units, one after the other, in flat memory."""
+        write_joined(self.path / "tables" / f"{name}.parquet", files)
 
     def table(self, name: str) -> pd.DataFrame | None:
         """A result table, or None when this run has not made it (yet)."""
@@ -240,17 +212,31 @@ def _manifest_of(folder: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) and "identity" in value and "stages" in value else None
 
 
-def _refuse_foreign(folder: Path) -> None:
-    if _sealed(folder):
-        # The manifest is damaged or gone, but the units are ours: they are found again by their keys.
-        return
-    others = sorted(p.name for p in guarded(lambda: list(folder.iterdir()), folder) if p.name not in (".lock",))
-    others = [name for name in others if not name.endswith(".tmp")]
-    if others:
-        raise RunError(
-            f"'{folder}' is not a run directory and is not empty (it holds '{others[0]}'): choose a new or empty "
-            "folder with --out"
-        )
+def _earlier(folder: Path) -> dict[str, Any] | None:
+    """The manifest of the run that the folder holds, None for an empty one. Raises RunError for other files."""
+    found = _manifest_of(folder)
+    # Where the manifest is damaged or gone but there are units, they are ours: they are found again by their keys.
+    if found is None and not _sealed(folder):
+        names = guarded(lambda: sorted(p.name for p in folder.iterdir()), folder)
+        others = [name for name in names if name != ".lock" and not name.endswith(".tmp")]
+        if others:
+            raise RunError(
+                f"'{folder}' is not a run directory and is not empty (it holds '{others[0]}'): choose a new or empty "
+                "folder with --out"
+            )
+    return found
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raise RunError for a folder of ours that is a link: what is written there would land somewhere else."""
+    for name in _OURS:
+        for place, folders, _ in os.walk(folder / name):
+            for link in (Path(place), *(Path(place) / inner for inner in folders)):
+                if link.is_symlink():
+                    raise RunError(
+                        f"'{link}' is a symbolic link, which a run never writes through: remove it (hidden states can "
+                        "be kept elsewhere with --states), or choose another folder with --out"
+                    )
 
 
 def _sealed(folder: Path) -> bool:
@@ -279,21 +265,10 @@ def _short(value: Any, width: int = 80) -> str:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a run makes, and nothing else; the manifest goes first, so a kill in between leaves no half run."""
+    """Remove what a run makes, and nothing else; the manifest goes last, so that a kill in between leaves it ours."""
     for name in _OURS:
-        if name == ".lock":
-            continue
         target = folder / name
         if target.is_dir() and not target.is_symlink():
             guarded(partial(shutil.rmtree, target), target)
         else:
             guarded(partial(target.unlink, missing_ok=True), target)
-
-
-def _sweep(folder: Path) -> None:
-    """Remove the half-written files that a killed process left aside."""
-    for leftover in folder.rglob(".*.tmp"):
-        try:
-            leftover.unlink()
-        except OSError:
-            continue

@@ -1,24 +1,33 @@
-"""Maps a stage over batches of records, in this process: progress, finished batches kept, resumed after a kill.
+"""Runs work on a model: jobs one by one, or a stage over batches of records, finished batches kept and resumed.
 
 A stage is a frozen, picklable dataclass: its settings are its fields, ``run(lm, batch)`` is a pure function of them
-and of the batch. Another engine (Ray) may map the same stages with a model loaded once per worker.
+and of the batch. Another engine (Ray) may run the same stages and jobs with a model loaded once per worker.
 """
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import pandas as pd
 
 from exitlens.models.protocol import LayeredModel
 from exitlens.runs.directory import RunDirectory
-from exitlens.storage.atomic import key_of
+from exitlens.storage.atomic import key_of, write_parquet
+from exitlens.storage.joined_tables import JoinedTables
+from exitlens.storage.sealed import Sealed
 
-__all__ = ["Clock", "Engine", "Mapped", "Progress", "Report", "Stage", "batches"]
+__all__ = ["Clock", "Engine", "LocalEngine", "Mapped", "Progress", "Report", "Stage", "Task", "batches"]
 
+Job = TypeVar("Job")
+Job_contra = TypeVar("Job_contra", contravariant=True)
+Result = TypeVar("Result")
+Result_co = TypeVar("Result_co", covariant=True)
 Record = TypeVar("Record")
 Record_contra = TypeVar("Record_contra", contravariant=True)
 
@@ -58,25 +67,42 @@ Report = Callable[[Progress], None]
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """Tables of all batches in order, seconds of work (also of earlier processes), batches, and how many were kept."""
+    """What a stage made.
 
-    tables: dict[str, pd.DataFrame]
+    Attributes:
+        tables: Its tables, rows in the order of the records; read from disk each time that one is asked for.
+        seconds: Seconds of work, also of earlier processes.
+        batches: Number of batches.
+        resumed: How many of them were finished before.
+    """
+
+    tables: JoinedTables
     seconds: float
     batches: int
     resumed: int
 
 
-@dataclass
-class Engine:
-    """Runs stages on one model in this process. Without a run directory nothing is kept on disk."""
+class Task(Protocol[Job_contra, Result_co]):
+    """A pure function from one job to its result; picklable."""
+
+    def run(self, lm: LayeredModel, job: Job_contra, /) -> Result_co:
+        """The result of one job."""
+        ...
+
+
+class Engine(Protocol):
+    """Where work runs: on which model, what is kept in which directory (None: nothing), who hears of progress."""
 
     lm: LayeredModel
-    directory: RunDirectory | None = None
-    report: Report | None = None
-    _identity: str = field(init=False, default="")
+    directory: RunDirectory | None
+    report: Report | None
 
-    def __post_init__(self) -> None:
-        self._identity = self.lm.fingerprint
+    def stream(self, task: Task[Job, Result], jobs: Iterable[Job]) -> Iterator[tuple[Job, Result]]:
+        """Run ``task`` on each job; jobs and results in the order of the jobs, none kept.
+
+        A job is taken from ``jobs`` when there is room for it, never all of them at once.
+        """
+        ...
 
     def map(
         self, stage: Stage[Record], records: Sequence[Record], *, batch_size: int, label: str | None = None
@@ -85,36 +111,86 @@ class Engine:
 
         ``label`` names the stage in progress, on disk and in the manifest (default: its name).
         """
+        ...
+
+
+@dataclass
+class LocalEngine:
+    """Runs everything on one model in this process.
+
+    Without a run directory, tables go through a temporary folder that ends with the last of them.
+    """
+
+    lm: LayeredModel
+    directory: RunDirectory | None = None
+    report: Report | None = None
+
+    def stream(self, task: Task[Job, Result], jobs: Iterable[Job]) -> Iterator[tuple[Job, Result]]:
+        """See :class:`Engine`: a job is run when its result is asked for."""
+        for job in jobs:
+            yield job, task.run(self.lm, job)
+
+    def map(
+        self, stage: Stage[Record], records: Sequence[Record], *, batch_size: int, label: str | None = None
+    ) -> Mapped:
+        """See :class:`Engine`."""
         label = label or stage.name
-        groups = list(batches(records, batch_size))
-        settings = [stage.name, stage.version, stage.settings(), self._identity]
-        keys = [key_of(settings, [stage.identify(r) for r in group]) for group in groups]
+        settings = [stage.name, stage.version, stage.settings(), self.lm.fingerprint]
+        keys = [key_of(settings, [stage.identify(r) for r in group]) for group in batches(records, batch_size)]
+        spool = None if self.directory is not None else tempfile.TemporaryDirectory(prefix="exitlens-")
+        units = self.directory.units(label) if self.directory is not None else Sealed(Path(spool.name))  # type: ignore[union-attr]  # there is one of them
+        if self.directory is not None:
+            self.directory.stage_state(label, "running", batches=len(keys))
         clock = Clock(label, len(records), self.report)
-        collected: list[dict[str, pd.DataFrame]] = []
-        seconds, resumed = 0.0, 0
+        made: dict[int, tuple[float, tuple[str, ...]]] = {}  # seconds and names of the files, by batch
+        resumed = 0
+
+        def unfinished() -> Iterator[_Batch]:
+            nonlocal resumed
+            for index, (key, group) in enumerate(zip(keys, batches(records, batch_size), strict=True)):
+                seal = units.whole(index, key)
+                if seal is None or not isinstance(seal.facts.get("seconds"), float):
+                    yield _Batch(index, key, group)
+                else:
+                    made[index] = seal.facts["seconds"], tuple(seal.files)
+                    resumed += 1
+                    clock.skipped(len(group))
+
+        for batch, (tables, seconds) in self.stream(_Timed(stage), unfinished()):
+            facts = {"seconds": seconds, "records": len(batch.records)}
+            files = {f"{name}.parquet": partial(write_parquet, frame=frame) for name, frame in tables.items()}
+            units.write(batch.index, batch.key, files, facts)
+            made[batch.index] = seconds, tuple(files)
+            clock.worked(len(batch.records))
+        total = sum(made[index][0] for index in range(len(keys)))
         if self.directory is not None:
-            self.directory.stage_state(label, "running", batches=len(groups))
-        for index, (group, key) in enumerate(zip(groups, keys, strict=True)):
-            unit = self.directory.load_unit(label, index, key) if self.directory is not None else None
-            if unit is None:
-                begun = time.perf_counter()
-                tables = stage.run(self.lm, group)
-                took = time.perf_counter() - begun
-                if self.directory is not None:
-                    self.directory.store_unit(label, index, key, tables, {"seconds": took, "records": len(group)})
-                    # Read back what was written: a resumed run must see exactly the same values and types.
-                    stored = self.directory.load_unit(label, index, key)
-                    tables = stored[0] if stored is not None else tables
-                clock.worked(len(group))
-            else:
-                tables, took = unit[0], float(unit[1].get("seconds", 0.0))
-                resumed += 1
-                clock.skipped(len(group))
-            seconds += took
-            collected.append(tables)
-        if self.directory is not None:
-            self.directory.stage_state(label, "done", seconds=round(seconds, 3), batches=len(groups))
-        return Mapped(_join(collected), seconds, len(groups), resumed)
+            self.directory.stage_state(label, "done", seconds=round(total, 3), batches=len(keys))
+        found: dict[str, list[Path]] = {}
+        for index, key in enumerate(keys):
+            for name in made[index][1]:
+                found.setdefault(name.removesuffix(".parquet"), []).append(units.path(index, key, name))
+        return Mapped(JoinedTables(found, spool), total, len(keys), resumed)
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """A batch of records that is not finished; ``key`` names its contents."""
+
+    index: int
+    key: str
+    records: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    """A stage's run on a batch, with the seconds that it took where it ran."""
+
+    stage: Stage[Any]
+
+    def run(self, lm: LayeredModel, job: _Batch, /) -> tuple[Mapping[str, pd.DataFrame], float]:
+        begun = time.perf_counter()
+        tables = self.stage.run(lm, job.records)
+        return tables, time.perf_counter() - begun
 
 
 class Clock:
@@ -149,14 +225,3 @@ def batches(records: Sequence[Record], size: int) -> Iterator[list[Record]]:
     """``records`` in runs of ``size``, the last one shorter."""
     for start in range(0, len(records), size):
         yield list(records[start : start + size])
-
-
-def _join(parts: Sequence[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
-    names = sorted({name for part in parts for name in part})
-    joined: dict[str, pd.DataFrame] = {}
-    for name in names:
-        frames = [part[name] for part in parts if name in part]
-        # Tables without rows carry no types; leaving them out keeps the types of the others.
-        filled = [frame for frame in frames if len(frame)] or frames[:1]
-        joined[name] = pd.concat(filled, ignore_index=True)
-    return joined

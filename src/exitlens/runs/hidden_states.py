@@ -8,15 +8,16 @@
     STORE/shards/00007.seal.json       the hashes of all, written last: a shard without it does not exist
     STORE/index.parquet                one row per example: id, label, topic, group, position, token, hash, shard, row
 
-A shard whose files do not match its seal is made again; new examples are appended to the plan as new shards, new
-layers to each shard as a file of their own.
+Shards are sealed units (:mod:`exitlens.storage.sealed`); their key hashes where the states come from and which
+examples stand in which row. New examples are appended to the plan as new shards, new layers to each shard as a file of
+their own.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from exitlens.errors import LayerError, ProbeError
-from exitlens.storage.atomic import (
-    canonical,
-    key_of,
-    read_json,
-    sha256_file,
-    write_json,
-    write_parquet,
-    write_tensors,
-)
+from exitlens.storage.atomic import canonical, key_of, read_json, sha256_file, write_json, write_parquet, write_tensors
+from exitlens.storage.sealed import Seal, Sealed
 
-__all__ = ["SHARD_ROWS", "Origin", "StateStore", "text_hash"]
+__all__ = ["SHARD_ROWS", "Origin", "StateStore"]
 
 SHARD_ROWS = 256
 _PLAN = ("id", "label", "topic", "group", "hash", "n_tokens")
@@ -66,6 +60,7 @@ class StateStore:
         self.origin = origin
         self.wanted = tuple(wanted if wanted is not None else origin.layers)
         self._plan = plan
+        self._shards = Sealed(path / "shards")
 
     @classmethod
     def open(cls, path: str | Path, origin: Origin) -> StateStore:
@@ -124,8 +119,8 @@ class StateStore:
 
     def missing(self, shard: int) -> tuple[int, ...]:
         """The wanted layers that a shard does not hold: all of them when it is missing or damaged."""
-        seal = self._seal(shard)
-        held = set() if seal is None else {layer for part in seal["layers"].values() for layer in part}
+        seal = self._shards.whole(shard, self._key(self.planned(shard)))
+        held = {layer for layers in _parts(seal).values() for layer in layers}
         return tuple(layer for layer in self.wanted if layer not in held)
 
     def planned(self, shard: int) -> pd.DataFrame:
@@ -144,30 +139,28 @@ class StateStore:
             if not bool(finite.all()):
                 bad = expected["id"].iloc[int((~finite).nonzero()[0, 0])]
                 raise ProbeError(f"hidden state of example '{bad}' at layer {layer} is not finite: check the dtype")
-        base = self.path / "shards" / f"{shard:05d}"
-        seal = self._seal(shard)
-        files: dict[str, str] = {}
-        layers: dict[str, list[int]] = {}
-        if seal is None:
-            files["rows.parquet"] = write_parquet(base.with_suffix(".rows.parquet"), rows)
-        else:
-            files, layers = dict(seal["files"]), dict(seal["layers"])
-        part = "safetensors" if not layers else f"{len(layers)}.safetensors"
-        files[part] = write_tensors(
-            base.with_suffix(f".{part}"),
-            {_key(layer): states[layer].detach().cpu() for layer in states},
-            {"origin": canonical(self._identity())},
-        )
-        layers[part] = sorted(states)
-        write_json(base.with_suffix(".seal.json"), {"files": files, "layers": layers, "key": self._key(expected)})
+        key = self._key(expected)
+        seal = self._shards.whole(shard, key)
+        parts = _parts(seal)
+        part = f"{len(parts)}.safetensors" if parts else "safetensors"
+        header = {"origin": canonical(self._identity())}
+        tensors = {_name(layer): states[layer].detach().cpu() for layer in states}
+        files: dict[str, Callable[[Path], str]] = {part: partial(write_tensors, tensors=tensors, metadata=header)}
+        if not parts:
+            files["rows.parquet"] = partial(write_parquet, frame=rows)
+        beside = seal.files if seal is not None and parts else {}
+        self._shards.write(shard, key, files, {"layers": {**parts, part: sorted(states)}}, beside=beside)
 
     def finish(self) -> pd.DataFrame:
         """Write ``index.parquet`` over all finished shards and return it."""
         parts = []
-        for shard in sorted(self._plan["shard"].unique()):
-            file = self.path / "shards" / f"{int(shard):05d}.rows.parquet"
-            if file.is_file():
-                parts.append(pd.concat([self.planned(int(shard)), pd.read_parquet(file)], axis=1))
+        for shard in sorted(int(shard) for shard in self._plan["shard"].unique()):
+            planned = self.planned(shard)
+            key = self._key(planned)
+            seal, file = self._shards.claimed(shard, key), self._shards.path(shard, key, "rows.parquet")
+            if seal is not None and sha256_file(file) == seal.files.get("rows.parquet"):
+                rows = pd.read_parquet(file)
+                parts.append(pd.concat([planned, rows], axis=1))
         index = pd.concat(parts, ignore_index=True) if parts else self._plan
         write_parquet(self.path / "index.parquet", index)
         return index
@@ -198,27 +191,28 @@ class StateStore:
         rows = place["row"].to_numpy()
         for shard in np.unique(shards):
             wanted = np.flatnonzero(shards == shard)
-            for part, held in self._parts(int(shard)).items():
+            for file, held in self._files(int(shard)).items():
                 mine = [(i, layer) for i, layer in enumerate(layers) if layer in held]
                 if not mine:
                     continue
-                with safe_open(self.path / "shards" / f"{int(shard):05d}.{part}", framework="pt") as file:
+                with safe_open(file, framework="pt") as tensors:
                     for i, layer in mine:
-                        out[i, wanted] = _rows(file, _key(layer), rows[wanted])
+                        out[i, wanted] = _rows(tensors, _name(layer), rows[wanted])
         return out
 
-    def _parts(self, shard: int) -> dict[str, list[int]]:
+    def _files(self, shard: int) -> dict[Path, list[int]]:
         """The files of a shard and the layers in each; hashes are checked when a store is filled, not at each read."""
-        seal = read_json(self.path / "shards" / f"{shard:05d}.seal.json")
-        parts = seal.get("layers") if isinstance(seal, dict) else None
-        if not isinstance(parts, dict):
+        key = self._key(self.planned(shard))
+        seal = self._shards.claimed(shard, key)
+        if seal is None:
             raise ProbeError(f"shard {shard} of '{self.path}' is not finished: extract the hidden states again")
+        parts = _parts(seal)
         lacking = set(self.wanted) - {layer for part in parts.values() for layer in part}
         if lacking:
             raise ProbeError(
                 f"shard {shard} of '{self.path}' lacks layer {min(lacking)}: extract the hidden states again"
             )
-        return parts
+        return {self._shards.path(shard, key, part): layers for part, layers in parts.items()}
 
     def _places(self, ids: Sequence[str] | None) -> pd.DataFrame:
         index = self.index()
@@ -231,18 +225,6 @@ class StateStore:
             raise ProbeError(f"no hidden states of example '{missing}' in '{self.path}': extract them first")
         return lookup.loc[list(ids)]
 
-    def _seal(self, shard: int) -> dict[str, Any] | None:
-        """The seal of a shard whose files are all as it says; None otherwise."""
-        base = self.path / "shards" / f"{shard:05d}"
-        seal = read_json(base.with_suffix(".seal.json"))
-        if not isinstance(seal, dict) or seal.get("key") != self._key(self.planned(shard)):
-            return None
-        files = seal.get("files")
-        whole = isinstance(files, dict) and all(
-            sha256_file(base.with_suffix(f".{suffix}")) == digest for suffix, digest in files.items()
-        )
-        return seal if whole and isinstance(seal.get("layers"), dict) else None
-
     def _identity(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self.origin).items() if name != "layers"}
 
@@ -250,9 +232,12 @@ class StateStore:
         return key_of(self._identity(), rows["id"].tolist(), rows["hash"].tolist())
 
 
-def text_hash(text: str) -> str:
-    """Sixteen hexadecimal digits that name a text."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+def _parts(seal: Seal | None) -> dict[str, list[int]]:
+    """The layers in each tensor file of a shard, as its seal says; none without a seal, or where it says otherwise."""
+    parts = seal.facts.get("layers") if seal is not None else None
+    if seal is None or not isinstance(parts, dict) or not all(isinstance(layers, list) for layers in parts.values()):
+        return {}
+    return {part: layers for part, layers in parts.items() if part in seal.files}
 
 
 def _rows(file: Any, key: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -275,7 +260,7 @@ def _read_plan(folder: Path) -> pd.DataFrame:
     return pd.DataFrame({name: [] for name in (*_PLAN, "shard", "row")})
 
 
-def _key(layer: int) -> str:
+def _name(layer: int) -> str:
     return f"layer.{layer:02d}"
 
 

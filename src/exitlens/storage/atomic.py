@@ -1,7 +1,8 @@
 """Files that appear under their name only when whole: written aside, flushed to disk, renamed.
 
 A reader (or a run that resumes after a kill at any moment) therefore sees the old file, the new file or none, never
-half of one. Parquet files are written with fixed options, so equal tables give equal bytes.
+half of one. What a killed process left aside is removed when another one first writes into that folder. Parquet files
+are written with fixed options, so equal tables give equal bytes.
 """
 
 from __future__ import annotations
@@ -9,51 +10,110 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import io
 import json
 import os
-from collections.abc import Callable, Mapping
+import platform
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from exitlens.errors import RunError
 
 __all__ = [
+    "PARQUET",
+    "aside",
     "canonical",
+    "check_writable",
+    "guarded",
     "key_of",
     "read_json",
     "sha256_file",
+    "sweep",
+    "text_hash",
     "write_bytes",
+    "write_file",
     "write_json",
     "write_parquet",
     "write_table",
     "write_tensors",
 ]
 
+PARQUET: Mapping[str, Any] = {
+    "compression": "zstd", "use_dictionary": True, "write_statistics": True, "version": "2.6"
+}  # fmt: skip
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# Machines share home folders: a process id means something on its own machine only.
+_HOST = hashlib.sha256(platform.node().encode("utf-8", "surrogateescape")).hexdigest()[:6]
+_ASIDE = re.compile(r"\..*\.(?P<host>[0-9a-f]{6})-(?P<pid>\d{1,9})-[0-9a-f]{8}\.tmp")
+_FOREIGN_SECONDS = 86400.0  # what another machine's process left aside is given up after a day
+_open: set[str] = set()  # names that this process is writing to
+_swept: set[Path] = set()  # folders that this process has cleared
+
+
+@contextlib.contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` to write a file or folder to; at the end it is flushed to disk and takes ``path``'s place.
+
+    No two writers are ever given the same name. When the block raises, what was written is removed. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.parent not in _swept:
+        _swept.add(path.parent)
+        sweep(path.parent)
+    part = path.with_name(f".{path.name[:80]}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    _open.add(part.name)
+    try:
+        yield part
+        for written in (*(part.rglob("*") if part.is_dir() else ()), part):
+            _flush(written)
+        part.replace(path)
+        # A rename is only durable once the folder's own entry is on disk.
+        _flush(path.parent)
+    finally:
+        _remove(part)
+        _open.discard(part.name)
+
+
+def sweep(folder: Path, *, below: bool = False, alone: bool = False) -> None:
+    """Remove what killed processes left aside in ``folder`` (and ``below`` it); what a live one writes is left.
+
+    ``alone``: no other process may write here (the caller holds its lock), so whatever lies aside is abandoned.
+    """
+    with contextlib.suppress(OSError):
+        for left in list(folder.rglob(".*.tmp") if below else folder.glob(".*.tmp")):
+            if left.name not in _open and (alone or _abandoned(left)):
+                _remove(left)
+
+
+def write_file(path: Path, write: Callable[[Path], Any]) -> str:
+    """Let ``write`` make the file under the name that it is given, then put it in place; returns its sha256.
+
+    Raises RunError when it cannot be written.
+    """
+
+    def make() -> str:
+        with aside(path) as part:
+            write(part)
+            with part.open("rb") as handle:
+                return hashlib.file_digest(handle, "sha256").hexdigest()
+
+    digest: str = guarded(make, path)
+    return digest
 
 
 def write_bytes(path: Path, payload: bytes) -> str:
     """Write ``payload`` to ``path`` whole or not at all; returns its sha256. Raises RunError when it cannot."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as handle:
-            handle.write(payload)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        _forget(temporary)
-        raise _unwritable(path, error, len(payload)) from error
-    return hashlib.sha256(payload).hexdigest()
+    return write_file(path, lambda part: part.write_bytes(payload))
 
 
 def write_json(path: Path, value: Any) -> str:
@@ -69,22 +129,35 @@ def write_parquet(path: Path, frame: pd.DataFrame) -> str:
 
 def write_table(path: Path, table: Any) -> str:
     """Write an Arrow table as :func:`write_parquet` writes a frame; returns the sha256 of the bytes."""
-    table = table.replace_schema_metadata(None)
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", use_dictionary=True, write_statistics=True, version="2.6")
-    return write_bytes(path, sink.getvalue())
+    return write_file(path, lambda part: pq.write_table(table.replace_schema_metadata(None), part, **PARQUET))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
     """Write tensors as safetensors; returns the sha256 of the bytes."""
-    return write_bytes(path, save({k: v.contiguous() for k, v in tensors.items()}, metadata=dict(metadata or {})))
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return write_file(path, lambda part: save_file(ready, part, metadata=dict(metadata or {})))
+
+
+def check_writable(path: Path) -> Path:
+    """``path`` itself when a file can be written there: asked before work of minutes. Raises RunError."""
+    path = path.expanduser()
+    if path.is_dir():
+        raise RunError(f"cannot write '{path}': it is a folder; name a file in it")
+
+    def probe() -> None:
+        with contextlib.suppress(_Probed), aside(path) as part:
+            part.touch(exist_ok=False)
+            raise _Probed
+
+    guarded(probe, path)
+    return path
 
 
 def read_json(path: Path) -> Any | None:
     """The JSON value of a file, or None when it is missing or damaged."""
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -107,6 +180,52 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(canonical(parts).encode()).hexdigest()[:16]
 
 
+def text_hash(text: str) -> str:
+    """Sixteen hexadecimal digits that name a text."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def guarded(action: Callable[[], Any], path: Path) -> Any:
+    """Run ``action``; an OSError becomes a one-line RunError that says what ``path`` lacks."""
+    try:
+        return action()
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise RunError(
+                f"no space left to write '{path}': free some space and run the same command again, finished work is "
+                "kept"
+            ) from error
+        why = error.strerror or error
+        raise RunError(f"cannot write '{path}': {why}; choose a folder you may write to with --out") from error
+
+
+class _Probed(Exception):
+    """Ends a trial of writing."""
+
+
+def _abandoned(left: Path) -> bool:
+    """Whether the process that wrote ``left`` is gone; a file of another kind is nobody's to remove."""
+    named = _ASIDE.fullmatch(left.name)
+    if named is None:
+        return False
+    if named["host"] != _HOST:
+        return time.time() - left.lstat().st_mtime > _FOREIGN_SECONDS
+    pid = int(named["pid"])
+    return pid == os.getpid() or not _alive(pid)
+
+
+def _alive(pid: int) -> bool:
+    if os.name == "nt":
+        return False  # an open file cannot be removed there anyway
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def _storable(frame: pd.DataFrame) -> pd.DataFrame:
     """Half a surrogate pair has no UTF-8 form (JSON can carry one): write it as U+FFFD instead of failing."""
     changed: dict[str, pd.Series[Any]] = {}
@@ -120,48 +239,32 @@ def _storable(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _whole(value: Any) -> Any:
     if isinstance(value, str):
-        return value.encode("utf-8", "surrogatepass").decode("utf-8", "replace") if not _encodable(value) else value
-    if value is None or value is pd.NA or (isinstance(value, float) and value != value):
-        return None
-    return value
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            return value.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+        return value
+    missing = value is None or value is pd.NA or (isinstance(value, float) and value != value)
+    return None if missing else value
 
 
-def _encodable(text: str) -> bool:
+def _flush(path: Path) -> None:
+    # Some file systems refuse to open or to flush folders; the rename itself has then still happened.
+    folder = path.is_dir()
     try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
-    # A rename is only durable once the folder's own entry is on disk; some file systems refuse to open folders.
-    try:
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
     except OSError:
-        return
+        if not folder:
+            raise
+
+
+def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):
-        os.fsync(handle)
-    os.close(handle)
-
-
-def _forget(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
-
-
-def _unwritable(path: Path, error: OSError, size: int) -> RunError:
-    if error.errno in _NO_SPACE:
-        return RunError(
-            f"no space left to write '{path}' ({size:,} bytes): free some space and run the same command again, "
-            "finished work is kept"
-        )
-    return RunError(f"cannot write '{path}': {error.strerror or error}; choose a folder you may write to with --out")
-
-
-def guarded(action: Callable[[], Any], path: Path) -> Any:
-    """Run ``action``; an OSError becomes the same one-line RunError as a failed write of ``path``."""
-    try:
-        return action()
-    except OSError as error:
-        raise _unwritable(path, error, 0) from error
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)

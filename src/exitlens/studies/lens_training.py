@@ -10,8 +10,8 @@ from pathlib import Path
 from exitlens.data.texts import TextFile
 from exitlens.errors import DataError, InputError
 from exitlens.lenses import TrainingReport, TunedLens, train_tuned_lens
-from exitlens.lenses.lens_names import check_writable
 from exitlens.models.protocol import LayeredModel
+from exitlens.storage.atomic import check_writable
 from exitlens.studies.exits.files import own_texts
 
 __all__ = ["PIECE", "pieces_of_file", "pieces_of_own", "train_and_save"]

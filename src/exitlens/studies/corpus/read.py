@@ -2,23 +2,25 @@
 
     DIR/manifest.json                who made this: model and text with their hashes, settings, versions, machine
     DIR/shards/00007.parquet         a row a text, position and layer (:mod:`.corpus_table`)
-    DIR/seals/00007.json             its hash, where it begins and ends, its sums; written last
+    DIR/seals/00007.seal.json        its hash, where it begins and ends, its sums; written last
     DIR/tables/by_layer.parquet      means over all texts, a row a layer
 
-A shard is a stretch of ``shard_tokens`` tokens, fixed by the text and the settings alone. One whose seal is missing,
-or does not match the file, is made again; all others are never computed twice. A reading that was killed at any moment
-therefore ends with the same bytes.
+A shard is a stretch of ``shard_tokens`` tokens, fixed by the text and the settings alone, and a sealed unit
+(:mod:`exitlens.storage.sealed`) whose key hashes the settings and where the stretch begins. A reading that was killed
+at any moment therefore ends with the same bytes, and computes nothing twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from exitlens.compute.precision import product_dtype
 from exitlens.data.texts import Survey, TextFile
@@ -29,14 +31,16 @@ from exitlens.lenses.read_texts import BATCH_TOKENS, Window, plan_windows, read_
 from exitlens.lenses.statistics import known
 from exitlens.models.protocol import LayeredModel
 from exitlens.runs.directory import RunDirectory, now
-from exitlens.storage.atomic import read_json, sha256_file, write_json, write_table
+from exitlens.runs.engine import Engine
+from exitlens.storage.atomic import canonical, key_of, read_json, write_table
+from exitlens.storage.sealed import Seal, Sealed
 from exitlens.studies.corpus.table import ShardTable
 from exitlens.studies.layers.stage import check_layers
 
 __all__ = ["SHARD_TOKENS", "CorpusRead", "CorpusSettings", "check_stats", "read_corpus"]
 
 SHARD_TOKENS = 2048
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def check_stats(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def read_corpus(
-    lm: LayeredModel,
+    engine: Engine,
     source: TextFile,
     out: str | Path,
     settings: CorpusSettings,
@@ -95,6 +99,7 @@ def read_corpus(
     folder of another reading (naming the first setting that differs) or that cannot be written, ContextError for a
     text over the context unless ``settings.long`` is split, InputError, LayerError and ModelError as the readout does.
     """
+    lm = engine.lm
     survey = survey if survey is not None else source.survey(settings.limit)
     layers = tuple(check_layers(lm, settings.layers))
     _try(lm, layers, settings)
@@ -110,42 +115,123 @@ def read_corpus(
                   "characters": survey.characters},
             settings={**identity, "lens_name": lens_name(settings.lens)},
         )  # fmt: skip
-        return _fill(lm, source, survey, directory, layers, settings, tick)
+        return _fill(engine, source, survey, directory, identity, layers, settings, tick)
+
+
+class _Facts(BaseModel):
+    """What the seal of a shard says about it: places are (text, token), ``sums`` are by statistic and layer."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    end: tuple[int, int]
+    last: bool
+    tokens: int
+    characters: int
+    split: int
+    overlap: int | None  # of the windows of split texts
+    sums: dict[str, list[tuple[float, int]]]
+    notes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A shard that is not there: its windows, and the tokens of the texts that they belong to."""
+
+    number: int
+    key: str
+    windows: list[Window]
+    ids: dict[int, list[int]]
+    end: tuple[int, int]
+    last: bool
+    characters: int
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadShard:
+    """A shard as an Arrow table, and what its seal says."""
+
+    layers: tuple[int, ...]
+    settings: CorpusSettings
+
+    def run(self, lm: LayeredModel, job: _Job, /) -> tuple[Any, _Facts]:
+        how, notes = self.settings, list[str]()
+        table = ShardTable(lm, job.ids, job.windows, self.layers)
+        for batch, found in read_windows(
+            lm, job.ids, job.windows, self.layers, lens=how.lens, stats=how.stats, top_k=how.top_k,
+            precision=how.precision, batch_tokens=how.batch_tokens,
+        ):  # fmt: skip
+            table.put(batch, found)
+            notes += [note for note in found.notes if note not in notes]
+        split = sum(window.keep > 0 for window in job.windows)
+        facts = _Facts(
+            end=job.end, last=job.last, tokens=table.tokens, characters=job.characters, split=split,
+            overlap=how.overlap if split else None, sums=table.sums(), notes=notes,
+        )  # fmt: skip
+        return table.arrow(), facts
 
 
 def _fill(
-    lm: LayeredModel,
+    engine: Engine,
     source: TextFile,
     survey: Survey,
     directory: RunDirectory,
+    identity: Mapping[str, Any],
     layers: tuple[int, ...],
     settings: CorpusSettings,
     tick: Callable[[int], None],
 ) -> CorpusRead:
     directory.stage_state("read", "running")
-    totals = _Totals(layers)
-    stream: _Stream | None = None
-    number, place, fresh = 0, (0, 0), 0
-    while True:
-        seal = _seal(directory.path, number, place)
-        if seal is not None:
-            tick(seal["characters"])
-        else:
+    shards = Sealed(directory.path / "shards", seals=directory.path / "seals")
+    # A reading that refuses long texts may go on splitting them: the overlap is held against split shards alone.
+    base = {name: value for name, value in identity.items() if name != "overlap"}
+    keys: list[str] = []
+
+    def missing() -> Iterator[_Job]:
+        """The shards that are not there, in order; each is taken from the text only when it is asked for."""
+        stream: _Stream | None = None
+        place, last = (0, 0), False
+        while not last:
+            number = len(keys)
+            keys.append(key_of(VERSION, base, place))
+            facts = _facts(shards.whole(number, keys[-1]), settings)
+            if facts is not None:
+                tick(facts.characters)
+                place, last = facts.end, facts.last
+                continue
             if stream is None or stream.place != place:
-                stream = _Stream(lm, source, settings, place)
-            seal = _make(lm, directory.path, number, stream, layers, settings, tick)
-            fresh += seal["tokens"]
-        totals.add(seal)
-        number, place = number + 1, (seal["end"][0], seal["end"][1])
-        if seal["last"]:
-            break
+                stream = _Stream(engine.lm, source, settings, place)
+            yield stream.job(number, keys[-1])
+            place, last = stream.place, stream.ended
+
+    fresh = 0
+    for job, (table, made) in engine.stream(_ReadShard(layers, settings), missing()):
+        shards.write(job.number, job.key, {"parquet": partial(write_table, table=table)}, made.model_dump(mode="json"))
+        fresh += made.tokens
+        tick(job.characters)
+    totals = _Totals(layers)
+    for number, key in enumerate(keys):
+        facts = _facts(shards.claimed(number, key), settings)
+        if facts is None:
+            raise RunError(f"'{directory.path}' was changed while it was read: run the same command again")
+        totals.add(facts)
     by_layer = totals.table()
     directory.write_table("by_layer", by_layer)
-    directory.stage_state("read", "done", shards=number, tokens=totals.tokens)
+    directory.stage_state("read", "done", shards=len(keys), tokens=totals.tokens)
     directory.note(finished=now())
     return CorpusRead(
-        directory.path, survey, totals.tokens, fresh, number, by_layer, totals.saturation, tuple(totals.notes)
+        directory.path, survey, totals.tokens, fresh, len(keys), by_layer, totals.saturation, tuple(totals.notes)
     )
+
+
+def _facts(seal: Seal | None, settings: CorpusSettings) -> _Facts | None:
+    """What a seal says, None where there is none or it makes no sense."""
+    if seal is None:
+        return None
+    try:
+        facts = _Facts.model_validate_json(canonical(seal.facts))
+    except ValidationError:
+        return None
+    return facts if not facts.split or facts.overlap == settings.overlap else None
 
 
 class _Stream:
@@ -158,29 +244,31 @@ class _Stream:
         self._windows = self._all(place)
         self._next = next(self._windows, None)
 
-    def take(self) -> list[Window]:
-        """The windows of the next shard."""
-        taken: list[Window] = []
+    def job(self, number: int, key: str) -> _Job:
+        """The next shard. Raises InputError for a file without tokens."""
+        windows: list[Window] = []
         tokens = 0
         while self._next is not None and tokens < self.settings.shard_tokens:
-            taken.append(self._next)
+            windows.append(self._next)
             tokens += self._next.stop - self._next.keep
             self._next = next(self._windows, None)
-        self.place = (taken[-1].text, taken[-1].stop) if taken else self.place
-        return taken
-
-    def forget(self) -> None:
-        """Drop the texts that no window still needs."""
-        last = self.place[0]
-        for text in [text for text in self.ids if text < last]:
-            del self.ids[text], self._characters[text]
+        if not windows:
+            raise InputError(
+                f"'{self.source.path}' gives no tokens with the tokenizer of {self.lm.name}: give other text"
+            )
+        self.place = windows[-1].text, windows[-1].stop
+        ids = {window.text: self.ids[window.text] for window in windows}
+        characters = sum(self._share(window) for window in windows)
+        for text in [text for text in self.ids if text < self.place[0]]:
+            del self.ids[text], self._characters[text]  # no window needs them any more
+        return _Job(number, key, windows, ids, self.place, self.ended, characters)
 
     @property
     def ended(self) -> bool:
         """No window is left."""
         return self._next is None
 
-    def characters(self, window: Window) -> int:
+    def _share(self, window: Window) -> int:
         """The window's share of its text's characters; the shares of a text add up to all of it."""
         n, tokens = self._characters[window.text], len(self.ids[window.text])
         return n * window.stop // tokens - n * window.keep // tokens
@@ -195,54 +283,6 @@ class _Stream:
                     yield window
 
 
-def _make(
-    lm: LayeredModel,
-    folder: Path,
-    number: int,
-    stream: _Stream,
-    layers: tuple[int, ...],
-    settings: CorpusSettings,
-    tick: Callable[[int], None],
-) -> dict[str, Any]:
-    """Read one shard and write it, its seal last."""
-    begin = stream.place
-    windows = stream.take()
-    if not windows:
-        raise InputError(f"'{stream.source.path}' gives no tokens with the tokenizer of {lm.name}: give other text")
-    table = ShardTable(lm, stream.ids, windows, layers)
-    notes: list[str] = []
-    for batch, found in read_windows(
-        lm, stream.ids, windows, layers, lens=settings.lens, stats=settings.stats, top_k=settings.top_k,
-        precision=settings.precision, batch_tokens=settings.batch_tokens,
-    ):  # fmt: skip
-        table.put(batch, found)
-        notes += [note for note in found.notes if note not in notes]
-        tick(sum(stream.characters(window) for window in batch))
-    seal: dict[str, Any] = {
-        "version": VERSION,
-        "sha256": write_table(folder / "shards" / f"{number:05d}.parquet", table.arrow()),
-        "begin": list(begin),
-        "end": list(stream.place),
-        "last": stream.ended,
-        "tokens": table.tokens,
-        "characters": sum(stream.characters(window) for window in windows),
-        "split": sum(window.keep > 0 for window in windows),
-        "sums": table.sums(),
-        "notes": notes,
-    }
-    write_json(folder / "seals" / f"{number:05d}.json", seal)
-    stream.forget()
-    return seal
-
-
-def _seal(folder: Path, number: int, place: tuple[int, int]) -> dict[str, Any] | None:
-    """The seal of a whole shard that begins at ``place``, else None."""
-    seal = read_json(folder / "seals" / f"{number:05d}.json")
-    if not isinstance(seal, dict) or seal.get("version") != VERSION or seal.get("begin") != list(place):
-        return None
-    return seal if sha256_file(folder / "shards" / f"{number:05d}.parquet") == seal.get("sha256") else None
-
-
 class _Totals:
     """Sums of all shards so far."""
 
@@ -252,11 +292,11 @@ class _Totals:
         self.notes: list[str] = []
         self._sums: dict[str, list[tuple[float, int]]] = {}
 
-    def add(self, seal: Mapping[str, Any]) -> None:
-        self.tokens += seal["tokens"]
-        self.split += seal["split"]
-        self.notes += [note for note in seal["notes"] if note not in self.notes]
-        for name, pairs in seal["sums"].items():
+    def add(self, facts: _Facts) -> None:
+        self.tokens += facts.tokens
+        self.split += facts.split
+        self.notes += [note for note in facts.notes if note not in self.notes]
+        for name, pairs in facts.sums.items():
             before = self._sums.get(name, [(0.0, 0)] * len(pairs))
             self._sums[name] = [(a + s, b + n) for (a, b), (s, n) in zip(before, pairs, strict=True)]
 

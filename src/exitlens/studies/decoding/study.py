@@ -14,7 +14,7 @@ from exitlens.data.records import Question
 from exitlens.decoding import early_layers, parse_decoder
 from exitlens.errors import InputError
 from exitlens.models.protocol import LayeredModel
-from exitlens.runs.engine import Engine, Report
+from exitlens.runs.engine import Engine, LocalEngine, Report
 from exitlens.scoring import TextMetric, truthfulqa_scores
 from exitlens.studies.answers.judging import judge_answers
 from exitlens.studies.answers.stage import DecoderSpec
@@ -60,7 +60,7 @@ def decoding_study(
     """
     if not questions or not decoders:
         raise InputError("no questions or no decoders: give both")
-    engine = Engine(lm, None, report)
+    engine = LocalEngine(lm, None, report)
     made = [
         answer_all(
             engine,

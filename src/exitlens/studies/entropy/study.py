@@ -10,7 +10,7 @@ import pandas as pd
 from exitlens.data.records import Question
 from exitlens.errors import ConfigError, InputError
 from exitlens.models.protocol import LayeredModel
-from exitlens.runs.engine import Engine, Report
+from exitlens.runs.engine import LocalEngine, Report
 from exitlens.scoring import Judge
 from exitlens.studies.answers.judging import judge_answers
 from exitlens.studies.answers.stage import DecoderSpec
@@ -51,7 +51,12 @@ def entropy_study(
         raise InputError("no questions: give a data set of questions")
     spec = DecoderSpec.parse("vanilla", repetition_penalty)
     answers = answer_all(
-        Engine(lm, None, report), questions, spec, max_new_tokens=max_new_tokens, batch_size=batch_size, entropy=True
+        LocalEngine(lm, None, report),
+        questions,
+        spec,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        entropy=True,
     )
     return analyse(answers, questions, judges, estimators=estimators, seed=seed)
 

@@ -18,10 +18,10 @@ from exitlens.decoding import Sampling, generate
 from exitlens.errors import DataError, InputError, MissingExtra, ProbeError
 from exitlens.exits.adapter import State
 from exitlens.exits.heads import ExitHeads
-from exitlens.lenses.files import read_tensors
 from exitlens.models import wrap
 from exitlens.models.protocol import LayeredModel
 from exitlens.storage.atomic import read_json, write_json, write_tensors
+from exitlens.storage.tensors import read_tensors
 
 __all__ = [
     "load_adapted", "load_heads", "own_texts", "read_state", "read_windows", "record_states", "save_adapter",

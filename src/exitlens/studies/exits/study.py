@@ -19,7 +19,7 @@ from exitlens.exits.replay_policies import Cost
 from exitlens.exits.risk_control import require_units
 from exitlens.exits.timing import TimeModel, measure_times
 from exitlens.models.protocol import LayeredModel
-from exitlens.runs.engine import Engine, Report
+from exitlens.runs.engine import Engine, LocalEngine, Report
 from exitlens.studies.answers.judging import judge_answers
 from exitlens.studies.answers.stage import DecoderSpec, ask
 from exitlens.studies.context import Context, answer_all
@@ -64,7 +64,7 @@ def exit_study(
         raise InputError("no questions: give a data set of questions")
     for delta in deltas if strict else ():  # now, not after the answers were written
         require_units(len(questions) // 2, delta, epsilon)
-    engine = Engine(lm, None, report)
+    engine = LocalEngine(lm, None, report)
     spec = DecoderSpec.parse("vanilla")
     answers = answer_all(engine, questions, spec, max_new_tokens=max_new_tokens, batch_size=batch_size).answers
     return analyse(

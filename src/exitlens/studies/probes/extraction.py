@@ -7,10 +7,10 @@ label words, and its most probable token) is read in the same pass, so the basel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,20 +18,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from exitlens.data.prompts import LABEL_WORDS, truth_prompt
+from exitlens.data.prompts import LABEL_WORDS, Position, Setting, check_position, truth_prompt
 from exitlens.data.records import Statement
 from exitlens.errors import InputError
 from exitlens.models.forward import check_context, passes
 from exitlens.models.protocol import LayeredModel
-from exitlens.runs.engine import Clock, Report
-from exitlens.runs.hidden_states import SHARD_ROWS, Origin, StateStore, text_hash
+from exitlens.runs.engine import Clock, Engine
+from exitlens.runs.hidden_states import SHARD_ROWS, Origin, StateStore
+from exitlens.storage.atomic import text_hash
 from exitlens.studies.layers.stage import check_layers
 
-__all__ = ["POSITIONS", "Position", "Setting", "check_position", "extract", "label_tokens", "origin_of", "read_states"]
+__all__ = ["extract", "label_tokens", "origin_of", "read_states"]
 
-Setting = Literal["prompted", "bare"]
-Position = Literal["last", "mean", "answer", "every"]
-POSITIONS: tuple[str, ...] = get_args(Position)
 _CLOSING = " \t\n.!?…\"'”’)»。！？"
 
 
@@ -44,13 +42,6 @@ class _Item:
     ids: list[int]
     first: int
     end: int
-
-
-def check_position(position: str) -> Position:
-    """``position`` itself, or InputError naming the known ones."""
-    if position not in POSITIONS:
-        raise InputError(f"unknown position '{position}': use {', '.join(POSITIONS)}")
-    return position  # type: ignore[return-value]  # one of them, as just checked
 
 
 def origin_of(
@@ -74,7 +65,7 @@ def origin_of(
 
 
 def extract(
-    lm: LayeredModel,
+    engine: Engine,
     statements: Sequence[Statement],
     path: str | Path,
     *,
@@ -82,38 +73,69 @@ def extract(
     layers: Sequence[int] | Literal["all"] = "all",
     position: Position = "last",
     shard_rows: int = SHARD_ROWS,
-    report: Report | None = None,
 ) -> StateStore:
     """Fill the store at ``path`` with the states of ``statements``; what it already holds is not computed again.
 
     The store's index gains ``p_true``, ``p_false`` (probability of the label words, summed over their spellings) and
     ``top_id`` (the most probable token). With position "every" an example is one token, its id ``ID@TOKEN``. Memory
-    does not grow with the number of statements beyond their token ids.
+    grows with the number of statements by their row of the index alone.
     Raises ContextError for a statement that does not fit, ProbeError when the store is of another model or prompt.
     """
     if not statements:
         raise InputError("no statements to extract hidden states of: give a data set of statements with --data")
     check_position(position)
+    lm = engine.lm
     store = StateStore.open(path, origin_of(lm, setting, layers, position))
-    items = [item for statement in statements for item in _items(lm, statement, setting, position)]
-    check_context(lm, [item.ids for item in items])
-    # By length: texts that run together are alike. By id after that: the plan never depends on the source's order.
-    items.sort(key=lambda item: (len(item.ids), item.statement.id))
-    store.plan(_plan_rows(items), shard_rows)
-    by_key = {(item.statement.id, text_hash(item.text)): item for item in items}
-    words = {label: torch.tensor(ids, device=lm.device) for label, ids in label_tokens(lm).items()}
+    rows, source = _plan(lm, statements, setting, position)
+    total = len(rows)
+    store.plan(rows, shard_rows)
+    del rows
     todo = store.unfinished()
-    clock = Clock(f"states-{setting}", len(items), report)
-    clock.skipped(len(items) - sum(len(store.planned(shard)) for shard in todo))
-    for shard in todo:
-        rows = store.planned(shard)
-        keys = list(zip(rows["id"], rows["hash"], strict=True))
-        if any(key not in by_key for key in keys):
-            continue  # of an earlier, larger request; this one does not need it
-        _fill(lm, store, shard, [by_key[key] for key in keys], words)
-        clock.worked(len(keys))
+    clock = Clock(f"states-{setting}", total, engine.report)
+    clock.skipped(total - sum(len(store.planned(shard)) for shard in todo))
+
+    def jobs() -> Iterator[_Job]:
+        for shard in todo:
+            planned = store.planned(shard)
+            keys = list(zip(planned["id"], planned["hash"], strict=True))
+            # Others are of an earlier, larger request; this one does not need them.
+            if all(key in source for key in keys):
+                mine = [statements[source[key]] for key in keys]
+                yield _Job(shard, store.missing(shard), _chosen(lm, keys, mine, setting, position))
+
+    for job, (states, found) in engine.stream(_ReadShard(label_tokens(lm)), jobs()):
+        store.write(job.shard, states, found)
+        clock.worked(len(job.items))
     store.finish()
     return store
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """The texts of one shard, and the layers that it lacks."""
+
+    shard: int
+    layers: tuple[int, ...]
+    items: list[_Item]
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadShard:
+    """States of a shard's layers ``{layer: [rows, d_model]}``, and a table of what was read at each row."""
+
+    words: Mapping[int, Sequence[int]]
+
+    def run(self, lm: LayeredModel, job: _Job, /) -> tuple[dict[int, Tensor], pd.DataFrame]:
+        words = {label: torch.tensor(ids, device=lm.device) for label, ids in self.words.items()}
+        states, said, top = _read(lm, job.items, job.layers, words)
+        rows: dict[str, Any] = {
+            "position": [item.end - 1 for item in job.items],
+            "token": [lm.decode(item.ids[item.end - 1 : item.end]) for item in job.items],
+            "p_true": said[:, 0],
+            "p_false": said[:, 1],
+            "top_id": top,
+        }
+        return {layer: states[k] for k, layer in enumerate(job.layers)}, pd.DataFrame(rows)
 
 
 def label_tokens(lm: LayeredModel) -> dict[int, list[int]]:
@@ -163,21 +185,6 @@ def read_states(
         here = order[begin : begin + batch]
         out[:, here] = _read(lm, [items[i] for i in here], tuple(layers), None)[0].float()
     return out
-
-
-def _fill(
-    lm: LayeredModel, store: StateStore, shard: int, items: Sequence[_Item], words: dict[int, torch.Tensor]
-) -> None:
-    wanted = store.missing(shard)
-    states, said, top = _read(lm, items, wanted, words)
-    rows: dict[str, Any] = {
-        "position": [item.end - 1 for item in items],
-        "token": [lm.decode(item.ids[item.end - 1 : item.end]) for item in items],
-        "p_true": said[:, 0],
-        "p_false": said[:, 1],
-        "top_id": top,
-    }
-    store.write(shard, {layer: states[k] for k, layer in enumerate(wanted)}, pd.DataFrame(rows))
 
 
 def _read(
@@ -249,14 +256,40 @@ def _common(one: Sequence[int], other: Sequence[int]) -> int:
     return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def _plan_rows(items: Sequence[_Item]) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "id": [item.statement.id for item in items],
-            "label": [item.statement.label for item in items],
-            "topic": [item.statement.topic for item in items],
-            "group": [item.statement.pair or item.statement.entity or item.statement.id for item in items],
-            "hash": [text_hash(item.text) for item in items],
-            "n_tokens": [len(item.ids) for item in items],
-        }
-    )
+def _plan(
+    lm: LayeredModel, statements: Sequence[Statement], setting: Setting, position: Position
+) -> tuple[pd.DataFrame, dict[tuple[str, str], int]]:
+    """The rows of a store's plan, and which statement each id and hash is of.
+
+    Token ids are not kept: to encode a statement again when its shard is read costs far less than to run it, and
+    keeping 10^5 of them would take hundreds of megabytes.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in ("id", "label", "topic", "group", "hash", "n_tokens")}
+    source: dict[tuple[str, str], int] = {}
+    for place, statement in enumerate(statements):
+        for item in _items(lm, statement, setting, position):
+            check_context(lm, [item.ids])
+            key = item.statement.id, text_hash(item.text)
+            source[key] = place
+            group = statement.pair or statement.entity or item.statement.id
+            values = (key[0], statement.label, statement.topic, group, key[1], len(item.ids))
+            for column, value in zip(columns.values(), values, strict=True):
+                column.append(value)
+    rows = pd.DataFrame(columns)
+    # By length: texts that run together are alike. By id after that: the plan never depends on the source's order.
+    return rows.sort_values(["n_tokens", "id"], kind="stable", ignore_index=True), source
+
+
+def _chosen(
+    lm: LayeredModel,
+    keys: Sequence[tuple[str, str]],
+    statements: Sequence[Statement],
+    setting: Setting,
+    position: Position,
+) -> list[_Item]:
+    """The item of each key (id and hash of the text), one of its statement's."""
+    made: dict[Statement, dict[str, _Item]] = {}
+    for statement in statements:
+        if statement not in made:
+            made[statement] = {item.statement.id: item for item in _items(lm, statement, setting, position)}
+    return [made[statement][name] for (name, _), statement in zip(keys, statements, strict=True)]

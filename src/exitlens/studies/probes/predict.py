@@ -9,6 +9,7 @@ from typing import Any
 
 from exitlens.data import read
 from exitlens.data.answers_as_statements import as_statements
+from exitlens.data.prompts import check_position, prompt_name
 from exitlens.data.readers.rows import Row, json_rows
 from exitlens.data.records import Dataset
 from exitlens.data.sources import read_source
@@ -16,10 +17,9 @@ from exitlens.errors import DataError, ProbeError
 from exitlens.models.protocol import LayeredModel
 from exitlens.parsing import cut
 from exitlens.probes import SavedProbe
-from exitlens.runs.hidden_states import Origin, text_hash
-from exitlens.studies.probes.extraction import check_position, origin_of, read_states
+from exitlens.studies.probes.extraction import read_states
 
-__all__ = ["Judged", "check_probe", "judge_texts", "prompt_name", "read_texts"]
+__all__ = ["Judged", "check_probe", "judge_texts", "read_texts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +101,6 @@ def judge_texts(
     return [Judged(t.id, t.text, t.label, p) for t, p in zip(texts, found, strict=True)]
 
 
-def prompt_name(origin: Origin) -> str:
-    """What a probe's provenance calls the prompt of these states."""
-    return f"{origin.setting}-{text_hash(origin.prompt)}"
-
-
 def check_probe(saved: SavedProbe, lm: LayeredModel, position: str | None = None) -> None:
     """Raise ProbeError unless model, position and prompt are those that the probe was fitted on."""
     where = saved.probe.provenance
@@ -115,6 +110,6 @@ def check_probe(saved: SavedProbe, lm: LayeredModel, position: str | None = None
             f"({lm.fingerprint[:12]}): use that model, or fit the probe again"
         )
     saved.probe.check(position=position)
-    known = prompt_name(origin_of(lm, saved.setting))
+    known = prompt_name(saved.setting)
     if where.prompt and where.prompt != known:
         raise ProbeError(f"'{saved.path}' was fitted under another prompt ({where.prompt}, now {known}): fit it again")

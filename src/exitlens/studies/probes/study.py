@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from exitlens.data import groups
+from exitlens.data.prompts import Setting
 from exitlens.data.records import Statement
 from exitlens.errors import ProbeError
 from exitlens.models.protocol import LayeredModel
-from exitlens.runs.engine import Report
+from exitlens.runs.engine import LocalEngine, Report
 from exitlens.runs.hidden_states import StateStore
 from exitlens.studies.context import Context
 from exitlens.studies.layers.stage import check_layers
-from exitlens.studies.probes.extraction import Setting, extract, label_tokens
+from exitlens.studies.probes.extraction import extract, label_tokens
 from exitlens.studies.probes.model_answers import pick_taps, said
 from exitlens.studies.probes.truth import run_kinds
 
@@ -45,9 +46,8 @@ def probe_study(
 
     Raises ProbeError (one class, one topic, states of another model), LayerError, ContextError.
     """
-    stores = {
-        setting: extract(lm, statements, Path(folder) / setting, setting=setting, report=report) for setting in settings
-    }
+    engine = LocalEngine(lm, report=report)
+    stores = {setting: extract(engine, statements, Path(folder) / setting, setting=setting) for setting in settings}
     return original_table(lm, statements, stores, taps=taps, test_topic=test_topic, epochs=epochs, seed=seed)
 
 
@@ -124,13 +124,8 @@ def run(ctx: Context) -> None:
     for setting in settings:
         label = f"states-{setting}"
         directory.stage_state(label, "running")
-        stores[setting] = extract(
-            lm,
-            statements,
-            Path(config.states or directory.path / "states") / setting,
-            setting=setting,
-            report=ctx.engine.report,
-        )
+        folder = Path(config.states or directory.path / "states") / setting
+        stores[setting] = extract(ctx.engine, statements, folder, setting=setting)
         directory.stage_state(label, "done", batches=int(stores[setting].index()["shard"].nunique()))
     ctx.say("training probes")
     # Training is short: it is kept whole or done again.

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from exitlens.data import groups
+from exitlens.data.prompts import Position, Setting, check_position, prompt_name
 from exitlens.data.records import Statement
 from exitlens.errors import ProbeError
 from exitlens.models.protocol import LayeredModel
@@ -39,13 +40,12 @@ from exitlens.probes import (
     transfer,
     verdict,
 )
-from exitlens.runs.engine import Clock, Report
+from exitlens.runs.engine import Clock, LocalEngine, Report
 from exitlens.runs.hidden_states import StateStore
 from exitlens.studies.context import Context
 from exitlens.studies.layers.stage import check_layers
-from exitlens.studies.probes.extraction import Position, Setting, check_position, extract
+from exitlens.studies.probes.extraction import extract
 from exitlens.studies.probes.model_answers import pick_taps, said
-from exitlens.studies.probes.predict import prompt_name
 from exitlens.studies.probes.probe_kinds import view_tables
 
 __all__ = ["PROTOCOLS", "TruthStudy", "run_kinds", "states_folder", "truth_data", "truth_study"]
@@ -130,7 +130,7 @@ def truth_study(
     everything = [*statements, *(_apart(s) for s in test_statements)]
     _check(everything, kinds, protocol, position, seed, test_topic)
     # All layers are stored: they cost nothing more in the same pass, and another study may want them.
-    store = extract(lm, everything, folder, setting=setting, position=position, report=report)
+    store = extract(LocalEngine(lm, report=report), everything, folder, setting=setting, position=position)
     data, ids = truth_data(store, everything, numbers)
     split = _split(data, ids, protocol, seed, test_topic)
     baselines: Sequence[Baseline] = ()
@@ -159,7 +159,7 @@ def truth_study(
     tables["probe_verdict"] = pd.DataFrame(
         [{"protocol": protocol, "setting": setting, "position": position, "sentence": verdict(study)}]
     )
-    where = Provenance(model=lm.fingerprint, lens="raw", prompt=prompt_name(store.origin), position=position)
+    where = Provenance(model=lm.fingerprint, lens="raw", prompt=prompt_name(setting), position=position)
     about = {"model": lm.name, "setting": setting, "position": position, "dtype": store.origin.dtype}
     return TruthStudy(study, data, tables, where, about)
 
