@@ -6,11 +6,13 @@ and of the batch. Another engine (Ray) may run the same stages and jobs with a m
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -137,8 +139,8 @@ class LocalEngine:
         label = label or stage.name
         settings = [stage.name, stage.version, stage.settings(), self.lm.fingerprint]
         keys = [key_of(settings, [stage.identify(r) for r in group]) for group in batches(records, batch_size)]
-        spool = None if self.directory is not None else tempfile.TemporaryDirectory(prefix="exitlens-")
-        units = self.directory.units(label) if self.directory is not None else Sealed(Path(spool.name))  # type: ignore[union-attr]  # there is one of them
+        spool = _Spool()
+        units = Sealed(spool.folder) if self.directory is None else self.directory.units(label)
         if self.directory is not None:
             self.directory.stage_state(label, "running", batches=len(keys))
         clock = Clock(label, len(records), self.report)
@@ -170,6 +172,16 @@ class LocalEngine:
             for name in made[index][1]:
                 found.setdefault(name.removesuffix(".parquet"), []).append(units.path(index, key, name))
         return Mapped(JoinedTables(found, spool), total, len(keys), resumed)
+
+
+class _Spool:
+    """A temporary folder, made when it is asked for, that goes with the last reference to it."""
+
+    @cached_property
+    def folder(self) -> Path:
+        made = Path(tempfile.mkdtemp(prefix="exitlens-"))
+        weakref.finalize(self, shutil.rmtree, made, ignore_errors=True)
+        return made
 
 
 @dataclass(frozen=True, slots=True)

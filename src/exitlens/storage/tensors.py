@@ -38,7 +38,7 @@ def read_tensors(
     except (SafetensorError, OSError, ValueError) as why:
         first = (str(why).splitlines() or [type(why).__name__])[0][:80]
         remedy = f"; {damaged}" if damaged else ""
-        raise error(f"'{path}' is not a whole safetensors file ({first}){remedy}") from None
+        raise error(f"'{path}' is not a readable safetensors file ({first}){remedy}") from None
 
 
 def json_header(header: dict[str, str], entry: str) -> dict[str, Any] | None:
