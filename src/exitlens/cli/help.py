@@ -111,7 +111,7 @@ def _record(param: Any, annotations: dict[str, str]) -> tuple[str, str]:
     if not param.is_flag:
         names += f" {param.metavar or _metavar(kind)}"
     told = param.help or ""
-    default = param.default
+    default = param.show_default if isinstance(param.show_default, str) else param.default
     if param.required:
         told += " [required]"
     elif param.show_default and default not in (None, "", (), []) and not isinstance(default, bool):
