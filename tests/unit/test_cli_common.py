@@ -18,7 +18,7 @@ import torch
 import typer
 
 import exitlens
-from exitlens import cli
+from exitlens import cli, progress
 from exitlens.cli import console
 from exitlens.errors import DataError
 
@@ -108,10 +108,10 @@ def test_json_keeps_full_precision(capsys: pytest.CaptureFixture[str]) -> None:
 def test_progress_shows_rate_in_a_terminal_and_nothing_when_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     err = Terminal()
     monkeypatch.setattr(sys, "stderr", err)
-    with console.progress("working", total=4, quiet=True) as tick:
+    with progress.progress("working", total=4, quiet=True) as tick:
         tick(4)
     assert err.getvalue() == ""
-    with console.progress("[b]working", total=4) as tick:
+    with progress.progress("[b]working", total=4) as tick:
         tick()
         tick(3)
     assert "[b]working" in err.getvalue()
@@ -121,10 +121,10 @@ def test_progress_shows_rate_in_a_terminal_and_nothing_when_quiet(monkeypatch: p
 def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     err = io.StringIO()
     monkeypatch.setattr(sys, "stderr", err)
-    with console.progress("working", total=4) as tick:
+    with progress.progress("working", total=4) as tick:
         tick(1)
         assert err.getvalue() == ""
-        monkeypatch.setattr(console._Lines, "every", 0.0)
+        monkeypatch.setattr(progress._Lines, "every", 0.0)
         tick(1)
     assert err.getvalue().startswith("working: 2 of 4, ")
 
@@ -186,7 +186,7 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_reader_that_goes_away() -> None:
     shown = """
 import sys, typer
-from exitlens import cli
+from exitlens import cli, progress
 from exitlens.cli import console
 app = typer.Typer(pretty_exceptions_enable=False)
 @app.command()

@@ -70,9 +70,14 @@ def _parameter(name: str, own: Own) -> inspect.Parameter:
     least = next((bound.ge for bound in field.metadata if hasattr(bound, "ge")), None)
     if least is not None:
         about["min"] = least
-    about["show_default"] = own.default if own.default is not None else _shown(field.get_default(call_default_factory=True))
+    about["show_default"] = (
+        own.default if own.default is not None else _shown(field.get_default(call_default_factory=True))
+    )
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option(name, *flags, **about)]
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, option(name, *flags, **about)],
     )
 
 

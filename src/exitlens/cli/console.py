@@ -1,26 +1,21 @@
-"""How is a result printed: tables, JSON, progress, and text of models and data made safe for a terminal."""
+"""How is a result printed: tables, JSON, and text of models and data made safe for a terminal."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
 import re
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 __all__ = [
     "Column",
-    "Tick",
-    "counted",
     "echo",
     "plain",
     "print_json",
     "print_table",
-    "progress",
     "safe",
     "say",
 ]
@@ -187,101 +182,3 @@ def plain(value: Any) -> Any:
 def print_json(value: Any) -> None:
     """Print one JSON value on the output stream: full precision, ASCII only, so that any pipe takes it."""
     sys.stdout.write(json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
-
-
-class Tick(Protocol):
-    """Call it with how many more are done."""
-
-    def __call__(self, count: int = 1, /) -> None:
-        """``count`` more are done."""
-
-
-def counted(tick: Tick) -> Callable[[int, int], None]:
-    """``tick`` for work that reports how much is done in all (``done, total``)."""
-    seen = 0
-
-    def more(done: int, _total: int) -> None:
-        nonlocal seen
-        tick(done - seen)
-        seen = done
-
-    return more
-
-
-def _silent(_count: int = 1, /) -> None:
-    pass
-
-
-@contextlib.contextmanager
-def progress(what: str, total: int | None = None, quiet: bool = False) -> Iterator[Tick]:
-    """Show how far a long job is, on the error stream: ``with progress("generating", total=n) as tick: tick(k)``.
-
-    ``tick(k)`` says that k more are done (``tick()`` is one). A terminal gets a bar with rate and time left, redrawn in
-    place and removed at the end; a file or pipe gets a line every 15 seconds; ``quiet`` shows nothing.
-    """
-    if quiet:
-        yield _silent
-        return
-    if not sys.stderr.isatty():
-        yield _Lines(what, total).tick
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-    from rich.text import Text
-
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text("" if task.speed is None else f"{task.speed:.3g}/s")
-
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(compact=True),
-        console=Console(file=sys.stderr),
-        transient=True,
-    )
-    with bar:
-        task = bar.add_task(safe(what), total=total)
-
-        def tick(count: int = 1, /) -> None:
-            bar.advance(task, count)
-
-        yield tick
-
-
-class _Lines:
-    """Progress for a log: at most a line every 15 seconds."""
-
-    every = 15.0
-
-    def __init__(self, what: str, total: int | None) -> None:
-        self.what = what
-        self.total = total
-        self.done = 0
-        self.begun = self.last = time.monotonic()
-
-    def tick(self, count: int = 1, /) -> None:
-        self.done += count
-        now = time.monotonic()
-        if now - self.last < self.every:
-            return
-        self.last = now
-        rate = self.done / (now - self.begun)
-        line = f"{self.what}: {self.done}"
-        if self.total is not None:
-            line += f" of {self.total}, {rate:.3g}/s"
-            if rate > 0:
-                line += f", {max(self.total - self.done, 0) / rate:.0f} s left"
-        else:
-            line += f", {rate:.3g}/s"
-        say(line)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exitlens.cli.console import Column, counted, echo, print_json, print_table, progress, say
+from exitlens.cli.console import Column, echo, print_json, print_table, say
 from exitlens.cli.options import (
     DEFAULT_MODEL,
     DeviceOption,
@@ -19,8 +19,8 @@ from exitlens.cli.options import (
     SeedOption,
     TrustOption,
 )
-from exitlens.cli.study_progress import StudyProgress
 from exitlens.layer_range import LayerRange, parse_layers
+from exitlens.progress import StageProgress, counted, progress
 
 if TYPE_CHECKING:
     from exitlens.models.protocol import LayeredModel
@@ -94,7 +94,7 @@ def exits_command(
     trained = None if heads is None else load_heads(heads, lm)
     asked = _exits(wanted, lm.n_layers)
     exit_layers(lm, asked, trained)
-    with StudyProgress(quiet) as report:
+    with StageProgress(quiet) as report:
         study = exit_study(
             lm, found.questions, layers=asked, heads=trained, epsilon=epsilon, strict=delta is not None,
             deltas=deltas, max_new_tokens=max_new_tokens,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from exitlens.cli._load import load_model
-from exitlens.cli.console import counted, echo, print_json, progress, safe, say
+from exitlens.cli.console import echo, print_json, safe, say
 from exitlens.cli.help import add_command
 from exitlens.cli.options import (
     DEFAULT_MODEL,
@@ -28,6 +28,7 @@ from exitlens.cli.options import (
     TrustOption,
     option,
 )
+from exitlens.progress import counted, progress
 
 if TYPE_CHECKING:
     from exitlens.models.protocol import LayeredModel

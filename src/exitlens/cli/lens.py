@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from exitlens.cli._load import load_model
-from exitlens.cli.console import Column, counted, echo, print_json, print_table, progress, say
+from exitlens.cli.console import Column, echo, print_json, print_table, say
 from exitlens.cli.help import add_command, new_group
 from exitlens.cli.options import (
     DEFAULT_MODEL,
@@ -25,11 +25,14 @@ from exitlens.cli.options import (
     TrustOption,
     option,
 )
+from exitlens.progress import StageProgress, counted, progress
 
 if TYPE_CHECKING:
     from exitlens.lenses import TunedLens
 
 __all__ = ["register"]
+
+_PHASES = {"collect": "reading states", "steps": "training"}
 
 
 def register(app: typer.Typer) -> None:
@@ -96,10 +99,10 @@ def train_command(
     else:
         with progress("writing text", self_text, quiet) as tick:
             pieces, origin = lens_training.pieces_of_own(lm, self_text, tokens, seed=seed, progress=counted(tick))
-    with _Phases(quiet) as phases:
+    with StageProgress(quiet) as bars:
         lens, _ = lens_training.train_and_save(
             lm, pieces, path, name=name or path.stem, source=origin, steps=steps, minutes=minutes, seed=seed,
-            progress=phases,
+            progress=lambda phase, done, total: bars.at(_PHASES.get(phase, phase), done, total),
         )  # fmt: skip
     _show(lens, path, as_json)
     if not as_json:
@@ -187,31 +190,3 @@ def _number(text: str | None) -> float | None:
         return None if text is None else float(text)
     except ValueError:
         return None
-
-
-_PHASES = {"collect": "reading states", "steps": "training"}
-
-
-class _Phases:
-    """One bar for each phase of the training: collecting states (three times), then steps."""
-
-    def __init__(self, quiet: bool) -> None:
-        from contextlib import ExitStack
-
-        self.quiet = quiet
-        self._open = ExitStack()
-        self._phase: tuple[str, int] | None = None
-        self._more: Any = None
-
-    def __enter__(self) -> _Phases:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._open.close()
-
-    def __call__(self, phase: str, done: int, total: int) -> None:
-        if (phase, total) != self._phase:
-            self._open.close()
-            self._phase = (phase, total)
-            self._more = counted(self._open.enter_context(progress(_PHASES.get(phase, phase), total, self.quiet)))
-        self._more(done, total)

@@ -9,7 +9,7 @@ import typer
 from typer.models import OptionInfo
 
 from exitlens.cli._load import check_depth, load_model
-from exitlens.cli.console import Column, echo, print_json, print_table, progress, say
+from exitlens.cli.console import Column, echo, print_json, print_table, say
 from exitlens.cli.help import add_command
 from exitlens.cli.options import (
     DEFAULT_MODEL,
@@ -26,6 +26,7 @@ from exitlens.cli.options import (
     option,
 )
 from exitlens.lenses import STATS
+from exitlens.progress import progress
 
 if TYPE_CHECKING:
     from exitlens.studies.corpus.read import CorpusRead

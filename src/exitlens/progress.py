@@ -1,0 +1,172 @@
+"""How far is a long job? The one place that shows it: on the error stream, with rate and time left.
+
+A terminal gets a bar that is redrawn in place and removed at the end, a file or pipe a line every 15 seconds. The room
+of a job knows nothing of it: it is given a callback, or opens :func:`progress` where it has one to wait for itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from types import TracebackType
+from typing import Literal, Protocol
+
+__all__ = ["StageProgress", "Tick", "counted", "progress"]
+
+Unit = Literal["", "bytes"]
+
+
+class Tick(Protocol):
+    """Call it with how many more are done."""
+
+    def __call__(self, count: int = 1, /) -> None:
+        """``count`` more are done."""
+
+
+def counted(tick: Tick) -> Callable[[int, int], None]:
+    """``tick`` for work that reports how much is done in all (``done, total``)."""
+    seen = 0
+
+    def more(done: int, _total: int) -> None:
+        nonlocal seen
+        if done > seen:
+            tick(done - seen)
+            seen = done
+
+    return more
+
+
+def _silent(_count: int = 1, /) -> None:
+    pass
+
+
+@contextlib.contextmanager
+def progress(what: str, total: int | None = None, quiet: bool = False, unit: Unit = "") -> Iterator[Tick]:
+    """Show a job: ``with progress("generating", total=n) as tick: tick(k)``.
+
+    Args:
+        what: what is done; control characters are left out.
+        total: how many there are, where it is known.
+        quiet: show nothing.
+        unit: what is counted.
+    """
+    if quiet:
+        yield _silent
+        return
+    what = "".join(c for c in what if c.isprintable())
+    if not sys.stderr.isatty():
+        yield _Lines(what, total, unit).tick
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )  # fmt: skip
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else _amount(task.speed, unit) + "/s")
+
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        DownloadColumn() if unit == "bytes" else MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(compact=True),
+        console=Console(file=sys.stderr),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(what, total=total)
+
+        def tick(count: int = 1, /) -> None:
+            bar.advance(task, count)
+
+        yield tick
+
+
+class _Lines:
+    """Progress for a log: at most a line every 15 seconds."""
+
+    every = 15.0
+
+    def __init__(self, what: str, total: int | None, unit: Unit) -> None:
+        self.what = what
+        self.total = total
+        self.unit = unit
+        self.done = 0
+        self.begun = self.last = time.monotonic()
+
+    def tick(self, count: int = 1, /) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.last < self.every:
+            return
+        self.last = now
+        rate = self.done / max(now - self.begun, 1e-9)
+        line = f"{self.what}: {_amount(self.done, self.unit)}"
+        if self.total is not None:
+            line += f" of {_amount(self.total, self.unit)}"
+        line += f", {_amount(rate, self.unit)}/s"
+        if self.total is not None and rate > 0:
+            line += f", {max(self.total - self.done, 0) / rate:.0f} s left"
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+
+def _amount(count: float, unit: Unit) -> str:
+    if unit == "bytes":
+        return f"{count / 1e6:.1f} MB"
+    return str(count) if isinstance(count, int) else f"{count:.3g}"
+
+
+class _Report(Protocol):
+    """What a stage says of itself, see :class:`exitlens.runs.engine.Progress`."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+
+
+class StageProgress(AbstractContextManager["StageProgress"]):
+    """One bar (or log line) a stage, one after the other; closes the last when used as a context manager."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self._stage: tuple[str, int] | None = None
+        self._more: Callable[[int, int], None] | None = None
+        self._open = ExitStack()
+
+    def __call__(self, report: _Report) -> None:
+        """Show how far a stage is."""
+        self.at(report.stage, report.done, report.total)
+
+    def at(self, stage: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` are done in ``stage``; another stage or total begins another bar."""
+        if (stage, total) != self._stage:
+            self._open.close()
+            self._stage = (stage, total)
+            self._more = counted(self._open.enter_context(progress(stage, total, self.quiet)))
+        if self._more is not None:
+            self._more(done, total)
+        if done >= total:
+            self._open.close()
+            self._stage = self._more = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
