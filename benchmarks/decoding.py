@@ -43,7 +43,7 @@ def main() -> None:
     import exitlens
     from exitlens import data, models
 
-    questions = data.read(chosen.data, limit=chosen.questions).questions
+    questions = data.read_data(chosen.data, limit=chosen.questions).questions
     rows: list[dict[str, Any]] = []
     if set(chosen.only) - {"text"}:
         lm = exitlens.load(chosen.model or next(iter(models.catalog.CATALOG)), dtype=chosen.dtype)

@@ -34,7 +34,7 @@ from typing import Any
 
 import torch
 
-from exitlens.data import read
+from exitlens.data import read_data
 from exitlens.data.prompts import truth_prompt
 from exitlens.data.records import Statement
 from exitlens.models import load
@@ -70,7 +70,7 @@ def main() -> None:
     names = args.ways.split(",")
     # The plain way's model, in its own type.
     plain = lm if lm.dtype == torch.float32 else load(args.model, device=args.device, dtype="float32")
-    rows = spread(read(args.statements).statements, args.rows)
+    rows = spread(read_data(args.statements).statements, args.rows)
     folder = Path(tempfile.mkdtemp(prefix="exitlens-bench-"))
     stores: list[StateStore] = []
 
@@ -186,7 +186,7 @@ def compare(lm: Any, rows: Sequence[Statement], store: StateStore) -> float:
 def one_peak(args: argparse.Namespace) -> dict[str, Any]:
     """Extract that many statements; peak memory of this process, and of it before it began."""
     lm = load(args.model, device=args.device, dtype=args.dtype)
-    rows = spread(read(args.statements).statements, args.one)
+    rows = spread(read_data(args.statements).statements, args.one)
     engine = LocalEngine(lm)
     extract(engine, rows[:32], tempfile.mkdtemp(prefix="exitlens-bench-"))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

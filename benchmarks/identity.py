@@ -18,7 +18,7 @@ import torch
 
 import exitlens
 from exitlens.cli._generate_exits import parse_draft
-from exitlens.data import read
+from exitlens.data import read_data
 from exitlens.data.prompts import qa_prompt
 from exitlens.decoding import generate
 from exitlens.exits.speculation import SpeculationTally, speculate
@@ -37,7 +37,9 @@ def main() -> None:
     chosen = options.parse_args()
     lm = exitlens.load(chosen.model, dtype="float32")
     reader = load_heads(chosen.heads, lm).reader(lm) if chosen.heads else None
-    texts = ["".join(qa_prompt(q)) for q in read(chosen.data, limit=max(chosen.questions, chosen.lossless)).questions]
+    texts = [
+        "".join(qa_prompt(q)) for q in read_data(chosen.data, limit=max(chosen.questions, chosen.lossless)).questions
+    ]
     print(f"{lm.name}, float32, {torch.get_num_threads()} threads, {chosen.tokens} new tokens, six-shot prompt")
 
     few = texts[: chosen.questions]

@@ -115,7 +115,7 @@ def main() -> None:
 def _texts(data: str | None, count: int) -> list[str]:
     from exitlens import data as room
 
-    found = room.read(data or "facts-qa")
+    found = room.read_data(data or "facts-qa")
     return [f"Q: {q.question}\nA: {q.best}" for q in found.questions[:count]]
 
 

@@ -62,10 +62,10 @@ def _result(seconds: float, rows: int, **more: Any) -> dict[str, Any]:
 
 
 def _questions(args: argparse.Namespace, share: float) -> list[str]:
-    from exitlens.data import read
+    from exitlens.data import read_data
     from exitlens.data.prompts import qa_prompts
 
-    found = read(args.data, limit=args.questions).questions
+    found = read_data(args.data, limit=args.questions).questions
     prefix, rest = qa_prompts(found[: max(1, int(len(found) * share))])
     return [prefix + text for text in rest]
 
@@ -116,9 +116,9 @@ def answers_ours(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _statements(args: argparse.Namespace, share: float) -> Any:
-    from exitlens.data import read
+    from exitlens.data import read_data
 
-    found = read(args.statements, limit=args.rows).statements
+    found = read_data(args.statements, limit=args.rows).statements
     return found[: max(8, int(len(found) * share))]
 
 

@@ -19,7 +19,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.tasks import TaskManager
 from tests import tiny
 
-from exitlens.decoding.score import score_continuations
+from exitlens.decoding.score import score
 from exitlens.errors import ContextError, InputError
 from exitlens.integrations.lm_eval import TASKS, ExitlensLM
 from exitlens.models import load
@@ -103,7 +103,7 @@ def test_contrastive_scores_go_through(lm: Any, post_softmax: bool) -> None:
     got = model.loglikelihood(instances("loglikelihood", PAIRS[:2]), disable_tqdm=True)
     context = lm.encode(PAIRS[0][0])
     answers = [lm.encode(a + b)[len(context) :] for a, b in PAIRS[:2]]
-    want = [s.sum() for s in score_continuations(lm, context, answers, "dola:0/2,top=0", post_softmax)]
+    want = [s.sum() for s in score(lm, context, answers, "dola:0/2,top=0", post_softmax)]
     assert [x for x, _ in got] == pytest.approx(want, abs=1e-4)
     plain = ours(lm).loglikelihood(instances("loglikelihood", PAIRS[:2]), disable_tqdm=True)
     assert not np.allclose([x for x, _ in got], [x for x, _ in plain])
@@ -135,10 +135,10 @@ def test_the_offline_tasks(lm: Any, tmp_path: Path) -> None:
         gen_kwargs="max_gen_toks=6",
     )  # fmt: skip
     results = found["results"]
-    from exitlens.data import read
+    from exitlens.data import read_data
     from exitlens.decoding.score import mc_scores
 
-    want = mc_scores(lm, read(path).questions, "dola:0/2")
+    want = mc_scores(lm, read_data(path).questions, "dola:0/2")
     assert results[names[0]]["acc,none"] == pytest.approx(want.mc1.mean())
     assert results[names[1]]["acc,none"] == pytest.approx(want.mc2.mean(), abs=1e-3)
     assert {f"{m}_{k},none" for m in ("bleu", "rouge") for k in ("max", "diff", "acc")} <= set(results[names[2]])

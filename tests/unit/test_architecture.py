@@ -11,10 +11,8 @@ SOURCE = Path(__file__).parents[2] / "src" / "exitlens"
 
 # A room imports only from rooms before it. The two on one line do not know each other.
 ORDER: tuple[tuple[str, ...], ...] = (
-    ("errors",),
-    ("parsing",),
-    ("layer_range",),
-    ("progress",),
+    ("errors", "version"),
+    ("layer_range", "parsing"),
     ("storage",),
     ("compute",),
     ("stats",),

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_facts_qa_has_what_the_studies_need() -> None:
-    questions = data.read("facts-qa").questions
+    questions = data.read_data("facts-qa").questions
     assert len(questions) >= 120
     assert sum(q.kind == "Adversarial" for q in questions) >= 40
     assert len({q.question.casefold() for q in questions}) == len({q.id for q in questions}) == len(questions)
@@ -34,7 +34,7 @@ def test_facts_qa_has_what_the_studies_need() -> None:
 
 
 def test_facts_tf_is_balanced_and_paired() -> None:
-    statements = data.read("facts-tf").statements
+    statements = data.read_data("facts-tf").statements
     assert len(statements) >= 1200
     assert len({s.topic for s in statements}) >= 6
     assert len({s.statement for s in statements}) == len(statements)
@@ -69,8 +69,8 @@ def test_script_makes_the_committed_bytes(script: object) -> None:
 
 
 def test_false_twins_are_false_and_no_value_tells_the_label(script: object) -> None:
-    truths = {s.statement for s in data.read("facts-tf").statements if s.label == 1}
-    lies = {s.statement for s in data.read("facts-tf").statements if s.label == 0}
+    truths = {s.statement for s in data.read_data("facts-tf").statements if s.label == 1}
+    lies = {s.statement for s in data.read_data("facts-tf").statements if s.label == 0}
     assert not truths & lies
     for relation in script.RELATIONS:  # type: ignore[attr-defined]
         rows = script._rows(relation)  # type: ignore[attr-defined]
@@ -82,11 +82,11 @@ def test_false_twins_are_false_and_no_value_tells_the_label(script: object) -> N
 
 
 def test_limit_is_even_whole_and_repeatable() -> None:
-    part = data.read("facts-tf", limit=280)
-    again = data.read("facts-tf", limit=280)
+    part = data.read_data("facts-tf", limit=280)
+    again = data.read_data("facts-tf", limit=280)
     assert part == again
     assert len(part) == 280
-    assert part.sha256 == data.read("facts-tf").sha256
+    assert part.sha256 == data.read_data("facts-tf").sha256
     assert part.notes[-1] == "limited to 280 of 1852 statements"
     count = Counter((s.topic, s.label, s.negated) for s in part.statements)
     assert set(count.values()) == {10}
@@ -97,7 +97,7 @@ def test_limit_is_even_whole_and_repeatable() -> None:
 
 @pytest.mark.parametrize("limit", [1, 7, 61, 1851])
 def test_any_limit_is_met_and_near_balance(limit: int) -> None:
-    part = data.read("facts-tf", limit=limit)
+    part = data.read_data("facts-tf", limit=limit)
     assert len(part) == len({s.id for s in part.statements}) == limit
     for topic in {s.topic for s in part.statements}:
         labels = Counter(s.label for s in part.statements if s.topic == topic)
@@ -105,5 +105,5 @@ def test_any_limit_is_met_and_near_balance(limit: int) -> None:
 
 
 def test_limit_of_questions_is_the_first() -> None:
-    assert data.read("facts-qa", limit=5).questions == data.read("facts-qa").questions[:5]
-    assert data.read("facts-qa", limit=10_000) == data.read("facts-qa")
+    assert data.read_data("facts-qa", limit=5).questions == data.read_data("facts-qa").questions[:5]
+    assert data.read_data("facts-qa", limit=10_000) == data.read_data("facts-qa")

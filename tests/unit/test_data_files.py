@@ -23,7 +23,7 @@ def write(path: Path, text: str | bytes) -> Path:
 def test_truthfulqa_csv_with_mark_quotes_and_semicolons(tmp_path: Path) -> None:
     row = 'Adversarial,Myths,"Is it, ""really"", so?",No,"Not so; No, it is not; Not so",Yes; Always ;,http://x\n'
     raw = b"\xef\xbb\xbf" + (HEADER + row).encode()
-    found = data.read(write(tmp_path / "tq.csv", raw))
+    found = data.read_data(write(tmp_path / "tq.csv", raw))
     (question,) = found.questions
     assert question.question == 'Is it, "really", so?'
     assert question.best == "No"
@@ -40,19 +40,19 @@ AWKWARD = ["<script>alert('x')</script>", "smile 🙂 and 👩‍👩‍👧", "
 @pytest.mark.parametrize("text", AWKWARD)
 def test_awkward_text_passes_unchanged(tmp_path: Path, text: str) -> None:
     csv_file = write(tmp_path / "a.csv", HEADER + f'T,C,"{text}?",{text},{text},no {text},s\n')
-    assert data.read(csv_file).questions[0].question == text + "?"
-    assert data.read(csv_file).questions[0].incorrect == (f"no {text}",)
+    assert data.read_data(csv_file).questions[0].question == text + "?"
+    assert data.read_data(csv_file).questions[0].incorrect == (f"no {text}",)
     statements = write(tmp_path / "b.csv", f'statement,label\n"{text}",1\n')
-    assert data.read(statements).statements[0].statement == text
+    assert data.read_data(statements).statements[0].statement == text
     lines = write(tmp_path / "c.jsonl", json.dumps({"question": text, "best": text}, ensure_ascii=False) + "\n")
     # JSON forbids a bare NUL; json.dumps writes it escaped, so it survives as well.
-    assert data.read(lines).questions[0].question == text
+    assert data.read_data(lines).questions[0].question == text
 
 
 def test_duplicates_and_conflicts_are_counted_and_dropped(tmp_path: Path) -> None:
     rows = ["Rome is a city.,1", "Rome is a city.,1", "Oslo is a town.,1", "Oslo is a town.,0", "Bern is big.,0"]
     rows += ["bern  is BIG.,0", "\xa0Lima is old.,1", "Lima is old.,0"]
-    found = data.read(write(tmp_path / "places_true_false.csv", "statement,label\n" + "\n".join(rows) + "\n"))
+    found = data.read_data(write(tmp_path / "places_true_false.csv", "statement,label\n" + "\n".join(rows) + "\n"))
     assert [s.statement for s in found.statements] == ["Rome is a city.", "Bern is big."]
     assert [s.id for s in found.statements] == ["places-0001", "places-0005"]
     assert found.notes == (
@@ -65,7 +65,7 @@ def test_folder_takes_topics_from_names_and_drops_across(tmp_path: Path) -> None
     write(tmp_path / "b_true_false.csv", "statement,label\nIce is cold.,1\nFire is cold.,0\n")
     write(tmp_path / "a_true_false.csv", "label,statement\n1,Ice is cold.\n1,Snow is white.\n")
     write(tmp_path / "notes.txt", "not data")
-    found = data.read(tmp_path)
+    found = data.read_data(tmp_path)
     assert [(s.topic, s.statement) for s in found.statements] == [
         ("a", "Ice is cold."),
         ("a", "Snow is white."),
@@ -74,7 +74,7 @@ def test_folder_takes_topics_from_names_and_drops_across(tmp_path: Path) -> None
     assert any("1 rows occur in more than one topic" in note for note in found.notes)
     before = found.sha256
     (tmp_path / "b_true_false.csv").rename(tmp_path / "c_true_false.csv")
-    assert data.read(tmp_path).sha256 != before, "the hash covers file names"
+    assert data.read_data(tmp_path).sha256 != before, "the hash covers file names"
 
 
 def test_big_bench_task(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_big_bench_task(tmp_path: Path) -> None:
         {"input": "Say hi", "target": ["hi", "hello"]},
     ]
     path = write(tmp_path / "task.json", json.dumps({"canary": "x", "name": "tongues", "examples": examples}))
-    found = data.read(path)
+    found = data.read_data(path)
     assert found.name == "tongues"
     first, second = found.questions
     assert (first.best, first.correct, first.incorrect) == ("red", ("red", "pink"), ("blue",))
@@ -97,7 +97,7 @@ def test_json_lines_of_both_kinds(tmp_path: Path) -> None:
         '{"question": "2+2?", "correct": ["four", "4"], "incorrect": ["five"], "choices": ["five", "four"]}\n\n'
         '{"id": "x", "question": "Why?", "best": "Because"}\n',
     )
-    first, second = data.read(questions).questions
+    first, second = data.read_data(questions).questions
     assert (first.id, first.best, first.choices) == ("q0001", "four", ("five", "four"))
     assert (second.id, second.correct) == ("x", ("Because",))
     statements = write(
@@ -105,7 +105,7 @@ def test_json_lines_of_both_kinds(tmp_path: Path) -> None:
         '{"statement": "Ice is cold.", "label": 1, "topic": "ice", "entity": "ice", "pair": "p", "negated": false}\n'
         '{"statement": "Ice is hot.", "label": false, "topic": "ice"}',
     )
-    one, other = data.read(statements).statements
+    one, other = data.read_data(statements).statements
     assert (one.entity, one.pair, other.label, other.entity) == ("ice", "p", 0, None)
 
 
@@ -146,7 +146,7 @@ def test_bad_files_give_one_line_with_the_reason(tmp_path: Path, name: str) -> N
     content, reason = BAD[name]
     path = write(tmp_path / name, content)
     with pytest.raises(DataError) as caught:
-        data.read(path)
+        data.read_data(path)
     message = str(caught.value)
     assert reason in message
     assert name in message
@@ -156,7 +156,7 @@ def test_bad_files_give_one_line_with_the_reason(tmp_path: Path, name: str) -> N
 @pytest.mark.parametrize("spec", ["no-such-name", "missing/file.csv", "", "a\0b"])
 def test_what_is_not_there_is_named(spec: str) -> None:
     with pytest.raises(DataError) as caught:
-        data.read(spec)
+        data.read_data(spec)
     assert "facts-qa" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -164,19 +164,19 @@ def test_what_is_not_there_is_named(spec: str) -> None:
 def test_folder_without_tables_lists_what_it_holds(tmp_path: Path) -> None:
     write(tmp_path / "readme.md", "x")
     with pytest.raises(DataError, match=r"holds 'readme\.md'"):
-        data.read(tmp_path)
+        data.read_data(tmp_path)
 
 
 @pytest.mark.parametrize("limit", [0, -3])
 def test_limit_must_be_positive(limit: int) -> None:
     with pytest.raises(InputError, match=str(limit)):
-        data.read("facts-qa", limit=limit)
+        data.read_data("facts-qa", limit=limit)
 
 
 def test_hub_id_without_the_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtra, match=r"pip install 'exitlens\[hub\]'"):
-        data.read("truthfulqa/truthful_qa")
+        data.read_data("truthfulqa/truthful_qa")
 
 
 class StandIn:
@@ -205,7 +205,7 @@ def test_hub_truthfulqa_and_statements(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     hub = StandIn({"validation": [row]})
     monkeypatch.setitem(sys.modules, "datasets", hub)
-    found = data.read("truthfulqa/truthful_qa@v1")
+    found = data.read_data("truthfulqa/truthful_qa@v1")
     assert hub.asked == ("truthfulqa/truthful_qa", "generation", "v1")
     assert found.questions[0].correct == ("So", "Because")
     splits = {
@@ -213,7 +213,7 @@ def test_hub_truthfulqa_and_statements(monkeypatch: pytest.MonkeyPatch) -> None:
         "facts": [{"statement": "Ice is hot.", "label": 0}],
     }
     monkeypatch.setitem(sys.modules, "datasets", StandIn(splits))
-    statements = data.read("someone/true-false").statements
+    statements = data.read_data("someone/true-false").statements
     assert [(s.topic, s.label) for s in statements] == [("cities", 1), ("facts", 0)]
 
 
@@ -225,6 +225,6 @@ def test_hub_truthfulqa_and_statements(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hub_failures_are_one_line(monkeypatch: pytest.MonkeyPatch, outcome: object) -> None:
     monkeypatch.setitem(sys.modules, "datasets", StandIn(outcome))
     with pytest.raises(ExitlensError) as caught:
-        data.read("owner/name")
+        data.read_data("owner/name")
     assert "\n" not in str(caught.value)
     assert "'owner/name'" in str(caught.value)

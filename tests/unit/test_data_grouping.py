@@ -86,19 +86,19 @@ def test_keys_already_there_are_kept() -> None:
 
 @needs_shared
 def test_published_counts_are_reported_truthfully() -> None:
-    found = data.read(SHARED / "true-false" / "cities_true_false.csv")
+    found = data.read_data(SHARED / "true-false" / "cities_true_false.csv")
     assert found.notes[0] == "cities: 18 duplicates, 12 with conflicting labels: dropped (30 of 1458 rows)"
     assert len(found) == 1458 - 30 - 4
     texts = [" ".join(s.statement.split()).casefold() for s in found.statements]
     assert len(set(texts)) == len(texts)
-    everything = data.read(SHARED / "true-false")
+    everything = data.read_data(SHARED / "true-false")
     assert len(everything) == 6261
     assert not any(s.statement.startswith("\ufeff") for s in everything.statements)
 
 
 @needs_shared
 def test_published_templates_group_by_what_they_are_about() -> None:
-    found = data.read(SHARED / "true-false").statements
+    found = data.read_data(SHARED / "true-false").statements
     number = data.groups(found)
     inside: dict[int, set[int]] = defaultdict(set)
     for s, g in zip(found, number, strict=True):
@@ -126,18 +126,18 @@ def test_published_templates_group_by_what_they_are_about() -> None:
     ],
 )
 def test_published_free_text_twins_meet(true: str, false: str) -> None:
-    found = data.read(SHARED / "true-false" / "facts_true_false.csv").statements
+    found = data.read_data(SHARED / "true-false" / "facts_true_false.csv").statements
     group = dict(zip((s.statement for s in found), data.groups(found), strict=True))
     assert group[true] == group[false]
 
 
 @needs_shared
 def test_published_questions() -> None:
-    truthful = data.read(SHARED / "truthfulqa" / "TruthfulQA.csv")
+    truthful = data.read_data(SHARED / "truthfulqa" / "TruthfulQA.csv")
     assert len(truthful) == 817
     assert all(q.best in q.correct and q.question for q in truthful.questions)
     assert truthful.questions[0].kind == "Adversarial"
-    general = data.read(SHARED / "big-bench" / "general_knowledge.json")
+    general = data.read_data(SHARED / "big-bench" / "general_knowledge.json")
     assert len(general) == 70
     whiskers = next(q for q in general.questions if "whiskers" in q.question)
     assert (whiskers.best, len(whiskers.choices)) == ("none", 7)

@@ -13,7 +13,7 @@ from exitlens.errors import DataError, InputError
 
 
 def test_prefix_is_shared_and_holds_six_worked_questions() -> None:
-    questions = data.read("facts-qa").questions
+    questions = data.read_data("facts-qa").questions
     prefix, suffixes = prompts.qa_prompts(questions)
     assert {prompts.qa_prompt(q)[0] for q in questions} == {prefix}
     assert prefix.count("\nQ: ") == prefix.count("\nA: ") == 6

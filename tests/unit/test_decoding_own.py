@@ -21,9 +21,9 @@ from exitlens.decoding import (
     option,
     parse_decoder,
     register_decoder,
-    score_continuations,
 )
 from exitlens.decoding.contrast import parse
+from exitlens.decoding.score import score
 from exitlens.errors import InputError
 from exitlens.models import wrap
 
@@ -76,7 +76,7 @@ def test_its_options_and_the_number_of_layers_reach_it() -> None:
     for before, token in zip(ids[-len(other.token_ids) - 1 :], other.token_ids, strict=False):
         state = lm.embed(torch.tensor([[before]]))[0, 0]
         assert int(lm.logits(state, 0).argmax()) == token
-    assert score_continuations(lm, lm.encode("Paris"), [[5, 6]], "halfway")[0].shape == (2,)
+    assert score(lm, lm.encode("Paris"), [[5, 6]], "halfway")[0].shape == (2,)
 
 
 def test_it_works_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from tests import tiny
 from exitlens.data.prompts import BARE_PROMPT
 from exitlens.data.records import Question
 from exitlens.decoding import parse_decoder
-from exitlens.decoding.score import FLOOR, ContinuationScorer, mc_scores, score_continuations
+from exitlens.decoding.score import FLOOR, ContinuationScorer, mc_scores, score
 from exitlens.errors import ContextError, InputError
 from exitlens.models import wrap
 
@@ -87,16 +87,16 @@ def test_greedy_says_whether_the_decoder_would_have_written_it() -> None:
 
 def test_vanilla_gives_log_probabilities_whatever_the_setting_and_contrasts_do_not() -> None:
     lm = model("llama")
-    same = [score_continuations(lm, CONTEXTS[0], ANSWERS, "vanilla", post)[0] for post in (True, False)]
+    same = [score(lm, CONTEXTS[0], ANSWERS, "vanilla", post)[0] for post in (True, False)]
     assert (same[0] == same[1]).all()
     assert (same[0] < 0).all()
-    differ = [score_continuations(lm, CONTEXTS[0], ANSWERS, "dola:0/2,top=0", post)[0] for post in (True, False)]
+    differ = [score(lm, CONTEXTS[0], ANSWERS, "dola:0/2,top=0", post)[0] for post in (True, False)]
     assert not np.allclose(*differ)
 
 
 def test_a_filtered_token_counts_the_floor_and_the_sum_stays_a_number() -> None:
     lm = model("llama")
-    found = np.concatenate(score_continuations(lm, CONTEXTS[0], ANSWERS, "dola:0/2,top=0.9"))
+    found = np.concatenate(score(lm, CONTEXTS[0], ANSWERS, "dola:0/2,top=0.9"))
     assert (found == FLOOR).any()
     assert np.isfinite(found).all()
 
@@ -143,7 +143,7 @@ def test_multiple_choice_is_computed_from_the_answers_scores() -> None:
 )
 def test_what_cannot_be_scored(context: list[int], answer: list[int], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        score_continuations(model("llama"), context, [answer])
+        score(model("llama"), context, [answer])
 
 
 def test_a_question_without_wrong_answers() -> None:
@@ -153,4 +153,4 @@ def test_a_question_without_wrong_answers() -> None:
 
 def test_the_longest_continuation_that_fits() -> None:
     lm = model("llama")
-    assert len(score_continuations(lm, [5] * 250, [[6] * 7])[0]) == 7
+    assert len(score(lm, [5] * 250, [[6] * 7])[0]) == 7

@@ -43,7 +43,7 @@ GROUPS = (
 
 def _version(wanted: bool) -> bool:
     if wanted:
-        from exitlens import __version__
+        from exitlens.version import __version__
 
         typer.echo(f"exitlens {__version__}")
         raise typer.Exit

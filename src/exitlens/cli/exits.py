@@ -84,7 +84,7 @@ def exits_command(
         check_levels(level, epsilon)
     if out is not None:
         _may_write(out)
-    found = readers.read(data, limit=limit)
+    found = readers.read_data(data, limit=limit)
     if found.kind != "questions":
         raise DataError(f"'{data}' holds statements, not questions: give questions with --data")
     if delta is not None:  # now, not after the answers were written

@@ -59,14 +59,14 @@ def score_command(
     (each with every choice that changes it), scores (decoder = file, metric, n, mean, low, high, difference to the
     first file with its interval and p) and judgements (judge, decoder, correct, decided).
     """
-    from exitlens.data import read
+    from exitlens.data import read_data
     from exitlens.data.sources import read_source
     from exitlens.errors import DataError
     from exitlens.scoring import align, parse_predictions
     from exitlens.studies.answers.judging import Scorers, judge_answers
     from exitlens.studies.decoding.study import compare, score
 
-    dataset = read(data, limit=limit)
+    dataset = read_data(data, limit=limit)
     for note in dataset.notes:
         say(f"{dataset.name}: {note}", quiet)
     twice = next((path for i, path in enumerate(predictions) if path in predictions[:i]), None)

@@ -1,15 +1,15 @@
 """Questions and statements from files, folders, Hub ids and the built-in sets, all as the same frozen records.
 
     from exitlens import data
-    facts = data.read("facts-tf", limit=200)
+    facts = data.read_data("facts-tf", limit=200)
     facts.statements[0].statement, facts.sha256, facts.notes
 
 docs/data.md describes each format.
 """
 
 from exitlens.data.grouping import groups
-from exitlens.data.reading import BUILTIN, read
+from exitlens.data.reading import BUILTIN, read_data
 from exitlens.data.records import Dataset, Question, Statement
 from exitlens.data.subset import limited
 
-__all__ = ["BUILTIN", "Dataset", "Question", "Statement", "groups", "limited", "read"]
+__all__ = ["BUILTIN", "Dataset", "Question", "Statement", "groups", "limited", "read_data"]

@@ -12,13 +12,13 @@ from exitlens.data.sources import Source, csv_header, folder_sha256, quote_colum
 from exitlens.data.subset import limited
 from exitlens.errors import DataError
 
-__all__ = ["BUILTIN", "read"]
+__all__ = ["BUILTIN", "read_data"]
 
 BUILTIN = ("facts-qa", "facts-tf")
-"""Names that `read` takes for the data sets shipped with the package."""
+"""Names that `read_data` takes for the data sets shipped with the package."""
 
 
-def read(spec: str | Path, *, limit: int | None = None) -> Dataset:
+def read_data(spec: str | Path, *, limit: int | None = None) -> Dataset:
     """The data set that ``spec`` names.
 
     Args:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, overload
 
 __all__ = ["Dataset", "Question", "Statement"]
 
@@ -47,8 +48,8 @@ class Statement:
 class Dataset:
     """Records of one kind with their provenance.
 
-    ``sha256`` is over the source's bytes; ``notes`` are the lines a reader reports
-    ("18 duplicates, 12 with conflicting labels: dropped").
+    It is counted, iterated and indexed as the tuple of its records. ``sha256`` is over the source's bytes; ``notes``
+    are the lines a reader reports ("18 duplicates, 12 with conflicting labels: dropped").
     """
 
     name: str
@@ -59,5 +60,20 @@ class Dataset:
     statements: tuple[Statement, ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def records(self) -> tuple[Question, ...] | tuple[Statement, ...]:
+        """The questions, or the statements: those of its kind."""
+        return self.questions if self.kind == "questions" else self.statements
+
     def __len__(self) -> int:
-        return len(self.questions) if self.kind == "questions" else len(self.statements)
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[Question | Statement]:
+        return iter(self.records)
+
+    @overload
+    def __getitem__(self, at: int) -> Question | Statement: ...
+    @overload
+    def __getitem__(self, at: slice) -> tuple[Question, ...] | tuple[Statement, ...]: ...
+    def __getitem__(self, at: int | slice) -> Question | Statement | tuple[Question, ...] | tuple[Statement, ...]:
+        return self.records[at]

@@ -27,7 +27,7 @@ from exitlens.decoding.contrast import (
 )
 from exitlens.decoding.loop import Generation, generate, stream
 from exitlens.decoding.sampling import Sampling
-from exitlens.decoding.score import ContinuationScorer, McScores, mc_scores, score_continuations
+from exitlens.decoding.score import ContinuationScorer, McScores, mc_scores
 from exitlens.decoding.trace import trace_answers
 
 __all__ = [
@@ -60,7 +60,6 @@ __all__ = [
     "parse_decoder",
     "plausible",
     "register_decoder",
-    "score_continuations",
     "stream",
     "trace_answers",
 ]

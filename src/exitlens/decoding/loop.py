@@ -66,7 +66,7 @@ class Row:
 
 def generate(
     lm: LayeredModel,
-    prompts: Sequence[str | Sequence[int]],
+    prompts: Sequence[str | Sequence[int]] | str,
     *,
     decoder: str | Decoder = "vanilla",
     max_new_tokens: int = 50,
@@ -87,7 +87,7 @@ def generate(
 
     Args:
         lm: the model.
-        prompts: texts or token ids.
+        prompts: texts or token ids; one text may stand alone.
         decoder: how the next token is scored, as :func:`parse_decoder` reads it.
         max_new_tokens: the longest answer [tokens].
         stop: texts at which an answer ends; they are no part of it.
@@ -112,7 +112,7 @@ def generate(
         raise InputError(f"batch_size={batch_size} is out of range: at least 1")
     run = BatchRun(lm, decoder, max_new_tokens=max_new_tokens, stop=stop, repetition_penalty=repetition_penalty,
                    sampling=sampling, seed=seed, trace=trace)  # fmt: skip
-    rows = run.rows(prompts, chat=chat)
+    rows = run.rows([prompts] if isinstance(prompts, str) else prompts, chat=chat)
     layers = list(resolve_layers(read_layers, lm.n_layers, owner=lm.name)) if read else []
     out: list[Generation | None] = [None] * len(rows)
     done = 0

@@ -25,7 +25,7 @@ from exitlens.models.protocol import LayeredModel
 
 _T = TypeVar("_T")
 
-__all__ = ["FLOOR", "ContinuationScorer", "McScores", "Scored", "common_beginning", "mc_scores", "score_continuations"]
+__all__ = ["FLOOR", "ContinuationScorer", "McScores", "Scored", "common_beginning", "mc_scores", "score"]
 
 FLOOR = -1000.0
 """The least that a token counts, above all a filtered one, as in the published code: such a sum stays a number."""
@@ -187,16 +187,43 @@ def _portions(
     return portions
 
 
-def score_continuations(
+def score(
     lm: LayeredModel,
-    prefix_ids: Sequence[int],
-    continuations_ids: Sequence[Sequence[int]],
+    prompt: str | Sequence[int],
+    continuations: Sequence[str | Sequence[int]],
     decoder: str | Decoder = "vanilla",
     post_softmax: bool = True,
+    *,
+    batch_size: int = 16,
 ) -> list[NDArray[np.float64]]:
-    """Scores ``[tokens]`` of each continuation of one prefix, token by token; see :class:`ContinuationScorer`."""
+    """How probable texts are after a prompt, token by token.
+
+    Args:
+        lm: The model.
+        prompt: A text, or token ids taken as they are.
+        continuations: What may follow, each a text (with the space before it, if there is to be one) or token ids.
+        decoder: Whose distribution is asked, in the grammar of :func:`~exitlens.decoding.parse_decoder`.
+        post_softmax: Log-probabilities of the decoder's distribution [nats]; otherwise its scores themselves.
+        batch_size: Continuations in one pass.
+
+    Returns:
+        One array ``[tokens]`` for each continuation; its sum is the log-probability of the whole.
+
+    Raises:
+        InputError: An empty prompt or continuation, or an unknown decoder.
+        ContextError: Prompt and continuation do not fit the model's context.
+    """
+    context = lm.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    follow: list[Sequence[int]] = []
+    for each in continuations:
+        if not isinstance(each, str):
+            follow.append(each)
+        elif isinstance(prompt, str) and (whole := lm.encode(prompt + each))[: len(context)] == context:
+            follow.append(whole[len(context) :])  # tokenised together, as it would have been written
+        else:
+            follow.append(lm.encode(each, special=False))
     scorer = ContinuationScorer(lm, decoder, post_softmax=post_softmax)
-    return [s.logprobs for s in scorer.score([(prefix_ids, c) for c in continuations_ids])]
+    return [s.logprobs for s in scorer.score([(context, ids) for ids in follow], batch_size=batch_size)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from exitlens.models.head_matrix import HeadMatrix
 from exitlens.models.layout.final_path import FinalPath
 from exitlens.models.layout.find import Layout, find_layout
 from exitlens.models.layout.hooks import eval_mode, first_tensor, record_blocks
-from exitlens.models.methods import Methods
 from exitlens.models.protocol import LogitTransform, Parity, Pass
 from exitlens.models.replay import Replay, movable
 
@@ -29,7 +28,7 @@ _CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length
 _PROBE = 7  # positions a row
 
 
-class Layered(Methods):
+class Layered:
     """See :class:`~exitlens.models.protocol.LayeredModel` for what each name means.
 
     The wrapped model is never changed: hooks live only while a pass runs, and training modes are put back.
@@ -119,9 +118,13 @@ class Layered(Methods):
         """True when padding, left or right, changes nothing; else rows run together only when equally long."""
         return checks.pads_exactly(self, self._probe, self._bare())
 
-    @cached_property
+    @property
     def gap_exact(self) -> bool:
         """True when masked positions between a shared, cached prefix and what follows change nothing."""
+        return self._gap_exact
+
+    @cached_property  # pyright takes none for a property of a protocol, hence the two
+    def _gap_exact(self) -> bool:
         return checks.gap_is_exact(self, self._probe, self._bare())
 
     def _bare(self) -> dict[int, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from exitlens.data import limited, read
+from exitlens.data import limited, read_data
 from exitlens.data.answers_as_statements import as_statements
 from exitlens.data.prompts import qa_prompt, read_prompts
 from exitlens.data.records import Dataset, Question, Statement
@@ -132,7 +132,7 @@ def prompt_records(path: str) -> list[LookRecord]:
 
 
 def _limited(spec: str, config: RunConfig) -> Dataset:
-    found = read(spec)
+    found = read_data(spec)
     return limited(found, config.limit if found.kind == "questions" else config.limit_statements)
 
 

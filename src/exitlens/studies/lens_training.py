@@ -60,7 +60,7 @@ def train_and_save(
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[TunedLens, TrainingReport]:
     """Train, add where it comes from, write the file. Raises RunError before the work when it cannot be written."""
-    from exitlens import __version__
+    from exitlens.version import __version__
 
     check_writable(path)
     lens, report = train_tuned_lens(

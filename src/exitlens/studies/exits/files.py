@@ -176,7 +176,7 @@ def load_adapted(lm: LayeredModel, folder: str | Path) -> Any:
 
 
 def _stamped(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    from exitlens import __version__
+    from exitlens.version import __version__
 
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {"exitlens": __version__, "made": now, **provenance}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from exitlens.data import read
+from exitlens.data import read_data
 from exitlens.data.answers_as_statements import as_statements
 from exitlens.data.prompts import check_position, prompt_name
 from exitlens.data.readers.rows import Row, json_rows
@@ -41,7 +41,7 @@ def read_texts(path: str | Path) -> list[Judged]:
     """
     file = Path(path).expanduser()
     if not file.is_file():
-        return _of_data(read(str(path)))
+        return _of_data(read_data(str(path)))
     source = read_source(file)
     if file.suffix.casefold() == ".txt":
         lines = [line.strip() for line in source.text.split("\n") if line.strip()]
@@ -50,7 +50,7 @@ def read_texts(path: str | Path) -> list[Judged]:
         return [Judged(str(n), line) for n, line in enumerate(lines, 1)]
     rows = json_rows(source) if source.text.lstrip()[:1] in {"{", "["} else []
     if not rows or {"label", "best", "correct", "examples"} & set(rows[0][1]):
-        return _of_data(read(file))
+        return _of_data(read_data(file))
     return [_row(where, n, row) for n, (where, row) in enumerate(_apart(rows), 1)]
 
 

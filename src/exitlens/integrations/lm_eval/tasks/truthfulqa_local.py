@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import numpy as np
 
-from exitlens.data import read
+from exitlens.data import read_data
 from exitlens.data.prompts import qa_prompt
 from exitlens.errors import InputError
 from exitlens.integrations import lm_eval as _model  # noqa: F401 (registers the model)
@@ -30,7 +30,7 @@ def load(csv: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     if not path:
         raise InputError(f"where is TruthfulQA.csv? Give --metadata csv=PATH, or set {_VARIABLE}")
     rows = []
-    for question in read(path).questions:
+    for question in read_data(path).questions:
         # The best answer first, as mc1 wants it; the same answer is never offered twice.
         single = list(dict.fromkeys((question.best, *question.incorrect)))
         right = list(dict.fromkeys(question.correct))
