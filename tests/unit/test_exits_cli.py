@@ -35,13 +35,13 @@ def test_train_then_analyse_then_generate(work: Path, capsys: pytest.CaptureFixt
     made = done(capsys, "exits", "train", *m, "--text", work / "text.txt", "-o", heads, "--layers", "1,2",
                 "--shortlist", "300", "--rank", "4", "--epochs", "1", "--windows", "30")  # fmt: skip
     assert set(made["before"]["agreement"]) == {"1", "2"}
-    assert 1 <= made["after"]["settling_depth"] <= 3
+    assert 1 <= made["after"]["saturation_layer"] <= 3
     found = done(capsys, "exits", "--data", work / "q.jsonl", *m, "--heads", heads, "--max-new-tokens", "6",
                  "--out", work / "kept")  # fmt: skip
     assert "classifier" in {row["policy"] for row in found["exits"]}
     assert found["findings"]
-    assert (work / "kept/exits-pareto.svg").is_file()
-    assert (work / "kept/exits.parquet").is_file()
+    assert (work / "kept/figures/exits-pareto.svg").is_file()
+    assert (work / "kept/tables/exits.parquet").is_file()
     (one,) = done(capsys, "generate", "What is true?", *m, "--exit", "classifier:0.01", "--heads", heads,
                   "--max-new-tokens", "6")  # fmt: skip
     assert one["blocks_a_token"] < 3

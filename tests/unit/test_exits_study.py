@@ -18,7 +18,7 @@ from exitlens.exits.replay_policies import Cost, Signals, block_widths, caught_u
 from exitlens.exits.session import ExitPrefix, Tally
 from exitlens.models import wrap
 from exitlens.studies.exits.stage import AnswerRecord, ExitStage, signals_from
-from exitlens.studies.exits.study import ExitStudy, exit_study
+from exitlens.studies.exits.study import ExitResult, exit_study
 from exitlens.studies.exits.tables import calibration_table
 
 QUESTIONS = [
@@ -36,7 +36,7 @@ def model() -> Any:
 
 
 @lru_cache
-def study() -> ExitStudy:
+def study() -> ExitResult:
     return exit_study(model(), QUESTIONS, max_new_tokens=8, batch_size=2)
 
 
@@ -62,7 +62,7 @@ def test_shares_by_layer_add_up_and_kinds_cover_all_tokens() -> None:
         assert rows["share"].sum() == pytest.approx(1.0)
     total = int(tables.exits["n"].iloc[0])
     for (_, _, kind), rows in tables.exits_kinds.groupby(["policy", "threshold", "kind"]):
-        assert kind in ("position", "certainty")
+        assert kind in ("position", "confidence")
         assert rows["n"].sum() == total
 
 
@@ -174,7 +174,7 @@ def test_a_run_has_the_section_and_the_tables(tmp_path: Path) -> None:
                        judges=("margin:rouge",), figures=False)  # fmt: skip
     first = run(config, lm=model())
     assert {"exits", "exits_layers", "exits_kinds", "exits_calibration", "answers"} <= set(first.tables)
-    assert "Leaving early" in first.report.read_text(encoding="utf-8")
+    assert "Early exit" in first.report.read_text(encoding="utf-8")
     before = {f.name: f.read_bytes() for f in (first.path / "tables").iterdir()}
     again = run(config, lm=model())
     assert {f.name: f.read_bytes() for f in (again.path / "tables").iterdir()} == before

@@ -18,8 +18,9 @@ from exitlens.models import wrap
 from exitlens.scoring import Bleu, ExactChoice, RougeL
 from exitlens.studies.answers.judging import Scorers, judge_answers
 from exitlens.studies.answers.stage import DecoderSpec, GenerateStage, ask
-from exitlens.studies.decoding.study import compare, decoding_study, score
-from exitlens.studies.entropy.by_layer import answer_means, entropy_by_layer
+from exitlens.studies.decoding.analysis import compare, score
+from exitlens.studies.decoding.study import decoding_study
+from exitlens.studies.entropy.analysis import answer_means, entropy_by_layer
 from exitlens.studies.entropy.study import entropy_study
 
 
@@ -57,14 +58,14 @@ def test_group_means_weigh_tokens_and_divide_by_their_own_group() -> None:
     right = {"r1": True, "r2": True, "w1": False}
     found = entropy_by_layer(table, "me", right, estimators=("per-group", "pooled-weights"))
     own = found[found["estimator"] == "per-group"].set_index("layer")
-    assert own.loc[0, "right"] == pytest.approx(13 / 4)
-    assert own.loc[1, "right"] == pytest.approx(13 / 4 + 1)
-    assert own.loc[0, "wrong"] == pytest.approx(9.0)
+    assert own.loc[0, "correct"] == pytest.approx(13 / 4)
+    assert own.loc[1, "correct"] == pytest.approx(13 / 4 + 1)
+    assert own.loc[0, "incorrect"] == pytest.approx(9.0)
     assert own.loc[0, "difference"] == pytest.approx(9 - 13 / 4)
-    assert (own.loc[0, "n_right"], own.loc[0, "n_wrong"]) == (2, 1)
+    assert (own.loc[0, "n_correct"], own.loc[0, "n_incorrect"]) == (2, 1)
     assert own.loc[0, "auroc"] == 1.0
     pooled = found[found["estimator"] == "pooled-weights"].set_index("layer")
-    assert pooled.loc[0, "right"] == pytest.approx(13 / 6)
+    assert pooled.loc[0, "correct"] == pytest.approx(13 / 6)
     assert math.isnan(pooled.loc[0, "p"])
 
 
@@ -158,7 +159,7 @@ def test_judges_by_name() -> None:
     table = judge_answers(
         [scorers.judge("margin:rouge"), scorers.judge("choice")], "d", QUESTIONS, ["none", "", "Rome"]
     )
-    margin, choice = (rows["right"].tolist() for _, rows in table.groupby("judge", sort=False))
+    margin, choice = (rows["correct"].tolist() for _, rows in table.groupby("judge", sort=False))
     assert margin == [True, False, False]
     assert choice[::2] == [True, False]
     assert pd.isna(choice[1])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from exitlens.errors import ConfigError
-from exitlens.studies.config import STUDIES, RunConfig, load_config
+from exitlens.studies.config import RunConfig, load_config
 
 
 def test_file_and_command_line_say_the_same(tmp_path: Path) -> None:
@@ -77,6 +77,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_what_is_run_and_where_does_not_make_another_run() -> None:
-    one, other = RunConfig(only=("layers",), out="a"), RunConfig(only=STUDIES, out="b")
+    one, other = RunConfig(only=("layers",), out="a"), RunConfig(out="b")
     assert one.identity() == other.identity()
     assert one.identity() != RunConfig(seed=1).identity()

@@ -128,7 +128,7 @@ def test_interest_is_how_far_the_right_share_moves() -> None:
         ]
     )
     picks = pick_interesting(table, most=1).set_index("question_id")
-    assert picks["verdict"].to_dict() == {"learned": "right", "lost": "wrong"}
+    assert picks["verdict"].to_dict() == {"learned": "correct", "lost": "incorrect"}
     assert picks.loc["learned", "interest"] == pytest.approx(0.7)
     assert picks.loc["lost", "interest"] == pytest.approx(0.7)
     assert picks.loc["lost", "answer"] == "bad"
@@ -139,7 +139,7 @@ def test_accuracy_counts_questions_whose_best_choice_is_right() -> None:
     table = pd.concat([layers_table("a", [0.1, 0.9]), layers_table("b", [0.2, 0.3]), layers_table("c", [0.6, 0.7])])
     found = accuracy_by_layer(table).set_index("layer")
     assert found["accuracy"].to_dict() == {0: pytest.approx(1 / 3), 1: pytest.approx(2 / 3)}
-    assert found.loc[0, "right_share"] == pytest.approx(0.3)
+    assert found.loc[0, "correct_share"] == pytest.approx(0.3)
     assert (found["low"] <= found["accuracy"]).all()
 
 

@@ -13,6 +13,7 @@ import pytest
 from exitlens.errors import RunError
 from exitlens.report import figure_style as style
 from exitlens.report import gallery
+from exitlens.report.frames import Results
 from exitlens.report.text import figure_text, number_text, visible
 from exitlens.studies.decoding import figures as figures_decoding
 from exitlens.studies.entropy import figures as figures_entropy
@@ -20,6 +21,7 @@ from exitlens.studies.exits import figures as figures_exits
 from exitlens.studies.layers import figures as figures_layers
 from exitlens.studies.probes import figures as figures_probes
 from exitlens.studies.probes import figures_evaluation
+from exitlens.studies.registry import chapters
 
 NASTY = "<script>alert('x')</script> $x_1$ 😀 שלום 中文 \x00 \x1b[31m \u202e"
 
@@ -48,10 +50,10 @@ def entropy(judges: tuple[str, ...] = ("judge A", "judge B")) -> pd.DataFrame:
             "judge": judge,
             "estimator": estimator,
             "layer": layer,
-            "n_right": 4,
-            "n_wrong": 6,
-            **{f"{name}{end}": value + shift for name, value in (("right", 2.0), ("wrong", 3.0), ("difference", 1.0),
-               ("auroc", 0.6)) for end, shift in (("", 0.0), ("_low", -0.2), ("_high", 0.2))},
+            "n_correct": 4,
+            "n_incorrect": 6,
+            **{f"{name}{end}": value + shift for name, value in (("correct", 2.0), ("incorrect", 3.0),
+               ("difference", 1.0), ("auroc", 0.6)) for end, shift in (("", 0.0), ("_low", -0.2), ("_high", 0.2))},
             "p_holm": 0.01,
         }
         for judge in judges
@@ -197,7 +199,7 @@ def test_an_unwritable_folder_is_one_line_with_its_name(tmp_path: Path) -> None:
 
 def test_gallery_draws_what_the_tables_allow(tmp_path: Path) -> None:
     tables = {"layers": layers(), "entropy_layers": entropy().iloc[:0], "decoding": decoding()}
-    figures = gallery.draw_all({"model": {"name": "m"}}, tables, tmp_path)
+    figures = gallery.draw_all(Results(tables, {"model": {"name": "m"}}), chapters(), tmp_path)
     assert set(figures) == {"layers-bars-question", "layers-share-question", "decoding-scores", "decoding-differences"}
     assert (tmp_path / "decoding-scores.pdf").stat().st_size > 1000
 

@@ -12,10 +12,18 @@ import pytest
 from tests.unit.test_views_figures import EXITS, NASTY, decoding, entropy, layers, probes
 
 from exitlens.errors import RunError
-from exitlens.report import html, sections, terminal, words
+from exitlens.report import page as pages
+from exitlens.report.chapter import Plate
 from exitlens.report.figure_style import svg_text
-from exitlens.report.gallery import plates
-from exitlens.report.page import headlines, render, write_report
+from exitlens.report.frames import Results
+from exitlens.report.gallery import plates as all_plates
+from exitlens.report.page import write_report
+from exitlens.report.token_map import token_map
+from exitlens.studies.decoding.chapter import DecodingChapter
+from exitlens.studies.entropy.chapter import EntropyChapter
+from exitlens.studies.exits.chapter import ExitsChapter
+from exitlens.studies.probes.chapter import ProbesChapter
+from exitlens.studies.registry import chapters
 
 MANIFEST: dict[str, Any] = {
     "version": "1",
@@ -30,6 +38,14 @@ MANIFEST: dict[str, Any] = {
     "hardware": {"cpu": "2 cores"},
     "stages": {"entropy": {"state": "done", "seconds": 1.5, "batches": 2}},
 }
+
+
+def render(manifest: dict[str, Any], tables: dict[str, pd.DataFrame], figures: dict[str, str]) -> str:
+    return pages.render(Results(tables, manifest), chapters(), figures)
+
+
+def plates(tables: dict[str, pd.DataFrame]) -> list[Plate]:
+    return all_plates(Results(tables, MANIFEST), chapters())
 
 
 class Reader(HTMLParser):
@@ -75,7 +91,7 @@ def every_table() -> dict[str, pd.DataFrame]:
         "layers": layers(NASTY, (NASTY, "none")),
         "entropy_layers": entropy((NASTY, "judge B")),
         "answers": answers(),
-        "judgements": pd.DataFrame([{"decoder": "vanilla", "question_id": "q0", "judge": NASTY, "right": True}]),
+        "judgements": pd.DataFrame([{"decoder": "vanilla", "question_id": "q0", "judge": NASTY, "correct": True}]),
         "probes": probes(),
         "decoding": decoding(),
         "exits": EXITS,
@@ -85,7 +101,7 @@ def every_table() -> dict[str, pd.DataFrame]:
 @pytest.fixture(scope="module")
 def full() -> str:
     tables = every_table()
-    return render(MANIFEST, tables, {plate.name: svg_text(plate.draw()) for plate in plates(MANIFEST, tables)})
+    return render(MANIFEST, tables, {plate.name: svg_text(plate.draw()) for plate in plates(tables)})
 
 
 def test_a_full_report_is_well_formed_self_contained_and_escaped(full: str) -> None:
@@ -113,7 +129,7 @@ def test_a_full_report_is_well_formed_self_contained_and_escaped(full: str) -> N
 def test_figures_and_tables_are_named_for_a_screen_reader(full: str) -> None:
     reader = read(full)
     drawings = [attributes for tag, attributes in reader.tags if tag == "svg"]
-    assert len(drawings) == len(plates(MANIFEST, every_table()))
+    assert len(drawings) == len(plates(every_table()))
     assert all(attributes.get("role") == "img" and attributes.get("aria-label") for attributes in drawings)
     heads = [attributes for tag, attributes in reader.tags if tag == "th"]
     assert heads
@@ -126,7 +142,7 @@ def test_only_what_was_run_has_a_section_and_a_refused_stage_says_why() -> None:
     ids = {attributes.get("id") for _, attributes in read(text).tags}
     assert {"decoding", "probes", "provenance"} <= ids
     assert not {"layers", "entropy", "exits"} & ids
-    assert "Stage probes was refused: one class only: &#x27;&lt;script&gt;" in text
+    assert "Stage probes was refused: one class only: &#39;&lt;script&gt;" in text
 
 
 def test_an_empty_run_still_gives_a_page() -> None:
@@ -150,10 +166,13 @@ def test_provenance_names_model_data_seed_versions_hardware_and_command() -> Non
 
 
 def test_a_long_table_is_cut_collapsed_and_says_where_the_rest_lies() -> None:
-    marked = html.table(["a", "b"], [[i, i] for i in range(100)], caption="C", where="tables/c.parquet", collapsed=True)
-    assert marked.startswith("<details>")
+    rows = pd.DataFrame({"decoder": "d", "metric": [f"m{i}" for i in range(100)], "n": 1, "mean": 0.1, "low": 0.0,
+                         "high": 0.2})  # fmt: skip
+    text = render({}, {"decoding": rows}, {})
+    (marked,) = re.findall(r"<details><summary>Scores.*?</details>", text, re.DOTALL)
     assert marked.count("<tr>") == 41
-    assert "First 40 of 100 rows; the whole table: tables/c.parquet" in marked
+    assert "First 40 of 100 rows; the whole table: tables/decoding.parquet" in marked
+    assert "Scores (100 rows; tables/decoding.parquet)" in marked
 
 
 def test_a_figure_that_holds_a_script_is_left_out() -> None:
@@ -164,12 +183,12 @@ def test_a_figure_that_holds_a_script_is_left_out() -> None:
 
 def test_the_same_run_gives_the_same_bytes_and_an_unwritable_place_is_refused(tmp_path: Path) -> None:
     tables = every_table()
-    one = write_report(MANIFEST, tables, {}, tmp_path / "a" / "report.html").read_bytes()
-    two = write_report(MANIFEST, tables, {}, tmp_path / "b.html").read_bytes()
+    one = write_report(Results(tables, MANIFEST), chapters(), {}, tmp_path / "a" / "report.html").read_bytes()
+    two = write_report(Results(tables, MANIFEST), chapters(), {}, tmp_path / "b.html").read_bytes()
     assert one == two
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"file/report\.html"):
-        write_report(MANIFEST, tables, {}, tmp_path / "file" / "report.html")
+        write_report(Results(tables, MANIFEST), chapters(), {}, tmp_path / "file" / "report.html")
 
 
 def frame_of(low: float, high: float, p: float) -> pd.DataFrame:
@@ -181,66 +200,71 @@ def frame_of(low: float, high: float, p: float) -> pd.DataFrame:
 @pytest.mark.parametrize(
     ("low", "high", "p", "wanted", "unwanted"),
     [
-        (0.2, 0.4, 0.01, "is higher at layers 0–3", "no certain difference"),
-        (-0.4, -0.2, 0.01, "is lower at layers 0–3", "no certain difference"),
-        (-0.1, 0.3, 0.8, "no certain difference", "is higher"),
+        (0.2, 0.4, 0.01, "is higher at layers 0–3", "no significant difference"),
+        (-0.4, -0.2, 0.01, "is lower at layers 0–3", "no significant difference"),
+        (-0.1, 0.3, 0.8, "no significant difference", "is higher"),
         (0.01, 0.3, 0.2, "does not survive the correction", "is higher"),
     ],
 )
-def test_entropy_is_told_as_certain_only_after_correction(
+def test_entropy_is_told_as_significant_only_after_correction(
     low: float, high: float, p: float, wanted: str, unwanted: str
 ) -> None:
-    (said,) = words.entropy({"entropy_layers": frame_of(low, high, p)})
+    (said,) = EntropyChapter().headline(Results({"entropy_layers": frame_of(low, high, p)}))
     assert wanted in said
     assert unwanted not in said
 
 
-def test_auroc_that_covers_half_is_no_certain_ranking() -> None:
+def test_auroc_that_covers_half_is_no_significant_ranking() -> None:
     frame = entropy(("J",)).assign(auroc=0.55, auroc_low=0.45, auroc_high=0.65)
-    assert "covers 0.5: no certain ranking" in words.entropy({"entropy_layers": frame})[0]
+    assert "covers 0.5: no significant ranking" in EntropyChapter().headline(Results({"entropy_layers": frame}))[0]
 
 
 def test_an_empty_group_is_not_compared() -> None:
-    frame = entropy(("J",)).assign(difference=None, n_right=0)
-    assert "nothing can be compared" in words.entropy({"entropy_layers": frame})[0]
+    frame = entropy(("J",)).assign(difference=None, n_correct=0)
+    assert "nothing can be compared" in EntropyChapter().headline(Results({"entropy_layers": frame}))[0]
 
 
-def test_decoding_tells_certain_differences_and_unequal_penalties() -> None:
-    (said,) = words.decoding({"decoding": decoding()})
+def test_decoding_tells_significant_differences_and_unequal_penalties() -> None:
+    (said,) = DecodingChapter().headline(Results({"decoding": decoding()}))
     assert "BLEU max +0.050 [0.010, 0.090]" in said
     covering = decoding().assign(difference_low=-0.1)
-    (said,) = words.decoding({"decoding": covering})
-    assert "every interval covers zero" in said
+    (said,) = DecodingChapter().headline(Results({"decoding": covering}))
+    assert "every 95% CI covers 0" in said
     both = pd.concat([covering, covering.iloc[2:].assign(decoder="sled")], ignore_index=True)
-    (said,) = words.decoding({"decoding": both})
-    assert said.startswith("dola:low and sled beside vanilla")
+    (said,) = DecodingChapter().headline(Results({"decoding": both}))
+    assert said.startswith("dola:low and sled relative to vanilla")
     unequal = decoding()
     unequal.loc[unequal["decoder"] != "vanilla", "repetition_penalty"] = 1.2
-    assert "different repetition penalties" in words.decoding({"decoding": unequal})[-1]
+    assert "different repetition penalties" in DecodingChapter().headline(Results({"decoding": unequal}))[-1]
 
 
 def test_quality_stands_beside_cost() -> None:
-    cost = pd.DataFrame(
-        {"decoder": ["vanilla", "dola:low"], "extra_unembeddings": [0, 7], "tokens_per_second": [50, 40]}
+    cost = pd.DataFrame({"decoder": ["vanilla", "dola:low"], "extra_unembeddings": [0, 7]})
+    results = Results(
+        {"decoding": decoding(), "decoding_cost": cost}, {"tokens_per_second": {"vanilla": 50, "dola:low": 40}}
     )
-    (table, *_) = sections.decoding({"decoding": decoding(), "decoding_cost": cost})
-    text = re.sub(r"<[^>]+>", " ", table)
-    assert re.search(r"vanilla\s+20.0\s+0\s+0.300\s+0.300", text)
-    assert re.search(r"dola:low\s+25.0\s+7\s+0.300 ▲\s+0.300 ▲", text)
+    table = DecodingChapter().tables(results)[0]
+    assert table.headers[:5] == ["decoder", "ms a token", "extra rows", "BLEU max", "ROUGE-L acc"]
+    assert table.rows == [
+        ["vanilla", "20.0", "0", "0.300", "0.300"],
+        ["dola:low", "25.0", "7", "0.300 ▲", "0.300 ▲"],
+    ]
 
 
 def test_a_probe_within_the_models_interval_is_not_called_better() -> None:
-    said = words.probes({"probes": probes()})
-    assert all("no certain difference" in line for line in said)
+    said = ProbesChapter().headline(Results({"probes": probes()}))
+    assert all("no significant difference" in line for line in said)
     apart = probes()
     apart.loc[apart["method"] == "MLP", ["test_accuracy", "test_accuracy_low", "test_accuracy_high"]] = [
         0.9,
         0.85,
         0.95,
     ]
-    assert all("the probe is better" in line for line in words.probes({"probes": apart}))
+    assert all("the probe is better" in line for line in ProbesChapter().headline(Results({"probes": apart})))
     chance = probes().assign(test_accuracy=0.51, test_accuracy_low=0.45, test_accuracy_high=0.57)
-    assert all("not certainly better than chance" in line for line in words.probes({"probes": chance}))
+    assert all(
+        "not significantly better than chance" in line for line in ProbesChapter().headline(Results({"probes": chance}))
+    )
 
 
 @pytest.mark.parametrize(("train_accuracy", "told"), [(0.5, True), (0.9, False)])
@@ -257,12 +281,12 @@ def test_networks_that_learned_nothing_are_called_that(train_accuracy: float, to
             "test_accuracy_high": [0.6],
         }
     )
-    [text] = headlines({"probes": probes})["probes"]
+    [text] = ProbesChapter().headline(Results({"probes": probes}))
     assert ("learned even its training statements" in text) is told
 
 
 def test_exits_that_cost_more_than_they_save_are_said_to_save_nothing() -> None:
-    lines = [line for line in words.exits({"exits": EXITS}) if not line.startswith("The bound")]
+    lines = [line for line in ExitsChapter().headline(Results({"exits": EXITS})) if not line.startswith("The bound")]
     assert lines
     assert all("no policy measured saves compute" in line for line in lines)
 
@@ -278,46 +302,28 @@ def test_exits_say_the_bound_and_name_one_policy_once() -> None:
             "flops_saved": [0.3, 0.01, 0.2],
         }
     )
-    bound, careful, bold = words.exits({"exits": table})
+    bound, careful, bold = ExitsChapter().headline(Results({"exits": table}))
     assert "30.0%" in bound
     assert careful.startswith("At 98% and 95% agreement or more, cosine")
     assert "reaches below 98%" in careful
     assert bold.startswith("At 90% agreement or more, margin")
 
 
-def test_terminal_tables_fit_the_width_and_obey_no_escape() -> None:
-    from rich.cells import cell_len
-
-    frame = layers(NASTY, (NASTY, "中文 answer", *(f"choice {i}" for i in range(12))))
-    for width in (40, 80, 200):
-        plain = terminal.choice_table(frame, width=width, colour=False)
-        assert max(cell_len(line) for line in plain.splitlines()) <= width
-        assert "\x1b" not in plain
-        assert plain.count("layer ") >= 14 * 11 // width
-    coloured = terminal.choice_table(frame, width=80, colour=True)
-    assert re.sub(r"\x1b\[(38;5;\d+(;48;5;\d+)?|0)m", "", coloured).count("\x1b") == 0
-
-
-def test_terminal_map_and_headlines() -> None:
+def test_the_map_of_tokens_fits_the_width_and_obeys_no_escape() -> None:
     frame = pd.DataFrame(
         {"position": p, "layer": layer, "token": " tok\x1b[0m", "probability": 0.9, "context": " ctx"}
         for p in range(20) for layer in (0, 1)
     )  # fmt: skip
-    text = terminal.token_map(frame, width=50, colour=False)
+    text = token_map(frame, width=50, colour=False)
     assert max(map(len, text.splitlines())) <= 50
     assert "█" in text
     assert "\x1b" not in text
-    assert "\x1b[38;5;" in terminal.token_map(frame, width=50)
+    assert "\x1b[38;5;" in token_map(frame, width=50)
     # Right-to-left letters would turn the order of the cells.
-    turned = terminal.token_map(frame.assign(token="שלום", context="مرحبا"), width=50, colour=False)
+    turned = token_map(frame.assign(token="שלום", context="مرحبا"), width=50, colour=False)
     assert "⟨U+05E9⟩"[:7] in turned
     assert "⟨U+0645⟩"[:7] in turned
     assert not set("שלוםمرحبا") & set(turned)
-    tables = every_table()
-    told = terminal.headline_tables(tables, width=78)
-    assert set(headlines(tables)) == {"layers", "entropy", "probes", "decoding", "exits"} - {"layers"}
-    assert "MLP, layer 3 (prompted)" in told
-    assert terminal.headline_tables({}, width=78) == ""
 
 
 def test_times_of_the_manifest_stand_beside_the_tables_they_belong_to() -> None:

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from exitlens.report.text import Column
+
 __all__ = [
     "Column",
     "echo",
@@ -19,15 +21,6 @@ __all__ = [
     "safe",
     "say",
 ]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Column:
-    """A column of a printed table: heading, how numbers are written, and whether it may be cut to fit the terminal."""
-
-    name: str
-    format: str = ".4g"
-    shrink: bool = False
 
 
 # Control characters, and the marks that reorder a whole line of text (right-to-left letters themselves are fine).

@@ -1,4 +1,4 @@
-"""`exitlens entropy --data FILE`: how sure every layer is when the answer is right, and when it is wrong."""
+"""`exitlens entropy --data FILE`: how confident every layer is when the answer is correct, and when it is incorrect."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def entropy_command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Generate an answer to every question and compare the entropy of right and wrong answers at every layer.
+    """Generate an answer to every question and compare the entropy of correct and incorrect answers at every layer.
 
     Prints the means (nats), their difference, AUROC and corrected p-values by layer, for every judge. --json prints
     findings (sentences) and entropy_layers (all columns of that table).
@@ -63,7 +63,6 @@ def entropy_command(
 
     run_one(
         "entropy",
-        ("entropy_layers",),
         {
             "data": data, "limit": limit, "judges": judges, "entropy_estimators": estimators,
             "max_new_tokens": max_new_tokens, "repetition_penalty": repetition_penalty, "batch_size": batch_size,

@@ -1,4 +1,4 @@
-"""`exitlens exits`: what leaving early would save; `exits train` fits heads, `exits adapt` an adapter, to save more."""
+"""`exitlens exits`: what exiting early would save; `exits train` fits heads, `exits adapt` an adapter, to save more."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from exitlens.cli.options import (
     TrustOption,
 )
 from exitlens.layer_range import LayerRange, parse_layers
-from exitlens.progress import StageProgress, counted, progress
+from exitlens.progress import counted, progress
 
 if TYPE_CHECKING:
     from exitlens.models.protocol import LayeredModel
@@ -36,7 +36,7 @@ WindowsOption = Annotated[int, typer.Option("--windows", min=4, help="At most th
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(rich_markup_mode=None, help="Leaving early: what it saves and costs, and how to save more.")
+    group = typer.Typer(rich_markup_mode=None, help="Early exit: what it saves and costs, and how to save more.")
     group.callback(invoke_without_command=True)(exits_command)
     group.command("train")(train_command)
     group.command("adapt")(adapt_command)
@@ -45,10 +45,12 @@ def register(app: typer.Typer) -> None:
 
 def exits_command(
     context: typer.Context,
-    data: Annotated[str, typer.Option("--data", "-d", help="Questions: built-in name, file or Hub id.")] = "facts-qa",
+    data: Annotated[
+        list[str] | None, typer.Option("--data", "-d", help="Questions: built-in name, file or Hub id [facts-qa].")
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most this many questions.")] = None,
-    heads: Annotated[Path | None, typer.Option("--heads", help="Exit heads of `exits train`.")] = None,
-    adapter: AdapterOption = None,
+    heads: Annotated[str | None, typer.Option("--heads", help="Exit heads of `exits train`.")] = None,
+    adapter: Annotated[str | None, typer.Option("--adapter", help="LoRA folder of `exits adapt` or of peft.")] = None,
     layers: LayersOption = None,
     delta: Annotated[
         float | None, typer.Option("--delta", help="Largest share of differing tokens that the guarantee allows.")
@@ -56,7 +58,11 @@ def exits_command(
     epsilon: Annotated[float, typer.Option("--epsilon", help="How often the guarantee may fail.")] = 0.05,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 50,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts generated together.")] = 16,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep tables and figures in this folder.")] = None,
+    judges: Annotated[
+        str, typer.Option("--judges", help="How answers are judged, for tokens by verdict; comma-separated [none].")
+    ] = "",
+    bertscore_model: Annotated[str, typer.Option("--bertscore-model", help="Encoder, or none.")] = "all-minilm-l6-v2",
+    out: Annotated[str | None, typer.Option("--out", "-o", help="Keep everything in this run directory.")] = None,
     seed: SeedOption = 0,
     model: ModelOption = DEFAULT_MODEL,
     device: DeviceOption = "auto",
@@ -68,65 +74,22 @@ def exits_command(
 ) -> None:
     """Answer questions, then hold every exit policy against the full model: agreement, FLOPs and time saved.
 
-    --json prints findings (sentences) and the tables exits, exits_layers, exits_kinds, exits_calibration.
+    --json prints model, findings (sentences) and the tables exits, exits_layers, exits_kinds, exits_calibration.
     """
     if context.invoked_subcommand is not None:
         return
-    from exitlens import data as readers
-    from exitlens.errors import DataError
-    from exitlens.exits.risk_control import check_levels, require_units
-    from exitlens.report.page import headlines
-    from exitlens.studies.exits.files import load_heads
-    from exitlens.studies.exits.study import exit_layers, exit_study
+    from exitlens.cli.study_command import run_one
 
-    deltas = (0.02, 0.05, 0.1) if delta is None else (delta,)
-    for level in deltas:
-        check_levels(level, epsilon)
-    if out is not None:
-        _may_write(out)
-    found = readers.read_data(data, limit=limit)
-    if found.kind != "questions":
-        raise DataError(f"'{data}' holds statements, not questions: give questions with --data")
-    if delta is not None:  # now, not after the answers were written
-        require_units(len(found.questions) // 2, delta, epsilon)
-    wanted = None if layers is None else parse_layers(layers)
-    lm = _load(model, device, dtype, revision, trust_remote_code, adapter, quiet)
-    trained = None if heads is None else load_heads(heads, lm)
-    asked = _exits(wanted, lm.n_layers)
-    exit_layers(lm, asked, trained)
-    with StageProgress(quiet) as report:
-        study = exit_study(
-            lm, found.questions, layers=asked, heads=trained, epsilon=epsilon, strict=delta is not None,
-            deltas=deltas, max_new_tokens=max_new_tokens,
-            batch_size=batch_size, seed=seed, report=report,
-        )  # fmt: skip
-    names = ("exits", "exits_layers", "exits_kinds", "exits_calibration")
-    tables = {name: getattr(study, name) for name in names}
-    if out is not None:
-        _keep(tables, out, lm.name)
-    said = headlines(tables).get("exits", [])
-    if as_json:
-        rows = {name: t.astype(object).where(t.notna(), None).to_dict("records") for name, t in tables.items()}
-        print_json({"model": lm.name, "findings": said, **rows})
-        return
-    names_shown = ["policy", "threshold", "agreement", "agreement_low", "agreement_high", "layers_saved", "flops_saved",
-                   "predicted_time"]  # fmt: skip
-    shown = study.exits[study.exits["policy"] != "fixed"] if len(study.exits) > 40 else study.exits
-    print_table(
-        [Column(name.replace("_", " "), ".3f") for name in names_shown],
-        shown[names_shown].astype(object).where(shown[names_shown].notna(), None).to_numpy().tolist(),
-        title=f"Leaving early: {lm.name}, {int(study.exits['n'].iloc[0])} tokens of {len(found.questions)} answers",
-        note="predicted time: of the full model's, batch 1, this machine; oracle: the bound",
-    )
-    chosen = ["policy", "delta", "outcome", "threshold", "calibration_risk", "test_risk", "flops_saved"]
-    table = study.exits_calibration[chosen]
-    print_table(
-        [Column(name.replace("_", " "), ".3g") for name in chosen],
-        table.astype(object).where(table.notna(), None).to_numpy().tolist(),
-        title=f"Thresholds that keep the share of differing tokens within delta (epsilon {epsilon:g})",
-    )
-    for line in said:
-        echo(line)
+    run_one(
+        "exits",
+        {
+            "data": data, "limit": limit, "exit_heads": heads, "adapter": adapter, "exit_layers": layers,
+            "exit_delta": delta, "exit_epsilon": epsilon, "judges": judges, "max_new_tokens": max_new_tokens,
+            "bertscore_model": bertscore_model, "batch_size": batch_size, "seed": seed, "model": model,
+            "device": device, "dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code,
+        },
+        out, as_json, quiet,
+    )  # fmt: skip
 
 
 def train_command(
@@ -150,7 +113,7 @@ def train_command(
 ) -> None:
     """Fit exit heads on the frozen model: cheap logits at each exit, and a classifier that says when they are final.
 
-    Reports, on text kept apart, agreement by exit, settling depth and what could be saved, before and after.
+    Reports, on held-out text, agreement by exit, saturation layer and what could be saved, before and after.
     """
     from exitlens.exits.policies import ExitPolicy
     from exitlens.studies.exits import files as exit_files
@@ -238,7 +201,7 @@ def _report_gain(before: Any, after: Any, facts: dict[str, Any], as_json: bool) 
     body: list[list[Any]] = [
         [f"agreement at layer {layer}", before.agreement.get(layer), value] for layer, value in after.agreement.items()
     ]
-    body.append(["mean settling depth", before.settling_depth, after.settling_depth])
+    body.append(["mean saturation layer", before.saturation_layer, after.saturation_layer])
     body.append([f"FLOPs saved at {after.level:.0%} agreement", before.flops_saved, after.flops_saved])
     print_table(["on text kept apart", Column("before", ".3f"), Column("after", ".3f")], body)
     if "kl" in facts:
@@ -310,15 +273,3 @@ def _windows(
             f"{own} texts of the model's own give {len(found)} windows, at least 4 are needed: ask for more"
         )
     return found, f"{own} texts by the model itself, seed {seed}"
-
-
-def _keep(tables: dict[str, Any], folder: Path, name: str) -> None:
-    from exitlens.report import figure_style as style
-    from exitlens.storage.atomic import write_parquet
-    from exitlens.studies.exits import figures as figures_exits
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for key, table in tables.items():
-        write_parquet(folder / f"{key}.parquet", table)
-    style.save(figures_exits.pareto(tables["exits"], note=name), folder, "exits-pareto")
-    style.save(figures_exits.exit_layers(tables["exits_layers"], note=name), folder, "exits-layers")

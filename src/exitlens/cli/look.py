@@ -145,7 +145,7 @@ def _json(found: Look, model: str) -> dict[str, Any]:
 def _print_map(frame: DataFrame, lens: str, no_color: bool) -> None:
     import shutil
 
-    from exitlens.report.terminal import token_map
+    from exitlens.report.token_map import token_map
 
     colour = (
         sys.stdout.isatty() and not no_color and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -103,7 +103,6 @@ def probe_command(
         raise ConfigError(f"--save '{save}' keeps the best of --kinds: name some, for example --kinds logistic")
     run_one(
         "probes",
-        ("probes", "probe_best", "probe_layers", "probe_comparisons", "probe_transfer"),
         {
             "statements": data, "limit_statements": limit, "kinds": kinds, "protocol": protocol,
             "probe_layers": _layers(layers), "probe_seeds": seeds, "taps": taps, "epochs": epochs,

@@ -64,7 +64,7 @@ def score_command(
     from exitlens.errors import DataError
     from exitlens.scoring import align, parse_predictions
     from exitlens.studies.answers.judging import Scorers, judge_answers
-    from exitlens.studies.decoding.study import compare, score
+    from exitlens.studies.decoding.analysis import compare, score
 
     dataset = read_data(data, limit=limit)
     for note in dataset.notes:
@@ -93,7 +93,7 @@ def score_command(
         if chosen:
             found = judge_answers(chosen, name, dataset.questions, texts)
             for judge, rows in found.groupby("judge", sort=False):
-                decided = rows["right"].dropna()
+                decided = rows["correct"].dropna()
                 judged.append({"judge": judge, "decoder": name, "correct": int(decided.sum()), "decided": len(decided)})
     if out is not None:
         from exitlens.storage.atomic import write_parquet

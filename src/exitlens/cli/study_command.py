@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ __all__ = ["run_one"]
 
 def run_one(
     study: str,
-    tables: Sequence[str],
     settings: Mapping[str, Any],
     out: str | None,
     as_json: bool,
@@ -32,7 +31,6 @@ def run_one(
     import shlex
     import sys
 
-    from exitlens.report.page import headlines
     from exitlens.storage.atomic import write_bytes
     from exitlens.studies.config import load_config
     from exitlens.studies.run import run
@@ -55,11 +53,9 @@ def run_one(
         if not as_json:
             print_headlines(finished, only=study, whole=True, report=out is not None)
             return
-        found: dict[str, Any] = {"findings": headlines(finished.tables).get(study, [])}
-        for name in tables:
-            frame = finished.tables.get(name)
-            if frame is not None:
-                found[name] = frame.astype(object).where(frame.notna(), None).to_dict("records")
+        found: dict[str, Any] = {"model": finished.manifest["model"]["name"]}
+        found["findings"] = finished.findings().get(study, [])
+        found |= finished.printed(study)
         if out is not None:
             found |= {"run": str(finished.path), "report": str(finished.report)}
         if keep:

@@ -1,17 +1,47 @@
-"""Reading tables for drawing: rows as plain dictionaries, groups in the order in which they appear."""
+"""Reading tables for drawing: a run's results, rows as plain dictionaries, groups in the order in which they appear."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
 
 from pandas import DataFrame
 
-from exitlens.report.text import to_float
+from exitlens.report.text import to_float, visible
 
-__all__ = ["Row", "column", "distinct", "errors", "evenly", "groups", "layers_of", "rows"]
+__all__ = ["Results", "Row", "column", "distinct", "errors", "evenly", "groups", "layers_of", "rows", "spread"]
 
 Row: TypeAlias = Mapping[str, Any]
+T = TypeVar("T")
+
+
+class Results:
+    """What a run made and a chapter may look at: its tables that have rows, and its manifest.
+
+    Measured times stand in the manifest: two runs with one seed have the same tables and never the same seconds.
+    """
+
+    def __init__(self, tables: Mapping[str, DataFrame], manifest: Mapping[str, Any] | None = None) -> None:
+        self.tables = {name: frame for name, frame in tables.items() if len(frame)}
+        self.manifest: Mapping[str, Any] = {} if manifest is None else manifest
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.tables
+
+    def frame(self, name: str) -> DataFrame | None:
+        """The table, or None where the run has none."""
+        return self.tables.get(name)
+
+    def rows(self, name: str, **equal: object) -> list[Row]:
+        """The table's rows as dictionaries, see :func:`rows`."""
+        return rows(self.tables.get(name), **equal)
+
+    @property
+    def model(self) -> str:
+        """The model's name, safe to show."""
+        model = self.manifest.get("model")
+        name = visible(model.get("name")) if isinstance(model, Mapping) else ""
+        return name or "model not recorded"
 
 
 def rows(frame: DataFrame | None, **equal: object) -> list[Row]:
@@ -57,6 +87,13 @@ def evenly(values: list[int], count: int) -> list[int]:
         return values
     step = len(values) / count
     return [values[round((i + 1) * step) - 1] for i in range(count)]
+
+
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """At most ``most`` of the items, evenly spread, first and last included."""
+    if len(items) <= most:
+        return list(items)
+    return [items[i] for i in sorted({round(i * (len(items) - 1) / (most - 1)) for i in range(most)})]
 
 
 def errors(items: Iterable[Row], value: str) -> tuple[list[float], list[float]]:

@@ -1,213 +1,230 @@
-"""``report.html``: one file that tells a run on screen and on paper, with no network and no script."""
+"""``report.html``: one file that tells a run on screen and on paper, with no network and no script.
+
+``templates/report.html.j2`` is the page and ``templates/report.css`` its style. Jinja escapes whatever it inserts; only
+the style sheet and the drawings of :mod:`exitlens.report.figure_style` go in as they are.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from pandas import DataFrame
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 
-from exitlens.report import html
-from exitlens.report.gallery import Plate, plates
-from exitlens.report.measured import with_times
-from exitlens.report.report_css import CSS
-from exitlens.report.sections import ASKED, HOW, OWN_TABLES, TABLES, TITLES
-from exitlens.report.text import is_number, number_text, visible
-from exitlens.report.words import HEADLINES
+from exitlens.report import figure_style as style
+from exitlens.report.chapter import Chapter, Plate, Sheet
+from exitlens.report.frames import Results
+from exitlens.report.text import is_number, number_text, slug, visible
 from exitlens.storage.atomic import write_bytes
 
-__all__ = ["headlines", "render", "write_report"]
+__all__ = ["render", "write_report"]
 
-_FINISHED: Final = ("done", "complete", "completed", "ok", "finished")
-_BAD: Final = ("failed", "refused", "error", "interrupted", "running", "pending")
-# Stages named after what they do rather than after their study.
-_ALSO: Final[Mapping[str, str]] = {
-    "look": "layers",
-    "layer": "layers",
-    "judge": "entropy",
-    "judgements": "entropy",
-    "probe": "probes",
-    "extract": "probes",
-    "extraction": "probes",
-    "score": "decoding",
-    "scores": "decoding",
-    "exit": "exits",
+MOST_ROWS: Final = 40  # of a table on the page
+# Colours of the figures by name: light, then what they become on a dark ground (lighter, the same hue).
+COLOURS: Final[Mapping[str, tuple[str, str]]] = {
+    "ink": (style.INK, "#e4e8ec"),
+    "muted": (style.MUTED, "#9aa5b1"),
+    "grid": (style.GRID, "#2d343c"),
+    "paper": (style.PAPER, "#15191e"),
+    "blue": (style.BLUE, "#4ea8de"),
+    "vermilion": (style.VERMILION, "#f0843c"),
+    "green": (style.GREEN, "#35c39a"),
+    "purple": (style.PURPLE, "#d58fb6"),
+    "amber": (style.AMBER, "#e0ab3a"),
+    "sky": (style.SKY, "#86cdf3"),
 }
-_REASONS: Final = ("reason", "error", "message", "detail")
+# A number, perhaps with its interval, a p-value, or a dash: right-aligned.
+_NUMERIC: Final = re.compile(r"^(?:[<−+-]? ?[\d.,∞]+(?:e[−-]?\d+)?(?: \[.*\])?|–|)$")
+
+
+@dataclass(frozen=True, slots=True)
+class _Section:
+    """A chapter as the template shows it; ``figures``: file name, drawing (None: no SVG of ours), caption."""
+
+    name: str
+    chapter: Chapter
+    troubles: list[str]
+    findings: list[str]
+    figures: list[tuple[str, Markup | None, str]]
+    sheets: list[Sheet]
 
 
 def write_report(
-    manifest: Mapping[str, Any],
-    tables: Mapping[str, DataFrame],
-    figures: Mapping[str, str],
-    path: str | os.PathLike[str],
+    results: Results, chapters: Mapping[str, Chapter], figures: Mapping[str, str], path: str | os.PathLike[str]
 ) -> Path:
-    """Write the report of a run, whole or not at all.
+    """Write the report of a run, whole or not at all; the same arguments give the same bytes.
 
-    ``manifest`` as in a run directory; ``tables`` by name (missing or empty ones leave their part out); ``figures``:
-    SVG text by file name, as :func:`exitlens.report.gallery.draw_all` returns it. Returns the path. The same arguments
-    give the same bytes. Raises :class:`exitlens.errors.RunError` when the file cannot be written.
+    Args:
+        results: Tables and manifest; tables that are missing leave their part out.
+        chapters: The chapters by study, in the order of the sections.
+        figures: SVG text by file name, as :func:`exitlens.report.gallery.draw_all` returns it.
+        path: The file.
+
+    Returns:
+        The path.
+
+    Raises:
+        RunError: The file cannot be written.
     """
     place = Path(path)
-    write_bytes(place, render(manifest, tables, figures).encode("utf-8"))
+    write_bytes(place, render(results, chapters, figures).encode("utf-8"))
     return place
 
 
-def headlines(tables: Mapping[str, DataFrame]) -> dict[str, list[str]]:
-    """The findings of each study in sentences, by study; studies that were not run are left out.
-
-    Each finding is a headline, then its details after a line break.
-    """
-    present = {name: frame for name, frame in tables.items() if len(frame)}
-    said = {study: [line for say in says for line in say(present)] for study, says in HEADLINES.items()}
-    return {study: lines for study, lines in said.items() if lines}
-
-
-def render(manifest: Mapping[str, Any], tables: Mapping[str, DataFrame], figures: Mapping[str, str]) -> str:
+def render(results: Results, chapters: Mapping[str, Chapter], figures: Mapping[str, str]) -> str:
     """The report as HTML text."""
-    present = with_times({name: frame for name, frame in tables.items() if len(frame)}, manifest)
-    stages = _mapping(manifest.get("stages"))
-    found = headlines(present)
-    troubles = {study: _troubles(study, stages) for study in TITLES}
-    made = plates(manifest, present)
-    shown = [study for study in TITLES if troubles[study] or any(name in present for name in OWN_TABLES[study])]
-    sections = [
-        _section(study, present, found.get(study, []), troubles[study], _drawn(study, made, figures)) for study in shown
-    ]
-    other = [
-        line for name, stage in stages.items() if _study_of(name) is None for line in _trouble(name, _mapping(stage))
-    ]
-    model = _mapping(manifest.get("model"))
-    name = visible(model.get("name")) or "model not recorded"
-    links = "".join(f'<li><a href="#{study}">{html.text(TITLES[study])}</a></li>' for study in shown)
-    # Here the headlines only; each section repeats them with their details.
-    summary = "".join(
-        f'<h3><a href="#{study}">{html.text(TITLES[study])}</a></h3>'
-        + html.paragraphs([line.split("\n")[0] for line in lines])
-        for study, lines in found.items()
-    )
-    body = [
-        f"<header><h1>Layer by layer: {html.bdi(name)}</h1>{_meta(manifest)}</header>",
-        _notices(other),
-        f'<nav aria-label="Sections"><ul>{links}<li><a href="#provenance">Provenance</a></li></ul></nav>',
-        "<main>",
-        f'<section id="findings"><h2>In short</h2>{summary}</section>' if summary else "",
-        "" if sections else "<p>No study of this run has results yet.</p>",
-        *sections,
-        _provenance(manifest, stages),
-        "</main>",
-    ]
-    # The policy makes the promise checkable: nothing is fetched and no script runs, whatever a text may hold.
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>exitlens: {html.text(name)}</title><style>{CSS}</style></head>\n<body>\n"
-        + "\n".join(part for part in body if part)
-        + "\n</body></html>\n"
+    manifest = results.manifest
+    stages = {name: _mapping(stage) for name, stage in _mapping(manifest.get("stages")).items()}
+    homes = {name: _home(name, chapters) for name in [*stages, *figures]}
+    sections = []
+    for name, chapter in chapters.items():
+        troubles = [_trouble(stage, facts) for stage, facts in stages.items() if homes[stage] == name]
+        there = any(table in results for table in chapter.own)
+        if not there and not any(troubles):
+            continue
+        made = {plate.name: plate for plate in chapter.figures(results)}
+        # A figure that someone added belongs to the study its name begins with.
+        drawn = {figure for figure in figures if figure in made or homes[figure] == name}
+        sections.append(
+            _Section(
+                name,
+                chapter,
+                [text for text in troubles if text],
+                chapter.headline(results),
+                [_figure(figure, svg, made.get(figure)) for figure, svg in figures.items() if figure in drawn],
+                [sheet for sheet in chapter.tables(results) if sheet.rows] if there else [],
+            )
+        )
+    apart = [_trouble(stage, facts) for stage, facts in stages.items() if homes[stage] is None]
+    page = _environment().get_template("report.html.j2")
+    return page.render(
+        model=results.model,
+        manifest=manifest,
+        data=[_mapping(item) for item in manifest.get("data") or []],
+        stages=stages,
+        sections=sections,
+        troubles=[text for text in apart if text],
+        run={key: manifest[key] for key in ("seed", "started", "finished", "version") if manifest.get(key) is not None},
+        stage_sheet=_stage_sheet(stages),
+        colours=COLOURS,
     )
 
 
-def _section(
-    study: str, tables: Mapping[str, DataFrame], said: list[str], troubles: list[str], figures: list[str]
-) -> str:
-    parts = [
-        f'<section id="{study}"><h2>{html.text(TITLES[study])}</h2>',
-        f'<p class="asked">{html.text(ASKED[study])}</p>',
-        _notices(troubles),
-        html.paragraphs(said, "said"),
-        *figures,
+@functools.cache
+def _environment() -> Environment:
+    found = Environment(
+        loader=PackageLoader("exitlens.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    found.filters |= {"visible": visible, "flat": _flat, "laid_out": _laid_out, "number": number_text, "slug": slug}
+    found.tests |= {"finite": is_number}
+    css = resources.files("exitlens.report").joinpath("templates/report.css").read_text(encoding="utf-8")
+    found.globals |= {"css": Markup(css), "most": MOST_ROWS}
+    return found
+
+
+def _stage_sheet(stages: Mapping[str, Mapping[str, Any]]) -> Sheet:
+    rows = [
+        [name, stage.get("state"), number_text(stage.get("seconds"), 1), visible(stage.get("batches")) or "–"]
+        for name, stage in stages.items()
     ]
-    if any(name in tables for name in OWN_TABLES[study]):
-        parts += TABLES[study](tables)
-        parts.append(f'<h3>How it was computed</h3><p class="how">{html.text(HOW[study])}</p>')
-    return "\n".join(part for part in [*parts, "</section>"] if part)
+    return Sheet("Stages", ["stage", "state", "seconds", "batches"], rows, "manifest.json")
 
 
-def _drawn(study: str, made: Iterable[Plate], figures: Mapping[str, str]) -> list[str]:
-    mine = [plate for plate in made if plate.study == study]
-    known = {plate.name for plate in made}
-    out = [
-        html.figure(plate.name, figures[plate.name], caption=plate.caption, alt=plate.alt)
-        for plate in mine
-        if plate.name in figures
-    ]
-    # A figure that someone added belongs to the study its name begins with.
-    for name, svg in figures.items():
-        if name not in known and _study_of(name) == study:
-            out.append(html.figure(name, svg, caption=f"{name}.", alt=name))
-    return out
-
-
-def _study_of(name: str) -> str | None:
+def _home(name: str, chapters: Mapping[str, Chapter]) -> str | None:
+    """The study that a stage or a figure belongs to, by the first word of its name."""
     first = re.split(r"[^a-z]+", name.lower())[0]
-    return first if first in TITLES else _ALSO.get(first)
+    return next((study for study, chapter in chapters.items() if first in (study, *chapter.stages)), None)
 
 
-def _troubles(study: str, stages: Mapping[str, Any]) -> list[str]:
-    return [
-        line for name, stage in stages.items() if _study_of(name) == study for line in _trouble(name, _mapping(stage))
-    ]
+def _trouble(name: str, stage: Mapping[str, Any]) -> str:
+    """What a stage that is not done should say; empty for one that is."""
+    state, reason = visible(stage.get("state")), visible(stage.get("reason")).rstrip(".")
+    if state == "done":
+        return ""
+    if state == "running":
+        state, reason = "not finished", reason or "run the same command again to continue where it stopped"
+    return f"Stage {visible(name)} was {state or 'not started'}: {reason or 'no reason was recorded'}."
 
 
-def _trouble(name: str, stage: Mapping[str, Any]) -> list[str]:
-    state = str(stage.get("state", "")).lower()
-    reason = next((visible(stage[key]) for key in _REASONS if stage.get(key)), "")
-    if state in _FINISHED or (state not in _BAD and not reason):
-        return []
-    words = {"running": "was not finished", "pending": "was not started", "interrupted": "was interrupted"}
-    told = words.get(state, f"was {state}" if state in ("refused", "skipped") else "failed")
-    if state in words and not reason:
-        reason = "run the same command again to go on where it stopped"
-    return [f"Stage {visible(name)} {told}" + (f": {reason.rstrip('.')}." if reason else ": no reason was recorded.")]
+def _figure(name: str, svg: str, plate: Plate | None) -> tuple[str, Markup | None, str]:
+    caption, alt = (plate.caption, plate.alt) if plate is not None else (f"{name}.", name)
+    return name, _drawing(slug(name), svg, alt), caption
 
 
-def _notices(lines: list[str]) -> str:
-    return "".join(f'<p class="notice" role="note">{html.bdi(line)}</p>' for line in lines)
+def _drawing(tag: str, svg: str, alt: str) -> Markup | None:
+    """The SVG for the page: its ids made unique, its palette tied to the page's colours, named for a screen reader.
+
+    None for a text that is no SVG drawing of ours (no ``<svg``, or holding a script).
+    """
+    start = svg.find("<svg")
+    if start < 0 or re.search(r"<\s*(script|foreignObject|iframe)\b", svg, re.IGNORECASE):
+        return None
+    body = svg[start:].strip()
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'\bid="([^"]+)"', rf'id="{tag}-\1"', body)
+    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{tag}-\1)", body)
+    body = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{tag}-\1"', body)
+    body = re.sub(r"<style type=\"text/css\">.*?</style>", "", body, flags=re.DOTALL)
+    for label, (light, _) in COLOURS.items():
+        body = body.replace(f": {light}", f": var(--fig-{label},{light})")
+    body = body.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+    width = re.search(r'<svg[^>]*?\bwidth="([\d.]+)pt"', body)
+    most = f' style="max-width:{float(width.group(1)) * 4 / 3:.0f}px"' if width else ""
+    root = re.match(r"<svg[^>]*>", body)
+    if root is not None:
+        plain = re.sub(r'\s(width|height)="[^"]*"', "", root.group(0))
+        label = Markup.escape(visible(alt))
+        opened = plain[:-1] + f' role="img" aria-label="{label}" stroke-linejoin="round"{most}>'
+        body = opened + body[root.end() :]
+    return Markup(body)
 
 
-def _meta(manifest: Mapping[str, Any]) -> str:
-    data = [_mapping(item) for item in manifest.get("data") or []]
-    names = ", ".join(
-        html.bdi(item.get("name")) + (f" ({html.text(item['n'])} rows)" if is_number(item.get("n")) else "")
-        for item in data
-    )
-    when = visible(manifest.get("finished") or manifest.get("started"))
-    lines = [f"Data: {names}" if names else "", f"Run: {html.text(when)}" if when else ""]
-    return "".join(f'<p class="meta">{line}</p>' for line in lines if line)
+def _laid_out(sheet: Sheet) -> tuple[list[tuple[str, str]], list[list[tuple[str, str]]]]:
+    """Headings and the rows shown, each cell with its class: ``n`` a number, ``t`` a long text.
+
+    Numbers and texts that begin like one (an interval, a p-value) go to the right.
+    """
+    numeric = [all(_numeric(row[i]) for row in sheet.rows if i < len(row)) for i in range(len(sheet.headers))]
+    # The first column names the row and stays to the left.
+    heads = [(head, "n" if numeric[i] and i else "") for i, head in enumerate(sheet.headers)]
+    body = []
+    for row in sheet.rows[:MOST_ROWS]:
+        line = []
+        for value, number in zip(row, numeric, strict=False):
+            text = number_text(value) if _number(value) else visible(value)
+            line.append((text, "n" if number else "t" if isinstance(value, str) and len(value) > 24 else ""))
+        body.append(line)
+    return heads, body
 
 
-def _provenance(manifest: Mapping[str, Any], stages: Mapping[str, Any]) -> str:
-    parts = ['<section id="provenance"><h2>Provenance</h2>']
-    if manifest.get("command"):
-        parts.append(f"<h3>Command</h3><pre>{html.text(manifest['command'])}</pre>")
-    model = html.flat(_mapping(manifest.get("model")))
-    if model:
-        parts.append(f"<h3>Model</h3>{html.definitions(model)}")
-    for item in manifest.get("data") or []:
-        item = _mapping(item)
-        notes = "".join(f"<li>{html.bdi(note)}</li>" for note in item.get("notes") or [])
-        pairs = html.flat({key: value for key, value in item.items() if key not in ("notes", "name")})
-        pairs += [("notes", f"<ul>{notes}</ul>" if notes else "")]
-        parts.append(f"<h3>Data: {html.bdi(item.get('name'))}</h3>{html.definitions(pairs)}")
-    setting = {
-        key: manifest[key] for key in ("seed", "started", "finished", "version") if manifest.get(key) is not None
-    }
-    parts.append(f"<h3>Run</h3>{html.definitions(html.flat(setting))}" if setting else "")
-    for key, name in (("config", "Settings"), ("versions", "Versions"), ("hardware", "Hardware")):
-        pairs = html.flat(_mapping(manifest.get(key)))
-        parts.append(f"<h3>{name}</h3>{html.definitions(pairs)}" if pairs else "")
-    body: list[list[object]] = [
-        [name, visible(stage.get("state")), number_text(stage.get("seconds"), 1), visible(stage.get("batches")) or "–"]
-        for name, stage in ((name, _mapping(stage)) for name, stage in stages.items())
-    ]
-    parts.append(html.table(["stage", "state", "seconds", "batches"], body, caption="Stages", where="manifest.json"))
-    return "\n".join(part for part in [*parts, "</section>"] if part)
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _numeric(value: object) -> bool:
+    return _number(value) or value is None or bool(_NUMERIC.match(str(value)))
+
+
+def _flat(mapping: object, prefix: str = "") -> list[tuple[str, list[object]]]:
+    """Nested settings as ``a.b`` and a list of values."""
+    out: list[tuple[str, list[object]]] = []
+    for key, value in _mapping(mapping).items():
+        if isinstance(value, Mapping):
+            out += _flat(value, f"{prefix}{key}.")
+        else:
+            out.append((f"{prefix}{key}", list(value) if isinstance(value, list | tuple) else [value]))
+    return out
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -10,9 +10,11 @@ import math
 import re
 import textwrap
 import unicodedata
+from dataclasses import dataclass
 from functools import cache
 
 __all__ = [
+    "Column",
     "figure_text",
     "interval_text",
     "is_number",
@@ -25,6 +27,16 @@ __all__ = [
     "visible",
     "wrap",
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a printed table: heading, how numbers are written, and whether it may be cut to fit the terminal."""
+
+    name: str
+    format: str = ".4g"
+    shrink: bool = False
+
 
 ELLIPSIS = "…"
 # Newline and tab have pictures of their own that readers know better than the control pictures.

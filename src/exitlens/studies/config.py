@@ -16,10 +16,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from exitlens.errors import ConfigError
+from exitlens.studies.names import HOMES
 
-__all__ = ["STUDIES", "RunConfig", "load_config"]
+__all__ = ["RunConfig", "load_config"]
 
-STUDIES = ("layers", "entropy", "probes", "decoding", "exits")
 # What a run takes of the built-in data when nobody says which data and how much: 2 slow cores (AVX2, float32) are then
 # done in about 4 minutes, of which two decoders with 50-token answers take the most. `limit = "none"` takes all of it.
 BUILT_IN_LIMITS = {"limit": ("data", 40), "limit_statements": ("statements", 560)}
@@ -44,7 +44,9 @@ class RunConfig(BaseModel):
     limit_statements: int | None = Field(None, ge=1, description="at most this many statements, drawn with the seed")
     prompts: str | None = Field(None, description="JSON lines of prompts with choices, looked at as well")
 
-    only: tuple[str, ...] = Field(STUDIES, description="studies to run: layers, entropy, probes, decoding, exits")
+    only: tuple[str, ...] = Field(
+        default_factory=lambda: tuple(HOMES), description=f"studies to run: {', '.join(HOMES)}"
+    )
     out: str = Field("exitlens-run", description="run directory")
     figures: bool = Field(True, description="draw figures; the report has its tables either way")
     seed: int = Field(0, ge=0, description="seed of every random choice")
@@ -58,7 +60,7 @@ class RunConfig(BaseModel):
     mc: Literal["none", "softmax", "scores"] = Field(
         "none", description="MC1-3 of every decoder too: by its log-probabilities (softmax) or its bare scores"
     )
-    judges: tuple[str, ...] = Field(("similarity", "margin:rouge"), description="who says which answers are right")
+    judges: tuple[str, ...] = Field(("similarity", "margin:rouge"), description="how answers are judged")
     entropy_estimators: tuple[Literal["per-group", "pooled-weights"], ...] = Field(
         ("per-group",), description="pooled-weights reproduces a published artefact, see METHODS"
     )
@@ -71,8 +73,8 @@ class RunConfig(BaseModel):
     layers: tuple[int, ...] | Literal["all"] = Field("all", description="layers of the layer study")
     rule: Literal["auto", "first-token", "sequence"] = Field("auto", description="what stands for a choice")
     look_limit: int | None = Field(50, ge=1, description="questions of the layer study at most; none: all")
-    picks: int = Field(2, ge=0, description="right and wrong answers shown layer by layer, of each at most")
-    top_k: int = Field(5, ge=1, description="likeliest tokens kept per layer")
+    picks: int = Field(2, ge=0, description="correct and incorrect answers shown layer by layer, of each at most")
+    top_k: int = Field(5, ge=1, description="top tokens kept per layer")
 
     taps: tuple[int, ...] | None = Field(None, description="probed layers; none: 1/2, 5/8 and 3/4 of the depth")
     epochs: int = Field(5, ge=1, description="epochs of the probes")
@@ -88,19 +90,23 @@ class RunConfig(BaseModel):
     test_data: tuple[str, ...] = Field((), description="statements or questions to test on, with protocol transfer")
     states: str | None = Field(None, description="folder of hidden states that runs share; none: the run directory")
     probe_seeds: int = Field(5, ge=1, description="seeds of kinds that need one")
-    bare: bool = Field(True, description="probe the bare statements too, without instruction and examples")
+    bare: bool = Field(True, description="probe the statements without the few-shot prompt too")
+
+    exit_layers: str | None = Field(None, description="exits, as 15,20,24 or 1/2-last; none: of heads, or upper half")
+    exit_heads: str | None = Field(None, description="file of `exitlens exits train`")
+    exit_delta: float | None = Field(None, description="share of differing tokens that the guarantee allows")
+    exit_epsilon: float = Field(0.05, description="how often the guarantee may fail")
+    adapter: str | None = Field(None, description="LoRA folder put into the model's weights for the whole run")
 
     @field_validator("only")
     @classmethod
     def _known_studies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
-            if name not in STUDIES:
-                raise ValueError(
-                    f"no study is named {name!r}{_nearest(name, STUDIES)}; choose from {', '.join(STUDIES)}"
-                )
+            if name not in HOMES:
+                raise ValueError(f"no study is named {name!r}{_nearest(name, HOMES)}; choose from {', '.join(HOMES)}")
         if not value:
-            raise ValueError(f"no study is asked for; choose from {', '.join(STUDIES)}")
-        return tuple(name for name in STUDIES if name in value)
+            raise ValueError(f"no study is asked for; choose from {', '.join(HOMES)}")
+        return tuple(name for name in HOMES if name in value)
 
     @field_validator("data", "statements", "decoders", "judges", "lens", "taps", "layers", mode="after")
     @classmethod

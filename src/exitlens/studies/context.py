@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pandas as pd
 
 from exitlens.data.records import Question
+from exitlens.errors import RunError
 from exitlens.models.forward import check_context
 from exitlens.runs.engine import Engine
 from exitlens.scoring import Judge
@@ -15,6 +16,7 @@ from exitlens.studies.answers.judging import Scorers
 from exitlens.studies.answers.stage import DecoderSpec, GenerateStage, ask
 from exitlens.studies.config import RunConfig
 from exitlens.studies.inputs import Inputs
+from exitlens.studies.tables import TableSpec
 
 __all__ = ["Answers", "Context", "answer_all", "slug"]
 
@@ -58,11 +60,17 @@ def answer_all(
 
 @dataclass
 class Context:
-    """One run in progress."""
+    """One run in progress.
+
+    ``tables``: records of the tables that its studies write. ``entropies``: a study reads the entropies of every layer
+    at every answer token, so that the model's own answers are generated with them.
+    """
 
     config: RunConfig
     engine: Engine
     inputs: Inputs
+    tables: Mapping[str, TableSpec]
+    entropies: bool = False
     say: Callable[[str], None] = lambda _line: None
     _answers: dict[tuple[str, float], Answers] = field(default_factory=dict)
     _scorers: Scorers | None = None
@@ -87,7 +95,7 @@ class Context:
         key = (spec.decoder, spec.penalty)
         if key not in self._answers:
             own = self.vanilla()
-            entropy = "entropy" in self.config.only and key == (own.decoder, own.penalty)
+            entropy = self.entropies and key == (own.decoder, own.penalty)
             directory = self.engine.directory
             if not entropy and key == (own.decoder, own.penalty) and directory is not None:
                 # An earlier call of this run may have read entropies already: those units are the ones to use.
@@ -108,12 +116,18 @@ class Context:
         for record in ask(self.inputs.questions):
             check_context(lm, [lm.encode(record.prompt)], self.config.max_new_tokens)
 
-    def check_judges(self) -> list[Judge]:
-        """The run's judges; raises ConfigError, DataError."""
+    def judges(self) -> list[Judge]:
+        """The run's judges, with what they need loaded; raises ConfigError, DataError."""
         return [self.scorers().judge(name) for name in self.config.judges]
 
     def write(self, name: str, frame: pd.DataFrame, order: Sequence[str] = ()) -> None:
-        """Write a result table of the run."""
+        """Write a result table of the run, its rows in the order of the columns ``order`` (none: as they are).
+
+        Raises RunError for a table or columns that no study of this run declares.
+        """
+        if name not in self.tables:
+            raise RunError(f"table '{name}' is declared by no study of this run: add it to the study's tables")
+        self.tables[name].check(frame)
         directory = self.engine.directory
         if directory is not None:
             directory.write_table(name, frame, order)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +17,6 @@ from exitlens.studies.layers.choices import Rule, plan_choices
 from exitlens.studies.layers.stage import LookRecord
 
 __all__ = ["Inputs", "load_inputs", "look_records", "prompt_records"]
-
-_QUESTION_STUDIES = frozenset({"layers", "entropy", "decoding", "exits"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +51,16 @@ class Inputs:
         return found
 
 
-def load_inputs(config: RunConfig) -> Inputs:
-    """Read what the studies of ``config`` need. Raises DataError for what cannot be read or has no usable rows.
+def load_inputs(config: RunConfig, needs: Collection[str]) -> Inputs:
+    """Read the kinds of data that ``needs`` names (questions, statements).
+
+    Raises DataError for what cannot be read or has no usable rows.
 
     ``--data`` takes both kinds: statements found there take the place of the default statements, and where it holds no
     questions the default ones are asked.
     """
-    wants_questions = bool(_QUESTION_STUDIES.intersection(config.only))
-    wants_statements = "probes" in config.only
+    wants_questions = "questions" in needs
+    wants_statements = "statements" in needs
     given = [_limited(spec, config) for spec in config.data]
     questions = [d for d in given if d.kind == "questions"]
     statements = [d for d in given if d.kind == "statements"]

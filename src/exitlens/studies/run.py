@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,16 @@ import pandas as pd
 
 from exitlens.errors import RunError
 from exitlens.models.protocol import LayeredModel
+from exitlens.report.frames import Results
 from exitlens.runs.directory import RunDirectory, now
 from exitlens.runs.engine import LocalEngine, Report
-from exitlens.studies.config import STUDIES, RunConfig
+from exitlens.studies.config import RunConfig
 from exitlens.studies.context import Context
+from exitlens.studies.exits.files import load_adapted
 from exitlens.studies.inputs import Inputs, load_inputs
+from exitlens.studies.registry import STUDIES, chapters
 
-__all__ = ["Finished", "run"]
-
-# Each module has check(ctx) and run(ctx); the cheapest answer for the reader first, the longest last.
-_RUNNERS = {name: f"exitlens.studies.{name}.study" for name in STUDIES}
+__all__ = ["Finished", "publish", "run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +31,22 @@ class Finished:
     report: Path
     tables: Mapping[str, pd.DataFrame]
     manifest: Mapping[str, Any]
+
+    @property
+    def results(self) -> Results:
+        """Tables and manifest as chapters read them."""
+        return Results(self.tables, self.manifest)
+
+    def findings(self) -> dict[str, list[str]]:
+        """The findings of each study in sentences; studies without any are left out."""
+        found = {name: chapter.headline(self.results) for name, chapter in chapters().items()}
+        return {name: lines for name, lines in found.items() if lines}
+
+    def printed(self, only: str | None = None) -> dict[str, list[dict[Hashable, Any]]]:
+        """Rows of the tables that ``--json`` prints, of all studies or of one; None where a value is missing."""
+        specs = [spec for name, study in STUDIES.items() if only in (None, name) for spec in study.tables]
+        frames = {spec.name: self.tables[spec.name] for spec in specs if spec.printed and spec.name in self.tables}
+        return {n: frame.astype(object).where(frame.notna(), None).to_dict("records") for n, frame in frames.items()}
 
 
 def run(
@@ -46,10 +61,27 @@ def run(
     """Run the studies that ``config.only`` names and write tables, figures and report into ``config.out``.
 
     Killed at any moment and called again, it goes on after the last finished batch and ends with the same tables.
-    ``lm``: a model in memory instead of ``config.model``. Raises RunError when the folder holds another run or cannot
-    be written, and whatever reading the data or the model raises; nothing finished is lost by any of them.
+
+    Args:
+        config: The settings.
+        lm: A model in memory instead of ``config.model``.
+        command: The command line, for the manifest.
+        fresh: Start over where the folder holds a run.
+        report: Called with the progress of every stage.
+        say: Called with remarks for the user, a line each.
+
+    Returns:
+        The tables, and where they and the report are.
+
+    Raises:
+        RunError: The folder holds another run or cannot be written. Whatever reading data or model raises comes
+            through; nothing finished is lost by any of them.
     """
-    inputs = load_inputs(config)
+    chosen = [STUDIES[name] for name in config.only]
+    needs = {need for study in chosen for need in study.needs}
+    inputs = load_inputs(config, needs)
+    for study in chosen:
+        study.check_settings(config, inputs)
     identity = {**config.identity(), **inputs.identity()}
     with RunDirectory.open(config.out, identity, command=command, fresh=fresh) as directory:
         for note in inputs.notes:
@@ -65,9 +97,11 @@ def run(
                 revision=config.revision,
                 trust_remote_code=config.trust_remote_code,
             )
+        if config.adapter is not None:
+            lm = load_adapted(lm, config.adapter)
         _introduce(directory, config, inputs, lm)
-        ctx = Context(config, LocalEngine(lm, directory, report), inputs, say)
-        chosen = [import_module(_RUNNERS[name]) for name in STUDIES if name in config.only]
+        specs = {spec.name: spec for study in chosen for spec in study.tables}
+        ctx = Context(config, LocalEngine(lm, directory, report), inputs, specs, "entropies" in needs, say)
         # What cannot be done is said before the first long stage, not after it.
         for study in chosen:
             study.check(ctx)
@@ -84,8 +118,9 @@ def publish(directory: RunDirectory, *, figures: bool = True) -> Finished:
     from exitlens.report.page import write_report
 
     tables = directory.tables()
-    drawn = draw_all(directory.manifest, tables, directory.path / "figures") if figures else {}
-    path = write_report(directory.manifest, tables, drawn, directory.path / "report.html")
+    results = Results(tables, directory.manifest)
+    drawn = draw_all(results, chapters(), directory.path / "figures") if figures else {}
+    path = write_report(results, chapters(), drawn, directory.path / "report.html")
     return Finished(directory.path, path, tables, directory.manifest)
 
 

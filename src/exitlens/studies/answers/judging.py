@@ -24,7 +24,7 @@ from exitlens.scoring import (
     parse_labels,
 )
 
-__all__ = ["JUDGES", "Scorers", "judge_answers"]
+__all__ = ["JUDGES", "Scorers", "check_judges", "judge_answers"]
 
 JUDGES = ("similarity[:threshold]", "margin:bleu", "margin:rouge", "margin:bertscore", "choice", "labels:FILE")
 
@@ -57,40 +57,58 @@ class Scorers:
 
     def metric(self, name: str) -> TextMetric:
         """``bleu``, ``rouge`` (or ``rougeL``) or ``bertscore``; raises ConfigError."""
-        known = "rouge" if name.lower() in ("rougel", "rouge-l") else name.lower()
-        if known == "bleu":
-            return Bleu()
-        if known == "rouge":
-            return RougeL()
-        if known == "bertscore":
-            return self.bertscore()
-        raise ConfigError(f"no metric '{name}': use bleu, rouge or bertscore")
+        known = _metric_name(name)
+        return Bleu() if known == "bleu" else RougeL() if known == "rouge" else self.bertscore()
 
     def judge(self, text: str) -> Judge:
         """A judge by its name in settings, see :data:`JUDGES`; raises ConfigError, DataError."""
-        head, _, rest = text.partition(":")
+        head, rest = _parsed(text)
         if head == "similarity":
-            try:
-                threshold = float(rest) if rest else 0.85
-            except ValueError:
-                raise ConfigError(
-                    f"threshold '{rest}' of judge '{text}' is not a number: write similarity:0.85"
-                ) from None
-            return SimilarityThreshold(self.bertscore(), threshold)
+            return SimilarityThreshold(self.bertscore(), float(rest))
         if head == "margin":
-            return ReferenceMargin(self.metric(rest or "rouge"))
-        if head == "choice" and not rest:
+            return ReferenceMargin(self.metric(rest))
+        if head == "choice":
             return ExactChoice()
-        if head == "labels" and rest:
-            source = read_source(Path(rest).expanduser(), "labels")
-            return LabelsFromFile(parse_labels(table_rows(source)), source.path.name)
-        raise ConfigError(f"no judge '{text}': use {', '.join(JUDGES)}")
+        source = read_source(Path(rest).expanduser(), "labels")
+        return LabelsFromFile(parse_labels(table_rows(source)), source.path.name)
+
+
+def check_judges(names: Sequence[str], encoder: str | None) -> None:
+    """Raise ConfigError or DataError for a judge that cannot be made; the encoder is not loaded for it."""
+    for name in names:
+        head, rest = _parsed(name)
+        needs_encoder = head == "similarity" or (head == "margin" and rest == "bertscore")
+        # Any metric stands in for the encoder's: only names and files are looked at here.
+        Scorers(encoder, _bertscore=RougeL() if needs_encoder else None).judge(name)
+
+
+def _parsed(text: str) -> tuple[str, str]:
+    """The judge's kind and its argument, checked as far as the text alone tells."""
+    head, _, rest = text.partition(":")
+    if head == "similarity":
+        try:
+            float(rest or "0.85")
+        except ValueError:
+            raise ConfigError(f"threshold '{rest}' of judge '{text}' is not a number: write similarity:0.85") from None
+        return head, rest or "0.85"
+    if head == "margin":
+        return head, _metric_name(rest or "rouge")
+    if (head == "choice" and not rest) or (head == "labels" and rest):
+        return head, rest
+    raise ConfigError(f"no judge '{text}': use {', '.join(JUDGES)}")
+
+
+def _metric_name(name: str) -> str:
+    known = "rouge" if name.lower() in ("rougel", "rouge-l") else name.lower()
+    if known not in ("bleu", "rouge", "bertscore"):
+        raise ConfigError(f"no metric '{name}': use bleu, rouge or bertscore")
+    return known
 
 
 def judge_answers(
     judges: Sequence[Judge], decoder: str, questions: Sequence[Question], answers: Sequence[str]
 ) -> pd.DataFrame:
-    """Table ``judgements``: decoder, question_id, judge, value, right (missing where nothing was decided)."""
+    """Table ``judgements``: decoder, question_id, judge, value, correct (missing where nothing was decided)."""
     frames = []
     for judge in judges:
         found = judge.judge(questions, answers)
@@ -101,7 +119,7 @@ def judge_answers(
                     "question_id": [question.id for question in questions],
                     "judge": judge.name,
                     "value": found.value,
-                    "right": pd.array(found.labels, dtype="boolean"),
+                    "correct": pd.array(found.labels, dtype="boolean"),
                 }
             )
         )

@@ -10,6 +10,7 @@ from pandas import DataFrame
 from exitlens.report.figure_style import BLUE, INK, MUTED, drawing, layer_axis, panels, short_number, title
 from exitlens.report.frames import Row, column, distinct, errors, groups, layers_of, rows
 from exitlens.report.text import figure_text, is_number, shorten, to_float
+from exitlens.report.words import excludes
 
 __all__ = ["differences", "layer_choices", "scores"]
 
@@ -42,7 +43,7 @@ def scores(decoding: DataFrame, *, note: str = "") -> Figure:
 def differences(decoding: DataFrame, *, note: str = "") -> Figure:
     """Difference of every decoder to the first, paired by question, with intervals and the zero line.
 
-    Filled dots: the interval leaves zero out.
+    Filled dots: the 95% CI excludes 0.
     """
     items = rows(decoding)
     first = items[0].get("decoder") if items else ""
@@ -53,7 +54,6 @@ def differences(decoding: DataFrame, *, note: str = "") -> Figure:
         for row in metrics[metric]:
             place, value = names.index(row.get("decoder")), to_float(row["difference"])
             down, up = errors([row], "difference")
-            certain = to_float(row.get("difference_low")) > 0 or to_float(row.get("difference_high")) < 0
             axes.errorbar(
                 [value],
                 [place],
@@ -62,12 +62,12 @@ def differences(decoding: DataFrame, *, note: str = "") -> Figure:
                 color=BLUE,
                 markersize=5,
                 elinewidth=1.2,
-                markerfacecolor=BLUE if certain else "#ffffff",
+                markerfacecolor=BLUE if excludes(row, "difference", 0.0) else "#ffffff",
             )
         reach = max((abs(limit) for limit in axes.get_xlim()), default=1.0)
         axes.set_xlim(-reach, reach)
     heading = f"Difference to {figure_text(first)}, paired by question"
-    title(figure, heading, (note + " · " if note else "") + "filled: the interval leaves zero out")
+    title(figure, heading, (note + " · " if note else "") + "filled: the 95% CI excludes 0")
     return figure
 
 

@@ -4,33 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from exitlens import stats
 from exitlens.data.records import Question
-from exitlens.decoding import early_layers, parse_decoder
+from exitlens.decoding import parse_decoder
 from exitlens.errors import InputError
 from exitlens.models.protocol import LayeredModel
 from exitlens.runs.engine import Engine, LocalEngine, Report
-from exitlens.scoring import TextMetric, truthfulqa_scores
-from exitlens.studies.answers.judging import judge_answers
+from exitlens.scoring import TextMetric
+from exitlens.studies.answers.judging import check_judges, judge_answers
 from exitlens.studies.answers.stage import DecoderSpec
+from exitlens.studies.base import Study
+from exitlens.studies.config import RunConfig
 from exitlens.studies.context import Answers, Context, answer_all, slug
+from exitlens.studies.decoding.analysis import compare, cost_table, score
+from exitlens.studies.decoding.chapter import DecodingChapter
+from exitlens.studies.decoding.columns import DECODING_TABLES
 from exitlens.studies.decoding.multiple_choice import ChooseStage
+from exitlens.studies.inputs import Inputs
 
-__all__ = ["DecodingStudy", "compare", "decoding_study", "run", "score"]
-
-COLUMNS = (
-    "decoder", "metric", "n", "mean", "low", "high", "difference", "difference_low", "difference_high", "p",
-    "repetition_penalty",
-)  # fmt: skip
+__all__ = ["STUDY", "DecodingResult", "DecodingStudy", "analyse", "decoding_study"]
 
 
 @dataclass(frozen=True, slots=True)
-class DecodingStudy:
+class DecodingResult:
     """Tables ``answers``, ``scores`` (per question), ``decoding`` and ``decoding_layers``."""
 
     answers: pd.DataFrame
@@ -51,7 +49,7 @@ def decoding_study(
     mc: str = "none",
     seed: int = 0,
     report: Report | None = None,
-) -> DecodingStudy:
+) -> DecodingResult:
     """Answer the questions with every decoder, score the answers, compare each decoder with the first by question.
 
     ``dola:high@1.2`` gives a decoder a repetition penalty of its own. ``mc``: MC1–3 too, by each decoder's ``softmax``
@@ -98,7 +96,7 @@ def analyse(
     chosen: Sequence[pd.DataFrame] = (),
     *,
     seed: int = 0,
-) -> DecodingStudy:
+) -> DecodingResult:
     """Score and compare answers that were generated; ``chosen`` are further rows of ``scores``."""
     answers = pd.concat([a.answers.assign(decoder=a.spec.text) for a in made], ignore_index=True)
     written = [score(a.spec.text, _texts(a, questions), questions, metrics) for a in made]
@@ -108,108 +106,62 @@ def analyse(
         pd.concat(contrasted, ignore_index=True) if contrasted else pd.DataFrame(columns=["decoder", "layer", "count"])
     )
     table = compare(scores, {a.spec.text: a.spec.penalty for a in made}, seed=seed)
-    return DecodingStudy(answers, scores, table, layers)
+    return DecodingResult(answers, scores, table, layers)
 
 
-def score(
-    decoder: str, answers: Sequence[str], questions: Sequence[Question], metrics: Sequence[TextMetric]
-) -> pd.DataFrame:
-    """Table ``scores``: decoder, question_id, metric (``bleu_max`` …), value (missing where it is not defined)."""
-    wide = truthfulqa_scores(answers, questions, metrics)
-    long = wide.melt(id_vars="question_id", var_name="metric", value_name="value")
-    return long.assign(decoder=decoder)[["decoder", "question_id", "metric", "value"]]
+class DecodingStudy(Study):
+    """See :class:`exitlens.studies.base.Study`."""
 
+    name = "decoding"
+    tables = DECODING_TABLES
+    chapter = DecodingChapter()
 
-def compare(scores: pd.DataFrame, penalties: dict[str, float], *, seed: int = 0) -> pd.DataFrame:
-    """Table ``decoding``: mean of each metric with its interval, and the paired difference to the first decoder.
+    def check_settings(self, config: RunConfig, inputs: Inputs) -> None:
+        """A decoder, an option of one, or a judge that does not exist."""
+        for text in config.decoders:
+            DecoderSpec.parse(text, config.repetition_penalty)
+        check_judges(config.judges, config.bertscore_model)
 
-    Questions without a value of that metric are left out for every decoder alike. The first decoder has no difference.
-    """
-    rows: list[dict[str, Any]] = []
-    decoders = list(dict.fromkeys(scores["decoder"]))
-    for metric, mine in scores.groupby("metric", sort=False):
-        wide = mine.pivot(index="question_id", columns="decoder", values="value")[decoders].dropna()
-        if not len(wide):
-            continue
-        values = wide.to_numpy(dtype=np.float64)
-        means = stats.mean_intervals(values, seed=seed)
-        first = np.repeat(values[:, :1], len(decoders), axis=1)
-        gaps = stats.paired_differences(values, first, seed=seed)
-        for i, decoder in enumerate(decoders):
-            row: dict[str, Any] = {
-                "decoder": decoder,
-                "metric": metric,
-                "n": len(wide),
-                "mean": float(means.value[i]),
-                "low": float(means.low[i]),
-                "high": float(means.high[i]),
-                "repetition_penalty": penalties.get(decoder, float("nan")),
-            }
-            if i:
-                row |= {
-                    "difference": float(gaps.value[i]),
-                    "difference_low": float(gaps.low[i]),
-                    "difference_high": float(gaps.high[i]),
-                    "p": float(gaps.p[i]),
-                }
-            rows.append(row)
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return table.astype({name: np.float64 for name in COLUMNS if name not in ("decoder", "metric", "n")})
+    def check(self, ctx: Context) -> None:
+        """Layers of a decoder that the model does not have, questions that do not fit, an encoder that is missing."""
+        for spec in ctx.specs():
+            # Tied embeddings only leave candidates out; a layer that does not exist is refused either way.
+            parse_decoder(spec.decoder).layers(ctx.engine.lm.n_layers, False)
+        ctx.check_questions()
+        ctx.judges()
 
-
-def cost_table(lm: LayeredModel, made: Sequence[Answers]) -> pd.DataFrame:
-    """Table ``decoding_cost``: per decoder the tokens written and the layers unembedded at each beside the last."""
-    return pd.DataFrame(
-        [
-            {
-                "decoder": a.spec.text,
-                "repetition_penalty": a.spec.penalty,
-                "extra_unembeddings": len(early_layers(lm, a.spec.decoder)),
-                "answers": len(a.answers),
-                "tokens": int(a.answers["n_tokens"].sum()),
-            }
-            for a in made
-        ]
-    )
-
-
-def check(ctx: Context) -> None:
-    """Raise what would stop this study before it begins."""
-    lm: LayeredModel = ctx.engine.lm
-    for spec in ctx.specs():
-        # Tied embeddings only leave candidates out; a layer that does not exist is refused either way.
-        parse_decoder(spec.decoder).layers(lm.n_layers, False)
-    ctx.check_questions()
-    ctx.check_judges()
-
-
-def run(ctx: Context) -> None:
-    """Tables ``answers``, ``judgements``, ``scores``, ``decoding``, ``decoding_layers``, ``decoding_cost``."""
-    config, questions = ctx.config, ctx.inputs.questions
-    specs = ctx.specs()
-    judges = ctx.check_judges()
-    made = []
-    for spec in specs:
-        found = ctx.answers(spec)
-        # The same answers under the name that this study gives the decoder.
-        made.append(Answers(spec, found.answers.assign(decoder=spec.text), None, found.decoding_layers, found.seconds))
-    chosen = choose_all(ctx.engine, questions, specs, config.mc, batch_size=config.batch_size)
-    ctx.say("scoring answers")
-    study = analyse(made, questions, ctx.scorers().metrics(), chosen, seed=config.seed)
-    judged = [judge_answers(judges, a.spec.text, questions, _texts(a, questions)) for a in made] if judges else []
-    ctx.merge("answers", study.answers)
-    if judged:
-        ctx.merge("judgements", pd.concat(judged, ignore_index=True))
-    ctx.write("scores", study.scores)
-    ctx.write("decoding", study.decoding)
-    ctx.write("decoding_layers", study.decoding_layers, ["decoder", "layer"])
-    ctx.write("decoding_cost", cost_table(ctx.engine.lm, made))
-    directory = ctx.engine.directory
-    if directory is not None:
-        # Speed is no result: two runs with the same seed have the same tables, never the same seconds.
-        directory.note(tokens_per_second={a.spec.text: a.tokens_per_second for a in made})
+    def run(self, ctx: Context) -> None:
+        """Tables ``answers``, ``judgements``, ``scores``, ``decoding``, ``decoding_layers``, ``decoding_cost``."""
+        config, questions = ctx.config, ctx.inputs.questions
+        specs = ctx.specs()
+        judges = ctx.judges()
+        made = []
+        for spec in specs:
+            found = ctx.answers(spec)
+            # The same answers under the name that this study gives the decoder.
+            made.append(
+                Answers(spec, found.answers.assign(decoder=spec.text), None, found.decoding_layers, found.seconds)
+            )
+        chosen = choose_all(ctx.engine, questions, specs, config.mc, batch_size=config.batch_size)
+        ctx.say("scoring answers")
+        study = analyse(made, questions, ctx.scorers().metrics(), chosen, seed=config.seed)
+        judged = [judge_answers(judges, a.spec.text, questions, _texts(a, questions)) for a in made] if judges else []
+        ctx.merge("answers", study.answers)
+        if judged:
+            ctx.merge("judgements", pd.concat(judged, ignore_index=True))
+        ctx.write("scores", study.scores)
+        ctx.write("decoding", study.decoding)
+        ctx.write("decoding_layers", study.decoding_layers, ["decoder", "layer"])
+        ctx.write("decoding_cost", cost_table(ctx.engine.lm, made))
+        directory = ctx.engine.directory
+        if directory is not None:
+            # Speed is no result: two runs with the same seed have the same tables, never the same seconds.
+            directory.note(tokens_per_second={a.spec.text: a.tokens_per_second for a in made})
 
 
 def _texts(made: Answers, questions: Sequence[Question]) -> list[str]:
     by_id = dict(zip(made.answers["question_id"], made.answers["answer"], strict=True))
     return [str(by_id[question.id]) for question in questions]
+
+
+STUDY = DecodingStudy()

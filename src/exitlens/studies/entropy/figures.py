@@ -16,7 +16,7 @@ __all__ = ["auroc", "difference", "means"]
 
 
 def means(entropy_layers: DataFrame, *, estimator: str = "per-group", note: str = "") -> Figure:
-    """Mean entropy (nats) by layer of the answers judged right and wrong, with bands of their intervals.
+    """Mean entropy (nats) by layer of the answers judged correct and incorrect, with bands of their intervals.
 
     ``entropy_layers``: the table of that name. ``estimator``: which rows; ``pooled-weights`` carries its warning.
     """
@@ -32,24 +32,24 @@ def means(entropy_layers: DataFrame, *, estimator: str = "per-group", note: str 
 
 
 def difference(entropy_layers: DataFrame, *, estimator: str = "per-group", note: str = "") -> Figure:
-    """Entropy of wrong answers minus that of right ones by layer, with intervals and the zero line."""
+    """Entropy of incorrect answers minus that of correct ones by layer, with intervals and the zero line."""
     return _figure(
         entropy_layers,
         estimator,
         _difference,
-        "Wrong minus right: difference of mean entropy, by layer",
-        f"estimator: {estimator} · filled: p < .05 after Holm correction over layers" + (f" · {note}" if note else ""),
+        "Incorrect minus correct: difference of mean entropy, by layer",
+        f"estimator: {estimator} · filled: p < .05 after Holm correction" + (f" · {note}" if note else ""),
         "difference (nats)",
     )
 
 
 def auroc(entropy_layers: DataFrame, *, note: str = "") -> Figure:
-    """How well a layer's entropy ranks wrong answers above right ones (AUROC), with intervals and the 0.5 line."""
+    """How well a layer's entropy ranks incorrect above correct answers (AUROC), with intervals and the 0.5 line."""
     return _figure(
         entropy_layers,
         "per-group",
         _auroc,
-        "Ranking wrong above right answers by a layer's entropy",
+        "Ranking incorrect above correct answers by a layer's entropy",
         "0.5: no better than chance" + (f" · {note}" if note else ""),
         "AUROC",
     )
@@ -65,7 +65,7 @@ def _figure(
     for place, (axes, (judge, items)) in enumerate(zip(places, judges.items(), strict=False)):
         items = sorted(items, key=lambda row: int(row["layer"]))
         draw(axes, items)
-        size = f"{_n(items, 'n_right')} right, {_n(items, 'n_wrong')} wrong answers"
+        size = f"{_n(items, 'n_correct')} correct, {_n(items, 'n_incorrect')} incorrect answers"
         name = wrap(figure_text(f"Judge: {judge}"), 44 if columns == 2 else 96, 2)
         axes.set_title(f"{name}\n{size}", fontsize=8.5)
         layer_axis(axes, label=place + columns >= len(judges))
@@ -85,7 +85,7 @@ def _n(items: list[Row], name: str) -> str:
 
 def _means(axes: Axes, items: list[Row]) -> None:
     layers = column(items, "layer")
-    for name, colour, dash, marker in (("right", BLUE, "-", "o"), ("wrong", VERMILION, (0, (5, 1.5)), "s")):
+    for name, colour, dash, marker in (("correct", BLUE, "-", "o"), ("incorrect", VERMILION, (0, (5, 1.5)), "s")):
         axes.fill_between(
             layers, column(items, f"{name}_low"), column(items, f"{name}_high"), color=colour, alpha=0.18, linewidth=0
         )
@@ -111,11 +111,11 @@ def _auroc(axes: Axes, items: list[Row]) -> None:
     _points(axes, items, "auroc", None)
 
 
-def _points(axes: Axes, items: list[Row], name: str, certain: str | None) -> None:
+def _points(axes: Axes, items: list[Row], name: str, tested: str | None) -> None:
     """A dot a layer with its interval; hollow where the corrected p-value (when asked for) is 0.05 or more."""
     layers, values = column(items, "layer"), column(items, name)
     axes.vlines(layers, column(items, f"{name}_low"), column(items, f"{name}_high"), color=MUTED, linewidth=1.1)
-    solid = [p < 0.05 for p in column(items, certain)] if certain is not None else [True] * len(items)
+    solid = [p < 0.05 for p in column(items, tested)] if tested is not None else [True] * len(items)
     for wanted in (True, False):
         here = [i for i, s in enumerate(solid) if s is wanted]
         axes.plot(

@@ -1,4 +1,4 @@
-"""The entropy study of a run: how sure each layer is when the answer is right, and when it is wrong."""
+"""The entropy study of a run: how confident each layer is when the answer is correct, and when it is incorrect."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from exitlens.errors import ConfigError, InputError
 from exitlens.models.protocol import LayeredModel
 from exitlens.runs.engine import LocalEngine, Report
 from exitlens.scoring import Judge
-from exitlens.studies.answers.judging import judge_answers
+from exitlens.studies.answers.judging import check_judges, judge_answers
 from exitlens.studies.answers.stage import DecoderSpec
+from exitlens.studies.base import Study
+from exitlens.studies.config import RunConfig
 from exitlens.studies.context import Answers, Context, answer_all
-from exitlens.studies.entropy.by_layer import entropy_by_layer
+from exitlens.studies.entropy.analysis import entropy_by_layer
+from exitlens.studies.entropy.chapter import EntropyChapter
+from exitlens.studies.entropy.columns import ENTROPY_TABLES
+from exitlens.studies.inputs import Inputs
 
-__all__ = ["EntropyStudy", "entropy_study", "run"]
+__all__ = ["STUDY", "EntropyResult", "EntropyStudy", "analyse", "entropy_study"]
 
 
 @dataclass(frozen=True, slots=True)
-class EntropyStudy:
+class EntropyResult:
     """Tables ``answers``, ``entropy_tokens``, ``judgements`` and ``entropy_layers``."""
 
     answers: pd.DataFrame
@@ -41,11 +46,11 @@ def entropy_study(
     estimators: Sequence[str] = ("per-group",),
     seed: int = 0,
     report: Report | None = None,
-) -> EntropyStudy:
-    """Answer the questions, read the entropy of every layer at every answer token, compare right with wrong answers.
+) -> EntropyResult:
+    """Answer the questions, read the entropy of every layer at every answer token, compare incorrect with correct.
 
-    ``judges`` decide which answers are right (:mod:`exitlens.scoring`); each gives rows of its own. Nothing is written
-    to disk. Raises InputError without questions or judges, ContextError for a question that does not fit.
+    ``judges`` decide which answers are correct (:mod:`exitlens.scoring`); each gives rows of its own. Nothing is
+    written to disk. Raises InputError without questions or judges, ContextError for a question that does not fit.
     """
     if not questions:
         raise InputError("no questions: give a data set of questions")
@@ -68,7 +73,7 @@ def analyse(
     *,
     estimators: Sequence[str] = ("per-group",),
     seed: int = 0,
-) -> EntropyStudy:
+) -> EntropyResult:
     """Judge answers that were generated with entropies, and compare."""
     if not judges:
         raise InputError("no judges: name at least one, for example margin:rouge")
@@ -79,28 +84,43 @@ def analyse(
     judgements = judge_answers(judges, answers.spec.text, questions, [by_id[q.id] for q in questions])
     frames = []
     for judge, rows in judgements.groupby("judge", sort=False):
-        decided = rows[rows["right"].notna()]
-        right = dict(zip(decided["question_id"], decided["right"].astype(bool), strict=True))
+        decided = rows[rows["correct"].notna()]
+        correct = dict(zip(decided["question_id"], decided["correct"].astype(bool), strict=True))
         if len(tokens):
-            frames.append(entropy_by_layer(tokens, str(judge), right, estimators=estimators, seed=seed))
+            frames.append(entropy_by_layer(tokens, str(judge), correct, estimators=estimators, seed=seed))
     layers = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-    return EntropyStudy(answers.answers, tokens, judgements, layers)
+    return EntropyResult(answers.answers, tokens, judgements, layers)
 
 
-def check(ctx: Context) -> None:
-    """Raise what would stop this study before it begins."""
-    ctx.check_questions()
-    if not ctx.check_judges():
-        raise ConfigError("the entropy study needs a judge: name one with --judges, for example margin:rouge")
+class EntropyStudy(Study):
+    """See :class:`exitlens.studies.base.Study`."""
+
+    name = "entropy"
+    tables = ENTROPY_TABLES
+    chapter = EntropyChapter()
+    needs = ("questions", "entropies")
+
+    def check_settings(self, config: RunConfig, inputs: Inputs) -> None:
+        """A judge that does not exist, or none."""
+        check_judges(config.judges, config.bertscore_model)
+        if not config.judges:
+            raise ConfigError("the entropy study needs a judge: name one with --judges, for example margin:rouge")
+
+    def check(self, ctx: Context) -> None:
+        """Questions that do not fit the context, an encoder that cannot be loaded."""
+        ctx.check_questions()
+        ctx.judges()
+
+    def run(self, ctx: Context) -> None:
+        """Tables ``entropy_tokens``, ``judgements``, ``entropy_layers`` (and ``answers``)."""
+        config = ctx.config
+        judges = ctx.judges()
+        answers = ctx.answers(ctx.vanilla())
+        found = analyse(answers, ctx.inputs.questions, judges, estimators=config.entropy_estimators, seed=config.seed)
+        ctx.write("entropy_tokens", found.entropy_tokens)
+        ctx.write("entropy_layers", found.entropy_layers)
+        ctx.merge("answers", found.answers)
+        ctx.merge("judgements", found.judgements)
 
 
-def run(ctx: Context) -> None:
-    """Tables ``entropy_tokens``, ``judgements``, ``entropy_layers`` (and ``answers``)."""
-    config = ctx.config
-    judges = ctx.check_judges()
-    answers = ctx.answers(ctx.vanilla())
-    found = analyse(answers, ctx.inputs.questions, judges, estimators=config.entropy_estimators, seed=config.seed)
-    ctx.write("entropy_tokens", found.entropy_tokens)
-    ctx.write("entropy_layers", found.entropy_layers)
-    ctx.merge("answers", found.answers)
-    ctx.merge("judgements", found.judgements)
+STUDY = EntropyStudy()

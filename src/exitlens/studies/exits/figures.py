@@ -1,4 +1,4 @@
-"""Figures of the early-exit study: what is saved at what agreement, and where tokens leave."""
+"""Figures of the early-exit study: what is saved at what agreement, and where tokens exit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from exitlens.report.text import figure_text, number_text, shorten, to_float
 __all__ = ["exit_layers", "pareto"]
 
 SAVINGS = {
-    "flops_saved": "FLOPs saved, cost of asking included",
+    "flops_saved": "FLOPs saved, exit checks included",
     "layers_saved": "layers saved (mean a token)",
     "predicted_time": "predicted time (1 = the full model)",
 }
@@ -76,7 +76,7 @@ def pareto(exits: DataFrame, *, cost: str = "flops_saved", note: str = "") -> Fi
 
 @drawing
 def exit_layers(exits_layers: DataFrame, *, note: str = "") -> Figure:
-    """Share of tokens leaving at each layer, a panel a policy and threshold.
+    """Share of tokens that exit at each layer, a panel a policy and threshold.
 
     Columns: policy, threshold, layer, share.
     """
@@ -94,5 +94,5 @@ def exit_layers(exits_layers: DataFrame, *, note: str = "") -> Figure:
             axes.set_ylabel("share of tokens")
     if layers_of(items):
         places[0].set_xlim(-0.6, max(layers_of(items)) + 0.6)
-    title(figure, "Layer at which tokens leave", note)
+    title(figure, "Layer at which tokens exit", note)
     return figure

@@ -19,11 +19,11 @@ __all__ = ["Gain", "fit_heads", "measure"]
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """Agreement with the full model by exit, mean settling depth over the exits, and the most FLOPs that any policy
+    """Agreement with the full model by exit, mean saturation layer over the exits, and the most FLOPs that any policy
     saves at an agreement of ``level`` or more (0: none saves any)."""
 
     agreement: Mapping[int, float]
-    settling_depth: float
+    saturation_layer: float
     flops_saved: float
     policy: str
     level: float
@@ -67,7 +67,7 @@ def measure(
     reader = scorer = None
     upper = [j for j in layers if j >= lm.n_layers // 2] or list(
         layers
-    )  # policies ask there; the others are for drafts
+    )  # policies check there; the others are for drafts
     cost = Cost.of(lm)
     if heads is not None:
         reader, scorer = heads.reader(lm), heads.scorer(lm)
@@ -93,7 +93,7 @@ def measure(
     best = able.sort_values("flops_saved").iloc[-1] if len(able) else None
     return Gain(
         agreement=agreement,
-        settling_depth=float(oracle(signals, cost).exit.mean()),
+        saturation_layer=float(oracle(signals, cost).exit.mean()),
         flops_saved=0.0 if best is None else float(best["flops_saved"]),
         policy="none" if best is None else f"{best['policy']} {best['threshold']:g}",
         level=level,

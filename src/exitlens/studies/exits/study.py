@@ -1,4 +1,4 @@
-"""The exit study of a run: what leaving early would save and cost, from one full pass over the answers."""
+"""The exit study of a run: what exiting early would save and cost, from one full pass over the answers."""
 
 from __future__ import annotations
 
@@ -16,21 +16,30 @@ from exitlens.errors import InputError, LayerError, UnsupportedModel
 from exitlens.exits.heads import ExitHeads
 from exitlens.exits.policies import ExitPolicy
 from exitlens.exits.replay_policies import Cost
-from exitlens.exits.risk_control import require_units
+from exitlens.exits.risk_control import check_levels, require_units
 from exitlens.exits.timing import TimeModel, measure_times
+from exitlens.layer_range import parse_layers
 from exitlens.models.protocol import LayeredModel
 from exitlens.runs.engine import Engine, LocalEngine, Report
-from exitlens.studies.answers.judging import judge_answers
+from exitlens.studies.answers.judging import check_judges, judge_answers
 from exitlens.studies.answers.stage import DecoderSpec, ask
+from exitlens.studies.base import Study
+from exitlens.studies.config import RunConfig
 from exitlens.studies.context import Context, answer_all
+from exitlens.studies.exits.chapter import ExitsChapter
+from exitlens.studies.exits.columns import EXITS_TABLES
+from exitlens.studies.exits.files import load_heads
 from exitlens.studies.exits.stage import AnswerRecord, ExitStage, signals_from
 from exitlens.studies.exits.tables import calibration_table, kinds_table, layers_table, policy_table
+from exitlens.studies.inputs import Inputs
 
-__all__ = ["ExitStudy", "exit_study", "run"]
+__all__ = ["STUDY", "ExitResult", "ExitsStudy", "analyse", "exit_layers", "exit_study"]
+
+DELTAS = (0.02, 0.05, 0.1)  # risks that a guarantee is looked for at, where none is asked for
 
 
 @dataclass(frozen=True, slots=True)
-class ExitStudy:
+class ExitResult:
     """Tables ``exits``, ``exits_layers``, ``exits_kinds``, ``exits_calibration``; the time model where there is one."""
 
     exits: pd.DataFrame
@@ -46,14 +55,14 @@ def exit_study(
     *,
     layers: Sequence[int] | None = None,
     heads: ExitHeads | None = None,
-    deltas: Sequence[float] = (0.02, 0.05, 0.1),
+    deltas: Sequence[float] = DELTAS,
     epsilon: float = 0.05,
     max_new_tokens: int = 50,
     batch_size: int = 16,
     strict: bool = False,
     seed: int = 0,
     report: Report | None = None,
-) -> ExitStudy:
+) -> ExitResult:
     """Answer the questions, run every answer through the model once more, and hold each policy against it.
 
     ``layers``: the exits (default: those of ``heads``, else every layer of the upper half). ``strict``: raise when the
@@ -79,12 +88,12 @@ def analyse(
     *,
     layers: Sequence[int] | None = None,
     heads: ExitHeads | None = None,
-    deltas: Sequence[float] = (0.02, 0.05, 0.1),
+    deltas: Sequence[float] = DELTAS,
     epsilon: float = 0.05,
     judgements: pd.DataFrame | None = None,
     strict: bool = False,
     seed: int = 0,
-) -> ExitStudy:
+) -> ExitResult:
     """The same for answers that were generated (columns question_id, answer)."""
     lm: LayeredModel = engine.lm
     exits = exit_layers(lm, layers, heads)
@@ -92,7 +101,7 @@ def analyse(
     records = [AnswerRecord(r.id, r.prompt, _continued(r.prompt, str(by_id[r.id]))) for r in ask(questions)]
     table = engine.map(ExitStage(exits, heads), records, batch_size=16).tables["exit_signals"]
     if not len(table):
-        raise InputError("no answer has a token beyond the first: there is nothing to leave early from")
+        raise InputError("no answer has a token beyond the first: there is nothing to exit from")
     signals, sure, ids = signals_from(table, lm.n_layers)
     cost = Cost.of(lm)
     reader = scorer = None
@@ -106,11 +115,11 @@ def analyse(
     shown = [ExitPolicy("probability", t, exits) for t in (0.95, 0.8, 0.5)]
     if heads is not None:
         shown += [ExitPolicy("classifier", t, exits) for t in (0.95, 0.8)]
-    right = _verdicts(judgements, ids, signals.question)
-    return ExitStudy(
+    correct = _verdicts(judgements, ids, signals.question)
+    return ExitResult(
         exits=policy_table(signals, cost, times, seed=seed),
         exits_layers=layers_table(signals, cost, shown),
-        exits_kinds=kinds_table(signals, cost, shown, final_probability=sure, right=right, seed=seed),
+        exits_kinds=kinds_table(signals, cost, shown, final_probability=sure, correct=correct, seed=seed),
         exits_calibration=calibration_table(signals, cost, deltas=deltas, epsilon=epsilon, strict=strict, seed=seed),
         times=times,
     )
@@ -125,42 +134,84 @@ def exit_layers(lm: LayeredModel, layers: Sequence[int] | None, heads: ExitHeads
                 raise InputError(
                     f"no exit head at layer {layer}: there are heads at {', '.join(map(str, heads.layers))}"
                 )
-        # Heads of the lower half are there for drafts: to ask at each of them costs more than it saves.
+        # Heads of the lower half are there for drafts: an exit check at each of them costs more than it saves.
         layers = layers or [j for j in heads.layers if j >= lm.n_layers // 2] or heads.layers
     if lm.n_layers < 2:
-        raise LayerError(f"{lm.name} has {lm.n_layers} block: there is no layer to leave at before the last")
+        raise LayerError(f"{lm.name} has {lm.n_layers} block: there is no layer to exit at before the last")
     last = heads is not None and lm.n_layers in heads.layers
     return ExitPolicy("probability", 1.0, tuple(dict.fromkeys(layers or ()))).exits(lm.n_layers, last=last)
 
 
-def check(ctx: Context) -> None:
-    """Raise what would stop this study before it begins."""
-    exit_layers(ctx.engine.lm, None, None)
-    ctx.check_questions()
-    ctx.check_judges()
+class ExitsStudy(Study):
+    """See :class:`exitlens.studies.base.Study`."""
+
+    name = "exits"
+    tables = EXITS_TABLES
+    chapter = ExitsChapter()
+
+    def check_settings(self, config: RunConfig, inputs: Inputs) -> None:
+        """A judge that does not exist, a risk that is no share, too few questions for the guarantee asked for."""
+        check_judges(config.judges, config.bertscore_model)
+        if config.exit_layers is not None:
+            parse_layers(config.exit_layers)
+        for delta in _deltas(config):
+            check_levels(delta, config.exit_epsilon)
+        if config.exit_delta is not None:
+            require_units(len(inputs.questions) // 2, config.exit_delta, config.exit_epsilon)
+        if config.exit_heads is not None:
+            load_heads(config.exit_heads)
+
+    def check(self, ctx: Context) -> None:
+        """Exits that the model does not have, heads of another model, questions that do not fit the context."""
+        exit_layers(ctx.engine.lm, _exits(ctx), _heads(ctx))
+        ctx.check_questions()
+        ctx.judges()
+
+    def run(self, ctx: Context) -> None:
+        """Tables ``exits``, ``exits_layers``, ``exits_kinds``, ``exits_calibration``, ``answers``, ``judgements``."""
+        spec, questions, config = ctx.vanilla(), ctx.inputs.questions, ctx.config
+        found = ctx.answers(spec)
+        by_id = dict(zip(found.answers["question_id"], found.answers["answer"], strict=True))
+        judges = ctx.judges()
+        judged = None
+        if judges:
+            judged = judge_answers(judges, spec.text, questions, [str(by_id[q.id]) for q in questions])
+            ctx.merge("judgements", judged)
+        made = analyse(
+            ctx.engine,
+            questions,
+            found.answers,
+            layers=_exits(ctx),
+            heads=_heads(ctx),
+            deltas=_deltas(config),
+            epsilon=config.exit_epsilon,
+            judgements=judged,
+            strict=config.exit_delta is not None,
+            seed=config.seed,
+        )
+        ctx.merge("answers", found.answers)
+        # Times are this machine's at this moment: two runs have the same tables, never the same seconds.
+        ctx.write("exits", made.exits.drop(columns="predicted_time"))
+        ctx.write("exits_layers", made.exits_layers)
+        ctx.write("exits_kinds", made.exits_kinds)
+        ctx.write("exits_calibration", made.exits_calibration)
+        directory = ctx.engine.directory
+        if directory is not None:
+            times = made.exits[["policy", "threshold", "predicted_time"]]
+            directory.note(exit_times=times.astype(object).where(times.notna(), None).to_dict("records"))
 
 
-def run(ctx: Context) -> None:
-    """Tables ``exits``, ``exits_layers``, ``exits_kinds``, ``exits_calibration`` (and ``answers``, ``judgements``)."""
-    spec, questions = ctx.vanilla(), ctx.inputs.questions
-    found = ctx.answers(spec)
-    by_id = dict(zip(found.answers["question_id"], found.answers["answer"], strict=True))
-    judges = ctx.check_judges()
-    judged = None
-    if judges:
-        judged = judge_answers(judges, spec.text, questions, [str(by_id[q.id]) for q in questions])
-        ctx.merge("judgements", judged)
-    made = analyse(ctx.engine, questions, found.answers, judgements=judged, seed=ctx.config.seed)
-    ctx.merge("answers", found.answers)
-    # Times are this machine's at this moment: two runs have the same tables, never the same seconds.
-    ctx.write("exits", made.exits.drop(columns="predicted_time"))
-    ctx.write("exits_layers", made.exits_layers)
-    ctx.write("exits_kinds", made.exits_kinds)
-    ctx.write("exits_calibration", made.exits_calibration)
-    directory = ctx.engine.directory
-    if directory is not None:
-        times = made.exits[["policy", "threshold", "predicted_time"]]
-        directory.note(exit_times=times.astype(object).where(times.notna(), None).to_dict("records"))
+def _exits(ctx: Context) -> tuple[int, ...] | None:
+    layers = ctx.config.exit_layers
+    return None if layers is None else parse_layers(layers).resolve(ctx.engine.lm.n_layers, first=1, what="exit layer")
+
+
+def _heads(ctx: Context) -> ExitHeads | None:
+    return None if ctx.config.exit_heads is None else load_heads(ctx.config.exit_heads, ctx.engine.lm)
+
+
+def _deltas(config: RunConfig) -> tuple[float, ...]:
+    return DELTAS if config.exit_delta is None else (config.exit_delta,)
 
 
 def _continued(prompt: str, answer: str) -> str:
@@ -173,10 +224,13 @@ def _verdicts(judgements: pd.DataFrame | None, ids: Sequence[str], question: NDA
     if judgements is not None and len(judgements):
         for judge, rows in judgements.groupby("judge", sort=False):
             known = (
-                rows.set_index("question_id")["right"]
+                rows.set_index("question_id")["correct"]
                 .astype("Float64")
                 .reindex(list(ids))
                 .to_numpy(np.float64, na_value=np.nan)
             )
             out[str(judge)] = known[question]
     return out
+
+
+STUDY = ExitsStudy()

@@ -22,6 +22,7 @@ from exitlens.exits.replay_policies import (
 )
 from exitlens.exits.risk_control import calibrate, units_needed
 from exitlens.exits.timing import TimeModel
+from exitlens.studies.exits.columns import CALIBRATION
 
 __all__ = ["THRESHOLDS", "calibration_table", "kinds_table", "layers_table", "policies_for", "policy_table"]
 
@@ -60,7 +61,7 @@ def policy_table(
 ) -> pd.DataFrame:
     """Table ``exits``: a row a policy and threshold, the oracle (at several agreements) last.
 
-    ``flops_saved`` counts asking and what a deferred cache catches up with; ``flops_saved_propagate`` leaves the
+    ``flops_saved`` counts exit checks and what a deferred cache catches up with; ``flops_saved_propagate`` leaves the
     catching up out (cache ``propagate``: cheaper, not exact). ``predicted_time``: of the full model's at batch 1.
     """
     chosen = policies_for(signals) if policies is None else list(policies)
@@ -87,7 +88,7 @@ def policy_table(
                 "agreement_high": float(spans.high[i]),
                 "mean_exit": float(outcome.exit.mean()),
                 "layers_saved": outcome.layers_saved(signals.n_layers),
-                "asked": float(outcome.asked.mean()),
+                "exit_checks": float(outcome.asked.mean()),
                 "flops_saved": outcome.flops_saved - later,
                 "flops_saved_propagate": outcome.flops_saved,
                 "predicted_time": np.nan if times is None else (seconds or 0.0) / times.full(signals.n_layers),
@@ -97,7 +98,7 @@ def policy_table(
 
 
 def layers_table(signals: Signals, cost: Cost, policies: Sequence[ExitPolicy]) -> pd.DataFrame:
-    """Table ``exits_layers``: share of tokens that leave at each layer, the oracle first."""
+    """Table ``exits_layers``: share of tokens that exit at each layer, the oracle first."""
     done = [("oracle", 1.0, oracle(signals, cost))]
     done += [(p.kind, _threshold(p), apply_policy(signals, p, cost)) for p in policies]
     parts = []
@@ -124,25 +125,25 @@ def kinds_table(
     policies: Sequence[ExitPolicy],
     *,
     final_probability: Array,
-    right: Mapping[str, Array] | None = None,
+    correct: Mapping[str, Array] | None = None,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Table ``exits_kinds``: agreement and mean exit by kind of token.
 
-    ``position`` in the answer; ``certainty``: the full model's probability of its own token; ``verdict:JUDGE``: of the
-    whole answer (``right[judge] [T]``: 1, 0 or NaN).
+    ``position`` in the answer; ``confidence``: the full model's probability of its own token; ``verdict:JUDGE``: of the
+    whole answer (``correct[judge] [T]``: 1, 0 or NaN).
     """
     groups: list[tuple[str, str, Array]] = [
         ("position", "1-4", signals.step < 5),
         ("position", "5-9", (signals.step >= 5) & (signals.step < 10)),
         ("position", "10-19", (signals.step >= 10) & (signals.step < 20)),
         ("position", "20+", signals.step >= 20),
-        ("certainty", "easy (0.9 and more)", final_probability >= 0.9),
-        ("certainty", "between", (final_probability < 0.9) & (final_probability >= 0.5)),
-        ("certainty", "hard (below 0.5)", final_probability < 0.5),
+        ("confidence", "easy (0.9 and more)", final_probability >= 0.9),
+        ("confidence", "between", (final_probability < 0.9) & (final_probability >= 0.5)),
+        ("confidence", "hard (below 0.5)", final_probability < 0.5),
     ]
-    for judge, verdict in (right or {}).items():
-        groups += [(f"verdict:{judge}", "right", verdict == 1), (f"verdict:{judge}", "wrong", verdict == 0)]
+    for judge, verdict in (correct or {}).items():
+        groups += [(f"verdict:{judge}", "correct", verdict == 1), (f"verdict:{judge}", "incorrect", verdict == 0)]
     done = [("oracle", 1.0, oracle(signals, cost))]
     done += [(p.kind, _threshold(p), apply_policy(signals, p, cost)) for p in policies]
     rows = []
@@ -224,10 +225,9 @@ def calibration_table(
                     - float((outcome.flops[tested] + extra[tested] * cost.block).mean()) / outcome.full,
                 }
             )
-    columns = ["policy", "delta", "epsilon", "n_calibration", "n_test", "outcome", "threshold", "calibration_risk",
-               "test_risk", "test_risk_low", "test_risk_high", "layers_saved", "flops_saved"]  # fmt: skip
+    columns = [field.name for field in CALIBRATION.fields]
     table = pd.DataFrame(rows, columns=columns)
-    return table.astype(dict.fromkeys(columns[6:], np.float64))
+    return table.astype(dict.fromkeys(columns[columns.index("threshold") :], np.float64))
 
 
 def _fine(kind: str, n_layers: int) -> list[float]:
@@ -244,8 +244,8 @@ def _fine(kind: str, n_layers: int) -> list[float]:
 def _loss(outcome: Outcome, signals: Signals, units: Array) -> Array:
     """Share of tokens of each answer that differ from the full model's."""
     total = np.bincount(signals.question, minlength=int(units.max(initial=0)) + 1)
-    wrong = np.bincount(signals.question, weights=~outcome.agrees, minlength=len(total))
-    return np.asarray(wrong[units] / np.maximum(total[units], 1), dtype=np.float64)
+    differing = np.bincount(signals.question, weights=~outcome.agrees, minlength=len(total))
+    return np.asarray(differing[units] / np.maximum(total[units], 1), dtype=np.float64)
 
 
 def _threshold(policy: ExitPolicy) -> float:

@@ -23,7 +23,7 @@ from exitlens.report.figure_style import (
     panels,
     title,
 )
-from exitlens.report.frames import Row, distinct, evenly, groups, layers_of, rows
+from exitlens.report.frames import Row, evenly, groups, layers_of, rows
 from exitlens.report.text import figure_text, number_text, shorten, to_float, token_text, wrap
 
 __all__ = ["choice_bars", "choice_lines", "top_grid"]
@@ -40,7 +40,7 @@ def choice_bars(
     value: str = "probability",
     note: str = "",
 ) -> Figure:
-    """The six-panel figure: every choice's probability at six layers, the right choice marked.
+    """The six-panel figure: every choice's probability at six layers, the correct choice marked.
 
     ``layers``: the table of that name, rows of one question and one lens. ``value``: ``probability`` (of the whole
     vocabulary) or ``share`` (among the choices). ``layers_shown``: which layers; default six, evenly spaced, the last
@@ -49,7 +49,7 @@ def choice_bars(
     items = rows(layers)
     choices = _choices(items)
     shown = list(layers_shown) if layers_shown is not None else evenly(layers_of(items), 6)
-    names = [_choice_name(choice, right) for choice, right in choices]
+    names = [_choice_name(choice, correct) for choice, correct in choices]
     row = 0.32 if any("\n" in name for name in names) else 0.21
     tall = max(row * len(names) + 0.4, 1.0)
     figure, places = panels(len(shown), 3, tall, extra=1.1, sharex=True, sharey=True)
@@ -59,7 +59,8 @@ def choice_bars(
         values = [here.get(choice, float("nan")) for choice, _ in choices]
         best = max((v for v in values if v == v), default=float("nan"))
         colours = [
-            BLUE if right else VERMILION if v == best else REST for (_, right), v in zip(choices, values, strict=True)
+            BLUE if correct else VERMILION if v == best else REST
+            for (_, correct), v in zip(choices, values, strict=True)
         ]
         heights = [0.0 if v != v else v for v in values]
         axes.barh(range(len(choices)), heights, height=0.68, color=colours)
@@ -90,8 +91,8 @@ def choice_bars(
     title(figure, question, note)
     figure.legend(
         handles=[
-            Patch(color=BLUE, label="right choice (✓)"),
-            Patch(color=VERMILION, label="most probable here, wrong"),
+            Patch(color=BLUE, label="correct choice (✓)"),
+            Patch(color=VERMILION, label="top choice here, incorrect"),
             Patch(color=REST, label="other choices"),
         ],
         loc="outside lower center",
@@ -102,7 +103,7 @@ def choice_bars(
 
 @drawing
 def choice_lines(layers: DataFrame, *, value: str = "share", note: str = "") -> Figure:
-    """Each choice's share by layer, the right one thick and marked, the model's own wrong answer in its colour.
+    """Each choice's share by layer, the correct one thick and marked, the model's own incorrect answer in its colour.
 
     ``layers``: rows of one question and one lens. ``value``: ``share`` or ``probability``.
     """
@@ -114,23 +115,23 @@ def choice_lines(layers: DataFrame, *, value: str = "share", note: str = "") -> 
     final = {str(r["choice"]): to_float(r.get(value)) for r in items if int(r["layer"]) == last}
     answer = max(final, key=lambda name: final[name], default=None)
     ends: list[tuple[float, str, str]] = []
-    for choice, right in choices:
+    for choice, correct in choices:
         line = sorted((int(r["layer"]), to_float(r.get(value))) for r in items if str(r["choice"]) == choice)
-        colour = BLUE if right else VERMILION if choice == answer else REST
-        strong = right or choice == answer
+        colour = BLUE if correct else VERMILION if choice == answer else REST
+        strong = correct or choice == answer
         xs, ys = [x for x, _ in line], [y for _, y in line]
         axes.plot(
             xs,
             ys,
             color=colour,
-            linewidth=2.2 if right else 1.6 if strong else 1.0,
-            linestyle="-" if right or not strong else (0, (5, 1.5)),
-            marker="o" if len(line) == 1 or right else None,
+            linewidth=2.2 if correct else 1.6 if strong else 1.0,
+            linestyle="-" if correct or not strong else (0, (5, 1.5)),
+            marker="o" if len(line) == 1 or correct else None,
             markersize=3.2,
             zorder=3 if strong else 2,
         )
         if ys and ys[-1] == ys[-1]:
-            name = shorten(_choice_name(choice, right).replace("\n", " "), 26)
+            name = shorten(_choice_name(choice, correct).replace("\n", " "), 26)
             ends.append((ys[-1], name, colour if strong else MUTED))
     layer_axis(axes)
     axes.set_ylim(0, 1.0 if value == "share" else None)
@@ -145,7 +146,7 @@ def choice_lines(layers: DataFrame, *, value: str = "share", note: str = "") -> 
 def top_grid(
     layers_top: DataFrame, *, question: str = "", note: str = "", ranks: int = 5, most_rows: int = 16
 ) -> Figure:
-    """The ``ranks`` most probable next tokens of each layer as a grid, the last layer on top, shaded by probability.
+    """The top ``ranks`` next tokens of each layer as a grid, the last layer on top, shaded by probability.
 
     ``layers_top``: rows of one question and one lens. At most ``most_rows`` layers, evenly spaced.
     """
@@ -182,30 +183,25 @@ def top_grid(
     axes.tick_params(length=0)
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
-    title(figure, question or "Most probable next tokens by layer", note)
+    title(figure, question or "Top next tokens by layer", note)
     return figure
 
 
 def _ordinal(n: int) -> str:
-    return {1: "most probable", 2: "2nd", 3: "3rd"}.get(n, f"{n}th")
+    return {1: "top-1", 2: "2nd", 3: "3rd"}.get(n, f"{n}th")
 
 
 def _choices(items: list[Row]) -> list[tuple[str, bool]]:
-    """Choices in the source's order with whether each is right; cut to a readable number, right ones kept."""
+    """Choices in the source's order with whether each is correct; cut to a readable number, correct ones kept."""
     first = {str(name): bool(group[0].get("correct", False)) for name, group in groups(items, "choice").items()}
     all_of = list(first.items())
     if len(all_of) <= MOST_CHOICES:
         return all_of
-    wrong = [pair for pair in all_of if not pair[1]]
-    keep = {name for name, _ in wrong[: max(MOST_CHOICES - (len(all_of) - len(wrong)), 1)]}
+    incorrect = [pair for pair in all_of if not pair[1]]
+    keep = {name for name, _ in incorrect[: max(MOST_CHOICES - (len(all_of) - len(incorrect)), 1)]}
     return [pair for pair in all_of if pair[1] or pair[0] in keep]
 
 
-def _choice_name(choice: str, right: bool) -> str:
+def _choice_name(choice: str, correct: bool) -> str:
     text = wrap(figure_text(choice), 24, 2) or "∅"
-    return f"✓ {text}" if right else text
-
-
-def lens_of(layers: DataFrame) -> str:
-    """The lenses named in a table, for captions."""
-    return ", ".join(str(name) for name in distinct(rows(layers), "lens"))
+    return f"✓ {text}" if correct else text

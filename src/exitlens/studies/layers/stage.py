@@ -24,7 +24,7 @@ __all__ = ["LayersStage", "LookRecord", "check_layers", "pick_interesting"]
 
 @dataclass(frozen=True, slots=True)
 class LookRecord:
-    """A prompt with choices; ``correct[i]`` says whether choice i is right (all False: not known)."""
+    """A prompt with choices; ``correct[i]`` says whether choice i is correct (all False: not known)."""
 
     id: str
     question: str
@@ -35,7 +35,7 @@ class LookRecord:
 
 @dataclass(frozen=True)
 class LayersStage:
-    """Probability of each choice and the likeliest tokens, at each layer, through each lens.
+    """Probability of each choice and the top tokens, at each layer, through each lens.
 
     Tables: ``layers`` (one row a question, lens, layer, choice) and ``layers_top`` (one row a rank; the token after the
     prompt and after what all choices begin with). A record without choices gives rows in ``layers_top`` only.
@@ -146,11 +146,12 @@ def check_layers(lm: LayeredModel, layers: Layers) -> list[int]:
 
 
 def pick_interesting(layers: pd.DataFrame, *, lens: str | None = None, most: int = 3) -> pd.DataFrame:
-    """The most interesting right and wrong answers, ``most`` of each: table ``layers_picks``.
+    """The most interesting correct and incorrect answers, ``most`` of each: table ``layers_picks``.
 
-    Interest is how far the right choices' share moves between some earlier layer and the last one, in the direction of
-    the verdict: for a right answer ``share_N - min_j share_j``, for a wrong one ``max_j share_j - share_N`` (a layer
-    leaned to the truth and the model ended elsewhere). Questions whose right choice is not known are left out.
+    Interest is how far the correct choices' share moves between some earlier layer and the last one, in the direction
+    of the verdict: for a correct answer ``share_N - min_j share_j``, for an incorrect one ``max_j share_j - share_N``
+    (a layer leaned to the truth and the model ended elsewhere). Questions whose correct choice is not known are left
+    out.
     """
     picks: list[dict[str, Any]] = []
     lens = lens if lens is not None else (str(layers["lens"].iloc[0]) if len(layers) else "")
@@ -159,9 +160,9 @@ def pick_interesting(layers: pd.DataFrame, *, lens: str | None = None, most: int
             continue
         last = rows[rows["layer"] == rows["layer"].max()]
         best = last.loc[last["share"].idxmax()]
-        right = rows[rows["correct"]].groupby("layer")["share"].sum().sort_index()
-        final = float(right.iloc[-1])
-        verdict = "right" if bool(best["correct"]) else "wrong"
+        truth = rows[rows["correct"]].groupby("layer")["share"].sum().sort_index()
+        final = float(truth.iloc[-1])
+        verdict = "correct" if bool(best["correct"]) else "incorrect"
         picks.append(
             {
                 "question_id": question_id,
@@ -169,7 +170,7 @@ def pick_interesting(layers: pd.DataFrame, *, lens: str | None = None, most: int
                 "verdict": verdict,
                 "answer": best["choice"],
                 "correct_choice": last[last["correct"]].iloc[0]["choice"],
-                "interest": final - float(right.min()) if verdict == "right" else float(right.max()) - final,
+                "interest": final - float(truth.min()) if verdict == "correct" else float(truth.max()) - final,
                 "lens": lens,
             }
         )
@@ -181,9 +182,9 @@ def pick_interesting(layers: pd.DataFrame, *, lens: str | None = None, most: int
 
 
 def accuracy_by_layer(layers: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Share of questions whose most probable choice is right, at each layer, with an interval by question.
+    """Share of questions whose most probable choice is correct, at each layer, with an interval by question.
 
-    Columns: lens, layer, n, accuracy, low, high, right_share (mean share of the right choices).
+    Columns: lens, layer, n, accuracy, low, high, correct_share (mean share of the correct choices).
     """
     from exitlens.stats import mean_interval
 
@@ -202,10 +203,10 @@ def accuracy_by_layer(layers: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
                 "accuracy": interval.value,
                 "low": interval.low,
                 "high": interval.high,
-                "right_share": float(share.mean()),
+                "correct_share": float(share.mean()),
             }
         )
-    return pd.DataFrame(rows, columns=["lens", "layer", "n", "accuracy", "low", "high", "right_share"])
+    return pd.DataFrame(rows, columns=["lens", "layer", "n", "accuracy", "low", "high", "correct_share"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,16 +15,21 @@ from exitlens.errors import ProbeError
 from exitlens.models.protocol import LayeredModel
 from exitlens.runs.engine import LocalEngine, Report
 from exitlens.runs.hidden_states import StateStore
+from exitlens.studies.base import Study
+from exitlens.studies.config import RunConfig
 from exitlens.studies.context import Context
+from exitlens.studies.inputs import Inputs
 from exitlens.studies.layers.stage import check_layers
+from exitlens.studies.probes.chapter import ProbesChapter
+from exitlens.studies.probes.columns import PROBES_TABLES
 from exitlens.studies.probes.extraction import extract, label_tokens
 from exitlens.studies.probes.model_answers import pick_taps, said
-from exitlens.studies.probes.truth import run_kinds
+from exitlens.studies.probes.truth import check_protocol, run_kinds
 
 if TYPE_CHECKING:
     from exitlens.probes.original import OriginalStudy
 
-__all__ = ["check", "original_table", "pick_test_topic", "probe_study", "run"]
+__all__ = ["STUDY", "ProbesStudy", "original_table", "pick_test_topic", "probe_study"]
 
 ORIGINAL_TEST = "cities"
 
@@ -95,48 +100,59 @@ def pick_test_topic(statements: Sequence[Statement], wanted: str | None = None) 
     return wanted or (ORIGINAL_TEST if ORIGINAL_TEST in topics else topics[-1])
 
 
-def check(ctx: Context) -> None:
-    """Raise what would stop this study before it begins."""
-    pick_taps(ctx.engine.lm, ctx.config.taps)
-    if ctx.config.original:
-        pick_test_topic(ctx.inputs.statements, ctx.config.test_topic)
-    label_tokens(ctx.engine.lm)
-    if ctx.config.kinds:
-        from exitlens.probes import kind_named
+class ProbesStudy(Study):
+    """See :class:`exitlens.studies.base.Study`."""
 
-        for kind in ctx.config.kinds:
-            kind_named(kind)
-        check_layers(ctx.engine.lm, ctx.config.probe_layers)
+    name = "probes"
+    tables = PROBES_TABLES
+    chapter = ProbesChapter()
+    needs = ("statements",)
+
+    def check_settings(self, config: RunConfig, inputs: Inputs) -> None:
+        """A kind or protocol that does not exist, a topic that is not in the data or that cannot be held out."""
+        if config.original:
+            pick_test_topic(inputs.statements, config.test_topic)
+        if config.kinds:
+            check_protocol(config.kinds, config.protocol, bool(inputs.test_statements))
+
+    def check(self, ctx: Context) -> None:
+        """Layers that the model does not have, a tokenizer that cannot write the label words."""
+        pick_taps(ctx.engine.lm, ctx.config.taps)
+        label_tokens(ctx.engine.lm)
+        if ctx.config.kinds:
+            check_layers(ctx.engine.lm, ctx.config.probe_layers)
+
+    def run(self, ctx: Context) -> None:
+        """Tables ``probes`` and ``probe_curves``; hidden states in ``states/``."""
+        config, lm, directory = ctx.config, ctx.engine.lm, ctx.engine.directory
+        statements = ctx.inputs.statements
+        if directory is None:
+            raise ProbeError("the probe study of a run keeps its states in the run directory: give one")
+        if config.kinds:
+            run_kinds(ctx)
+        if not config.original:
+            return
+        settings: list[Setting] = ["prompted", "bare"] if config.bare else ["prompted"]
+        stores: dict[Setting, StateStore] = {}
+        for setting in settings:
+            label = f"states-{setting}"
+            directory.stage_state(label, "running")
+            folder = Path(config.states or directory.path / "states") / setting
+            stores[setting] = extract(ctx.engine, statements, folder, setting=setting)
+            directory.stage_state(label, "done", batches=int(stores[setting].index()["shard"].nunique()))
+        ctx.say("training probes")
+        # Training is short: it is kept whole or done again.
+        done = original_table(
+            lm,
+            statements,
+            stores,
+            taps=config.taps,
+            test_topic=config.test_topic,
+            epochs=config.epochs,
+            seed=config.seed,
+        )
+        ctx.write("probes", done.probes)
+        ctx.write("probe_curves", done.curves)
 
 
-def run(ctx: Context) -> None:
-    """Tables ``probes`` and ``probe_curves``; hidden states in ``states/``."""
-    config, lm, directory = ctx.config, ctx.engine.lm, ctx.engine.directory
-    statements = ctx.inputs.statements
-    if directory is None:
-        raise ProbeError("the probe study of a run keeps its states in the run directory: give one")
-    if config.kinds:
-        run_kinds(ctx)
-    if not config.original:
-        return
-    settings: list[Setting] = ["prompted", "bare"] if config.bare else ["prompted"]
-    stores: dict[Setting, StateStore] = {}
-    for setting in settings:
-        label = f"states-{setting}"
-        directory.stage_state(label, "running")
-        folder = Path(config.states or directory.path / "states") / setting
-        stores[setting] = extract(ctx.engine, statements, folder, setting=setting)
-        directory.stage_state(label, "done", batches=int(stores[setting].index()["shard"].nunique()))
-    ctx.say("training probes")
-    # Training is short: it is kept whole or done again.
-    done = original_table(
-        lm,
-        statements,
-        stores,
-        taps=config.taps,
-        test_topic=config.test_topic,
-        epochs=config.epochs,
-        seed=config.seed,
-    )
-    ctx.write("probes", done.probes)
-    ctx.write("probe_curves", done.curves)
+STUDY = ProbesStudy()

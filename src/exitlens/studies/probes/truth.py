@@ -48,7 +48,7 @@ from exitlens.studies.probes.extraction import extract
 from exitlens.studies.probes.model_answers import pick_taps, said
 from exitlens.studies.probes.probe_kinds import view_tables
 
-__all__ = ["PROTOCOLS", "TruthStudy", "run_kinds", "states_folder", "truth_data", "truth_study"]
+__all__ = ["PROTOCOLS", "TruthStudy", "check_protocol", "run_kinds", "states_folder", "truth_data", "truth_study"]
 
 PROTOCOLS = (
     "leave-one-topic-out", "grouped-k-fold", "original", "affirmed-to-negated", "transfer", "random-k-fold",
@@ -115,16 +115,7 @@ def truth_study(
     test on each other. Raises ProbeError (one class, a topic too small, NaN states, states of another model),
     LayerError, ContextError.
     """
-    for kind in kinds:
-        kind_named(kind)
-    if protocol not in PROTOCOLS:
-        raise ProbeError(f"unknown protocol '{protocol}': known are {', '.join(PROTOCOLS)}")
-    if (protocol == "transfer") != bool(test_statements):
-        raise ProbeError(
-            "protocol transfer tests on other data: give it with --test-data"
-            if protocol == "transfer"
-            else f"--test-data is for --protocol transfer, not for '{protocol}'"
-        )
+    check_protocol(kinds, protocol, bool(test_statements))
     check_position(position)
     numbers = check_layers(lm, range(1, lm.n_layers + 1) if layers == "all" else tuple(layers))
     everything = [*statements, *(_apart(s) for s in test_statements)]
@@ -162,6 +153,22 @@ def truth_study(
     where = Provenance(model=lm.fingerprint, lens="raw", prompt=prompt_name(setting), position=position)
     about = {"model": lm.name, "setting": setting, "position": position, "dtype": store.origin.dtype}
     return TruthStudy(study, data, tables, where, about)
+
+
+def check_protocol(kinds: Sequence[str], protocol: str, other_data: bool) -> None:
+    """Raise ProbeError for a kind or protocol that does not exist, and where only one of protocol transfer and other
+    test data is given.
+    """
+    for kind in kinds:
+        kind_named(kind)
+    if protocol not in PROTOCOLS:
+        raise ProbeError(f"unknown protocol '{protocol}': known are {', '.join(PROTOCOLS)}")
+    if (protocol == "transfer") != other_data:
+        raise ProbeError(
+            "protocol transfer tests on other data: give it with --test-data"
+            if protocol == "transfer"
+            else f"--test-data is for --protocol transfer, not for '{protocol}'"
+        )
 
 
 def _check(

@@ -1,4 +1,4 @@
-"""Entropy of right and wrong answers at every layer: means, differences, AUROC, corrected over the layers."""
+"""Entropy of correct and incorrect answers at every layer: means, differences, AUROC, corrected over the layers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from exitlens import stats
+from exitlens.studies.entropy.columns import ENTROPY_LAYERS
 
 __all__ = ["answer_means", "entropy_by_layer"]
 
-COLUMNS = (
-    "judge", "estimator", "layer", "n_right", "n_wrong", "right", "right_low", "right_high", "wrong", "wrong_low",
-    "wrong_high", "difference", "difference_low", "difference_high", "auroc", "auroc_low", "auroc_high", "cohens_d",
-    "p", "p_holm", "p_bh", "adjusted_difference", "adjusted_p",
-)  # fmt: skip
+COLUMNS = tuple(field.name for field in ENTROPY_LAYERS.fields)
 
 
 def answer_means(entropy_tokens: pd.DataFrame) -> tuple[list[str], NDArray[np.int64], list[int], NDArray[np.float64]]:
@@ -34,38 +31,39 @@ def answer_means(entropy_tokens: pd.DataFrame) -> tuple[list[str], NDArray[np.in
 def entropy_by_layer(
     entropy_tokens: pd.DataFrame,
     judge: str,
-    right: dict[str, bool],
+    correct: dict[str, bool],
     *,
     estimators: Sequence[str] = ("per-group",),
     seed: int = 0,
 ) -> pd.DataFrame:
     """Table ``entropy_layers`` of one judge.
 
-    ``right``: verdict by question id; answers without verdict or without tokens are left out. Difference, AUROC and
-    Cohen's d are wrong against right (AUROC above ½: wrong answers have the higher entropy). p-values are corrected
-    over the layers. Where a group is empty the numbers are missing.
+    ``correct``: verdict by question id; answers without verdict or without tokens are left out. Difference, AUROC and
+    Cohen's d are incorrect against correct (AUROC above ½: incorrect answers have the higher entropy). p-values are
+    corrected over the layers. Where a group is empty the numbers are missing.
     """
     ids, tokens, layers, values = answer_means(entropy_tokens)
-    kept = [i for i, question in enumerate(ids) if question in right]
-    is_right = np.array([right[ids[i]] for i in kept], dtype=bool)
+    kept = [i for i, question in enumerate(ids) if question in correct]
+    is_correct = np.array([correct[ids[i]] for i in kept], dtype=bool)
     values, tokens = values[kept], tokens[kept]
     if not kept:
         return pd.DataFrame(columns=list(COLUMNS))
-    wrong = ~is_right
-    auroc = stats.auroc_intervals(values, wrong, seed=seed)
-    d = stats.cohens_d(values, wrong)
-    adjusted = stats.adjusted_difference(values, wrong, tokens.astype(np.float64))
+    incorrect = ~is_correct
+    auroc = stats.auroc_intervals(values, incorrect, seed=seed)
+    d = stats.cohens_d(values, incorrect)
+    adjusted = stats.adjusted_difference(values, incorrect, tokens.astype(np.float64))
     frames = []
     for estimator in estimators:
-        means = stats.group_token_mean(values, tokens, is_right, estimator, seed=seed)
+        means = stats.group_token_mean(values, tokens, is_correct, estimator, seed=seed)
         table: dict[str, Any] = {
             "judge": judge,
             "estimator": estimator,
             "layer": layers,
-            "n_right": means.n_correct,
-            "n_wrong": means.n_incorrect,
+            "n_correct": means.n_correct,
+            "n_incorrect": means.n_incorrect,
         }
-        for name, found in (("right", means.correct), ("wrong", means.incorrect), ("difference", means.difference)):
+        shown = (("correct", means.correct), ("incorrect", means.incorrect), ("difference", means.difference))
+        for name, found in shown:
             table |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
         table |= {
             "auroc": auroc.value,

@@ -1,0 +1,107 @@
+"""A chapter: all that a study tells its reader, on the terminal, in ``--json``, in figures and in the report.
+
+A chapter reads tables and computes no statistic. The smallest one names its tables and draws nothing::
+
+    class LengthChapter(Chapter):
+        title = "Length of the questions"
+        question = "How many words has a question?"
+        how = "Words are counted at white space."
+        own = ("lengths",)
+
+That is enough for a section with the whole table ``lengths``. The methods below are overridden where there is more to
+say: findings in sentences, chosen columns, figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from matplotlib.figure import Figure
+from pandas import DataFrame
+
+from exitlens.report.frames import Results
+from exitlens.report.text import Column
+
+__all__ = ["Chapter", "Part", "Plate", "Sheet", "plain_rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A table for the terminal: what it is of, its columns, its rows (None where a value is missing)."""
+
+    title: str
+    columns: Sequence[Column | str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A table for the report: caption, headings, rows, and the name of the Parquet table that has all of it.
+
+    Numbers are shortened and texts escaped by the page; ``collapsed`` sheets open on a click.
+    """
+
+    caption: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    source: str
+    collapsed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Plate:
+    """A figure: file name, caption, alternative text, and how to draw it."""
+
+    name: str
+    caption: str
+    alt: str
+    draw: Callable[[], Figure]
+
+
+class Chapter(Protocol):
+    """What a study tells. Inherit from it; only the four attributes have no default."""
+
+    title: str
+    """Heading of the section."""
+    question: str
+    """What the study asks, in one sentence."""
+    how: str
+    """How the numbers were computed."""
+    own: tuple[str, ...]
+    """The tables whose presence makes the section appear."""
+    stages: tuple[str, ...] = ()
+    """First words of the stages whose trouble is told in this section, besides the study's own name."""
+
+    def headline(self, results: Results) -> list[str]:
+        """The findings, a text each: a sentence, and after a line break its details."""
+        return []
+
+    def terminal(self, results: Results, whole: bool) -> list[Part]:
+        """The tables that a reader wants first; ``whole``: every row instead of a few. Default: the own tables."""
+        frames = [(name, results.frame(name)) for name in self.own]
+        return [
+            Part(name, [str(column) for column in frame], plain_rows(frame if whole else frame.head(20)))
+            for name, frame in frames
+            if frame is not None
+        ]
+
+    def tables(self, results: Results) -> list[Sheet]:
+        """The tables of the section. Default: the own tables as they are."""
+        frames = [(name, results.frame(name)) for name in self.own]
+        return [
+            Sheet(name, [str(column) for column in frame], plain_rows(frame), name, len(frame) > 12)
+            for name, frame in frames
+            if frame is not None
+        ]
+
+    def figures(self, results: Results) -> list[Plate]:
+        """The figures that these tables allow, in the order of the section."""
+        return []
+
+
+def plain_rows(frame: DataFrame) -> list[list[Any]]:
+    """Rows of a frame, None where a value is missing."""
+    found: list[list[Any]] = frame.astype(object).where(frame.notna(), None).to_numpy().tolist()
+    return found

@@ -1,0 +1,82 @@
+"""Token × layer as text for a terminal: it fits the width given, uses 256 colours or none, and prints nothing.
+
+Text from data and models passes through :func:`exitlens.report.text.visible`, so no terminal escape in it is obeyed.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+
+from pandas import DataFrame
+from rich.cells import cell_len, set_cell_size
+
+from exitlens.report.frames import evenly, layers_of, rows
+from exitlens.report.text import is_number, to_float, token_text
+
+__all__ = ["token_map"]
+
+_SHADES = " ░▒▓█"
+_RIGHT_TO_LEFT = ("R", "AL", "AN", "RLE", "RLO", "RLI")
+# 256-colour greys-to-blues, light text from the fourth on.
+_RAMP = (255, 153, 111, 68, 25, 18)
+
+
+def _fit(text: str, width: int) -> str:
+    """Exactly ``width`` terminal cells: cut with ``…`` or padded; wide characters count as two."""
+    if cell_len(text) > width:
+        return set_cell_size(set_cell_size(text, max(width - 1, 0)).rstrip() + "…", width)
+    return set_cell_size(text, width)
+
+
+def _shade(text: str, number: float) -> str:
+    """``text`` on a ground that is the darker the larger the probability."""
+    if not is_number(number):
+        return text
+    step = min(int(min(max(number, 0.0), 1.0) * len(_RAMP)), len(_RAMP) - 1)
+    return f"\x1b[38;5;{255 if step >= 3 else 16};48;5;{_RAMP[step]}m{text}\x1b[0m"
+
+
+def _one_way(text: str) -> str:
+    """``text`` with right-to-left letters as ``⟨U+05D0⟩``: in a terminal they would turn the order of a map's cells."""
+    if text.isascii():
+        return text
+    return "".join(f"⟨U+{ord(c):04X}⟩" if unicodedata.bidirectional(c) in _RIGHT_TO_LEFT else c for c in text)
+
+
+def token_map(
+    frame: DataFrame, *, width: int = 80, colour: bool = True, cell: int = 9, most_layers: int | None = None
+) -> str:
+    """Token × layer: the top token of every layer at every position, shaded by its probability; last layer on top.
+
+    Columns of ``frame``: position, layer, token, probability, and optionally context (the token that was read there).
+    Without colour a shade ``░▒▓█`` follows each token. Positions that do not fit go into further blocks.
+    """
+    items = rows(frame)
+    shown = layers_of(items) if most_layers is None else evenly(layers_of(items), most_layers)
+    at = {(int(row["layer"]), int(row["position"])): row for row in items}
+    contexts = {int(row["position"]): row.get("context") for row in items}
+    positions = sorted(contexts)
+    room = max((width - 6) // (cell + 1), 1)
+    blocks: list[str] = []
+    for start in range(0, len(positions), room):
+        part = positions[start : start + room]
+        named = [contexts[place] for place in part]
+        heads = [
+            _one_way(token_text(name)) if name is not None else str(place)
+            for name, place in zip(named, part, strict=True)
+        ]
+        lines = ["layer " + " ".join(_fit(head, cell) for head in heads)]
+        for layer in reversed(shown):
+            cells = []
+            for place in part:
+                row = at.get((layer, place), {})
+                number = to_float(row.get("probability"))
+                text = _one_way(token_text(row.get("token"))) if row else ""
+                if colour:
+                    cells.append(_shade(_fit(text, cell), number))
+                else:
+                    step = min(int(max(number, 0.0) * len(_SHADES)), len(_SHADES) - 1) if is_number(number) else 0
+                    cells.append(_fit(text, cell - 1) + _SHADES[step])
+            lines.append(f"{layer:>5} " + " ".join(cells))
+        blocks.append("\n".join(line.rstrip() for line in lines))
+    return "\n\n".join(blocks)

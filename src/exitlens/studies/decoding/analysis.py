@@ -1,0 +1,83 @@
+"""Scores of every decoder's answers, compared in pairs, and what each decoder costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from exitlens import stats
+from exitlens.data.records import Question
+from exitlens.decoding import early_layers
+from exitlens.models.protocol import LayeredModel
+from exitlens.scoring import TextMetric, truthfulqa_scores
+from exitlens.studies.context import Answers
+from exitlens.studies.decoding.columns import DECODING
+
+__all__ = ["compare", "cost_table", "score"]
+
+COLUMNS = tuple(field.name for field in DECODING.fields)
+
+
+def score(
+    decoder: str, answers: Sequence[str], questions: Sequence[Question], metrics: Sequence[TextMetric]
+) -> pd.DataFrame:
+    """Table ``scores``: decoder, question_id, metric (``bleu_max`` …), value (missing where it is not defined)."""
+    wide = truthfulqa_scores(answers, questions, metrics)
+    long = wide.melt(id_vars="question_id", var_name="metric", value_name="value")
+    return long.assign(decoder=decoder)[["decoder", "question_id", "metric", "value"]]
+
+
+def compare(scores: pd.DataFrame, penalties: dict[str, float], *, seed: int = 0) -> pd.DataFrame:
+    """Table ``decoding``: mean of each metric with its interval, and the paired difference to the first decoder.
+
+    Questions without a value of that metric are left out for every decoder alike. The first decoder has no difference.
+    """
+    rows: list[dict[str, Any]] = []
+    decoders = list(dict.fromkeys(scores["decoder"]))
+    for metric, mine in scores.groupby("metric", sort=False):
+        wide = mine.pivot(index="question_id", columns="decoder", values="value")[decoders].dropna()
+        if not len(wide):
+            continue
+        values = wide.to_numpy(dtype=np.float64)
+        means = stats.mean_intervals(values, seed=seed)
+        first = np.repeat(values[:, :1], len(decoders), axis=1)
+        gaps = stats.paired_differences(values, first, seed=seed)
+        for i, decoder in enumerate(decoders):
+            row: dict[str, Any] = {
+                "decoder": decoder,
+                "metric": metric,
+                "n": len(wide),
+                "mean": float(means.value[i]),
+                "low": float(means.low[i]),
+                "high": float(means.high[i]),
+                "repetition_penalty": penalties.get(decoder, float("nan")),
+            }
+            if i:
+                row |= {
+                    "difference": float(gaps.value[i]),
+                    "difference_low": float(gaps.low[i]),
+                    "difference_high": float(gaps.high[i]),
+                    "p": float(gaps.p[i]),
+                }
+            rows.append(row)
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    return table.astype({name: np.float64 for name in COLUMNS if name not in ("decoder", "metric", "n")})
+
+
+def cost_table(lm: LayeredModel, made: Sequence[Answers]) -> pd.DataFrame:
+    """Table ``decoding_cost``: per decoder the tokens written and the layers unembedded at each beside the last."""
+    return pd.DataFrame(
+        [
+            {
+                "decoder": a.spec.text,
+                "repetition_penalty": a.spec.penalty,
+                "extra_unembeddings": len(early_layers(lm, a.spec.decoder)),
+                "answers": len(a.answers),
+                "tokens": int(a.answers["n_tokens"].sum()),
+            }
+            for a in made
+        ]
+    )

@@ -1,0 +1,152 @@
+"""What the entropy study tells: entropy of correct and incorrect answers at every layer, judge by judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from exitlens.report.chapter import Chapter, Part, Plate, Sheet
+from exitlens.report.frames import Results, Row, distinct, groups, layers_of, spread
+from exitlens.report.text import Column, is_number, number_text, p_text, to_float, visible
+from exitlens.report.words import LEVEL, count, excludes, join, layers_text, p_equals, shown
+from exitlens.studies.answers.chapter import answers_judged
+from exitlens.studies.entropy import figures as draw
+
+__all__ = ["EntropyChapter"]
+
+_MEAN = "Mean entropy over the tokens of correct and of incorrect answers, by layer; bands: 95% CI by question."
+_DIFFERENCE = (
+    "Mean entropy of incorrect answers minus that of correct answers, by layer, with 95% CI; "
+    "filled dots survive Holm's correction over layers."
+)
+_AUROC = "Probability that an incorrect answer has the higher entropy (AUROC), by layer, with 95% CI; 0.5 is chance."
+_POOLED = (
+    "The artefact, on request: each group's sum is divided by the tokens of all answers (pooled weights), "
+    "so the smaller group looks lower at every layer whatever its entropy."
+)
+
+
+class EntropyChapter(Chapter):
+    """Tables, sentences and figures of the entropy study."""
+
+    title = "Entropy of correct and incorrect answers"
+    question = "Are the inner layers less confident when the answer turns out to be incorrect?"
+    how = (
+        "Entropy in nats of each layer's distribution at every token of the generated answer, stop string "
+        "excluded. Estimator per-group: the sum over a group's tokens divided by the tokens of that group. "
+        "95% CI: bootstrap by question. Tests: corrected over layers by Holm (p Holm) and "
+        "Benjamini–Hochberg (p BH). Length-adjusted: the same difference with the answer's length as a covariate. "
+        "AUROC: the probability that an incorrect answer has the higher entropy. Which answers are correct is decided "
+        "by the judge named with each number."
+    )
+    own = ("entropy_layers", "entropy_tokens")
+
+    def headline(self, results: Results) -> list[str]:
+        """For each judge: is there a significant difference after correction over the layers, and how well it ranks."""
+        judged = groups(results.rows("entropy_layers", estimator="per-group"), "judge")
+        return [_finding(judge, items) for judge, items in judged.items()]
+
+    def terminal(self, results: Results, whole: bool) -> list[Part]:
+        """Means, difference, AUROC and p by layer, a part a judge and estimator."""
+        columns: list[Column | str] = [Column("layer", "d")]
+        heads = ("correct (nats)", "incorrect", "incorrect − correct", "low", "high", "AUROC")
+        columns += [*(Column(head, ".3f") for head in heads), Column("p (Holm)", ".3g")]
+        names = ("correct", "incorrect", "difference", "difference_low", "difference_high", "auroc", "p_holm")
+        parts = []
+        for judge, lines in groups(results.rows("entropy_layers"), "judge").items():
+            for estimator, items in groups(lines, "estimator").items():
+                items = sorted(items, key=lambda row: int(row["layer"]))
+                items = items if whole else spread(items, 5)
+                body = [[int(row["layer"]), *(row.get(name) for name in names)] for row in items]
+                parts.append(Part(f"{judge} ({estimator})", columns, body))
+        return parts
+
+    def tables(self, results: Results) -> list[Sheet]:
+        """One table a judge and estimator, and answers with their verdicts."""
+        headers = ["layer", "correct (nats)", "incorrect (nats)", "difference", "AUROC", "Cohen's d", "p", "p Holm"]
+        headers += ["p BH", "length-adjusted", "its p"]
+        out: list[Sheet] = []
+        for estimator, items in groups(results.rows("entropy_layers"), "estimator").items():
+            for judge, lines in groups(items, "judge").items():
+                body: list[list[object]] = [
+                    [
+                        int(row["layer"]),
+                        *(shown(row, name, 2) for name in ("correct", "incorrect", "difference", "auroc")),
+                        number_text(row.get("cohens_d"), 2),
+                        *(p_text(row.get(name)) for name in ("p", "p_holm", "p_bh")),
+                        number_text(row.get("adjusted_difference"), 2),
+                        p_text(row.get("adjusted_p")),
+                    ]
+                    for row in sorted(lines, key=lambda row: int(row["layer"]))
+                ]
+                caption = f"By layer, judge {judge}, estimator {estimator}"
+                out.append(Sheet(caption, headers, body, "entropy_layers", True))
+        return [*out, answers_judged(results)]
+
+    def figures(self, results: Results) -> list[Plate]:
+        """Means, differences and AUROC by layer; the artefact where it was asked for."""
+        frame = results.frame("entropy_layers")
+        if frame is None:
+            return []
+        model = results.model
+        named = [f"“{visible(name)}”" for name in distinct(results.rows("entropy_layers"), "judge")]
+        who = f"Judge{'s' if len(named) > 1 else ''}: {join(named)}. Model {model}; n in each panel's title."
+        made: list[Plate] = []
+        if results.rows("entropy_layers", estimator="per-group"):
+            drawings = (("mean", _MEAN, draw.means), ("difference", _DIFFERENCE, draw.difference))
+            for name, caption, function in (*drawings, ("auroc", _AUROC, draw.auroc)):
+                made.append(Plate(f"entropy-{name}", f"{caption} {who}", caption, partial(function, frame, note=model)))
+        if results.rows("entropy_layers", estimator="pooled-weights"):
+            pooled = partial(draw.means, frame, estimator="pooled-weights", note=model)
+            where = f"{_POOLED} Model {model}; judge and n in each panel's title."
+            made.append(Plate("entropy-pooled-weights", where, _POOLED, pooled))
+        return made
+
+
+def _finding(judge: object, items: Sequence[Row]) -> str:
+    first = items[0]
+    head = (
+        f"Judge “{visible(judge)}” ({count(first, 'n_correct')} correct, {count(first, 'n_incorrect')} incorrect "
+        "answers): "
+    )
+    measured = [row for row in items if is_number(row.get("difference"))]
+    if not measured:
+        return head + "one of the two groups is empty, so nothing can be compared."
+    return head + _difference(measured, len(items)) + _ranking(items)
+
+
+def _difference(measured: Sequence[Row], layers: int) -> str:
+    """The largest difference among the significant ones; among all only where none is, and then called that."""
+    significant = [row for row in measured if to_float(row.get("p_holm")) < LEVEL]
+    largest = max(significant or measured, key=lambda row: abs(to_float(row.get("difference"))))
+    value = f"{shown(largest, 'difference', 2)} nats at layer {int(largest['layer'])}"
+    if not significant:
+        alone = excludes(largest, "difference", 0.0)
+        rest = "whose 95% CI excludes 0 but which does not survive the correction" if alone else "whose 95% CI covers 0"
+        none = f"no significant difference at any of {layers} layers after Holm correction"
+        return f"{none}; the largest is {value}, {rest}."
+    higher = {to_float(row.get("difference")) > 0 for row in significant}
+    direction = "higher" if higher == {True} else "lower" if higher == {False} else "different"
+    text = (
+        f"the entropy of incorrect answers is {direction} at {layers_text(layers_of(significant))} "
+        f"(Holm-corrected over {layers} layers, p < {LEVEL:g}); the largest difference is {value}."
+    )
+    if is_number(largest.get("adjusted_p")):
+        adjusted = number_text(largest.get("adjusted_difference"), 2)
+        kept = to_float(largest.get("adjusted_p")) < LEVEL
+        text += f"\nWith answer length as a covariate it is {adjusted} nats (p {p_equals(largest.get('adjusted_p'))})"
+        text += "." if kept else ": not significant once length is accounted for."
+    return text
+
+
+def _ranking(items: Sequence[Row]) -> str:
+    ranked = [row for row in items if is_number(row.get("auroc"))]
+    if not ranked:
+        return ""
+    best = max(ranked, key=lambda row: abs(to_float(row.get("auroc")) - 0.5))
+    told = (
+        "the best of many layers and so optimistic."
+        if excludes(best, "auroc", 0.5)
+        else "whose 95% CI covers 0.5: no significant ranking."
+    )
+    return f"\nAUROC furthest from chance: {shown(best, 'auroc', 2)} at layer {int(best['layer'])}, {told}"

@@ -1,0 +1,179 @@
+"""What the exit study tells: compute saved against agreement, thresholds with a guarantee, kinds of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import pandas as pd
+
+from exitlens.report.chapter import Chapter, Part, Plate, Sheet, plain_rows
+from exitlens.report.frames import Results, Row
+from exitlens.report.text import Column, is_number, number_text, to_float, visible
+from exitlens.report.words import excludes, join, shown
+from exitlens.studies.exits import figures as draw
+
+__all__ = ["ExitsChapter"]
+
+_AGREEMENTS = (0.98, 0.95, 0.90)
+_PARETO = (
+    "Agreement with the full model against the compute saved, the exit checks included, one curve a policy; "
+    "the oracle is the upper bound."
+)
+_LAYERS = "Share of tokens that exit at each layer."
+
+
+class ExitsChapter(Chapter):
+    """Tables, sentences and figures of the exit study."""
+
+    title = "Early exit"
+    question = "How much compute would be saved by exiting at an inner layer, and how often would the token differ?"
+    how = (
+        "From one full pass: for each policy and threshold the layer at which a token would exit, and whether "
+        "its token is the full model's. FLOPs saved count the exit checks (an unembedding at every layer "
+        "checked) and the blocks that later tokens run for the ones that had exited (cache: defer). The first token of "
+        "an answer comes from the prompt's own pass and is not counted. The oracle exits at the saturation layer, the "
+        "first layer from which the top-1 token no longer changes; exit checks and catching up cost it nothing. "
+        "Guarantee (Learn then Test): with probability 1 - epsilon over calibration answers, the share of tokens that "
+        "differ is at most the risk asked for."
+    )
+    own = ("exits", "exits_layers", "exits_kinds", "exits_calibration")
+
+    def headline(self, results: Results) -> list[str]:
+        """What no policy can pass; then, for three levels of agreement, the policy that saves most."""
+        items = [row for row in results.rows("exits") if is_number(row.get("agreement"))]
+        items = [row for row in items if is_number(row.get("flops_saved"))]
+        oracle = [row for row in items if str(row.get("policy")).lower().startswith("oracle")]
+        whole = [to_float(row.get("flops_saved")) for row in oracle if to_float(row.get("agreement")) == 1.0]
+        out: list[str] = []
+        if whole:
+            out.append(
+                "The bound: exiting each token at its saturation layer, without exit checks, saves "
+                f"{max(whole):.1%} of the FLOPs."
+            )
+        found: list[tuple[Row | None, list[float]]] = []  # the same policy is often the best at several levels
+        for level in _AGREEMENTS if items else ():
+            able = [row for row in items if row not in oracle and to_float(row.get("agreement")) >= level]
+            able = [row for row in able if to_float(row.get("flops_saved")) > 0]
+            best = max(able, key=lambda row: to_float(row.get("flops_saved"))) if able else None
+            if found and found[-1][0] is best:
+                found[-1][1].append(level)
+            else:
+                found.append((best, [level]))
+        return out + [_saving(row, levels) for row, levels in found]
+
+    def terminal(self, results: Results, whole: bool) -> list[Part]:
+        """Agreement and savings by policy; whole: every policy, and thresholds with a guarantee."""
+        frame = results.frame("exits")
+        if frame is None:
+            return []
+        frame = frame.assign(predicted_time=_times(results, frame))
+        kept = frame["policy"].isin(["probability", "classifier", "oracle"])
+        if whole:  # where there are many, the exits at one fixed layer are left to the table
+            kept = frame["policy"] != "fixed" if len(frame) > 40 else kept | True
+        names = ["policy", "threshold", "agreement", "agreement_low", "agreement_high", "layers_saved", "flops_saved"]
+        names += ["predicted_time"] if whole else []
+        columns = [Column(name.replace("_", " "), ".3f") for name in names]
+        title = f"{int(frame['n'].iloc[0])} tokens" if "n" in frame else ""
+        parts = [Part(title, columns, plain_rows(frame[kept][names]))]
+        chosen = results.frame("exits_calibration")
+        if whole and chosen is not None:
+            names = ["policy", "delta", "outcome", "threshold", "calibration_risk", "test_risk", "flops_saved"]
+            epsilon = f"{chosen['epsilon'].iloc[0]:g}"
+            title = f"thresholds that keep the share of differing tokens within delta (epsilon {epsilon})"
+            columns = [Column(name.replace("_", " "), ".3g") for name in names]
+            parts.append(Part(title, columns, plain_rows(chosen[names])))
+        return parts
+
+    def tables(self, results: Results) -> list[Sheet]:
+        """Every policy and threshold, thresholds with a guarantee, and kinds of tokens."""
+        return [_policies(results), _guarantees(results), _kinds(results)]
+
+    def figures(self, results: Results) -> list[Plate]:
+        """Agreement against savings, and where tokens exit."""
+        out = []
+        drawings = (("pareto", "exits", draw.pareto, _PARETO), ("layers", "exits_layers", draw.exit_layers, _LAYERS))
+        for name, table, function, caption in drawings:
+            frame = results.frame(table)
+            if frame is not None:
+                drawn = partial(function, frame, note=results.model)
+                out.append(Plate(f"exits-{name}", f"{caption} Model {results.model}.", caption, drawn))
+        return out
+
+
+def _saving(row: Row | None, levels: list[float]) -> str:
+    asked = f"At {join([f'{level:.0%}' for level in levels])} agreement"
+    if row is None:
+        return f"{asked} with the full model or more, no policy measured saves compute."
+    strictest = max(levels)
+    bound = "" if excludes(row, "agreement", strictest) else f" (its 95% CI reaches below {strictest:.0%})"
+    policy = f"{visible(row.get('policy'))} at {number_text(row.get('threshold'), 2)}"
+    saved = f"{to_float(row['flops_saved']):.1%} of the FLOPs"
+    return f"{asked} or more, {policy} saves most: {saved}, agreement {shown(row, 'agreement')}{bound}."
+
+
+def _times(results: Results, frame: pd.DataFrame) -> list[Any]:
+    """Predicted time of each row (1: the full model), which the manifest holds by policy and threshold."""
+    kept = results.manifest.get("exit_times")
+    times = {
+        (row.get("policy"), _key(row.get("threshold"))): row.get("predicted_time")
+        for row in (kept if isinstance(kept, list) else [])
+        if isinstance(row, Mapping)
+    }
+    return [times.get(key) for key in zip(frame["policy"], map(_key, frame["threshold"]), strict=True)]
+
+
+def _key(threshold: Any) -> float | None:
+    """Missing is None however it was stored; equal numbers are equal after their way through JSON."""
+    return None if threshold is None or pd.isna(threshold) else float(threshold)
+
+
+def _policies(results: Results) -> Sheet:
+    frame = results.frame("exits")
+    times = [] if frame is None else _times(results, frame)
+    body = [
+        [
+            row.get("policy"),
+            number_text(row.get("threshold"), 2),
+            shown(row, "agreement"),
+            *(number_text(row.get(name)) for name in ("flops_saved", "layers_saved")),
+            number_text(time),
+        ]
+        for row, time in zip(results.rows("exits"), times, strict=True)
+    ]
+    headers = ["policy", "threshold", "agreement", "FLOPs saved", "layers saved", "predicted time"]
+    return Sheet("Policies and thresholds", headers, body, "exits", len(body) > 12)
+
+
+def _guarantees(results: Results) -> Sheet:
+    body = [
+        [
+            row.get("policy"),
+            number_text(row.get("delta"), 2),
+            row.get("outcome") if not is_number(row.get("threshold")) else number_text(row.get("threshold"), 4),
+            number_text(row.get("calibration_risk")),
+            shown(row, "test_risk"),
+            number_text(row.get("flops_saved")),
+        ]
+        for row in results.rows("exits_calibration")
+    ]
+    headers = ["policy", "risk asked for", "threshold", "risk, calibration half", "risk, other half", "FLOPs saved"]
+    return Sheet("Thresholds with a guarantee", headers, body, "exits_calibration", len(body) > 12)
+
+
+def _kinds(results: Results) -> Sheet:
+    body = [
+        [
+            row.get("kind"),
+            row.get("group"),
+            row.get("policy"),
+            number_text(row.get("threshold"), 2),
+            shown(row, "agreement"),
+            number_text(row.get("mean_exit"), 1),
+            number_text(row.get("n"), 0),
+        ]
+        for row in results.rows("exits_kinds")
+    ]
+    headers = ["kind", "tokens", "policy", "threshold", "agreement", "mean exit", "n"]
+    return Sheet("By kind of token", headers, body, "exits_kinds", True)

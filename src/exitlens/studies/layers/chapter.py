@@ -1,0 +1,175 @@
+"""What the layer study tells: the questions picked, choice by choice and layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from pandas import DataFrame
+
+from exitlens.report.chapter import Chapter, Part, Plate, Sheet
+from exitlens.report.frames import Results, Row, distinct, evenly, groups, layers_of, rows, spread
+from exitlens.report.text import Column, is_number, number_text, slug, to_float, token_text, visible
+from exitlens.report.words import join, ranges
+from exitlens.studies.layers import figures as draw
+
+__all__ = ["LayersChapter"]
+
+
+class LayersChapter(Chapter):
+    """Tables, sentences and figures of the layer study."""
+
+    title = "What each layer would have answered"
+    question = "If the model had to answer at an inner layer, which of the choices would it give, from which layer on?"
+    how = (
+        "At every layer j the residual stream is read out to a distribution over the vocabulary: lens raw is W·h, "
+        "lens logit is W·norm(h); at the last layer both are the model itself. Rule first-token compares choices "
+        "by their first distinguishing token, rule sequence by the probability of the whole choice. Share is the "
+        "probability divided by the sum over the choices. The questions were picked by the program as the most "
+        "interesting correct and incorrect answers, so they illustrate and prove nothing."
+    )
+    own = ("layers", "layers_picks", "layers_top")
+
+    def headline(self, results: Results) -> list[str]:
+        """One or two sentences for each question picked."""
+        return [_finding(pick, rows(mine)) for pick, mine in _picked(results) if "answer" in pick]
+
+    def terminal(self, results: Results, whole: bool) -> list[Part]:
+        """Accuracy by layer through the first lens."""
+        frame = results.frame("layers_accuracy")
+        if frame is None:
+            return []
+        lens = frame["lens"].iloc[0]
+        items = sorted(rows(frame, lens=lens), key=lambda row: int(row["layer"]))
+        items = items if whole else spread(items, 7)
+        names = ("n", "accuracy", "low", "high", "correct_share")
+        heads = ("correct choice first", "low", "high", "share of the correct choices")
+        columns: list[Column | str] = [Column("layer", "d"), "questions", *(Column(head, ".3f") for head in heads)]
+        return [Part(f"{lens} lens", columns, [[int(row["layer"]), *(row[name] for name in names)] for row in items])]
+
+    def tables(self, results: Results) -> list[Sheet]:
+        """For each question picked: choice × layer, and the top-1 token by layer."""
+        out: list[Sheet] = []
+        for pick, mine in _picked(results):
+            out += _sheets(results, pick, rows(mine))
+        return out
+
+    def figures(self, results: Results) -> list[Plate]:
+        """For each question picked: bars at six layers, shares by layer, and the top tokens of each layer."""
+        seen: dict[str, int] = {}
+        out: list[Plate] = []
+        for pick, mine in _picked(results):
+            verdict = visible(pick["verdict"])
+            seen[verdict] = seen.get(verdict, 0) + 1
+            tag = slug(verdict) + (f"-{seen[verdict]}" if seen[verdict] > 1 else "")
+            out += _plates(results, pick, mine, tag)
+        return out
+
+
+def _picked(results: Results) -> Iterator[tuple[Row, DataFrame]]:
+    """Each pick with its lens set, and its rows of ``layers``; without picks, the first two questions."""
+    frame = results.frame("layers")
+    if frame is None:
+        return
+    picks = results.rows("layers_picks") or [
+        {"question_id": key, "verdict": "question"} for key in distinct(rows(frame), "question_id")[:2]
+    ]
+    for pick in picks:
+        mine = frame[frame["question_id"] == pick["question_id"]]
+        if len(mine):
+            lens = pick.get("lens") or mine["lens"].iloc[0]
+            yield {**pick, "lens": lens}, mine[mine["lens"] == lens]
+
+
+def _finding(pick: Row, items: Sequence[Row]) -> str:
+    answer, correct = visible(pick.get("answer")), visible(pick.get("correct_choice"))
+    is_correct = pick.get("verdict") == "correct"
+    verdict = "correct" if is_correct else f"incorrect: the correct choice is “{correct}”"
+    text = f"“{visible(pick.get('question'))}”: the model answers “{answer}” ({verdict})."
+    leaders = {layer: _leader(items, layer) for layer in layers_of(items)}
+    since = _since(sorted(leaders), {layer for layer, (name, _) in leaders.items() if name == str(pick.get("answer"))})
+    if since is not None:
+        text += f"\nRead with the {pick['lens']} lens, this choice leads the others from layer {since} on."
+    if not is_correct and leaders:
+        led = [layer for layer, (_, truth) in leaders.items() if truth]
+        text += f" The correct choice leads at {f'layers {ranges(led)}' if led else 'no layer'}."
+    return text
+
+
+def _leader(items: Sequence[Row], layer: int) -> tuple[str, bool]:
+    here = [row for row in items if int(row["layer"]) == layer and is_number(row.get("share"))]
+    if not here:
+        return "", False
+    best = max(here, key=lambda row: to_float(row.get("share")))
+    return str(best.get("choice")), bool(best.get("correct"))
+
+
+def _since(order: Sequence[int], agreeing: set[int]) -> int | None:
+    """The first layer from which all layers agree; None where the last does not."""
+    since = None
+    for layer in reversed(order):
+        if layer not in agreeing:
+            break
+        since = layer
+    return since
+
+
+def _sheets(results: Results, pick: Row, mine: list[Row]) -> list[Sheet]:
+    shown = evenly(layers_of(mine), 6)
+    body = []
+    for choice, items in groups(mine, "choice").items():
+        at = {int(row["layer"]): row for row in items}
+        shares = [number_text(at[layer].get("share"), 3) if layer in at else "–" for layer in shown]
+        probability = number_text(at[shown[-1]].get("probability"), 3) if shown and shown[-1] in at else "–"
+        body.append([f"{'✓ ' if items[0].get('correct') else ''}{choice}", *shares, probability])
+    question = str(mine[0].get("question", "")) if mine else ""
+    top = results.rows("layers_top", question_id=pick["question_id"], lens=pick["lens"])
+    best = [
+        [int(row["layer"]), token_text(row.get("token")), number_text(row.get("probability"))]
+        for row in sorted(top, key=lambda row: -int(row["layer"]))
+        if int(row["rank"]) == 0
+    ]
+    share = f"“{question}”: share of each choice among the choices, {pick['lens']} lens"
+    return [
+        Sheet(
+            share,
+            ["choice", *(f"layer {layer}" for layer in shown), "probability, last"],
+            body,
+            "layers",
+            len(body) > 12,
+        ),
+        Sheet(f"“{question}”: top-1 next token by layer", ["layer", "token", "probability"], best, "layers_top", True),
+    ]
+
+
+def _plates(results: Results, pick: Row, mine: DataFrame, tag: str) -> Iterator[Plate]:
+    verdict, lens = visible(pick["verdict"]), visible(pick["lens"])
+    question = visible(mine["question"].iloc[0]) if "question" in mine else ""
+    rule = join([visible(name) for name in distinct(rows(mine), "rule")])
+    answered = f"answered {verdict}ly · " if verdict in ("correct", "incorrect") else ""
+    note: dict[str, Any] = {"note": f"{answered}{results.model} · {lens} lens · choices by {rule}"}
+    where = f"Model {results.model}, {lens} lens, choices by {rule}, n = 1 question: “{question}”."
+    yield Plate(
+        f"layers-bars-{tag}",
+        f"Probability of each choice at six layers, of the whole vocabulary; the correct choice is marked ✓. {where}",
+        f"Bars of the probability of each choice at six layers for the question {question}",
+        partial(draw.choice_bars, mine, **note),
+    )
+    yield Plate(
+        f"layers-share-{tag}",
+        f"Share of each choice among the choices, by layer. {where}",
+        f"Lines of each choice's share by layer for the question {question}",
+        partial(draw.choice_lines, mine, **note),
+    )
+    top = results.frame("layers_top")
+    if top is None:
+        return
+    top = top[(top["question_id"] == pick["question_id"]) & (top["lens"] == pick["lens"])]
+    if len(top):
+        yield Plate(
+            f"layers-top-{tag}",
+            f"Top next tokens of each layer, darker: more probable; · is a leading space. {where}",
+            f"Grid of the top next tokens by layer for the question {question}",
+            partial(draw.top_grid, top, question=question, **note),
+        )

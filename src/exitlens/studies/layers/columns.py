@@ -1,0 +1,70 @@
+"""The tables of the layer study, column by column."""
+
+from __future__ import annotations
+
+from exitlens.studies.tables import Field, TableSpec
+
+__all__ = ["LAYERS_TABLES"]
+
+_ID = Field("question_id", "id of the question")
+_LENS = Field("lens", "through which the layer is read")
+_LAYER = Field("layer", "0: embeddings, N: the model's own output")
+
+LAYERS_TABLES = (
+    TableSpec(
+        "layers",
+        "a question, lens, layer and choice",
+        (
+            _ID,
+            Field("question", "its text"),
+            _LENS,
+            _LAYER,
+            Field("choice", "text of the choice"),
+            Field("correct", "whether the choice is correct (False for all: not known)"),
+            Field("rule", "what stands for a choice: first-token or sequence"),
+            Field("probability", "of the choice, over the whole vocabulary", "0–1"),
+            Field("share", "the same over the sum of the choices", "0–1"),
+        ),
+    ),
+    TableSpec(
+        "layers_top",
+        "a question, lens, layer and rank",
+        (
+            _ID,
+            _LENS,
+            _LAYER,
+            Field("rank", "0: the top-1 token after the prompt"),
+            Field("token_id", "id of the token"),
+            Field("token", "its text"),
+            Field("probability", "of the token", "0–1"),
+        ),
+    ),
+    TableSpec(
+        "layers_picks",
+        "a question worth looking at",
+        (
+            _ID,
+            Field("question", "its text"),
+            Field("verdict", "correct or incorrect: the choice with the largest share at the last layer"),
+            Field("answer", "that choice"),
+            Field("correct_choice", "the first correct choice"),
+            Field("interest", "how far the correct choices' share moves between some layer and the last", "0–1"),
+            _LENS,
+        ),
+        printed=True,
+    ),
+    TableSpec(
+        "layers_accuracy",
+        "a lens and layer",
+        (
+            _LENS,
+            _LAYER,
+            Field("n", "questions whose correct choice is known", "questions"),
+            Field("accuracy", "share of questions where a correct choice has the largest share", "0–1"),
+            Field("low", "lower end of the 95% interval of `accuracy`", "0–1"),
+            Field("high", "upper end of the 95% interval of `accuracy`", "0–1"),
+            Field("correct_share", "mean share of the correct choices", "0–1"),
+        ),
+        printed=True,
+    ),
+)

@@ -1,0 +1,198 @@
+"""What the probe study tells: the original's table, and probes of several kinds at every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from matplotlib.figure import Figure
+
+from exitlens.report.chapter import Chapter, Part, Plate, Sheet, plain_rows
+from exitlens.report.frames import Results, Row, distinct, groups
+from exitlens.report.text import Column, is_number, number_text, to_float, visible
+from exitlens.report.words import apart, count, excludes, shown, sizes
+from exitlens.studies.probes import figures, figures_evaluation
+from exitlens.studies.probes.figures import method_name
+
+__all__ = ["ProbesChapter"]
+
+_LEARNED = 0.55  # a train accuracy below this is no better than guessing
+_ACCURACY = "Test accuracy by method with 95% CI; dashed line: chance."
+# Figure: the table it draws, how, its caption.
+_PLATES: dict[str, tuple[str, Callable[..., Figure], str]] = {
+    "probes-layers": (
+        "probe_layers",
+        figures.layer_curves,
+        "Accuracy by layer for each kind of probe, with 95% CI, chance, floor, control and the language model.",
+    ),
+    "probes-training": (
+        "probe_curves",
+        figures.training_curves,
+        "Training loss and accuracy after each epoch, by layer.",
+    ),
+    "probes-calibration": (
+        "probe_calibration",
+        figures_evaluation.calibration,
+        "Calibration: share of true statements against the probability given.",
+    ),
+    "probes-risk": (
+        "probe_risk",
+        figures_evaluation.risk_coverage,
+        "Risk against coverage: error among the statements answered when the least confident are left out.",
+    ),
+    "probes-transfer": (
+        "probe_transfer",
+        figures_evaluation.transfer,
+        "Accuracy when trained on one topic (row) and tested on another (column); white is chance.",
+    ),
+}
+
+
+class ProbesChapter(Chapter):
+    """Tables, sentences and figures of the probe study."""
+
+    title = "Truth in the hidden states"
+    question = "Can true statements be told from false ones by the hidden states, on unseen topics?"
+    how = (
+        "Probes are trained on the hidden state of the last token at a layer and tested on statements of other "
+        "topics. LM next token: the model's top-1 next token is the correct label word. LM token probability: the "
+        "more probable of the two label words. Majority: the vote of the layers probed. Train accuracy is "
+        "measured after training, test loss over the whole test set; 95% CI: bootstrap."
+    )
+    own = ("probes", "probe_curves", "probe_layers", "probe_calibration", "probe_risk", "probe_transfer")
+    stages = ("states", "probe")
+
+    def headline(self, results: Results) -> list[str]:
+        """For each setting the best probe beside chance and the model's own answer; then the verdict on all kinds."""
+        by_setting = groups(results.rows("probes"), "setting").items()
+        told = [_original(setting, items) for setting, items in by_setting]
+        return [text for text in told if text] + (_verdict(results) or _best_by_layer(results))
+
+    def terminal(self, results: Results, whole: bool) -> list[Part]:
+        """The original's table, and the best point of each kind of probe."""
+        parts: list[Part] = []
+        frame = results.frame("probes")
+        if frame is not None:
+            names = [
+                "setting",
+                "method",
+                "layer",
+                "train_loss",
+                "train_accuracy",
+                "test_loss",
+                "test_accuracy",
+                "auroc",
+            ]
+            columns = [Column(name.replace("_", " "), "d" if name == "layer" else ".3f") for name in names]
+            body = [[*row[:2], None if row[2] is None else int(row[2]), *row[3:]] for row in plain_rows(frame[names])]
+            parts.append(Part("", columns, body))
+        best = results.frame("probe_best")
+        if best is not None:
+            names = ["accuracy", "accuracy_low", "accuracy_high", "auroc", "brier", "ece", "selective_accuracy", "aurc"]
+            heads = ["accuracy", "low", "high", "AUROC", "Brier", "ECE", "selective accuracy at 80% coverage", "AURC"]
+            body = [
+                [*row[:2], row[2] or None, *row[3:]] for row in plain_rows(best[["kind", "role", "layers", *names]])
+            ]
+            told = f"{best['protocol'].iloc[0]}, n = {int(best['n_test'].iloc[0])}"
+            shrinking = Column("layers", shrink=True)
+            parts.append(Part(told, ["kind", "role", shrinking, *(Column(head, ".3f") for head in heads)], body))
+        return parts
+
+    def tables(self, results: Results) -> list[Sheet]:
+        """The original's table, one a setting; then accuracy by layer."""
+        out = [_original_sheet(name, rows) for name, rows in groups(results.rows("probes"), "setting").items()]
+        lines = results.rows("probe_layers")
+        names = ("accuracy", "auroc", "brier", "ece", "aurc")
+        have = [name for name in names if any(is_number(row.get(name)) for row in lines)]
+        by_layer = [
+            [row.get("kind"), number_text(row.get("layer"), 0), *(shown(row, name) for name in have)] for row in lines
+        ]
+        out.append(Sheet("By kind and layer", ["kind", "layer", *have], by_layer, "probe_layers", True))
+        transfer = [
+            [row.get("train_topic"), row.get("test_topic"), shown(row, "accuracy")]
+            for row in results.rows("probe_transfer")
+        ]
+        headers = ["trained on", "tested on", "accuracy"]
+        return [*out, Sheet("Topic to topic", headers, transfer, "probe_transfer", True)]
+
+    def figures(self, results: Results) -> list[Plate]:
+        """The original's accuracies and training; accuracy by layer, calibration, risk and transfer of other kinds."""
+        out: list[Plate] = []
+        frame = results.frame("probes")
+        if frame is not None:
+            n = sizes(results.rows("probes"), "n_test")
+            where = f"Model {results.model}, n = {n} test statements. Squares: the language model's own answers."
+            draw = partial(figures.accuracy_dots, frame)
+            out.append(Plate("probes-accuracy", f"{_ACCURACY} {where}", _ACCURACY, draw))
+        for name, (table, function, caption) in _PLATES.items():
+            frame = results.frame(table)
+            if frame is not None:
+                protocols = [visible(p) for p in distinct(results.rows(table), "protocol") if p is not None]
+                drawn = partial(function, frame, note=" · ".join([results.model, *protocols]))
+                out.append(Plate(name, f"{caption} Model {results.model}.", caption, drawn))
+        return out
+
+
+def _original_sheet(setting: object, items: Sequence[Row]) -> Sheet:
+    body = [
+        [
+            method_name(row),
+            *(number_text(row.get(name)) for name in ("train_loss", "train_accuracy", "test_loss")),
+            shown(row, "test_accuracy"),
+            number_text(row.get("auroc")),
+            *(number_text(int(to_float(row[n])), 0) if is_number(row.get(n)) else "–" for n in ("n_train", "n_test")),
+        ]
+        for row in items
+    ]
+    headers = ["method", "train loss", "train accuracy", "test loss", "test accuracy", "AUROC", "n train", "n test"]
+    return Sheet(f"Setting: {setting}", headers, body, "probes")
+
+
+def _original(setting: object, items: Sequence[Row]) -> str:
+    """The best probe of one setting, beside chance and the model's own answer; empty where no probe was scored."""
+    scored = [row for row in items if is_number(row.get("test_accuracy"))]
+    own = [row for row in scored if str(row.get("method")).startswith("LM")]
+    fitted = [row for row in scored if row not in own]
+    if not fitted:
+        return ""
+    best = max(fitted, key=lambda row: to_float(row.get("test_accuracy")))
+    text = f"{visible(setting).capitalize()}: the highest test accuracy is {shown(best, 'test_accuracy')} "
+    text += f"({method_name(best)}, n = {count(best, 'n_test')})"
+    above = excludes(best, "test_accuracy", 0.5)
+    text += "." if above else "; its 95% CI covers 0.5: not significantly better than chance."
+    if own:
+        rival = max(own, key=lambda row: to_float(row.get("test_accuracy")))
+        text += f"\nThe language model itself reaches {shown(rival, 'test_accuracy')} ({method_name(rival)}): "
+        text += apart(best, rival, "test_accuracy", "the probe is better", "the probe is worse")
+    trained = [to_float(row.get("train_accuracy")) for row in fitted if is_number(row.get("train_accuracy"))]
+    if trained and max(trained) < _LEARNED:
+        text += (
+            f"\nNo network learned even its training statements (train accuracy at most {max(trained):.3f}): "
+            "raw states share a part far larger than their differences, and the original protocol does not take it "
+            "away. --kinds logistic standardises them."
+        )
+    return text
+
+
+def _verdict(results: Results) -> list[str]:
+    """What the study itself concluded."""
+    return [visible(row["sentence"]) for row in results.rows("probe_verdict") if row.get("sentence")]
+
+
+def _best_by_layer(results: Results) -> list[str]:
+    """Without a verdict: the best kind and layer beside the floor and the model."""
+    items = [row for row in results.rows("probe_layers") if is_number(row.get("accuracy"))]
+    fitted = [row for row in items if row.get("role") == "probe"]
+    if not fitted:
+        return []
+    best = max(fitted, key=lambda row: to_float(row.get("accuracy")))
+    where = f", layer {int(to_float(best['layer']))}" if is_number(best.get("layer")) else ""
+    text = f"The most accurate probe by layer is {visible(best.get('kind'))}{where}: {shown(best, 'accuracy')}; "
+    out = [text + f"as the best of {len(fitted)} points it is chosen after looking, and so optimistic."]
+    for role, name in (("floor", "the text-only floor"), ("lm", "the language model itself")):
+        rivals = [row for row in items if row.get("role") == role]
+        if rivals:
+            rival = max(rivals, key=lambda row: to_float(row.get("accuracy")))
+            verdict = apart(best, rival, "accuracy", "the probe beats it", "the probe falls short of it")
+            out.append(f"Against {name} ({visible(rival.get('kind'))}, {shown(rival, 'accuracy')}): {verdict}")
+    return out

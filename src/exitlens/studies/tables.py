@@ -1,0 +1,59 @@
+"""Records of tables: what a row is, and each column's meaning and unit; tables are checked and documented by them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pandas import DataFrame
+
+from exitlens.errors import RunError
+
+__all__ = ["Field", "TableSpec", "with_interval"]
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A column: its name, its meaning in one line, its unit (empty: text, a number without unit, or yes and no).
+
+    ``optional``: it is there only with some settings.
+    """
+
+    name: str
+    meaning: str
+    unit: str = ""
+    optional: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TableSpec:
+    """A table of a run directory: its name, what a row is, its columns in order.
+
+    ``printed``: ``--json`` holds it. ``shared``: other studies write rows of it too.
+    """
+
+    name: str
+    row: str
+    fields: tuple[Field, ...]
+    printed: bool = False
+    shared: bool = False
+
+    def check(self, frame: DataFrame) -> None:
+        """Raise RunError when the frame's columns are not those declared. A frame without columns holds nothing."""
+        have = [str(name) for name in frame.columns]
+        known = [field.name for field in self.fields]
+        missing = [field.name for field in self.fields if field.name not in have and not field.optional]
+        unknown = [name for name in have if name not in known]
+        if have and (missing or unknown):
+            found = "; ".join(
+                f"{what} {', '.join(names)}" for what, names in (("without", missing), ("undeclared", unknown)) if names
+            )
+            raise RunError(f"table '{self.name}' is not as its study declares it ({found}): mend the study's tables")
+
+
+def with_interval(name: str, meaning: str, unit: str = "", *, optional: bool = False) -> tuple[Field, Field, Field]:
+    """A value and the two ends of its 95% bootstrap interval: ``name``, ``name_low``, ``name_high``."""
+    return (
+        Field(name, meaning, unit, optional),
+        Field(f"{name}_low", f"lower end of the 95% interval of `{name}`", unit, optional),
+        Field(f"{name}_high", f"upper end of the 95% interval of `{name}`", unit, optional),
+    )
