@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from exitlens.cli.console import say
 
 if TYPE_CHECKING:
+    from exitlens.exits.speculation import Draft
     from exitlens.models.protocol import LayeredModel
 
-__all__ = ["check_options", "prepare"]
+__all__ = ["check_options", "prepare", "read_draft", "read_exit"]
 
 # Answers every text; what was run, for --json.
 Answer = Callable[[Sequence[str]], tuple[list[Any], dict[str, Any]]]
@@ -35,6 +36,13 @@ def check_options(exit_: str | None, speculate: str | None, decoder: str, penalt
         )
     if heads is not None and exit_ is None and speculate is None:
         raise InputError("--heads does nothing without --exit or --speculate: give one")
+
+
+def read_exit(text: str) -> None:
+    """Raise InputError for what is no exit policy."""
+    from exitlens.exits.policy_text import read_policy
+
+    read_policy(text)
 
 
 def prepare(
@@ -150,26 +158,32 @@ def _drafting(
     return answer
 
 
-def parse_draft(text: str, n_layers: int) -> Any:
-    """``exit=12`` or ``skip=a3/m5`` (attention of block 3, MLP of block 5). Raises InputError, LayerError."""
+def read_draft(text: str) -> dict[str, Any]:
+    """``exit=12`` or ``skip=a3/m5`` (attention of block 3, MLP of block 5) or ``auto``, without a model.
+
+    Raises InputError.
+    """
     from exitlens.errors import InputError
-    from exitlens.exits.speculation import Draft
 
     kind, _, value = text.partition("=")
     try:
+        if text == "auto":
+            return {}
         if kind == "exit":
-            draft = Draft(exit=int(value))
-        elif kind == "skip":
-            parts = [part.strip() for part in value.split("/") if part.strip()]
-            if any(part[0] not in "am" for part in parts):
-                raise ValueError(value)
-            draft = Draft(
-                skip_attention=tuple(sorted(int(p[1:]) for p in parts if p[0] == "a")),
-                skip_mlp=tuple(sorted(int(p[1:]) for p in parts if p[0] == "m")),
-            )
-        else:
+            return {"exit": int(value)}
+        parts = [part.strip() for part in value.split("/") if part.strip()]
+        if kind != "skip" or any(part[0] not in "am" for part in parts):
             raise ValueError(text)
+        skipped = {letter: tuple(sorted(int(p[1:]) for p in parts if p[0] == letter)) for letter in "am"}
     except ValueError:
-        raise InputError(f"draft '{text}' is not understood: write exit=12, skip=a3/m5 or auto") from None
+        raise InputError(f"draft '{text[:80]}' is not understood: write exit=12, skip=a3/m5 or auto") from None
+    return {"skip_attention": skipped["a"], "skip_mlp": skipped["m"]}
+
+
+def parse_draft(text: str, n_layers: int) -> Draft:
+    """A draft for a model of this depth. Raises InputError, LayerError."""
+    from exitlens.exits.speculation import Draft
+
+    draft = Draft(**read_draft(text))
     draft.first(n_layers)
     return draft

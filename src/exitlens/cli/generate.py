@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from exitlens.cli._generate_exits import check_options, prepare, read_draft, read_exit
 from exitlens.cli._load import load_model
 from exitlens.cli.console import echo, print_json, safe, say
 from exitlens.cli.help import add_command
@@ -26,6 +27,7 @@ from exitlens.cli.options import (
     RevisionOption,
     SeedOption,
     TrustOption,
+    checked,
     option,
 )
 from exitlens.progress import counted, progress
@@ -74,7 +76,10 @@ def generate_command(
     exit_: Annotated[
         str | None,
         typer.Option(
-            "--exit", help="Exit early: probability:0.95@15,20, fixed:3/4, classifier:0.9, ...", rich_help_panel=FASTER
+            "--exit",
+            callback=checked(read_exit),
+            help="Exit early: probability:0.95@15,20, fixed:3/4, classifier:0.9, ...",
+            rich_help_panel=FASTER,
         ),
     ] = None,
     exit_cache: Annotated[
@@ -87,7 +92,10 @@ def generate_command(
     speculate: Annotated[
         str | None,
         typer.Option(
-            "--speculate", help="Draft and verify, lossless: exit=12, skip=a3/m5 or auto.", rich_help_panel=FASTER
+            "--speculate",
+            callback=checked(read_draft),
+            help="Draft and verify, lossless: exit=12, skip=a3/m5 or auto.",
+            rich_help_panel=FASTER,
         ),
     ] = None,
     adapter: AdapterOption = None,
@@ -114,8 +122,6 @@ def generate_command(
     texts = [p.prompt for p in read_prompts(prompts)] if prompts is not None else [str(prompt)]
     spec = DecoderSpec.parse(decoder, repetition_penalty)
     sampling = _sampling(temperature, top_p, top_k, quiet)
-    from exitlens.cli._generate_exits import check_options, prepare
-
     check_options(exit_, speculate, spec.decoder, spec.penalty, heads)
     saved = None
     if watch is not None:
@@ -124,7 +130,7 @@ def generate_command(
         saved = open_watcher(watch, exit_ is not None or speculate is not None)
     asked = ["".join(qa_prompt(text, QA_PROMPT)) for text in texts] if qa else texts
     stops = [*(stop or ()), *(QA_PROMPT.stop if qa else ())]
-    StopStrings(stops, lambda _: "")  # an empty one is told before the model is loaded
+    StopStrings(stops, lambda _: "")  # an empty one is refused before the model is loaded
 
     lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, adapter=adapter)
     options: dict[str, Any] = {

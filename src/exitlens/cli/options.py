@@ -42,6 +42,7 @@ __all__ = [
     "SelfTextOption",
     "TextFieldOption",
     "TrustOption",
+    "checked",
     "described",
     "option",
 ]
@@ -82,7 +83,7 @@ def option(field: str, *flags: str, help: str | None = None, heading: str | None
     return typer.Option(*names, help=help or described(field), rich_help_panel=heading or _HEADING.get(field), **more)
 
 
-def _checked(check: Callable[[str], object]) -> Callable[[str | None], str | None]:
+def checked(check: Callable[[str], object]) -> Callable[[str | None], str | None]:
     """A check as the parser calls it: on what was given, before anything is loaded."""
 
     def callback(value: str | None) -> str | None:
@@ -98,9 +99,9 @@ def _complete(*words: str) -> Callable[[], list[str]]:
 
 
 CHECKS: dict[str, dict[str, Any]] = {
-    "device": {"callback": _checked(check_device_name), "autocompletion": _complete("auto", "cpu", "cuda", "mps")},
-    "dtype": {"callback": _checked(dtype_name), "autocompletion": _complete("auto", *DTYPE_NAMES)},
-    "layers": {"callback": _checked(parse_layers), "autocompletion": _complete("all", "last", "1/2,3/4")},
+    "device": {"callback": checked(check_device_name), "autocompletion": _complete("auto", "cpu", "cuda", "mps")},
+    "dtype": {"callback": checked(dtype_name), "autocompletion": _complete("auto", *DTYPE_NAMES)},
+    "layers": {"callback": checked(parse_layers), "autocompletion": _complete("all", "last", "1/2,3/4")},
     "lens": {"autocompletion": _complete("logit", "raw", "tuned")},
     "decoder": {"autocompletion": _complete("vanilla", "dola:high", "dola:low", "sled", "acd", "end", "delta")},
 }

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, layer_range_error
-from exitlens.layer_range import LayerRange, parse_layers
+from exitlens.exits.policy_text import Kind, check_threshold, read_policy
 
-__all__ = ["KINDS", "ExitPolicy", "ExitQuery", "PolicyText", "entropy_of", "parse_policy", "read_policy"]
+__all__ = ["ExitPolicy", "ExitQuery", "entropy_of", "parse_policy"]
 
-Kind = Literal["probability", "margin", "entropy", "patience", "cosine", "classifier", "fixed", "never"]
-KINDS: tuple[Kind, ...] = ("probability", "margin", "entropy", "patience", "cosine", "classifier", "fixed", "never")
 _NEEDS_LOGITS = frozenset({"probability", "margin", "entropy", "patience"})
 
 
@@ -59,20 +56,7 @@ class ExitPolicy:
     decay: bool = False
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InputError(f"unknown exit policy {self.kind!r}: use {', '.join(KINDS)}")
-        bounds = {
-            "probability": (0.0, 1.0),
-            "margin": (0.0, 1.0),
-            "entropy": (0.0, math.inf),
-            "patience": (1.0, math.inf),
-            "cosine": (-1.0, 1.0),
-            "classifier": (0.0, 1.0),
-        }.get(self.kind)
-        if bounds is not None and not bounds[0] <= self.threshold <= bounds[1]:
-            raise InputError(
-                f"threshold {self.threshold} is out of range for {self.kind}: use {bounds[0]:g} to {bounds[1]:g}"
-            )
+        check_threshold(self.kind, self.threshold)
 
     @property
     def needs_logits(self) -> bool:
@@ -141,56 +125,20 @@ class ExitPolicy:
         return (signal <= limit if self.kind == "entropy" else signal >= limit).cpu()
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyText:
-    """An exit policy as it was written; its ``layers`` are not yet those of a model (None: the policy's usual ones)."""
-
-    kind: Kind
-    threshold: float
-    layers: LayerRange | None
-
-    def resolve(self, n_layers: int, *, last: bool = False) -> ExitPolicy:
-        """The policy for a model of this depth. Raises :class:`LayerError`; ``last``: see :meth:`ExitPolicy.exits`."""
-        if self.layers is None:
-            policy = ExitPolicy(self.kind, self.threshold)
-        else:
-            end, more = _bounds(n_layers, last)
-            found = self.layers.resolve(n_layers, first=1, last=end, what="exit layer", more=more)
-            policy = ExitPolicy(self.kind, self.threshold, found)
-        policy.exits(n_layers, last=last)
-        return policy
-
-
 def parse_policy(text: str, n_layers: int, *, last: bool = False) -> ExitPolicy:
     """``probability:0.9``, ``probability:0.9@15,20,25``, ``fixed:20``, ``patience:3``, ``never``.
 
     Layers are in the grammar of :mod:`exitlens.layer_range`. ``last``: see :meth:`ExitPolicy.exits`. Raises
     :class:`InputError` and :class:`LayerError`.
     """
-    return read_policy(text).resolve(n_layers, last=last)
-
-
-def read_policy(text: str) -> PolicyText:
-    """What :func:`parse_policy` reads without a model. Raises :class:`InputError`."""
-    body, at, where = text.strip().partition("@")
-    kind, _, value = body.partition(":")
-    if kind not in KINDS:
-        raise InputError(f"unknown exit policy {kind[:80]!r}: use {', '.join(KINDS)}")
-    if kind in ("fixed", "never"):
-        if at:
-            raise InputError(f"exit policy {text[:80]!r} takes no @layers: write fixed:20 or never")
-        if kind == "fixed" and not value:
-            raise InputError(f"exit policy {text[:80]!r} needs its layer: write fixed:20 or fixed:3/4")
-        return PolicyText(kind, 0.0, parse_layers(value) if kind == "fixed" else None)
-    if not value:
-        raise InputError(f"exit policy {kind!r} needs a threshold: write {kind}:0.9")
-    try:
-        threshold = ExitPolicy(kind, float(value)).threshold
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"exit policy {text[:80]!r} is not understood: write probability:0.9@15,20") from None
-    return PolicyText(kind, threshold, parse_layers(where) if at else None)
+    read = read_policy(text)
+    layers: tuple[int, ...] = ()
+    if read.layers is not None:
+        end, more = _bounds(n_layers, last)
+        layers = read.layers.resolve(n_layers, first=1, last=end, what="exit layer", more=more)
+    policy = ExitPolicy(read.kind, read.threshold, layers)
+    policy.exits(n_layers, last=last)
+    return policy
 
 
 def _bounds(n_layers: int, last: bool) -> tuple[int, str]:
