@@ -128,5 +128,5 @@ def test_built_in_encoder(folder: Path) -> None:
     a, b = scorer.pairs(ANSWERS, REFERENCES), BertScorer(device="cpu").pairs(ANSWERS, REFERENCES)
     assert a.tolist() == b.tolist()
     assert all(-1 <= x <= 1 and not math.isnan(x) for x in a)
-    with pytest.raises(LayerError, match=r"layer 7 .* 0\.\.6"):
+    with pytest.raises(LayerError, match=r"layer 7 .* 0 \(embeddings\) to 6"):
         load_encoder(layer=7)

@@ -92,7 +92,7 @@ def test_similarity_threshold_and_margin() -> None:
 
 
 def test_labels_from_file(tmp_path: Path) -> None:
-    labels = _labels(tmp_path, '{"question_id": "a", "right": 1}\n\n{"id": "b", "label": false}\n')
+    labels = _labels(tmp_path, '{"question_id": "a", "correct": 1}\n\n{"id": "b", "label": false}\n')
     assert labels == {"a": 1, "b": 0}
     assert _labels(tmp_path, '\ufeffquestion_id,right\r\na,1\r\n"b,c",wrong\r\n') == {"a": 1, "b,c": 0}
     judge = scoring.LabelsFromFile(labels, "labels.csv")

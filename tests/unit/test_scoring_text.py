@@ -18,7 +18,7 @@ from exitlens import scoring
 from exitlens.data.records import Question
 from exitlens.errors import InputError
 from exitlens.scoring.text import _tokens
-from exitlens.scoring.tokens import lcs_length, match_bits, words
+from exitlens.scoring.tokens import words
 
 WORDS = "the The cat cats sat on a mat, it's 3.5 5-4 % (no) &amp; dog. U.S. I; café naïve 日本 – “x” - \n"
 VOCABULARY = WORDS.split(" ")
@@ -37,12 +37,13 @@ def test_bleu_equals_sacrebleu(smoothing: str) -> None:
     theirs = BLEU(tokenize="13a", smooth_method=smoothing, effective_order=False)
     # sacrebleu takes streams: reference k of every row, None where a row has fewer.
     streams = [[row[k] if k < len(row) else None for row in references] for k in range(4)]
-    assert scoring.bleu(answers, references, smoothing) == pytest.approx(
+    assert scoring.corpus_bleu(answers, references, smoothing) == pytest.approx(
         theirs.corpus_score(answers, streams).score / 100, abs=1e-14
     )
-    assert scoring.bleu(answers, references) > 0
+    assert scoring.corpus_bleu(answers, references) > 0
     rows = [theirs.sentence_score(a, refs).score / 100 for a, refs in zip(answers, references, strict=True)]
-    np.testing.assert_allclose(scoring.bleu_rows(answers, references, smoothing), rows, atol=1e-14)
+    ours = [scoring.corpus_bleu([a], [refs], smoothing) for a, refs in zip(answers, references, strict=True)]
+    np.testing.assert_allclose(ours, rows, atol=1e-14)
     assert max(rows) > 0.1
     flat = [(a, r) for a, refs in zip(answers, references, strict=True) for r in refs]
     pairs = scoring.Bleu(smoothing).pairs([a for a, _ in flat], [r for _, r in flat])
@@ -57,11 +58,11 @@ def test_tokens_are_those_of_13a(text: str) -> None:
 
 def test_bleu_by_hand() -> None:
     # Matches 5, 4, 3, 2 of 6, 5, 4, 3 n-grams; same length: no brevity penalty.
-    value = scoring.bleu(["the cat sat on the hat"], [["the cat sat on the mat"]])
+    value = scoring.corpus_bleu(["the cat sat on the hat"], [["the cat sat on the mat"]])
     assert value == pytest.approx((5 / 6 * 4 / 5 * 3 / 4 * 2 / 3) ** 0.25)
     # Same words and a shorter answer: exp(1 − 6/4), all precisions 1.
-    assert scoring.bleu(["the cat sat on"], [["the cat sat on the mat"]]) == pytest.approx(math.exp(1 - 6 / 4))
-    assert scoring.bleu(["the cat"], [["the cat"]]) == 0  # no 4-gram, no smoothing
+    assert scoring.corpus_bleu(["the cat sat on"], [["the cat sat on the mat"]]) == pytest.approx(math.exp(1 - 6 / 4))
+    assert scoring.corpus_bleu(["the cat"], [["the cat"]]) == 0  # no 4-gram, no smoothing
 
 
 def test_rouge_equals_rouge_score_on_ascii() -> None:
@@ -71,13 +72,12 @@ def test_rouge_equals_rouge_score_on_ascii() -> None:
     assert scoring.RougeL().pairs(texts, texts[::-1]).tolist() == expected
     references = [[texts[(i + 1) % 80], texts[(i + 7) % 80]] for i in range(80)]
     best = [theirs.score_multi(r, a)["rougeL"].fmeasure for a, r in zip(texts, references, strict=True)]
-    assert scoring.rouge_l_rows(texts, references).tolist() == best
-    assert scoring.rouge_l(texts, references) == pytest.approx(float(np.mean(best)), abs=1e-15)
+    assert scoring.best_of(scoring.RougeL(), texts, references).tolist() == best
 
 
 def test_rouge_by_hand() -> None:
     # LCS "the cat on mat": 4 of 5 and 4 of 6 → F = 2·.8·.667/(1.467)
-    assert scoring.rouge_l(["the cat lay on mat"], [["The cat sat on the mat."]]) == pytest.approx(8 / 11)
+    assert scoring.RougeL().pairs(["the cat lay on mat"], ["The cat sat on the mat."])[0] == pytest.approx(8 / 11)
 
 
 @settings(deadline=None)
@@ -95,14 +95,24 @@ def test_any_text_has_words_without_gaps(text: str) -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, 4), max_size=80), st.lists(st.integers(0, 4), max_size=80))
-def test_lcs_equals_the_table(a: list[int], b: list[int]) -> None:
+@given(st.lists(st.sampled_from("abcde"), max_size=80), st.lists(st.sampled_from("abcde"), max_size=80))
+def test_rouge_is_that_of_the_table_of_common_subsequences(a: list[str], b: list[str]) -> None:
     row = [0] * (len(b) + 1)
     for x in a:
         previous = row[:]
         for j, y in enumerate(b):
             row[j + 1] = previous[j] + 1 if x == y else max(previous[j + 1], row[j])
-    assert lcs_length(match_bits(a), len(a), b) == row[-1]
+    f = 2 * row[-1] / (len(a) + len(b)) if row[-1] else 0.0
+    assert scoring.RougeL().pairs([" ".join(a)], [" ".join(b)])[0] == pytest.approx(f)
+
+
+def test_of_two_references_as_near_in_length_the_shorter_counts() -> None:
+    # Four words; references of three and of five. Against three there is no brevity penalty, against five e^(1 − 5/4).
+    answer, short, long = "a b c d", "a b c", "a b c d e"
+    for references in ([short, long], [long, short]):
+        theirs = BLEU(tokenize="13a").sentence_score(answer, references).score / 100
+        assert scoring.corpus_bleu([answer], [references]) == pytest.approx(1.0) == pytest.approx(theirs)
+    assert scoring.corpus_bleu([answer], [[long]]) == pytest.approx(math.exp(1 - 5 / 4))
 
 
 @pytest.mark.parametrize(
@@ -123,25 +133,25 @@ def test_lcs_equals_the_table(a: list[int], b: list[int]) -> None:
 def test_words_of_other_scripts(text: str, tokens: tuple[str, ...]) -> None:
     assert words(text) == tokens
     if tokens:
-        assert scoring.rouge_l([text], [[text]]) == 1.0
+        assert scoring.RougeL().pairs([text], [text])[0] == 1.0
 
 
 def test_empty_answers_score_zero() -> None:
     for metric in (scoring.Bleu(), scoring.Bleu("exp"), scoring.RougeL()):
         assert metric.pairs(["", "  ", "a b c d", ""], ["a b c d", "x", "", ""]).tolist() == [0, 0, 0, 0]
-    assert scoring.bleu(["", "a b c d e"], [["a b"], ["a b c d e"]]) > 0
-    assert scoring.bleu([""], [["a"]]) == 0
+    assert scoring.corpus_bleu(["", "a b c d e"], [["a b"], ["a b c d e"]]) > 0
+    assert scoring.corpus_bleu([""], [["a"]]) == 0
 
 
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match="2 answers do not match 1"):
         scoring.RougeL().pairs(["a", "b"], ["a"])
     with pytest.raises(InputError, match="row 1"):
-        scoring.bleu(["a", "b"], [["a"], []])
+        scoring.corpus_bleu(["a", "b"], [["a"], []])
     with pytest.raises(InputError, match="row 0"):
-        scoring.rouge_l(["a"], ["a"])
+        scoring.corpus_bleu(["a"], ["a"])
     with pytest.raises(InputError, match="no answers"):
-        scoring.bleu([], [])
+        scoring.corpus_bleu([], [])
     with pytest.raises(InputError, match="smoothing"):
         scoring.Bleu("floor")
 

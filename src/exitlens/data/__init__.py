@@ -10,6 +10,7 @@ docs/data.md describes each format.
 from exitlens.data.grouping import groups
 from exitlens.data.reading import BUILTIN, read_data
 from exitlens.data.records import Dataset, Question, Statement
+from exitlens.data.sources import read_source
 from exitlens.data.subset import limited
 
-__all__ = ["BUILTIN", "Dataset", "Question", "Statement", "groups", "limited", "read_data"]
+__all__ = ["BUILTIN", "Dataset", "Question", "Statement", "groups", "limited", "read_data", "read_source"]

@@ -12,7 +12,7 @@ from exitlens.scoring.judges import (
     parse_labels,
 )
 from exitlens.scoring.predictions import Prediction, align, parse_predictions
-from exitlens.scoring.text import Bleu, RougeL, TextMetric, best_of, bleu, bleu_rows, rouge_l, rouge_l_rows
+from exitlens.scoring.text import Bleu, RougeL, TextMetric, best_of, corpus_bleu
 from exitlens.scoring.truthfulqa import score_rows, truthfulqa_scores
 
 __all__ = [
@@ -33,16 +33,13 @@ __all__ = [
     "align",
     "best_of",
     "binary",
-    "bleu",
-    "bleu_rows",
     "choice_scores",
+    "corpus_bleu",
     "mc1",
     "mc2",
     "mc3",
     "parse_labels",
     "parse_predictions",
-    "rouge_l",
-    "rouge_l_rows",
     "score_rows",
     "truthfulqa_scores",
 ]

@@ -140,7 +140,7 @@ class LabelsFromFile:
 
 
 def parse_labels(rows: Iterable[Row]) -> dict[str, int]:
-    """Question id → 0/1 from rows with ``question_id`` (or ``id``) and ``right`` (or ``label``).
+    """Question id → 0/1 from rows with ``question_id`` (or ``id``) and ``correct`` (or ``right``, ``label``).
 
     0/1, true/false, correct/incorrect and right/wrong are labels, in any case.
 
@@ -150,9 +150,9 @@ def parse_labels(rows: Iterable[Row]) -> dict[str, int]:
     out: dict[str, int] = {}
     for where, row in rows:
         key = next((row[k] for k in ("question_id", "id") if k in row), None)
-        label = next((row[k] for k in ("right", "label") if k in row), None)
+        label = next((row[k] for k in ("correct", "right", "label") if k in row), None)
         if key is None or label is None:
-            raise DataError(f"{where} has no question_id and right, only {quote_columns(list(row))}")
+            raise DataError(f"{where} has no question_id and correct, only {quote_columns(list(row))}")
         found = _LABELS.get(str(label).strip().lower())
         if found is None:
             raise DataError(f"{where}: label {cut(repr(label))} is not 0 or 1")

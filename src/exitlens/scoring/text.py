@@ -14,13 +14,15 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
+from rapidfuzz.distance import LCSseq
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
 from exitlens.errors import InputError
-from exitlens.scoring.tokens import lcs_length, match_bits, words
+from exitlens.parsing import cut
+from exitlens.scoring.tokens import words
 
-__all__ = ["Bleu", "RougeL", "TextMetric", "best_of", "bleu", "bleu_rows", "check_aligned", "rouge_l", "rouge_l_rows"]
+__all__ = ["Bleu", "RougeL", "TextMetric", "best_of", "check_aligned", "corpus_bleu"]
 
 _ORDER = 4
 _tokenize: Callable[[str], str] = Tokenizer13a()  # type: ignore[no-untyped-call]
@@ -102,41 +104,23 @@ def best_of(metric: TextMetric, answers: Sequence[str], references: Sequence[Seq
     return out
 
 
-def bleu(answers: Sequence[str], references: Sequence[Sequence[str]], smoothing: str = "none") -> float:
+def corpus_bleu(answers: Sequence[str], references: Sequence[Sequence[str]], smoothing: str = "none") -> float:
     """Corpus BLEU, 0..1: counts are summed over rows before the ratio, as in sacrebleu (13a, case kept).
 
-    ``references[i]`` lists the references of row i: one or more, n-grams clipped by the most generous of them and
-    the length compared with the nearest. Raises InputError for no rows, or a row without references.
+    Args:
+        answers: One a row.
+        references: One or more a row: n-grams are clipped by the most generous of them, and the length is compared with
+            the nearest (of two as near, the shorter: Papineni et al. 2002 leave it open, sacrebleu takes the shorter).
+        smoothing: ``none`` or ``exp``.
+
+    Raises:
+        InputError: No rows, or a row without references.
     """
     _known(smoothing)
     if not answers:
         raise InputError("BLEU of no answers: give at least one")
     total = np.sum([_bleu_counts(a, refs) for a, refs in _rows(answers, references)], axis=0)
     return _bleu_score([int(x) for x in total], smoothing)
-
-
-def bleu_rows(
-    answers: Sequence[str], references: Sequence[Sequence[str]], smoothing: str = "none"
-) -> NDArray[np.float64]:
-    """Sentence BLEU of each row against all of its references together: ``[n]``, 0..1."""
-    _known(smoothing)
-    scores = [_bleu_score(_bleu_counts(a, refs), smoothing) for a, refs in _rows(answers, references)]
-    return np.array(scores, dtype=np.float64)
-
-
-def rouge_l(answers: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Plain mean over rows of ROUGE-L F against the best of the row's references, 0..1.
-
-    Never a bootstrap median, which changes from run to run. Raises InputError as :func:`bleu`.
-    """
-    if not answers:
-        raise InputError("ROUGE-L of no answers: give at least one")
-    return float(rouge_l_rows(answers, references).mean())
-
-
-def rouge_l_rows(answers: Sequence[str], references: Sequence[Sequence[str]]) -> NDArray[np.float64]:
-    """ROUGE-L F of each row against the best of its references: ``[n]``, 0..1."""
-    return np.array([max(_rouge_f(a, r) for r in refs) for a, refs in _rows(answers, references)], dtype=np.float64)
 
 
 def check_aligned(answers: Sequence[Any], references: Sequence[Any]) -> None:
@@ -150,18 +134,16 @@ def check_aligned(answers: Sequence[Any], references: Sequence[Any]) -> None:
 
 def _known(smoothing: str) -> str:
     if smoothing not in ("none", "exp"):
-        raise InputError(f"unknown smoothing {smoothing!r}: use 'none' or 'exp'")
+        raise InputError(f"unknown smoothing {cut(smoothing)!r}: use 'none' or 'exp'")
     return smoothing
 
 
 def _rows(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[tuple[str, tuple[str, ...]]]:
     check_aligned(answers, references)
-    rows = []
-    for i, (answer, options) in enumerate(zip(answers, references, strict=True)):
+    for i, options in enumerate(references):
         if isinstance(options, str) or not options:
-            raise InputError(f"references of row {i} are {options!r}: give a list of at least one text")
-        rows.append((answer, tuple(options)))
-    return rows
+            raise InputError(f"references of row {i} are {cut(repr(options))}: give a list of at least one text")
+    return [(answer, tuple(options)) for answer, options in zip(answers, references, strict=True)]
 
 
 def _tokens(text: str) -> list[str]:
@@ -218,17 +200,11 @@ def _bleu_score(counts: Sequence[int], smoothing: str) -> float:
     return float(score.score) / 100.0
 
 
-@lru_cache(maxsize=1 << 12)
-def _answer_bits(answer: str) -> tuple[Mapping[Any, int], int]:
-    tokens = words(answer)
-    return match_bits(tokens), len(tokens)
-
-
 def _rouge_f(answer: str, reference: str) -> float:
-    bits, size = _answer_bits(answer)
-    other = words(reference)
-    common = lcs_length(bits, size, other) if size and other else 0
+    mine, other = words(answer), words(reference)
+    # Longest common subsequence, bit-parallel (Hyyrö 2004): 17,360 pairs in 16 ms, 30 ms with Python numbers as bits.
+    common = LCSseq.similarity(mine, other)
     if not common:
         return 0.0
-    precision, recall = common / size, common / len(other)
+    precision, recall = common / len(mine), common / len(other)
     return 2 * precision * recall / (precision + recall)

@@ -1,13 +1,12 @@
-"""Words of a text for ROUGE-L, in any script, and the length of a longest common subsequence."""
+"""Words of a text for ROUGE-L, in any script."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Hashable, Mapping, Sequence
 from functools import cache, lru_cache
 
-__all__ = ["lcs_length", "match_bits", "words"]
+__all__ = ["words"]
 
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
 
@@ -69,23 +68,3 @@ def _kind(character: str) -> str:
         return "gap"
     code = ord(character)
     return "single" if any(low <= code <= high for low, high in _UNSPACED) else "word"
-
-
-def match_bits(tokens: Sequence[Hashable]) -> dict[Hashable, int]:
-    """Positions of every token as the bits of a number: what :func:`lcs_length` reads."""
-    bits: dict[Hashable, int] = {}
-    for position, token in enumerate(tokens):
-        bits[token] = bits.get(token, 0) | (1 << position)
-    return bits
-
-
-def lcs_length(bits: Mapping[Hashable, int], size: int, other: Sequence[Hashable]) -> int:
-    """Length of a longest common subsequence of a sequence of ``size`` tokens, given as its bits, and ``other``.
-
-    One row of the dynamic programme is one number, a step is four operations on it (Hyyrö 2004, bit-parallel LCS).
-    """
-    row = full = (1 << size) - 1
-    for token in other:
-        matched = row & bits.get(token, 0)
-        row = ((row + matched) | (row - matched)) & full
-    return size - row.bit_count()
