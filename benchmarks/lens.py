@@ -47,7 +47,7 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     from lens_peers import peers
 
-    from exitlens.compute.precision import bf16_products
+    from exitlens.compute.hardware import bf16_fast
 
     name = chosen.model or next(iter(models.catalog.CATALOG))
     if chosen.memory_child is not None:
@@ -73,7 +73,7 @@ def main() -> None:
         "product alone, float32": lambda: _floor(lm, tokens, torch.float32),
         "product alone, float32 chosen": lambda: _chosen_floor(lm, tokens),
     }
-    if bf16_products(lm.device):
+    if bf16_fast(lm.device):
         works["product alone, bf16"] = lambda: _floor(lm, tokens, torch.bfloat16)
     works |= peers(lm, ids)
     seconds: dict[str, list[float]] = {work: [] for work in works}

@@ -31,7 +31,7 @@ def test_the_other_library_gives_the_same_product_and_leaves_the_setting(
 ) -> None:
     if not hasattr(torch.backends.mkldnn, "matmul"):
         pytest.skip("this PyTorch cannot choose the library")
-    monkeypatch.setattr(products, "_onednn_is_exact", lambda: True)
+    monkeypatch.setattr(products, "onednn_is_exact", lambda: True)
     setting = torch.backends.mkldnn.matmul
     before, setting.fp32_precision = setting.fp32_precision, "ieee"
     seen: list[str] = []
@@ -50,7 +50,7 @@ def test_the_other_library_gives_the_same_product_and_leaves_the_setting(
 def test_the_setting_comes_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     if not hasattr(torch.backends.mkldnn, "matmul"):
         pytest.skip("this PyTorch cannot choose the library")
-    monkeypatch.setattr(products, "_onednn_is_exact", lambda: True)
+    monkeypatch.setattr(products, "onednn_is_exact", lambda: True)
     before = torch.backends.mkldnn.matmul.fp32_precision
     with pytest.raises(RuntimeError, match="shapes"), products.faster_float32():
         torch.mm(torch.ones(4, 3), torch.ones(4, 3))

@@ -56,12 +56,12 @@ def test_an_input_that_is_not_contiguous(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_type_or_processor_it_is_not_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert packed.packed(torch.ones(4, 4, dtype=torch.float64)) is None
-    monkeypatch.setattr(products, "_onednn_is_exact", lambda: False)
+    monkeypatch.setattr(products, "onednn_is_exact", lambda: False)
     assert not packed._try(torch.float32)
 
 
 def test_a_product_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "_onednn_is_exact", lambda: True)
+    monkeypatch.setattr(products, "onednn_is_exact", lambda: True)
     if not packed._try(torch.float32):
         pytest.skip("this PyTorch has no oneDNN")
     right = packed._product

@@ -10,7 +10,7 @@ from tests.unit import plain_statistics
 from tests.unit.lens_model import SmallModel, double, states
 from torch import Tensor
 
-from exitlens.compute import precision as precision_module
+from exitlens.compute import hardware
 from exitlens.errors import InputError, LayerError, ModelError
 from exitlens.lenses.read_hidden import readout
 from exitlens.lenses.statistics import STATS
@@ -180,7 +180,7 @@ def test_bfloat16_products_stay_in_their_documented_bounds(monkeypatch: pytest.M
     hidden = states(model, 60)
     targets = torch.randint(1500, (60, 1), generator=torch.Generator().manual_seed(1))
     exact = everything(model, hidden, targets)
-    monkeypatch.setattr(precision_module, "bf16_fast", lambda device: True)
+    monkeypatch.setattr(hardware, "bf16_fast", lambda device: True)
     fast = everything(model, hidden, targets, precision="fast")
     assert fast.product == torch.bfloat16
     assert exact.product == torch.float32
@@ -203,14 +203,14 @@ def test_fast_keeps_its_bounds_for_one_statistic_of_widely_spread_logits(
     hidden = states(model, 40)
     targets = torch.arange(40)
     exact = readout(model, hidden, stats=(stat,), targets=targets)[stat]
-    monkeypatch.setattr(precision_module, "bf16_fast", lambda device: True)
+    monkeypatch.setattr(hardware, "bf16_fast", lambda device: True)
     fast = readout(model, hidden, stats=(stat,), targets=targets, precision="fast")[stat]
     assert exact.max() > 20 or stat != "kl"
     assert (fast - exact).abs().max() < 0.05
 
 
 def test_equal_logits_keep_the_order_of_their_ids_after_a_bf16_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision_module, "bf16_fast", lambda device: True)
+    monkeypatch.setattr(hardware, "bf16_fast", lambda device: True)
     model = SmallModel(vocab=1500)
     hidden = {j: torch.zeros(3, model.d_model) for j in range(model.n_layers + 1)}
     found = readout(model, hidden, stats=("top_k",), top_k=4, precision="fast")["top_ids"]
@@ -218,7 +218,7 @@ def test_equal_logits_keep_the_order_of_their_ids_after_a_bf16_product(monkeypat
 
 
 def test_fast_is_the_float32_product_where_bf16_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision_module, "bf16_fast", lambda device: False)
+    monkeypatch.setattr(hardware, "bf16_fast", lambda device: False)
     model = SmallModel()
     assert readout(model, states(model), precision="fast").product == torch.float32
 

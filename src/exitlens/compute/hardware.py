@@ -1,4 +1,4 @@
-"""Device and dtype choices, decided by what the hardware says it can do, never by timing a product.
+"""Device and number types, decided by what the hardware says it can do, never by timing a product.
 
 A processor without bf16 instructions emulates bf16 products a hundred times slower than float32, so trying one
 to see is not an option.
@@ -6,15 +6,17 @@ to see is not an option.
 
 from __future__ import annotations
 
+import os
 import platform
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
 from exitlens.compute.names import DTYPE_NAMES, check_device_name, dtype_name
 from exitlens.errors import InputError
 
-__all__ = ["DTYPES", "bf16_fast", "describe", "pick_device", "pick_dtype"]
+__all__ = ["DTYPES", "bf16_fast", "cpu_info", "describe", "pick_device", "pick_dtype", "product_dtype"]
 
 DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
@@ -64,16 +66,49 @@ def pick_dtype(dtype: str | torch.dtype | Literal["auto"], device: torch.device)
     return DTYPES[name]
 
 
-def describe(device: torch.device) -> dict[str, str | int | bool]:
-    """The facts about this machine that a manifest records."""
-    facts: dict[str, str | int | bool] = {
-        "platform": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+def product_dtype(precision: str, device: torch.device, weight: torch.dtype) -> torch.dtype:
+    """The type of the unembedding product.
+
+    Args:
+        precision: ``exact`` or ``fast``.
+        device: Where the product runs.
+        weight: Type of the unembedding.
+
+    Returns:
+        float64 for float64 models, bf16 where ``fast`` pays, else float32.
+
+    Raises:
+        InputError: An unknown precision.
+    """
+    if precision not in ("exact", "fast"):
+        raise InputError(f"unknown precision {precision!r}: use exact or fast")
+    if weight == torch.float64:
+        return torch.float64
+    if precision == "fast" and bf16_fast(device):
+        return torch.bfloat16
+    return torch.float32
+
+
+def describe() -> dict[str, Any]:
+    """The machine in a few words: processor, cores, accelerator, threads that torch uses."""
+    facts: dict[str, Any] = {
+        "machine": platform.machine(),
+        "system": f"{platform.system()} {platform.release()}",
+        "processor": cpu_info("model name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": str(device),
-        "bf16_fast": bf16_fast(device),
     }
-    if device.type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
+    if torch.cuda.is_available():
+        facts["accelerator"] = torch.cuda.get_device_name(0)
     return facts
+
+
+def cpu_info(key: str) -> str:
+    """What Linux says of the processor under ``key`` (``vendor_id``, ``model name``); an empty text elsewhere."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith(key):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return ""

@@ -17,12 +17,13 @@ import functools
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from exitlens.compute.hardware import cpu_info
 
 __all__ = ["faster_float32", "has_no_hooks", "joint", "linear", "onednn_is_exact", "plain_linear"]
 
@@ -36,7 +37,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x [..., d] · weight [v, d]ᵀ + bias [v]`` → ``[..., v]``, contiguous."""
     d = x.shape[-1]
     rows = x.numel() // d
-    if rows >= _ONEDNN and _plain(x) and _onednn_is_exact():
+    if rows >= _ONEDNN and _plain(x) and onednn_is_exact():
         with faster_float32():
             return F.linear(x, weight, bias)
     most = _FEW_OF_MANY if weight.shape[0] >= _MANY else _FEW
@@ -60,7 +61,7 @@ def joint(parts: Sequence[tuple[Tensor, Tensor | None]]) -> Callable[[Tensor], T
     turned = weight.t().contiguous()
 
     def product(x: Tensor) -> Tensor:
-        if _onednn_is_exact():
+        if onednn_is_exact():
             with faster_float32():
                 out = torch.matmul(x, turned)
         elif 2 <= x.numel() // x.shape[-1] <= _FEW:
@@ -75,7 +76,7 @@ def joint(parts: Sequence[tuple[Tensor, Tensor | None]]) -> Callable[[Tensor], T
 @contextmanager
 def faster_float32() -> Iterator[None]:
     """Float32 products on the CPU by oneDNN, where that is faster and as exact; then the caller's setting again."""
-    if not _onednn_is_exact():
+    if not onednn_is_exact():
         yield
         return
     setting: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
@@ -109,13 +110,9 @@ def _turns(x: Tensor) -> bool:
     return _plain(x) and _turned_is_faster()
 
 
-def onednn_is_exact() -> bool:
-    """True where float32 products by oneDNN are faster than by MKL, and as exact."""
-    return _onednn_is_exact()
-
-
 @functools.cache
-def _onednn_is_exact() -> bool:
+def onednn_is_exact() -> bool:
+    """True where float32 products by oneDNN are faster than by MKL, and as exact; tried once."""
     return _try_onednn()
 
 
@@ -145,10 +142,4 @@ def _turned_is_faster() -> bool:
 
 def _maker() -> str:
     """The processor's maker as it calls itself, or an empty text."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("vendor_id"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return "AuthenticAMD" if "AuthenticAMD" in platform.processor() else ""
+    return cpu_info("vendor_id") or ("AuthenticAMD" if "AuthenticAMD" in platform.processor() else "")

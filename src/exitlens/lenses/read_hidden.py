@@ -9,7 +9,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from exitlens.compute.precision import product_dtype
+from exitlens.compute.hardware import product_dtype
 from exitlens.errors import InputError, LayerError
 from exitlens.lenses._rows import AcrossLayers, Rows, Term
 from exitlens.lenses._triton import FusedBlock, usable

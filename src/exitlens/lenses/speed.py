@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from exitlens.compute.hardware import product_dtype
 from exitlens.compute.matmul import faster_float32
-from exitlens.compute.precision import product_dtype
 from exitlens.lenses._unembed import Unembedding
 from exitlens.lenses.read_hidden import readout
 from exitlens.models.protocol import LayeredModel

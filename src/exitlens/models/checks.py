@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from exitlens.errors import ParityError, UnsupportedModel
 from exitlens.models.layout.hooks import eval_mode
-from exitlens.models.protocol import Parity
-
-if TYPE_CHECKING:
-    from exitlens.models.layered import Layered
+from exitlens.models.protocol import Parity, Pass
 
 __all__ = ["CacheKind", "cache_kind", "check_causal", "check_parity", "gap_is_exact", "pads_exactly", "position_offset",
            "takes_masks"]  # fmt: skip
@@ -30,31 +28,67 @@ _BLOCKWISE = ("chunk", "compress", "index", "block", "lsh")
 _BLOCK_SIZES = ("index_block_size", "attention_chunk_size", "lsh_attn_chunk_length")
 
 
-def own_logits(lm: Layered, ids: Tensor) -> Tensor:
+class Checkable(Protocol):
+    """What the checks use of a model. Nothing here is itself measured, so that asking for it measures nothing."""
+
+    name: str
+    model: nn.Module
+    config: Any
+    n_layers: int
+    vocab_size: int
+    context: int | None
+    dtype: torch.dtype
+    accepts: frozenset[str]
+    offset: int | None
+    takes_masks: bool
+    cache_trial: CacheKind | None  # the use of the cache that is being tried
+
+    def run_whole(self, ids: Tensor) -> Any:
+        """One plain pass of the object that was handed over."""
+        ...
+
+    def logits(self, h: Tensor, layer: int) -> Tensor:
+        """See :meth:`LayeredModel.logits <exitlens.models.protocol.LayeredModel.logits>`."""
+        ...
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        layers: Sequence[int] | Literal["all"] = (),
+        cache: Any = None,
+        use_cache: bool = False,
+    ) -> Pass:
+        """See :meth:`LayeredModel.forward <exitlens.models.protocol.LayeredModel.forward>`."""
+        ...
+
+
+def own_logits(lm: Checkable, ids: Tensor) -> Tensor:
     """The logits that the model, as it was handed over, gives without our help."""
     with eval_mode(lm.model):
         out = lm.run_whole(ids)
     return out.logits if hasattr(out, "logits") else out[0]  # type: ignore[no-any-return]
 
 
-def tolerance(lm: Layered, scale: float) -> float:
+def tolerance(lm: Checkable, scale: float) -> float:
     """Largest difference that rounding explains, for values of size ``scale``."""
     return (5e-2 if lm.dtype in (torch.bfloat16, torch.float16) else 1e-4) * max(1.0, scale)
 
 
-def same(lm: Layered, a: Tensor, b: Tensor) -> bool:
+def same(lm: Checkable, a: Tensor, b: Tensor) -> bool:
     """Equal to rounding, for hidden states that took different ways through the same sums."""
     return bool((a.float() - b.float()).abs().max() <= tolerance(lm, float(b.float().abs().max())))
 
 
-def alike(lm: Layered, a: Tensor, b: Tensor) -> bool:
+def alike(lm: Checkable, a: Tensor, b: Tensor) -> bool:
     """As :func:`same`, but in half precision only on the whole: rounding may send a token to another expert."""
     if lm.dtype not in (torch.bfloat16, torch.float16):
         return same(lm, a, b)
     return bool((a.float() - b.float()).abs().mean() <= 0.15 * b.float().abs().mean())
 
 
-def check_parity(lm: Layered, ids: Tensor, bare: dict[int, Tensor]) -> Parity:
+def check_parity(lm: Checkable, ids: Tensor, bare: dict[int, Tensor]) -> Parity:
     """Raises :class:`ParityError` unless layer N reads as the model's own logits, on whole rows and on loose positions.
 
     ``ids``: ``[rows, seq]``; ``bare[j]``: the hidden states of a plain pass over them.
@@ -79,7 +113,7 @@ def check_parity(lm: Layered, ids: Tensor, bare: dict[int, Tensor]) -> Parity:
     return Parity(worst, bound, int(ids.numel()))
 
 
-def check_causal(lm: Layered, ids: Tensor, bare: dict[int, Tensor], again: dict[int, Tensor]) -> None:
+def check_causal(lm: Checkable, ids: Tensor, bare: dict[int, Tensor], again: dict[int, Tensor]) -> None:
     """Raises :class:`UnsupportedModel` when an earlier position sees a later token, or a row another row."""
     n = lm.n_layers
     if not alike(lm, again[n], bare[n]):
@@ -97,8 +131,8 @@ def check_causal(lm: Layered, ids: Tensor, bare: dict[int, Tensor], again: dict[
         raise UnsupportedModel(f"{lm.name}: a row's numbers depend on the other rows of its batch")
 
 
-def position_offset(lm: Layered, ids: Tensor, bare: dict[int, Tensor]) -> int | None:
-    """What the model itself calls the first position (2 in RoBERTa's kin), or None when positions cannot be given."""
+def position_offset(lm: Checkable, ids: Tensor, bare: dict[int, Tensor]) -> int | None:
+    """What the model calls the first position (2 in RoBERTa's variants), or None when positions cannot be given."""
     if "position_ids" not in lm.accepts:
         return None
     n = lm.n_layers
@@ -117,7 +151,7 @@ def position_offset(lm: Layered, ids: Tensor, bare: dict[int, Tensor]) -> int | 
     return None
 
 
-def takes_masks(lm: Layered, ids: Tensor, bare: dict[int, Tensor]) -> bool:
+def takes_masks(lm: Checkable, ids: Tensor, bare: dict[int, Tensor]) -> bool:
     """False when the model cannot run with a mask. :class:`UnsupportedModel` when one of ones changes a number."""
     if lm.offset is not None:
         return True  # measured with a mask of ones
@@ -131,18 +165,20 @@ def takes_masks(lm: Layered, ids: Tensor, bare: dict[int, Tensor]) -> bool:
     return True
 
 
-def cache_kind(lm: Layered, ids: Tensor, bare: dict[int, Tensor]) -> CacheKind:
+def cache_kind(lm: Checkable, ids: Tensor, bare: dict[int, Tensor]) -> CacheKind:
     """Which use of the model's cache gives the numbers of one pass; "runs again" when none does."""
     kinds: tuple[CacheKind, ...] = ("own", "steps")
-    for kind in kinds:
-        lm.cache_kind = kind
-        if _cache_works(lm, ids, bare):
-            return kind
-    lm.cache_kind = "runs again"
+    try:
+        for kind in kinds:
+            lm.cache_trial = kind
+            if _cache_works(lm, ids, bare):
+                return kind
+    finally:
+        lm.cache_trial = None
     return "runs again"
 
 
-def _cache_works(lm: Layered, ids: Tensor, bare: dict[int, Tensor]) -> bool:
+def _cache_works(lm: Checkable, ids: Tensor, bare: dict[int, Tensor]) -> bool:
     """True when a text in pieces, and a prefix shared by several rows, give the numbers of one pass.
 
     Three rows begin alike; they go on in one piece, then a token at a time, with one row dropped on the way.
@@ -173,7 +209,7 @@ def _cache_works(lm: Layered, ids: Tensor, bare: dict[int, Tensor]) -> bool:
         return False
 
 
-def pads_exactly(lm: Layered, ids: Tensor, bare: dict[int, Tensor]) -> bool:
+def pads_exactly(lm: Checkable, ids: Tensor, bare: dict[int, Tensor]) -> bool:
     """True when padding, left or right, changes nothing at real positions, at any layer's output."""
     blocks = any(word in kind for kind in _kinds(lm.config) for word in _BLOCKWISE)
     if not lm.takes_masks or blocks or any(isinstance(getattr(lm.config, name, None), int) for name in _BLOCK_SIZES):
@@ -181,7 +217,7 @@ def pads_exactly(lm: Layered, ids: Tensor, bare: dict[int, Tensor]) -> bool:
     return all(_padding_exact(lm, ids, bare, side) for side in ("left", "right"))
 
 
-def _padding_exact(lm: Layered, ids: Tensor, bare: dict[int, Tensor], side: str) -> bool:
+def _padding_exact(lm: Checkable, ids: Tensor, bare: dict[int, Tensor], side: str) -> bool:
     seq = ids.shape[1]
     cut = seq - 2
     spot = slice(2, seq) if side == "left" else slice(0, cut)
@@ -196,12 +232,13 @@ def _padding_exact(lm: Layered, ids: Tensor, bare: dict[int, Tensor], side: str)
     return all(same(lm, h[0, spot], bare[j][0, :cut]) and same(lm, h[1], bare[j][-1]) for j, h in padded.items())
 
 
-def gap_is_exact(lm: Layered, ids: Tensor, bare: dict[int, Tensor]) -> bool:
+def gap_is_exact(lm: Checkable, ids: Tensor, bare: dict[int, Tensor]) -> bool:
     """True when masked positions between a cached prefix and what follows change nothing.
 
-    Measured, and ruled out by the configuration where a window is longer than the text measured on.
+    Measured, and ruled out by the configuration where a window is longer than the text measured on. It takes a model
+    that pads exactly (:func:`pads_exactly`).
     """
-    if not lm.pads_exactly or _windowed(lm.config, lm.context):
+    if _windowed(lm.config, lm.context):
         return False
     n, cut = lm.n_layers, ids.shape[1] // 2
     rest = ids[:1, cut:].expand(2, -1)

@@ -81,6 +81,7 @@ class Layered:
         self._copy = False
         self.offset: int | None = None
         self.takes_masks = True
+        self.cache_trial: checks.CacheKind | None = None
         self._probe = probe
         self._measure(probe)
 
@@ -125,7 +126,7 @@ class Layered:
 
     @cached_property  # pyright takes none for a property of a protocol, hence the two
     def _gap_exact(self) -> bool:
-        return checks.gap_is_exact(self, self._probe, self._bare())
+        return self.pads_exactly and checks.gap_is_exact(self, self._probe, self._bare())
 
     def _bare(self) -> dict[int, Tensor]:
         return self.forward(self._probe, layers="all").hidden
@@ -218,7 +219,7 @@ class Layered:
             input_ids, attention_mask = cache.extend(input_ids, attention_mask)
             cache = None
         elif cache is not None:
-            if self.cache_kind == "steps" and new > 1 and getattr(cache, "begun", False):
+            if (self.cache_trial or self.cache_kind) == "steps" and new > 1 and getattr(cache, "begun", False):
                 return self._steps(input_ids, attention_mask, list(wanted), positions, cache)
             cache.begun = True
         kwargs = self._arguments(input_ids, attention_mask, cache)
@@ -282,7 +283,7 @@ class Layered:
 
     def new_cache(self) -> Any:
         """An empty key-value cache of the kind this model uses; a :class:`Replay` where it has none that works."""
-        if self._cache_factory is None or self.cache_kind == "runs again":
+        if self._cache_factory is None or (self.cache_trial or self.cache_kind) == "runs again":
             return Replay()
         return movable(self._cache_factory())
 

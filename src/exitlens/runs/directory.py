@@ -15,7 +15,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -33,7 +32,7 @@ from exitlens.storage.joined_tables import write_joined
 from exitlens.storage.lock import DirectoryLock
 from exitlens.storage.sealed import Sealed
 
-__all__ = ["FORMAT", "RunDirectory", "hardware", "versions"]
+__all__ = ["FORMAT", "RunDirectory", "versions"]
 
 FORMAT = 2
 _OURS = (
@@ -161,46 +160,21 @@ def versions() -> dict[str, str]:
     return found
 
 
-def hardware() -> dict[str, Any]:
-    """The machine in a few words: processor, cores, memory, accelerator, threads that torch uses."""
-    import torch
-
-    facts: dict[str, Any] = {
-        "machine": platform.machine(),
-        "system": f"{platform.system()} {platform.release()}",
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-    if torch.cuda.is_available():
-        facts["accelerator"] = torch.cuda.get_device_name(0)
-    return facts
-
-
 def now() -> str:
     """The time, in UTC, to the second."""
     return datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")
 
 
-def _processor() -> str:
-    if sys.platform.startswith("linux"):
-        try:
-            for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-        except OSError:
-            pass
-    return platform.processor() or platform.machine()
-
-
 def _new_manifest(identity: Mapping[str, Any], command: str) -> dict[str, Any]:
+    from exitlens.compute.hardware import describe
+
     return {
         "version": FORMAT,
         "command": command,
         "config": {},
         "identity": dict(identity),
         "versions": versions(),
-        "hardware": hardware(),
+        "hardware": describe(),
         "stages": {},
         "started": now(),
         "finished": None,

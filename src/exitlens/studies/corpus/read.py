@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from exitlens.compute.precision import product_dtype
+from exitlens.compute.hardware import product_dtype
 from exitlens.data.texts import Survey, TextFile
 from exitlens.errors import InputError, RunError
 from exitlens.lenses.lens import Lens, as_lens, lens_name
