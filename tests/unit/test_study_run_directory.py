@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 
 from exitlens.errors import RunError
-from exitlens.runs.directory import RunDirectory
+from exitlens.runs.directory import FORMAT, RunDirectory
 from exitlens.storage import atomic
 
 TABLE = pd.DataFrame({"id": ["b", "a"], "value": [1.5, 2.5], "text": ["<script>\x00", "\u202eשלום 🦔"]})
@@ -158,3 +159,77 @@ def test_a_lost_manifest_keeps_the_units(tmp_path: Path) -> None:
 def test_reading_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="holds no run"):
         RunDirectory.read(tmp_path)
+
+
+def test_a_run_of_another_format_is_refused(tmp_path: Path) -> None:
+    opened(tmp_path / "run").close()
+    manifest = tmp_path / "run" / "manifest.json"
+    held = json.loads(manifest.read_bytes())
+    atomic.write_json(manifest, {**held, "version": FORMAT + 1})
+    with pytest.raises(RunError, match=rf"a run of format {FORMAT + 1}, this version writes {FORMAT}: .*--fresh"):
+        opened(tmp_path / "run")
+    opened_again = RunDirectory.open(tmp_path / "run", {"seed": 1}, fresh=True)
+    assert opened_again.manifest["version"] == FORMAT
+    opened_again.close()
+
+
+@pytest.mark.parametrize("place", ["tables", "work", "work/stage", "states/prompted", "figures"])
+def test_nothing_is_written_through_a_link(tmp_path: Path, place: str) -> None:
+    with opened(tmp_path / "run") as run:
+        kept(run)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    link = tmp_path / "run" / place
+    if link.exists():
+        link.rename(tmp_path / "moved")
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(elsewhere)
+    with pytest.raises(RunError, match=rf"'{link}' is a symbolic link.*--out"):
+        opened(tmp_path / "run")
+    assert list(elsewhere.iterdir()) == []
+    (elsewhere / "mine").write_text("kept")
+    # With --fresh, links to whole folders of ours are removed, never what they point to.
+    if "/" not in place:
+        RunDirectory.open(tmp_path / "run", {"seed": 1}, fresh=True).close()
+        assert not link.is_symlink()
+    assert (elsewhere / "mine").read_text() == "kept"
+
+
+def test_links_of_files_are_replaced_and_links_of_the_users_own_are_left(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    with opened(tmp_path / "run") as run:
+        kept(run)
+        (run.path / "tables").mkdir()
+        (run.path / "tables" / "t.parquet").symlink_to(precious)
+        (run.path / "report.html").symlink_to(precious)
+        (run.path / "mine").symlink_to(tmp_path)
+        run.write_table("t", TABLE)
+    with opened(tmp_path / "run") as run:
+        assert not (run.path / "tables" / "t.parquet").is_symlink()
+    assert precious.read_text() == "kept"
+
+
+def test_a_table_is_assembled_from_units(tmp_path: Path) -> None:
+    with opened(tmp_path / "run") as run:
+        for number in range(2):
+            kept(run, number)
+        units = run.units("stage")
+        run.assemble("t", [units.path(number, "key", "t.parquet") for number in range(2)])
+        found = run.table("t")
+        assert found is not None
+        pd.testing.assert_frame_equal(found, pd.concat([TABLE, TABLE], ignore_index=True))
+        assert list(run.tables()) == ["t"]
+        assert run.table("u") is None
+
+
+def test_what_the_manifest_says_of_a_stage_adds_up(tmp_path: Path) -> None:
+    with opened(tmp_path / "run", data="d") as run:
+        run.stage_state("generate", "running", batches=2)
+        run.stage_state("generate", "done", seconds=1.5)
+        run.note(finished="now")
+    with RunDirectory.open(tmp_path / "run", {"seed": 1, "statements": "s"}, command="again") as run:
+        assert run.manifest["stages"] == {"generate": {"state": "done", "batches": 2, "seconds": 1.5}}
+        assert run.manifest["identity"] == {"seed": 1, "data": "d", "statements": "s"}
+        assert (run.manifest["command"], run.manifest["finished"]) == ("again", "now")
+    assert RunDirectory.read(tmp_path / "run").manifest["command"] == "again"

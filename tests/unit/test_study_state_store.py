@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from exitlens.models import wrap
 from exitlens.models.forward import common_prefix, passes
 from exitlens.runs.engine import LocalEngine
 from exitlens.runs.hidden_states import Origin, StateStore
+from exitlens.storage.atomic import write_json
 from exitlens.studies.probes import extraction
 from exitlens.studies.probes.extraction import extract, label_tokens
 
@@ -90,6 +93,66 @@ def test_states_of_another_model_and_states_that_are_not_finite_are_refused(tmp_
     states[2][0, 1] = torch.nan
     with pytest.raises(ProbeError, match="example '3' at layer 2 is not finite"):
         store.write(1, states, pd.DataFrame({"position": [0], "token": ["x"]}))
+
+
+def test_a_shard_of_other_examples_is_not_taken_for_the_one_planned(tmp_path: Path) -> None:
+    store = filled(tmp_path, "1", "2", "3", "4")
+    # Both are whole, and each under the other's number.
+    for file in sorted((tmp_path / "shards").glob("00000.*")):
+        other = file.with_name(file.name.replace("00000", "00001"))
+        aside = file.read_bytes()
+        file.write_bytes(other.read_bytes())
+        other.write_bytes(aside)
+    assert store.unfinished() == [0, 1]
+    with pytest.raises(ProbeError, match=r"shard 0 of .* is not finished"):
+        StateStore.read(tmp_path).layer(1)
+    assert filled(tmp_path, "1", "2", "3", "4").layer(1)[:, 0].tolist() == [101, 102, 103, 104]
+
+
+def test_a_changed_text_under_an_old_id_is_a_new_example(tmp_path: Path) -> None:
+    store = filled(tmp_path, "1", "2")
+    store.plan(rows("1").assign(hash="another"))
+    assert store.unfinished() == [1]
+    store.write(1, {j: torch.full((1, 4), 7.0) for j in ORIGIN.layers}, pd.DataFrame({"position": [2], "token": ["x"]}))
+    store.finish()
+    assert store.layer(1, ["1", "2"])[:, 0].tolist() == [7, 102]
+    assert len(store.index()) == 3
+
+
+def test_layers_are_files_of_their_own_and_a_seal_that_lists_others_is_not_believed(tmp_path: Path) -> None:
+    filled(tmp_path, "1", "2")
+    more = StateStore.open(tmp_path, replace(ORIGIN, layers=(3,)))
+    assert more.origin.layers == (0, 1, 2, 3)
+    assert more.missing(0) == (3,)
+    more.write(0, {3: torch.full((2, 4), 9.0)}, pd.DataFrame())
+    assert StateStore.read(tmp_path).states((3, 0), ["2"])[:, 0, 0].tolist() == [9, 2]
+    seal = tmp_path / "shards" / "00000.seal.json"
+    held = json.loads(seal.read_bytes())
+    assert held["facts"]["layers"] == {"safetensors": [0, 1, 2], "1.safetensors": [3]}
+    for layers in ({"../../x": [0]}, {"safetensors": 7}, [], None):
+        write_json(seal, {**held, "facts": {"layers": layers}})
+        assert StateStore.open(tmp_path, ORIGIN).missing(0) == (0, 1, 2)
+        with pytest.raises(ProbeError, match="lacks layer 0"):
+            StateStore.read(tmp_path).layer(0)
+
+
+def test_a_store_that_lost_its_plan_is_planned_again(tmp_path: Path) -> None:
+    filled(tmp_path, "1", "2", "3")
+    (tmp_path / "plan.parquet").write_bytes(b"half")
+    again = StateStore.open(tmp_path, ORIGIN)
+    assert again.unfinished() == []
+    again.plan(rows("1", "2", "3"), 2)
+    assert again.unfinished() == []
+    with pytest.raises(ProbeError, match="no hidden states in"):
+        StateStore.read(tmp_path / "none")
+
+
+def test_a_few_rows_and_many_rows_of_a_shard_are_the_same(tmp_path: Path) -> None:
+    ids = [str(i) for i in range(12)]
+    store = filled(tmp_path, *ids, shard_rows=12)
+    for wanted in (["7"], ["7", "3"], ids[::-1]):
+        assert store.layer(2, wanted)[:, 0].tolist() == [200 + int(i) for i in wanted]
+        assert store.layer(2, wanted).dtype == np.float32
 
 
 @pytest.fixture(scope="module")

@@ -231,7 +231,9 @@ def _storable(frame: pd.DataFrame) -> pd.DataFrame:
     changed: dict[str, pd.Series[Any]] = {}
     for name in frame.columns:
         column = frame[name]
-        if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
+        # Arrow holds nothing but whole UTF-8; to look at each of its strings would make millions of Python objects.
+        whole = getattr(column.dtype, "storage", None) == "pyarrow"
+        if whole or pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
             continue
         changed[str(name)] = pd.Series([_whole(v) for v in column], index=column.index, dtype=object)
     return frame.assign(**changed) if changed else frame
