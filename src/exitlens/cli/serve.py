@@ -61,7 +61,7 @@ def serve_command(
     """Serve a model to OpenAI's clients: /v1/models, /v1/completions and /v1/chat/completions, streamed too.
 
     A request may name its decoder: {"model": ..., "prompt": ..., "decoder": "dola:high"}. There is no --json: answers
-    are JSON in OpenAI's form.
+    are JSON in OpenAI's form. SIGTERM ends it in order, with exit code 0.
     """
     import socket
 
@@ -83,14 +83,11 @@ def serve_command(
         bound.close()
         raise InputError(f"cannot serve on {host}:{port} ({error.strerror or error}): choose another --port") from None
 
-    import uvicorn
-
-    from exitlens.server import create_app
+    from exitlens.server import create_app, make_server
 
     with bound:
         lm = load_model(model, device, dtype, revision, trust_remote_code, quiet)
         app = create_app(lm, token=token, decoder=decoder, limits=limits)
         where = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}/v1"
         say(f"serving {lm.name} at {where} (decoder {decoder}); stop with Ctrl-C", quiet)
-        config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5, server_header=False)
-        uvicorn.Server(config).run(sockets=[bound])
+        make_server(app).run(sockets=[bound])

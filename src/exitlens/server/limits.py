@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import ipaddress
-from collections.abc import Awaitable, Callable, MutableMapping
+import re
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from exitlens.errors import InputError
 from exitlens.server.replies import Refusal, reply
 
-__all__ = ["Gate", "Limits", "check_address", "is_loopback"]
+__all__ = ["Gate", "Limits", "check_address", "is_loopback", "names_this_machine"]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -30,12 +32,21 @@ class Limits:
     prompt_tokens: int | None = None
     new_tokens: int = 1024
     requests: int = 8
+    # Seconds for a request's headers, for its body, and for a client to take what is sent to it.
+    header_seconds: float = 10.0
+    body_seconds: float = 20.0
+    read_seconds: float = 20.0
+    # Connections without a request at a time: beyond them the one that has waited longest is closed.
+    idle_connections: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("body_bytes", "prompt_tokens", "new_tokens", "requests"):
+        for name in ("body_bytes", "prompt_tokens", "new_tokens", "requests", "idle_connections"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"limit {name}={value} must be at least 1")
+        for name in ("header_seconds", "body_seconds", "read_seconds"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"limit {name}={getattr(self, name)} must be above 0")
 
 
 def is_loopback(host: str) -> bool:
@@ -46,6 +57,15 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def names_this_machine(host: str) -> bool:
+    """True for a Host header (name or address, with or without a port) that names a loopback address.
+
+    Names are compared without regard to case and to one final dot, and nothing but a port may follow.
+    """
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:/@\s]+)(:[0-9]{1,5})?", host)
+    return found is not None and is_loopback(found[1].lower().removesuffix("."))
 
 
 def check_address(host: str, token: str | None) -> None:
@@ -65,8 +85,8 @@ class Gate:
     reach the server through a name of its own (DNS rebinding).
     """
 
-    def __init__(self, app: App, token: str | None, body_bytes: int) -> None:
-        self.app, self._token, self._limit = app, token, body_bytes
+    def __init__(self, app: App, token: str | None, limits: Limits) -> None:
+        self.app, self._token, self._limits = app, token, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -74,9 +94,9 @@ class Gate:
             await self.app(scope, receive, send)
             return
         try:
+            self._who(scope["headers"])
             headers = {name.lower(): value for name, value in scope["headers"]}
-            self._who(headers)
-            body = await self._body(headers, receive) if scope["method"] == "POST" else b""
+            body = await self._timely_body(headers, receive) if scope["method"] == "POST" else b""
         except Refusal as refusal:
             await reply(refusal)(scope, receive, send)
             return
@@ -91,24 +111,34 @@ class Gate:
 
         await self.app(scope, whole, send)
 
-    def _who(self, headers: dict[bytes, bytes]) -> None:
+    def _who(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
         if self._token is None:
-            host = headers.get(b"host", b"").decode("latin-1")
-            name = host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
-            if not is_loopback(name):
-                raise Refusal(403, f"host {host!r} is not this machine: ask for 127.0.0.1 or localhost")
+            host = b"".join(value for name, value in headers if name.lower() == b"host").decode("latin-1")
+            if not names_this_machine(host):
+                raise Refusal(403, f"host {host[:80]!r} is not this machine: ask for 127.0.0.1 or localhost")
             return
-        kind, _, given = headers.get(b"authorization", b"").partition(b" ")
-        if kind.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token.encode()):
+        given = [value for name, value in headers if name.lower() == b"authorization"]
+        if len(given) > 1:
+            raise Refusal(400, f"{len(given)} Authorization headers: send one")
+        kind, _, token = (given[0] if given else b"").partition(b" ")
+        if kind.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token.encode()):
             raise Refusal(401, "wrong or missing token: send it as 'Authorization: Bearer TOKEN'", "invalid_api_key")
+
+    async def _timely_body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
+        try:
+            async with asyncio.timeout(self._limits.body_seconds):
+                return await self._body(headers, receive)
+        except TimeoutError:
+            seconds = f"{self._limits.body_seconds:g}"
+            raise Refusal(408, f"the body had not come after {seconds} s: send it faster, or less") from None
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if kind != b"application/json":
             raise Refusal(415, f"content type {kind.decode('latin-1')!r} is not supported: send application/json")
         told = headers.get(b"content-length", b"0")
-        too_large = Refusal(413, f"the body is larger than {self._limit} bytes: send less")
-        if told.isdigit() and int(told) > self._limit:
+        too_large = Refusal(413, f"the body is larger than {self._limits.body_bytes} bytes: send less")
+        if told.isdigit() and int(told) > self._limits.body_bytes:
             raise too_large
         parts, size = [], 0
         while True:
@@ -117,7 +147,7 @@ class Gate:
                 raise Refusal(400, "the connection closed before the whole body had come")
             parts.append(message.get("body", b""))
             size += len(parts[-1])
-            if size > self._limit:
+            if size > self._limits.body_bytes:
                 raise too_large
             if not message.get("more_body"):
                 return b"".join(parts)

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from starlette.responses import JSONResponse
 
-__all__ = ["Refusal", "reply"]
+__all__ = ["Refusal", "error_body", "reply"]
 
 _KINDS = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 class Refusal(Exception):
-    """A request that is not carried out: HTTP ``status`` 4xx, one line with the value and the remedy."""
+    """A request that is not carried out: HTTP ``status`` 4xx or 503, one line with the value and the remedy."""
 
     def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
 
 
-def reply(refusal: Refusal) -> JSONResponse:
-    """The refusal as a response."""
-    headers = {"Retry-After": "1"} if refusal.status == 429 else {}
-    if refusal.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
+def error_body(refusal: Refusal) -> dict[str, Any]:
+    """The refusal as clients read it, in a response and in a stream."""
     kind = _KINDS.get(refusal.status, "invalid_request_error" if refusal.status < 500 else "server_error")
     error = {"message": refusal.message, "type": kind, "param": refusal.param, "code": refusal.code}
-    return JSONResponse({"error": error}, status_code=refusal.status, headers=headers)
+    return {"error": error}
+
+
+def reply(refusal: Refusal) -> JSONResponse:
+    """The refusal as a response."""
+    headers = {"Retry-After": "1"} if refusal.status in (429, 503) else {}
+    if refusal.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(error_body(refusal), status_code=refusal.status, headers=headers)

@@ -1,56 +1,70 @@
-"""Generation in a thread of its own, one answer at a time, given up as soon as nobody waits for it."""
+"""Generation in a thread of its own, one request at a time, given up as soon as nobody waits for it."""
 
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
-from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
 
-from exitlens.decoding import Generation, stream
 from exitlens.errors import ExitlensError
-from exitlens.models.protocol import LayeredModel
-from exitlens.server.job import Job
+from exitlens.server.jobs import Answer, Job, Piece
 from exitlens.server.replies import Refusal
 
 __all__ = ["Worker"]
+
+_Given = Piece | Answer | BaseException | None
+
+
+@dataclass(eq=False)
+class _Going:
+    """A request that runs or waits."""
+
+    pieces: asyncio.Queue[_Given] = field(default_factory=asyncio.Queue)
+    gone: threading.Event = field(default_factory=threading.Event)
 
 
 class Worker:
     """Answers jobs on one model; ``most`` may run or wait at a time."""
 
-    def __init__(self, lm: LayeredModel, most: int) -> None:
-        self.lm, self._most = lm, most
-        # One thread is the lock: a model's hooks and caches are never used by two answers at once.
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="exitlens-generate")
-        self._going: set[threading.Event] = set()
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._going: set[_Going] = set()
+        self._stopping = False
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        # One thread is the lock: a model's hooks and caches, and a tokenizer, are never used by two answers at once.
+        # A daemon, so that a long prompt in the middle of its pass cannot hold up the end of the process.
+        self._thread = threading.Thread(target=self._loop, name="exitlens-generate", daemon=True)
+        self._thread.start()
 
     @property
     def busy(self) -> int:
-        """Answers that run or wait."""
+        """Requests that run or wait."""
         return len(self._going)
 
-    async def answer(self, job: Job) -> AsyncGenerator[str | Generation, None]:
-        """Pieces of text as they come, then the whole; closing the iterator ends the work within a token.
+    async def answer(self, job: Job) -> AsyncGenerator[Piece | Answer, None]:
+        """Pieces and answers as they come; closing the iterator ends the work within a token.
 
-        Raises :class:`Refusal`: 429 when too many wait, 400 for what only the model could tell.
+        Raises :class:`Refusal`: 429 when too many wait, 503 when the server stops, 400 for what only tokenizer and
+        model could tell.
         """
+        if self._stopping:
+            raise _stopping()
         if len(self._going) >= self._most:
             raise Refusal(429, f"{self._most} requests are being answered already: try again in a moment")
         loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[str | Generation | BaseException | None] = asyncio.Queue()
-        gone = threading.Event()
-        self._going.add(gone)
+        mine = _Going()
+        self._going.add(mine)
 
-        def give(piece: str | Generation | BaseException | None) -> None:
+        def give(piece: _Given) -> None:
             if not loop.is_closed():
-                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+                loop.call_soon_threadsafe(mine.pieces.put_nowait, piece)
 
         def work() -> None:
             try:
-                if not gone.is_set():
-                    for piece in self._stream(job, gone):
+                if not mine.gone.is_set():
+                    for piece in job.run(lambda: not mine.gone.is_set()):
                         give(piece)
             except Exception as error:  # noqa: BLE001 - handed to the request that waits for it
                 give(error)
@@ -58,32 +72,34 @@ class Worker:
                 give(None)
 
         try:
-            self._thread.submit(work)
-            while (piece := await pieces.get()) is not None:
+            self._work.put(work)
+            while (piece := await mine.pieces.get()) is not None:
                 if isinstance(piece, ExitlensError):
                     raise Refusal(400, str(piece))
                 if isinstance(piece, BaseException):
                     raise piece
                 yield piece
         finally:
-            gone.set()
-            self._going.discard(gone)
+            mine.gone.set()
+            self._going.discard(mine)
 
-    def _stream(self, job: Job, gone: threading.Event) -> Any:
-        return stream(
-            self.lm,
-            job.ids,
-            decoder=job.decoder,
-            max_new_tokens=job.new_tokens,
-            stop=job.stop,
-            repetition_penalty=job.penalty,
-            sampling=job.sampling,
-            seed=job.seed,
-            alive=lambda: not gone.is_set(),
-        )
+    def stop(self) -> None:
+        """Take nothing more, and tell everybody who waits (from the event loop's thread)."""
+        self._stopping = True
+        for mine in self._going:
+            mine.gone.set()
+            mine.pieces.put_nowait(_stopping())
 
-    def close(self) -> None:
-        """Give up everything that runs or waits."""
-        for gone in list(self._going):
-            gone.set()
-        self._thread.shutdown(wait=True, cancel_futures=True)
+    def close(self, seconds: float = 2.0) -> None:
+        """Give up everything that runs or waits, and wait that long for the token being computed."""
+        self.stop()
+        self._work.put(None)
+        self._thread.join(seconds)
+
+    def _loop(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+
+
+def _stopping() -> Refusal:
+    return Refusal(503, "the server is stopping: ask again when it is back")
