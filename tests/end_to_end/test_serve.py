@@ -359,8 +359,10 @@ def test_the_command(tmp_path: Path) -> None:
             known = {"authorization": "Bearer from-the-environment"}
             assert json.loads(httpx.get(f"{url}/models", headers=known).text)["data"][0]["id"] == str(folder)
         finally:
+            begun = time.monotonic()
             server.terminate()
-            server.wait(20)
+            assert server.wait(20) == 0
+            assert time.monotonic() - begun < 5
 
 
 def _answers(url: str) -> bool:
