@@ -15,7 +15,7 @@ from openai import OpenAI
 from tests import tiny
 from tests.end_to_end.test_serve import PROMPT, TEMPLATE, _Slow, running, until
 
-from exitlens.decoding import generate, score_continuations
+from exitlens.decoding import ContinuationScorer, generate
 from exitlens.lenses import read_ids
 from exitlens.models import wrap
 from exitlens.server import Limits, create_app
