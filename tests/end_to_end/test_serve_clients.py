@@ -110,9 +110,7 @@ def test_a_harness_scores_through_it(lm: Any, tmp_path: Path) -> None:
         got = model.loglikelihood(asked)
     for (value, greedy), context, answer in zip(got, contexts, answers, strict=True):
         ids = lm.encode(context), lm.encode(answer, special=False)
-        assert value == pytest.approx(
-            float(score_continuations(lm, ids[0], [ids[1]], "vanilla", True)[0].sum()), abs=1e-4
-        )
+        assert value == pytest.approx(ContinuationScorer(lm, "vanilla").score([ids])[0].total, abs=1e-4)
         best = generate(lm, [list(ids[0])], max_new_tokens=len(ids[1]))[0].token_ids
         assert greedy == (list(best) == list(ids[1]))
 
