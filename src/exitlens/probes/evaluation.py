@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -68,22 +68,13 @@ def evaluate(
         resamples: Bootstrap draws of groups.
         progress: Called with ``(done, total)`` in thousandths of the whole.
 
-    Returns:
-        Metrics, comparisons and predictions.
-
     Raises:
         ProbeError: No kinds, or what protocols and kinds refuse.
     """
     if not kinds:
         raise ProbeError("no kinds of probe: name at least one, for example logistic")
     todo = [kind_named(k) for k in kinds]
-    jobs = len(todo) + int(control)
-
-    def part(job: int) -> Progress | None:
-        if progress is None:
-            return None
-        return lambda done, total: progress(int(1000 * (job + done / total) / jobs), 1000)
-
+    part = _parts(progress, len(todo) + int(control))
     runs = tuple(
         run_kind(k, data, split, seeds=seeds, voting_layers=voting_layers, progress=part(i)) for i, k in enumerate(todo)
     )
@@ -97,27 +88,20 @@ def evaluate(
         known[FLOOR], roles[FLOOR] = text_floor(data.texts, data.labels, split), "floor"
     predictions |= on_rows(known, rows)
 
-    layers = [
-        Measured(run.kind, "probe", j, run.n_seeds, measure(run.by_layer[k], labels, folds, counts))
-        for run in runs
-        for k, j in enumerate(run.layers)
-    ]
+    layers = [m for run in runs for m in _by_layer(run, run.kind, "probe", labels, counts)]
     best = tuple(
         Measured(name, roles[name], None, len(p), measure(p, labels, folds, counts)) for name, p in predictions.items()
     )
     control_runs: tuple[KindRun, ...] = ()
     selectivity = {}
     if control:
-        fixed = next((k for k in todo if not k.random), todo[0])
-        random = random_label_data(data, seed)
-        run = run_kind(fixed, random, split, seeds=seeds[:1], progress=part(len(todo)))
+        kind = next((k for k in todo if not k.random), todo[0])
+        shuffled = random_label_data(data, seed)
+        run = run_kind(kind, shuffled, split, seeds=seeds[:1], progress=part(len(todo)))
         control_runs = (run,)
-        shuffled = [
-            Measured(CONTROL, "control", j, run.n_seeds, measure(run.by_layer[k], random.labels[rows], folds, counts))
-            for k, j in enumerate(run.layers)
-        ]
-        layers += shuffled
-        at = {m.layer: m.values["accuracy"].value for m in shuffled}
+        chance = _by_layer(run, CONTROL, "control", shuffled.labels[rows], counts)
+        layers += chance
+        at = {m.layer: m.values["accuracy"].value for m in chance}
         own = next(r for r in runs if r.kind == run.kind)
         reached = next(m for m in best if m.name == run.kind).values["accuracy"].value
         selectivity[run.kind] = reached - float(np.mean([at[j] for j in own.chosen_layers]))
@@ -135,6 +119,24 @@ def evaluate(
         notes=tuple(dict.fromkeys([*split.notes, *(f"{r.kind}: {n}" for r in runs for n in r.notes)])),
         selectivity=selectivity,
     )
+
+
+def _parts(progress: Progress | None, jobs: int) -> Callable[[int], Progress | None]:
+    """What each of ``jobs`` equal jobs reports to, in thousandths of the whole."""
+
+    def part(job: int) -> Progress | None:
+        if progress is None:
+            return None
+        return lambda done, total: progress(int(1000 * (job + done / total) / jobs), 1000)
+
+    return part
+
+
+def _by_layer(run: KindRun, name: str, role: Role, labels: NDArray[np.int64], counts: Counts) -> list[Measured]:
+    return [
+        Measured(name, role, j, run.n_seeds, measure(run.by_layer[k], labels, run.folds, counts))
+        for k, j in enumerate(run.layers)
+    ]
 
 
 def measure(

@@ -73,8 +73,8 @@ def original_study(
     """The table of the original study, for each setting ("prompted", "bare").
 
     ``states_by_setting[setting]``: ``[layers, n, d]`` with ``layers`` naming axis 0. ``probed_layers``: the layers to
-    train on (None: a half, five eighths and three quarters of the depth). ``lm_next_token[setting] [n]`` bool: the most
-    probable next token is the right word. ``lm_token_prob[setting] [n]``: P(" true") over P(" true") + P(" false").
+    train on (None: a half, five eighths and three quarters of the depth). ``lm_next_token[setting] [n]`` bool: the top-1
+    token is the correct word. ``lm_token_prob[setting] [n]``: P(" true") over P(" true") + P(" false").
     ``groups`` are kept off both sides and drawn whole in the intervals (None: each row is its own).
 
     Seeds: with the same seed the first weights and batches are the same at every layer and in every setting.
@@ -97,50 +97,57 @@ def original_study(
         test = _Test(setting, data, fold, resamples, seed)
         if lm_next_token is not None and setting in lm_next_token:
             right = _given(lm_next_token[setting], data.n, "lm_next_token")[fold.test] > 0.5
-            # Right or wrong is all it says: there is no ranking, so no AUROC.
+            # Correct or incorrect is all it says: there is no ranking, so no AUROC.
             rows.append(test.row("LM next token", right) | {"n_train": 0})
         if lm_token_prob is not None and setting in lm_token_prob:
             p = _given(lm_token_prob[setting], data.n, "lm_token_prob")[fold.test]
             rows.append(test.row("LM token probability", (p > 0.5) == test.truth, p) | {"n_train": 0})
-        train = torch.from_numpy(fold.train)
         x = data.states[[data.layers.index(j) for j in probed]].float()
-        y = data.y.float()
-        curve = _Curve(x[:, train], y[train], at * epochs, total, progress)
+        train = torch.from_numpy(fold.train)
+        curve = _Curve(x[:, train], data.y.float()[train], at * epochs, total, progress)
         with torch.no_grad():
-            weights, biases = train_stack(
-                x, [(k, seed) for k in range(len(probed))], y, train,
+            network = train_stack(
+                x, [(k, seed) for k in range(len(probed))], data.y.float(), train,
                 epochs=epochs, batch=batch, lr=lr, on_epoch=curve,
             )  # fmt: skip
-            unseen = torch.from_numpy(fold.test)
-            z = forward(x[:, unseen], weights, biases)
-            test_loss = _loss(z, y[unseen])
-            p_train, p_test = torch.sigmoid(forward(curve.x, weights, biases)), torch.sigmoid(z)
-        for k, j in enumerate(probed):
-            curves += [
-                {
-                    "setting": setting, "layer": j, "epoch": e + 1,
-                    "train_loss": float(loss[k]), "train_accuracy": float(acc[k]),
-                }
-                for e, (loss, acc) in enumerate(zip(curve.losses, curve.accuracies, strict=True))
-            ]  # fmt: skip
-            p = p_test[k].double().numpy()
-            rows.append(
-                test.row("MLP", (p > 0.5) == test.truth, p)
-                | {
-                    "layer": j,
-                    "train_loss": float(curve.losses[-1][k]),
-                    "train_accuracy": float(curve.accuracies[-1][k]),
-                    "test_loss": float(test_loss[k]),
-                }
-            )
-        vote = (majority(p_test) > 0.5).numpy()
-        train_vote = ((majority(p_train) > 0.5) == (curve.y > 0.5)).double().mean()
-        # The vote alone hardly ranks, so its AUROC is that of the layers' mean probability.
-        ranked = p_test.mean(0).double().numpy()
-        rows.append(test.row("majority", vote == test.truth, ranked) | {"train_accuracy": float(train_vote)})
+            rows += _network_rows(test, x, curve, network, probed)
+        curves += [
+            {
+                "setting": setting, "layer": j, "epoch": e + 1,
+                "train_loss": float(loss[k]), "train_accuracy": float(accuracy[k]),
+            }
+            for k, j in enumerate(probed)
+            for e, (loss, accuracy) in enumerate(zip(curve.losses, curve.accuracies, strict=True))
+        ]  # fmt: skip
     probes = pd.DataFrame(rows).reindex(columns=list(COLUMNS)).astype({"layer": "Int64"})
     frame = pd.DataFrame(curves, columns=["setting", "layer", "epoch", "train_loss", "train_accuracy"])
     return OriginalStudy(probes, frame)
+
+
+def _network_rows(
+    test: _Test, x: Tensor, curve: _Curve, network: tuple[list[Tensor], list[Tensor]], probed: Sequence[int]
+) -> list[dict[str, Any]]:
+    """A row for the network of each probed layer (``x [layers, n, d]``), and one for their vote."""
+    unseen = torch.from_numpy(test.fold.test)
+    z = forward(x[:, unseen], *network)
+    test_loss = _loss(z, test.data.y.float()[unseen])
+    p_train, p_test = torch.sigmoid(forward(curve.x, *network)), torch.sigmoid(z)
+    rows = []
+    for k, j in enumerate(probed):
+        p = p_test[k].double().numpy()
+        found: dict[str, Any] = {
+            "layer": j,
+            "train_loss": float(curve.losses[-1][k]),
+            "train_accuracy": float(curve.accuracies[-1][k]),
+            "test_loss": float(test_loss[k]),
+        }
+        rows.append(test.row("MLP", (p > 0.5) == test.truth, p) | found)
+    vote = (majority(p_test) > 0.5).numpy()
+    train_vote = ((majority(p_train) > 0.5) == (curve.y > 0.5)).double().mean()
+    # The vote alone hardly ranks, so its AUROC is that of the layers' mean probability.
+    ranked = p_test.mean(0).double().numpy()
+    rows.append(test.row("majority", vote == test.truth, ranked) | {"train_accuracy": float(train_vote)})
+    return rows
 
 
 class _Curve:
