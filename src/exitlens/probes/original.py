@@ -73,8 +73,8 @@ def original_study(
     """The table of the original study, for each setting ("prompted", "bare").
 
     ``states_by_setting[setting]``: ``[layers, n, d]`` with ``layers`` naming axis 0. ``probed_layers``: the layers to
-    train on (None: a half, five eighths and three quarters of the depth). ``lm_next_token[setting] [n]`` bool: the top-1
-    token is the correct word. ``lm_token_prob[setting] [n]``: P(" true") over P(" true") + P(" false").
+    train on (None: a half, five eighths and three quarters of the depth). ``lm_next_token[setting] [n]`` bool: the
+    top-1 token is the correct word. ``lm_token_prob[setting] [n]``: P(" true") over P(" true") + P(" false").
     ``groups`` are kept off both sides and drawn whole in the intervals (None: each row is its own).
 
     Seeds: with the same seed the first weights and batches are the same at every layer and in every setting.
