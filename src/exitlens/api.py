@@ -43,29 +43,33 @@ def load(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    base: str | None = None,
 ) -> LM:
     """A causal LM by name, layer by layer.
 
     Args:
-        name: A catalogue name (``smollm2-135m``), a Hub id (``org/name`` or ``org/name@revision``), a local folder or
-            a ``.gguf`` file.
+        name: A catalogue name (``smollm2-135m``), a Hub id (``org/name`` or ``org/name@revision``), a local folder
+            (of a model or of a PEFT adapter) or a ``.gguf`` file.
         device: ``cpu``, ``cuda``, ``cuda:N``, ``mps``; ``auto`` takes the first of cuda, mps, cpu that is there.
         dtype: ``auto`` is bf16 where the hardware multiplies it faster than float32, else float32.
         revision: A branch, tag or commit of a Hub id.
         trust_remote_code: Whether code that comes with the model may run.
+        base: The base model of an adapter's folder, where it is not the one that the adapter names.
 
     Returns:
         The model, its readout at the last layer compared with its own logits.
 
     Raises:
         ModelNotFound: No such model, or it could not be fetched.
-        CorruptModel: A damaged file.
+        CorruptModel: A damaged file, or weights that do not fit the configuration.
         UnsupportedModel: Its layers cannot be identified.
         ParityError: The readout at the last layer differs from the model's logits.
         InputError: A device or type that is not there.
     """
     return _with_methods(
-        loading.load(name, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+        loading.load(
+            name, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, base=base
+        )
     )
 
 

@@ -77,7 +77,7 @@ def test_unknown_encoders_are_refused_in_one_line(name: str) -> None:
 def test_a_causal_lm_or_an_empty_folder_is_no_encoder(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="causal LM"):
         load_encoder("smollm2-135m")
-    with pytest.raises(ModelNotFound, match="cannot load the encoder"):
+    with pytest.raises(ModelNotFound, match="no model in folder"):
         load_encoder(tmp_path)
 
 

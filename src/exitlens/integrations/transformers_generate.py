@@ -151,7 +151,7 @@ class _Made:
     def output(self, sequences: Tensor, model_kwargs: dict[str, Any]) -> Any:
         if not self.asked:
             return sequences
-        from exitlens.models.loading import generate_output
+        from exitlens.models.pretrained import generate_output
 
         names = ("cache", "past_key_values", "cache_params")  # by version of transformers, and by kind of model
         cache = next((model_kwargs[name] for name in names if model_kwargs.get(name) is not None), None)

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from exitlens.compute import hardware
-from exitlens.errors import InputError, ModelNotFound, UnsupportedModel, layer_range_error
+from exitlens.errors import InputError, UnsupportedModel, layer_range_error
 from exitlens.models.hub import catalog
 from exitlens.models.hub.catalog import DEFAULT_ENCODER
-from exitlens.models.loading import pretrained_encoder
+from exitlens.models.hub.online import hub_name
+from exitlens.models.pretrained import pretrained_encoder
 from exitlens.models.protocol import Embedded
 
 __all__ = ["LoadedEncoder", "load_encoder"]
@@ -116,26 +117,16 @@ def load_encoder(
         source = str(catalog.resolve(text))
     elif Path(text).expanduser().is_dir():
         source = str(Path(text).expanduser())
-    elif Path(text).expanduser().exists():
+    elif Path(text).expanduser().is_file():
         raise InputError(f"{text!r} is a file: give the folder that holds the encoder's config.json")
-    elif "/" not in text or text.startswith(("/", ".", "~")):
-        raise ModelNotFound(f"no encoder {text!r}: {catalog.nearest(text)}; or give a folder or a Hub id (org/name)")
-    elif "@" in text:
-        source, revision = text.rsplit("@", 1)
+    else:
+        source, revision = hub_name(text, None, "encoder")
     model, tokenizer = _read(source, revision, text)
     return LoadedEncoder(model.to(where), tokenizer, text, layer)
 
 
 def _read(source: str, revision: str | None, text: str) -> tuple[nn.Module, Any]:
-    try:
-        model, tokenizer = pretrained_encoder(source, revision)
-    # Damaged files surface as whatever the parser of the moment raises; all mean that the folder cannot be used.
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelNotFound(
-            f"cannot load the encoder {text!r} ({first[:160]}): give a folder with config.json, a tokenizer and "
-            f"model.safetensors, or use {DEFAULT_ENCODER!r}"
-        ) from error
+    model, tokenizer = pretrained_encoder(source, revision, text)
     if getattr(model.config, "is_encoder_decoder", False):
         model = model.get_encoder()
     if not hasattr(model.config, "num_hidden_layers"):

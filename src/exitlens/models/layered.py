@@ -324,7 +324,10 @@ class Layered:
             eos = getattr(self.tokenizer, "eos_token_id", None)
         if eos is None:
             return ()
-        return tuple(eos) if isinstance(eos, list | tuple) else (int(eos),)
+        ends = tuple(eos) if isinstance(eos, list | tuple) else (eos,)
+        if not all(isinstance(end, int) for end in ends):
+            raise UnsupportedModel(f"{self.name}: eos_token_id in generation_config.json is {str(eos)[:80]!r}, no id")
+        return ends
 
     # ---- made once
 

@@ -1,34 +1,29 @@
-"""Load a causal LM by name, folder or GGUF file. The only file that imports transformers.
-
-Only safetensors and GGUF weights are read, and remote code stays off unless it is asked for.
-"""
+"""Load a causal LM by name, folder or GGUF file, or take one that is in memory."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from exitlens.compute import hardware
-from exitlens.errors import CorruptModel, ExitlensError, InputError, ModelError, ModelNotFound, UnsupportedModel
-from exitlens.models.gguf import check_gguf, fix_pre_tokenizer
+from exitlens.errors import ExitlensError, InputError, ModelError, UnsupportedModel
+from exitlens.models import adapters, pretrained
 from exitlens.models.hub import catalog
+from exitlens.models.hub.online import hub_name, local
+from exitlens.models.identity import folder_hash, model_hash
 from exitlens.models.layered import Layered
-from exitlens.storage.atomic import aside
-from exitlens.storage.cache_folder import cache_dir
+from exitlens.models.pretrained import Raw
+from exitlens.models.reasons import one_line
 
-__all__ = ["generate_output", "load", "pretrained_encoder", "wrap"]
+__all__ = ["load", "wrap"]
 
-_CONVERTED_LIMIT = 4 << 30  # larger GGUF conversions are not kept on disk
+_LOG = logging.getLogger("exitlens")
 
 
 def load(
@@ -38,37 +33,32 @@ def load(
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    base: str | None = None,
 ) -> Layered:
     """A causal LM, layer by layer.
 
-    ``name``: a catalogue name (``smollm2-135m``), a Hub id (``org/name`` or ``org/name@revision``), a local folder, or
-    a ``.gguf`` file. ``dtype="auto"``: bf16 where the hardware multiplies it faster than float32, else float32.
-    Raises :class:`ModelNotFound`, :class:`CorruptModel`, :class:`UnsupportedModel`, :class:`ParityError`,
-    :class:`InputError`.
+    Args:
+        name: A catalogue name (``smollm2-135m``), a Hub id (``org/name`` or ``org/name@revision``), a local folder
+            (of a model, or of a PEFT adapter), or a ``.gguf`` file.
+        device: ``auto``, ``cpu``, ``cuda``, ...
+        dtype: ``auto``: bf16 where the hardware multiplies it faster than float32, else float32.
+        revision: Branch, tag or commit of a Hub id.
+        trust_remote_code: Whether code in the model's repository may run.
+        base: The base model of an adapter folder, where it is not the one that the adapter names.
+
+    Raises:
+        ModelNotFound: There is no such model.
+        CorruptModel: Files are damaged, or weights do not fit the configuration.
+        UnsupportedModel: It cannot be built or seen layer by layer.
+        ParityError: The readout at the last layer is not the model's own.
+        InputError: An argument cannot be used.
     """
     where = hardware.pick_device(device)
     kind = hardware.pick_dtype(dtype, where)
     text = os.fspath(name)
-    if not text.strip():
-        raise InputError("the model's name is empty: give a catalogue name, a Hub id, a folder or a .gguf file")
-    path = Path(text).expanduser()
-    if text in catalog.CATALOG:
-        if catalog.CATALOG[text].kind != "causal-lm":
-            raise ModelError(f"{text} is a sentence encoder, not a causal LM: see `exitlens models list`")
-        path = catalog.resolve(text)
-    if path.is_file():
-        return _load_gguf(path, text, where, kind)
-    if path.is_dir():
-        return _load_folder(path, text, where, kind, trust_remote_code)
-    if path.suffix == ".gguf" or path.is_absolute() or text.startswith((".", "~")):
-        raise ModelNotFound(f"no model at {text!r}: no such file or folder")
-    if "/" not in text:
-        near = catalog.nearest(text)
-        raise ModelNotFound(
-            f"no model named {text!r}: not in the catalogue ({near}), not a folder, not a Hub id org/name"
-        )
-    repo, _, tag = text.partition("@")
-    return _load_from(repo, text, where, kind, trust_remote_code, revision or tag or None)
+    raw = _read(text, kind, revision, trust_remote_code, base)
+    raw.model.to(where).eval()
+    return _layered(raw.model, raw.tokenizer, text, raw.fingerprint, raw.notes)
 
 
 def wrap(model: nn.Module, tokenizer: Any, *, name: str | None = None) -> Layered:
@@ -80,189 +70,73 @@ def wrap(model: nn.Module, tokenizer: Any, *, name: str | None = None) -> Layere
     if not hasattr(inner, "get_input_embeddings"):
         raise UnsupportedModel(f"{type(inner).__name__} is not a transformers causal LM: no get_input_embeddings()")
     label = name or str(getattr(getattr(inner, "config", None), "name_or_path", "") or type(inner).__name__)
-    return Layered(model, tokenizer, name=label, fingerprint=fingerprint(inner), cache_factory=lambda: _cache(inner))
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A hash of the weights by a fixed sample of each tensor, the same in float32 and in bf16."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(_stored(model), key=lambda pair: pair[0]):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        for part in _plain_parts(tensor):
-            quantised = part.dtype in (torch.int8, torch.uint8)
-            if (part.is_floating_point() or quantised) and part.numel() and part.device.type != "meta":
-                step = max(1, part.numel() // 64)
-                sample = part.detach().flatten()[::step][:64]
-                sample = sample if quantised else sample.to(torch.bfloat16).view(torch.int16)
-                digest.update(sample.cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _stored(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """The entries of ``state_dict()``, without asking for it: asked, bitsandbytes lays 4-bit weights out anew."""
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None and name not in module._non_persistent_buffers_set:
-                yield (f"{prefix}.{name}" if prefix else name), tensor
-
-
-def _plain_parts(tensor: Any) -> list[torch.Tensor]:
-    """The plain tensors that a quantised one of torchao's or quanto's kind is made of; itself where it is plain."""
-    if not is_traceable_wrapper_subclass(tensor):
-        return [tensor] if isinstance(tensor, torch.Tensor) else []
-    names, _ = tensor.__tensor_flatten__()
-    return [part for name in names for part in _plain_parts(getattr(tensor, name))]
-
-
-def _cache(model: nn.Module) -> Any:
-    from transformers import DynamicCache
-
-    config: Any = model.config
-    return DynamicCache(config=config)
-
-
-def pretrained_encoder(source: str, revision: str | None) -> tuple[Any, Any]:
-    """A text encoder in float32 and its tokenizer; damaged files raise what transformers raises."""
-    from transformers import AutoModel, AutoTokenizer
-
-    with _quiet():
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-        model = AutoModel.from_pretrained(
-            source, revision=revision, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-        )
-    return model, tokenizer
-
-
-def generate_output(*, cache: Any, **fields: Any) -> Any:
-    """What ``model.generate`` returns for a decoder-only model when asked for a dictionary."""
-    from dataclasses import fields as fields_of
-
-    from transformers.generation.utils import GenerateDecoderOnlyOutput
-
-    # transformers 5.24 renamed `past_key_values`.
-    name = "cache" if "cache" in {field.name for field in fields_of(GenerateDecoderOnlyOutput)} else "past_key_values"
-    return GenerateDecoderOnlyOutput(**{name: cache}, **fields)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers without its own bars and notices; its settings are put back afterwards."""
-    from transformers.utils import logging as hf_logging
-
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity(logging.ERROR)
-    hf_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _load_gguf(path: Path, label: str, device: torch.device, dtype: torch.dtype) -> Layered:
-    if path.suffix != ".gguf":
-        raise ModelNotFound(
-            f"{label!r} is a file but not .gguf: give a .gguf file or a folder with safetensors weights"
-        )
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model: Any
-    digest = _file_hash(path)
-    kept = cache_dir() / "converted" / f"{digest[:24]}-t{_major()}"
-    if not (kept / "whole").exists():
-        check_gguf(path)  # seconds; a file that was unpacked before is whole, byte for byte
-        with _quiet():
-            try:
-                tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
-                model = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
-            except (ValueError, KeyError, NotImplementedError, OSError, RuntimeError, TypeError) as error:
-                raise UnsupportedModel(f"{label}: transformers cannot read this GGUF: {_line(error)}") from error
-        fix_pre_tokenizer(tokenizer, path)
-        # The weights are plain float32 now; the note that they came from GGUF would forbid saving them.
-        model.hf_quantizer = None
-        model.is_quantized = False
-        model.config.__dict__.pop("quantization_config", None)
-        if sum(p.numel() for p in model.parameters()) * 4 > _CONVERTED_LIMIT or not _keep(model, tokenizer, kept):
-            return _finish(model.to(device=device, dtype=dtype), tokenizer, label, digest)
-    with _quiet():
-        model = AutoModelForCausalLM.from_pretrained(str(kept), dtype=dtype, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(str(kept))
-    return _finish(model.to(device), tokenizer, label, digest)
-
-
-def _keep(model: nn.Module, tokenizer: Any, folder: Path) -> bool:
-    """Write the unpacked GGUF beside the cache, whole or not at all; reading it again is ten times as fast."""
-    try:
-        with aside(folder) as part, _quiet():
-            model.save_pretrained(str(part))  # type: ignore[operator]
-            tokenizer.save_pretrained(str(part))
-            (part / "whole").write_text("unpacked from GGUF by exitlens\n")
-    except OSError:
-        return (folder / "whole").exists()  # another process may have been first; else a full or read-only disk
-    return True
-
-
-def _load_folder(path: Path, label: str, device: torch.device, dtype: torch.dtype, remote: bool) -> Layered:
-    if not (path / "config.json").is_file():
-        ggufs = sorted(p.name for p in path.glob("*.gguf"))
-        hint = f"it holds {', '.join(ggufs)}: name the file" if ggufs else "it has no config.json"
-        raise ModelNotFound(f"no model in folder {label!r}: {hint}")
-    if not any(path.glob("*.safetensors")):
-        raise ModelNotFound(f"{label!r} has no .safetensors weights (pickled weights are never read): convert it first")
-    return _load_from(str(path), label, device, dtype, remote, None)
-
-
-def _load_from(
-    source: str, label: str, device: torch.device, dtype: torch.dtype, remote: bool, revision: str | None
-) -> Layered:
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model: Any
-    options: dict[str, Any] = {"trust_remote_code": remote}
-    if revision is not None:
-        options["revision"] = revision
-    with _quiet():
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True, **options)
-        except SafetensorError as error:
-            raise CorruptModel(f"{label}: damaged weights ({_line(error)}): fetch the model again") from error
-        except OSError as error:
-            if not Path(source).exists():
-                raise ModelNotFound(
-                    f"could not get {label!r} from the Hub ({_line(error)}): check the name and the network, "
-                    "or give a local folder or .gguf file"
-                ) from error
-            raise CorruptModel(f"{label}: {_line(error)}") from error
-        except json.JSONDecodeError as error:
-            raise CorruptModel(f"{label}: config or tokenizer file is not valid JSON ({_line(error)})") from error
-        except (ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
-            raise UnsupportedModel(f"{label} is not a causal LM that transformers can build: {_line(error)}") from error
-    return _finish(model.to(device), tokenizer, label, None)
-
-
-def _finish(model: nn.Module, tokenizer: Any, label: str, digest: str | None) -> Layered:
-    model.eval()
     return Layered(
-        model, tokenizer, name=label, fingerprint=digest or fingerprint(model), cache_factory=lambda: _cache(model)
+        model, tokenizer, name=label, fingerprint=model_hash(inner), cache_factory=lambda: pretrained.kv_cache(inner)
     )
 
 
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _layered(model: Any, tokenizer: Any, label: str, fingerprint: str, notes: list[str]) -> Layered:
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    try:
+        lm = Layered(
+            model, tokenizer, name=label, fingerprint=fingerprint, cache_factory=lambda: pretrained.kv_cache(inner)
+        )
+    except ExitlensError:
+        raise
+    except Exception as error:  # a configuration or tokenizer with values of the wrong kind fails anywhere
+        raise UnsupportedModel(f"{label}: it was read, but does not run: {one_line(error)}") from error
+    for note in notes:
+        _LOG.warning("%s", note)
+    return lm
 
 
-def _major() -> str:
-    import transformers
+def _read(text: str, dtype: torch.dtype, revision: str | None, remote: bool, base: str | None) -> Raw:
+    """What the name means, in this order: catalogue, file, folder, Hub id."""
+    if not text.strip():
+        raise InputError("the model's name is empty: give a catalogue name, a Hub id, a folder or a .gguf file")
+    path = local(text, "model")
+    if text in catalog.CATALOG:
+        if catalog.CATALOG[text].kind != "causal-lm":
+            raise ModelError(f"{text} is a sentence encoder, not a causal LM: see `exitlens models list`")
+        path = catalog.resolve(text)
+    if path.is_file() or path.is_dir():
+        if revision is not None:
+            raise InputError(f"{text!r} is on this machine and has no revision {revision!r}: leave --revision out")
+        if path.is_dir():
+            return _read_folder(path, text, dtype, remote, base)
+        _no_base(base, text)
+        return pretrained.read_gguf(path, text, dtype)
+    repo, tag = hub_name(text, revision, "model")
+    folder = pretrained.snapshot(repo, text, tag, remote=remote)
+    raw = _read_folder(folder, text, dtype, remote, base)
+    raw.model.name_or_path = repo  # not the place in the Hub's cache: adapters made of it name their base by this
+    return raw
 
-    return transformers.__version__.split(".")[0]
+
+def _no_base(base: str | None, text: str) -> None:
+    if base is not None:
+        raise InputError(f"{text!r} is no adapter, so --base {base} says nothing: leave it out")
 
 
-def _line(error: BaseException) -> str:
-    if isinstance(error, ExitlensError):
-        return str(error)
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return first if len(first) <= 200 else first[:197] + "..."
+def _read_folder(folder: Path, label: str, dtype: torch.dtype, remote: bool, base: str | None) -> Raw:
+    """A model's folder, an adapter's, or one that holds both."""
+    adapter = adapters.adapter_in(folder, label)
+    if adapter is None:
+        _no_base(base, label)
+        return pretrained.read_folder(folder, label, dtype, remote=remote)
+    if base is None and (folder / "config.json").is_file() and pretrained.has_weights(folder, label):
+        with adapters.without_adapter(folder) as view:
+            raw = pretrained.read_folder(view, label, dtype, remote=remote, source=folder)
+        said = "its own base"
+    else:
+        below = adapter.base_for(base, label)
+        named = None if base or Path(below).exists() else adapter.revision
+        raw = _read(below, dtype, named, remote, None)
+        said = below
+        if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+            raw.tokenizer = pretrained.read_tokenizer(folder, label, remote=remote)
+    raw.model = adapters.attach(raw.model, adapter, label)
+    marks = raw.fingerprint + folder_hash(folder, [folder / adapters.WEIGHTS])
+    raw.fingerprint = hashlib.sha256(marks.encode()).hexdigest()
+    raw.notes.append(f"{label}: an adapter ({adapter.kind}) on {said}; what is read is the adapted model")
+    return raw
