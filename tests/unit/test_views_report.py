@@ -214,6 +214,21 @@ def test_entropy_is_told_as_significant_only_after_correction(
     assert unwanted not in said
 
 
+def test_the_largest_difference_is_looked_for_among_significant_layers_only() -> None:
+    # Layer 2 differs most, but only layers 0 and 1 survive the correction: the larger of these two is named.
+    frame = entropy(("J",))
+    frame = frame[frame["estimator"] == "per-group"].assign(
+        difference=[0.3, 0.5, 9.0, -7.0], difference_low=0.1, difference_high=9.5, p_holm=[0.01, 0.02, 0.3, 0.9]
+    )
+    (said,) = EntropyChapter().headline(Results({"entropy_layers": frame}))
+    assert "higher at layers 0–1" in said
+    assert "the largest difference is 0.50 [0.10, 9.50] nats at layer 1." in said
+    assert "9.00" not in said
+    (said,) = EntropyChapter().headline(Results({"entropy_layers": frame.assign(p_holm=0.3)}))
+    assert "no significant difference at any of 4 layers" in said
+    assert "the largest is 9.00 [0.10, 9.50] nats at layer 2" in said
+
+
 def test_auroc_that_covers_half_is_no_significant_ranking() -> None:
     frame = entropy(("J",)).assign(auroc=0.55, auroc_low=0.45, auroc_high=0.65)
     assert "covers 0.5: no significant ranking" in EntropyChapter().headline(Results({"entropy_layers": frame}))[0]

@@ -100,7 +100,7 @@ def train_command(
     layers: LayersOption = None,
     adapter: AdapterOption = None,
     shortlist: Annotated[int, typer.Option("--shortlist", min=2, help="Tokens that an exit can give.")] = 4096,
-    rank: Annotated[int, typer.Option("--rank", min=1, help="Rank of the translators.")] = 64,
+    rank: Annotated[int, typer.Option("--rank", min=1, help="Rank of the affine translators.")] = 64,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the text.")] = 3,
     seed: SeedOption = 0,
     model: ModelOption = DEFAULT_MODEL,
@@ -203,7 +203,7 @@ def _report_gain(before: Any, after: Any, facts: dict[str, Any], as_json: bool) 
     ]
     body.append(["mean saturation layer", before.saturation_layer, after.saturation_layer])
     body.append([f"FLOPs saved at {after.level:.0%} agreement", before.flops_saved, after.flops_saved])
-    print_table(["on text kept apart", Column("before", ".3f"), Column("after", ".3f")], body)
+    print_table(["on held-out text", Column("before", ".3f"), Column("after", ".3f")], body)
     if "kl" in facts:
         echo(
             f"the last layer changed by {facts['kl']:.4f} nats (bound {facts['kl_bound']:g}), step {facts['kept_step']}"

@@ -99,7 +99,7 @@ def spread(items: Sequence[T], most: int) -> list[T]:
 def errors(items: Iterable[Row], value: str) -> tuple[list[float], list[float]]:
     """Distances from ``value`` down to ``{value}_low`` and up to ``{value}_high``; 0 where no interval is known.
 
-    matplotlib wants distances that are not negative; rounding may put a bound a hair on the wrong side.
+    matplotlib wants distances that are not negative; rounding may put a bound slightly on the wrong side.
     """
     down: list[float] = []
     up: list[float] = []

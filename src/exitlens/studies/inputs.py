@@ -94,7 +94,7 @@ def look_records(
     """Questions with the choices that a layer can be asked about, and notes on those left out.
 
     Choices are the source's own, or the best and the incorrect answers where it has none. A question is left out when
-    none or all of its choices are right, or when two of them collide.
+    none or all of its choices are correct, or when two of them collide.
     """
     records: list[LookRecord] = []
     unfit: list[str] = []
@@ -103,8 +103,8 @@ def look_records(
         if most is not None and len(records) == most:
             break
         choices = _distinct(question.choices or (question.best, *question.incorrect))
-        right = {_fold(answer) for answer in (question.best, *question.correct)}
-        correct = tuple(_fold(choice) in right for choice in choices)
+        truths = {_fold(answer) for answer in (question.best, *question.correct)}
+        correct = tuple(_fold(choice) in truths for choice in choices)
         if len(choices) < 2 or not any(correct) or all(correct):
             unfit.append(question.id)
             continue
@@ -117,14 +117,14 @@ def look_records(
         records.append(record)
     notes = []
     if unfit:
-        notes.append(f"layers: {_count(unfit)} left out, without both a right and a wrong choice")
+        notes.append(f"layers: {_count(unfit)} left out, without both a correct and an incorrect choice")
     if collide:
         notes.append(f"layers: {_count(collide)} left out, their choices collide")
     return records, notes
 
 
 def prompt_records(path: str) -> list[LookRecord]:
-    """Prompts of a JSON lines file, used as they are; which choice is right is not known."""
+    """Prompts of a JSON lines file, used as they are; which choice is correct is not known."""
     return [
         LookRecord(f"prompt-{number}", prompt.prompt, prompt.prompt, prompt.choices, (False,) * len(prompt.choices))
         for number, prompt in enumerate(read_prompts(path), start=1)

@@ -1,1 +1,1 @@
-"""How sure each layer is, for correct and incorrect answers."""
+"""How confident each layer is, for correct and incorrect answers."""

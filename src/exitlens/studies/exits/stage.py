@@ -81,8 +81,8 @@ class ExitStage:
                     texts=[texts[i]],
                     places=places,
                 )
-                sure = _final_probability(lm, states[n])
-                frames[i] = _long(batch[i].id, found, sure)
+                confidence = _final_probability(lm, states[n])
+                frames[i] = _long(batch[i].id, found, confidence)
         ordered = [frames[i] for i in sorted(frames)]
         table = pd.concat(ordered, ignore_index=True) if ordered else pd.DataFrame(columns=list(_columns()))
         return {"exit_signals": table}
@@ -92,7 +92,7 @@ def signals_from(table: pd.DataFrame, n_layers: int) -> tuple[Signals, NDArray[A
     """Signals, the full model's probability of its top token ``[T]``, and the questions' ids (``question`` counts)."""
     ids = list(dict.fromkeys(table["question_id"]))
     place = {key: i for i, key in enumerate(ids)}
-    # Rows of one token stand together, layers in order; N stands there twice where a head may leave at N.
+    # Rows of one token stand together, layers in order; N stands there twice where a head may exit at N.
     first = table.iloc[0]
     rows = int(((table["question_id"] == first["question_id"]) & (table["step"] == first["step"])).sum())
     layers = [int(j) for j in table["layer"].iloc[:rows]]
@@ -113,7 +113,7 @@ def _columns() -> tuple[str, ...]:
     return ("question_id", "step", "layer", "top", *_KINDS)
 
 
-def _long(question_id: str, found: Signals, sure: NDArray[Any]) -> pd.DataFrame:
+def _long(question_id: str, found: Signals, confidence: NDArray[Any]) -> pd.DataFrame:
     rows = len(found.layers) + 1
     columns: dict[str, Any] = {
         "question_id": [question_id] * (rows * found.tokens),
@@ -124,7 +124,7 @@ def _long(question_id: str, found: Signals, sure: NDArray[Any]) -> pd.DataFrame:
     nothing = np.full((1, found.tokens), np.nan)
     for kind in _KINDS:
         values = found.values.get(kind, np.full((rows - 1, found.tokens), np.nan))
-        last = sure[None] if kind == "probability" else nothing
+        last = confidence[None] if kind == "probability" else nothing
         columns[kind] = np.concatenate([values, last]).T.reshape(-1).astype(np.float64)
     return pd.DataFrame(columns)
 

@@ -102,7 +102,7 @@ def analyse(
     table = engine.map(ExitStage(exits, heads), records, batch_size=16).tables["exit_signals"]
     if not len(table):
         raise InputError("no answer has a token beyond the first: there is nothing to exit from")
-    signals, sure, ids = signals_from(table, lm.n_layers)
+    signals, confidence, ids = signals_from(table, lm.n_layers)
     cost = Cost.of(lm)
     reader = scorer = None
     if heads is not None:
@@ -119,7 +119,7 @@ def analyse(
     return ExitResult(
         exits=policy_table(signals, cost, times, seed=seed),
         exits_layers=layers_table(signals, cost, shown),
-        exits_kinds=kinds_table(signals, cost, shown, final_probability=sure, correct=correct, seed=seed),
+        exits_kinds=kinds_table(signals, cost, shown, final_probability=confidence, correct=correct, seed=seed),
         exits_calibration=calibration_table(signals, cost, deltas=deltas, epsilon=epsilon, strict=strict, seed=seed),
         times=times,
     )

@@ -50,9 +50,9 @@ def look(
     rule: Rule = "auto",
     top_k: int = 5,
 ) -> Look:
-    """Probability of each choice at each layer, and the likeliest next tokens.
+    """Probability of each choice at each layer, and the top next tokens.
 
-    ``record``: a question (put under the six worked examples) or a record of one's own. Probabilities are those of the
+    ``record``: a question (put under the six few-shot examples) or a record of one's own. Probabilities are of the
     whole vocabulary (``probability``) and among the choices (``share``). Raises InputError for choices that collide,
     LayerError, ContextError.
     """
@@ -72,10 +72,12 @@ def question_record(
     if not question.strip():
         raise InputError("the question is empty: give a text")
     if correct is not None and correct.strip() not in choices:
-        raise InputError(f"the right answer '{correct}' is not among the choices: {', '.join(choices) or 'none given'}")
+        raise InputError(
+            f"the correct answer '{correct}' is not among the choices: {', '.join(choices) or 'none given'}"
+        )
     prompt = question if plain else "".join(qa_prompt(question, QA_PROMPT))
-    right = tuple(correct is not None and choice == correct.strip() for choice in choices)
-    return LookRecord("question", question, prompt, tuple(choices), right)
+    is_correct = tuple(correct is not None and choice == correct.strip() for choice in choices)
+    return LookRecord("question", question, prompt, tuple(choices), is_correct)
 
 
 def check_rule(text: str) -> Rule:

@@ -182,7 +182,7 @@ def pick_interesting(layers: pd.DataFrame, *, lens: str | None = None, most: int
 
 
 def accuracy_by_layer(layers: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
-    """Share of questions whose most probable choice is correct, at each layer, with an interval by question.
+    """Share of questions whose top choice is correct, at each layer, with an interval by question.
 
     Columns: lens, layer, n, accuracy, low, high, correct_share (mean share of the correct choices).
     """

@@ -12,7 +12,7 @@ from exitlens.runs.hidden_states import StateStore
 from exitlens.studies.layers.stage import check_layers
 from exitlens.studies.probes.extraction import label_tokens
 
-__all__ = ["pick_taps", "said"]
+__all__ = ["model_answers", "pick_taps"]
 
 
 def pick_taps(lm: LayeredModel, taps: Sequence[int] | None = None) -> list[int]:
@@ -22,15 +22,15 @@ def pick_taps(lm: LayeredModel, taps: Sequence[int] | None = None) -> list[int]:
     return sorted({round(lm.n_layers * part) for part in (0.5, 0.625, 0.75)})
 
 
-def said(
+def model_answers(
     lm: LayeredModel, store: StateStore, ids: Sequence[str], labels: NDArray[np.int64]
 ) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Whether the most probable next token is the right word ``[n]``, and P(true) over P(true) + P(false) ``[n]``."""
+    """Whether the top-1 next token is the correct label word ``[n]``, and P(true) over P(true) + P(false) ``[n]``."""
     rows = store.index().drop_duplicates("id", keep="last").set_index("id").loc[list(ids)]
     words = {label: np.array(tokens) for label, tokens in label_tokens(lm).items()}
     top = rows["top_id"].to_numpy()
-    right = np.where(labels == 1, np.isin(top, words[1]), np.isin(top, words[0]))
+    correct = np.where(labels == 1, np.isin(top, words[1]), np.isin(top, words[0]))
     true, false = rows["p_true"].to_numpy(dtype=np.float64), rows["p_false"].to_numpy(dtype=np.float64)
     total = true + false
     # Both words may have no probability in float32: then it says nothing.
-    return right, np.divide(true, total, out=np.full_like(true, 0.5), where=total > 0)
+    return correct, np.divide(true, total, out=np.full_like(true, 0.5), where=total > 0)

@@ -23,7 +23,7 @@ from exitlens.studies.layers.stage import check_layers
 from exitlens.studies.probes.chapter import ProbesChapter
 from exitlens.studies.probes.columns import PROBES_TABLES
 from exitlens.studies.probes.extraction import extract, label_tokens
-from exitlens.studies.probes.model_answers import pick_taps, said
+from exitlens.studies.probes.model_answers import model_answers, pick_taps
 from exitlens.studies.probes.truth import check_protocol, run_kinds
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def original_table(
     labels = np.array([statement.label for statement in statements])
     next_token, probability = {}, {}
     if "prompted" in stores:
-        next_token["prompted"], probability["prompted"] = said(lm, stores["prompted"], ids, labels)
+        next_token["prompted"], probability["prompted"] = model_answers(lm, stores["prompted"], ids, labels)
     return original_study(
         {setting: store.states(layers, ids) for setting, store in stores.items()},
         labels,

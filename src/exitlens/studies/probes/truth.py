@@ -45,7 +45,7 @@ from exitlens.runs.hidden_states import StateStore
 from exitlens.studies.context import Context
 from exitlens.studies.layers.stage import check_layers
 from exitlens.studies.probes.extraction import extract
-from exitlens.studies.probes.model_answers import pick_taps, said
+from exitlens.studies.probes.model_answers import model_answers, pick_taps
 from exitlens.studies.probes.probe_kinds import view_tables
 
 __all__ = ["PROTOCOLS", "TruthStudy", "check_protocol", "run_kinds", "states_folder", "truth_data", "truth_study"]
@@ -126,8 +126,8 @@ def truth_study(
     split = _split(data, ids, protocol, seed, test_topic)
     baselines: Sequence[Baseline] = ()
     if setting == "prompted":
-        right, probability = said(lm, store, ids, data.labels)
-        baselines = lm_baselines(data.labels, right, probability)
+        correct, probability = model_answers(lm, store, ids, data.labels)
+        baselines = lm_baselines(data.labels, correct, probability)
     clock = Clock("probe-kinds", 1000, report)
     study = evaluate(
         data,

@@ -1,0 +1,73 @@
+"""docs/tables.md says what the records say, and the records say what is written."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+from tests import tiny
+
+from exitlens.models import wrap
+from exitlens.studies.config import RunConfig
+from exitlens.studies.registry import STUDIES
+from exitlens.studies.run import run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tables_page", ROOT / "scripts/tables_page.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_that_of_the_records(script: ModuleType) -> None:
+    told = (ROOT / "docs/tables.md").read_text(encoding="utf-8")
+    assert told == script.page(), "run python scripts/tables_page.py"
+
+
+def test_every_column_of_every_table_is_on_the_page(script: ModuleType) -> None:
+    page = script.page()
+    for study in STUDIES.values():
+        for table in study.tables:
+            (part,) = [p for p in page.split("### ")[1:] if p.startswith(f"`{table.name}`")]
+            for field in table.fields:
+                assert f"| `{field.name}` |" in part
+                assert field.meaning
+    assert "| `entropy` | " in page.split("## `exitlens read`")[1]
+
+
+def test_a_run_of_every_study_writes_only_declared_tables(tmp_path: Path) -> None:
+    rows = [
+        {"question": f"What is {i} + 1?", "best": "two", "correct": ["two"], "incorrect": ["no", f"n{i}"]}
+        for i in range(4)
+    ]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    statements = [
+        {"statement": f"The thing{i // 2} has {i % 2 + 3} legs.", "label": i % 2, "topic": f"t{i // 18}",
+         "pair": f"p{i // 2}"}
+        for i in range(36)
+    ]  # fmt: skip
+    (tmp_path / "s.jsonl").write_text("\n".join(map(json.dumps, statements)))
+    config = RunConfig(
+        data=(str(tmp_path / "q.jsonl"),), statements=(str(tmp_path / "s.jsonl"),), out=str(tmp_path / "run"),
+        max_new_tokens=4, bertscore_model=None, judges=("margin:rouge",), figures=False, kinds=("mass-mean",),
+        mc="softmax", probe_seeds=1,
+    )  # fmt: skip
+    model = tiny.model("llama", spread=0.15)
+    model.config.max_position_embeddings = 4096
+    done = run(config, lm=wrap(model, tiny.tokenizer()))
+    specs = {table.name: table for study in STUDIES.values() for table in study.tables}
+    assert set(specs) - set(done.tables) == set(), "every declared table is written"
+    for name, frame in done.tables.items():
+        # In the same order, so that whoever reads the page finds the column where it stands.
+        have = [field.name for field in specs[name].fields if not field.optional or field.name in frame]
+        assert list(map(str, pd.DataFrame(frame).columns)) == have, name
