@@ -52,9 +52,9 @@ def test_a_run_of_every_study_writes_only_declared_tables(tmp_path: Path) -> Non
     ]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
     statements = [
-        {"statement": f"The thing{i // 2} has {i % 2 + 3} legs.", "label": i % 2, "topic": f"t{i // 18}",
+        {"statement": f"The thing{i // 2} has {i % 2 + 3} legs.", "label": i % 2, "topic": f"t{i // 30}",
          "pair": f"p{i // 2}"}
-        for i in range(36)
+        for i in range(60)
     ]  # fmt: skip
     (tmp_path / "s.jsonl").write_text("\n".join(map(json.dumps, statements)))
     config = RunConfig(
