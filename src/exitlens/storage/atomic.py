@@ -124,7 +124,10 @@ def write_json(path: Path, value: Any) -> str:
 
 def write_parquet(path: Path, frame: pd.DataFrame) -> str:
     """Write a table with fixed options (one row group order, no pandas index, no writer-dependent metadata)."""
-    return write_table(path, pa.Table.from_pandas(_storable(frame), preserve_index=False))
+    table = pa.Table.from_pandas(_storable(frame), preserve_index=False)
+    # One type for text, whether pandas held it as Python strings or as Arrow's own (whose offsets have 64 bits).
+    short = [field.with_type(pa.string()) if pa.types.is_large_string(field.type) else field for field in table.schema]
+    return write_table(path, table.cast(pa.schema(short)) if table.nbytes < 1 << 31 else table)
 
 
 def write_table(path: Path, table: Any) -> str:
