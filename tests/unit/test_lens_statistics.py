@@ -24,6 +24,7 @@ from exitlens.errors import InputError
 from exitlens.lenses import read, readout, register_statistic, statistics
 from exitlens.lenses.statistics import STATS, Column, Needs, Statistic
 from exitlens.models.protocol import LogitTransform
+from exitlens.runs.engine import LocalEngine
 from exitlens.studies.corpus.read import CorpusSettings, read_corpus
 
 INF = math.inf
@@ -169,7 +170,7 @@ def test_a_new_statistic_is_one_record(tmp_path: Path, capsys: pytest.CaptureFix
         assert trace.to_pandas()["collision"].notna().all()
         (tmp_path / "t.txt").write_text("abc\nde\n")
         read_corpus(
-            model,
+            LocalEngine(model),
             TextFile(tmp_path / "t.txt"),
             tmp_path / "out",
             CorpusSettings(stats=("collision",), precision="exact"),
