@@ -81,7 +81,7 @@ def test_similarity_threshold_and_margin() -> None:
     assert nearest.judge(questions, answers).labels == [True, True, False]
     assert "0.85" in judge.name
     assert "ROUGE-L" in judge.name
-    margin = scoring.ReferenceMargin(scoring.RougeL())
+    margin = scoring.ReferenceMargin(scoring.RougeL(), "plain")
     found = margin.judge([*questions, _question(incorrect=())], ["two legs", "four legs", "", "two"])
     assert found.labels == [True, False, False, None]
     assert found.value.tolist()[:3] == [0.5, -0.5, 0.0]
@@ -89,6 +89,20 @@ def test_similarity_threshold_and_margin() -> None:
         scoring.SimilarityThreshold(scoring.RougeL(), against="all")
     with pytest.raises(InputError, match="do not match"):
         margin.judge(questions, ["a"])
+
+
+def test_margin_judges_follow_the_protocol_and_name_it() -> None:
+    right, wrong = "People have two legs", "People have four legs"
+    question = _question(correct=(right,), best=right, incorrect=(wrong,))
+    published, plain = (scoring.ReferenceMargin(scoring.Bleu(), name) for name in ("truthfulqa", "plain"))
+    assert published.name.endswith("TruthfulQA's published protocol")
+    assert "intl tokens, smoothing exp" in published.name
+    assert plain.name.endswith("plain references, unsmoothed BLEU")
+    assert "13a tokens, smoothing none" in plain.name
+    # No 4-gram in common with either reference: without smoothing a tie at 0, which counts as incorrect.
+    for answer in ("Any person walks on two legs", "I have no comment."):
+        assert published.judge([question], [answer]).labels == [True]
+        assert plain.judge([question], [answer]).labels == [False]
 
 
 def test_labels_from_file(tmp_path: Path) -> None:

@@ -53,6 +53,9 @@ def run_command(
     mc: Annotated[
         str | None, typer.Option("--mc", help="MC1-3 of every decoder too, by its softmax or its scores [none].")
     ] = None,
+    scoring: Annotated[
+        str | None, typer.Option("--scoring", help="How answers meet references: truthfulqa or plain [truthfulqa].")
+    ] = None,
     judges: Annotated[str | None, typer.Option("--judges", help="How answers are judged, comma-separated.")] = None,
     entropy_estimators: Annotated[
         str | None, typer.Option("--entropy-estimators", help="per-group; pooled-weights reproduces an artefact.")
@@ -97,7 +100,8 @@ def run_command(
     given = {
         "model": model, "data": data, "statements": statements, "only": only, "limit": limit,
         "limit_statements": limit_statements, "seed": seed, "out": out, "prompts": prompts, "decoders": decoders,
-        "mc": mc, "judges": judges, "entropy_estimators": entropy_estimators, "repetition_penalty": repetition_penalty,
+        "mc": mc, "scoring": scoring,
+        "judges": judges, "entropy_estimators": entropy_estimators, "repetition_penalty": repetition_penalty,
         "max_new_tokens": max_new_tokens, "batch_size": batch_size, "lens": lens, "layers": layers,
         "taps": taps, "kinds": kinds,
         "bertscore_model": bertscore_model, "figures": figures, "device": device, "dtype": dtype, "revision": revision,

@@ -43,6 +43,9 @@ def score_command(
     judges: Annotated[
         str, option("judges", help="Also how many answers these judges find correct, comma-separated.")
     ] = "",
+    protocol: Annotated[
+        str, option("protocol", help="How answers meet references: truthfulqa (published) or plain.")
+    ] = "truthfulqa",
     bertscore_model: BertscoreModelOption = "all-minilm-l6-v2",
     bertscore_layer: BertscoreLayerOption = None,
     out: Annotated[
@@ -56,16 +59,18 @@ def score_command(
     """BLEU, ROUGE-L and BERTScore of stored answers: max, diff and acc, with intervals, paired where files are many.
 
     Answers are matched to questions by their text; what does not align is refused. --json prints data, metrics
-    (each with every choice that changes it), scores (decoder = file, metric, n, mean, low, high, difference to the
-    first file with its interval and p) and judgements (judge, decoder, correct, decided).
+    (each with every choice that changes it), protocol, scores (decoder = file, metric, n, mean, low, high, difference
+    to the first file with its interval and p), best_answer (decoder, corpus_bleu, rouge, bertscore: against the best
+    answer alone, as in the original study) and judgements (judge, decoder, correct, decided).
     """
     from exitlens.data import read_data
     from exitlens.data.sources import read_source
     from exitlens.errors import DataError
-    from exitlens.scoring import align, parse_predictions
+    from exitlens.scoring import align, best_answer_scores, parse_predictions, protocol_named
     from exitlens.studies.answers.judging import Scorers, judge_answers
     from exitlens.studies.decoding.analysis import compare, score
 
+    rules = protocol_named(protocol)
     dataset = read_data(data, limit=limit)
     for note in dataset.notes:
         say(f"{dataset.name}: {note}", quiet)
@@ -81,13 +86,16 @@ def score_command(
             raise DataError(f"'{path}': {error}") from None
         name = path.name if path.name not in answers else str(path)
         answers[name] = aligned
-    scorers = Scorers(None if bertscore_model.lower() == "none" else bertscore_model, bertscore_layer, device)
+    scorers = Scorers(None if bertscore_model.lower() == "none" else bertscore_model, bertscore_layer, device, protocol)
     chosen = [scorers.judge(name) for name in judges.split(",") if name.strip()]
     metrics = scorers.metrics()
     import pandas as pd
 
-    scores = pd.concat([score(n, texts, dataset.questions, metrics) for n, texts in answers.items()], ignore_index=True)
-    table = compare(scores, {}, seed=seed).drop(columns="repetition_penalty")
+    scores = pd.concat(
+        [score(n, texts, dataset.questions, metrics, protocol) for n, texts in answers.items()], ignore_index=True
+    )
+    table = compare(scores, {}, protocol=protocol, seed=seed).drop(columns="repetition_penalty")
+    best = [{"decoder": n, **best_answer_scores(texts, dataset.questions, metrics)} for n, texts in answers.items()]
     judged = []
     for name, texts in answers.items():
         if chosen:
@@ -102,11 +110,16 @@ def score_command(
         say(f"wrote {out}", quiet)
     if as_json:
         listed = table.astype(object).where(table.notna(), None).to_dict("records")
-        print_json(
-            {"data": dataset.name, "metrics": [m.label for m in metrics], "scores": listed, "judgements": judged}
-        )
+        facts = {"data": dataset.name, "metrics": [m.label for m in metrics], "protocol": protocol, "scores": listed}
+        print_json(facts | {"best_answer": best, "judgements": judged})
         return
-    _print(table, judged, len(answers) > 1, [m.label for m in metrics])
+    _print(table, judged, len(answers) > 1, [rules.label, *(m.label for m in metrics)])
+    names = {"decoder": "file", "corpus_bleu": "corpus BLEU", "rouge": "ROUGE-L", "bertscore": "BERTScore F1"}
+    print_table(
+        [names["decoder"], *(Column(names[name], ".4f") for name in best[0] if name != "decoder")],
+        [list(row.values()) for row in best],
+        title="Against the best answer alone, as in the original study (corpus BLEU: 13a tokens, no smoothing; 0..1)",
+    )
 
 
 def _print(table: DataFrame, judged: list[dict[str, Any]], many: bool, labels: list[str]) -> None:

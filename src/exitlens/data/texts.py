@@ -140,7 +140,7 @@ class TextFile:
             if not line.strip():
                 yield number, ""
                 continue
-            value = parse_json(line, f"'{self.path}' line {number + 1}", remedy="give one object a line")
+            value = parse_json(line, f"'{self.path}' line {number + 1}", remedy="give one object a line", replace=True)
             if not isinstance(value, dict) or self.field not in value:
                 names = ", ".join(map(repr, value)) if isinstance(value, dict) else type(value).__name__
                 raise DataError(

@@ -13,10 +13,11 @@ from exitlens.scoring.judges import (
 )
 from exitlens.scoring.predictions import Prediction, align, parse_predictions
 from exitlens.scoring.text import Bleu, RougeL, TextMetric, best_of, corpus_bleu
-from exitlens.scoring.truthfulqa import score_rows, truthfulqa_scores
+from exitlens.scoring.truthfulqa import PROTOCOLS, best_answer_scores, protocol_named, score_rows, truthfulqa_scores
 
 __all__ = [
     "DEFAULT_ENCODER",
+    "PROTOCOLS",
     "BertScorer",
     "Bleu",
     "ChoiceScores",
@@ -31,6 +32,7 @@ __all__ = [
     "SimilarityThreshold",
     "TextMetric",
     "align",
+    "best_answer_scores",
     "best_of",
     "binary",
     "choice_scores",
@@ -40,6 +42,7 @@ __all__ = [
     "mc3",
     "parse_labels",
     "parse_predictions",
+    "protocol_named",
     "score_rows",
     "truthfulqa_scores",
 ]

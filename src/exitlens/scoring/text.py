@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rapidfuzz.distance import LCSseq
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+from sacrebleu.tokenizers.tokenizer_intl import TokenizerV14International
 
 from exitlens.errors import InputError
 from exitlens.parsing import cut
@@ -25,7 +26,8 @@ from exitlens.scoring.tokens import words
 __all__ = ["Bleu", "RougeL", "TextMetric", "best_of", "check_aligned", "corpus_bleu"]
 
 _ORDER = 4
-_tokenize: Callable[[str], str] = Tokenizer13a()  # type: ignore[no-untyped-call]
+_13a: Callable[[str], str] = Tokenizer13a()  # type: ignore[no-untyped-call]
+_intl: Callable[[str], str] = TokenizerV14International()  # type: ignore[no-untyped-call]
 # What 13a always sets apart, and what it treats by its surroundings (13a proper is asked about texts with these).
 _APART = {ord(c): f" {c} " for c in '!"#$%()*+/:;=>?@[\\]^_`{|}~'}
 _BY_SURROUNDINGS = re.compile(r"[.,&<\n-]")
@@ -48,29 +50,32 @@ class TextMetric(Protocol):
 
 
 class Bleu:
-    """Sentence BLEU: 13a tokens, case kept, orders 1–4.
+    """Sentence BLEU: case kept, orders 1–4.
 
-    ``smoothing="none"`` (default): an answer that shares no 4-gram with the reference scores 0. ``"exp"``:
-    sacrebleu's exponential smoothing, for comparison with published per-sentence numbers.
+    Args:
+        smoothing: ``exp``, sacrebleu's exponential smoothing (as TruthfulQA's), or ``none``: then an answer that shares
+            no 4-gram with the reference scores 0, which most short answers do.
+        tokens: ``intl`` (as TruthfulQA's) or ``13a``.
     """
 
     name = "bleu"
 
-    def __init__(self, smoothing: str = "none") -> None:
-        self.smoothing = _known(smoothing)
+    def __init__(self, smoothing: str = "exp", tokens: str = "intl") -> None:
+        self.smoothing, self.tokens = _known(smoothing), tokens
+        if tokens not in ("13a", "intl"):
+            raise InputError(f"unknown tokens {cut(tokens)!r}: use '13a' or 'intl'")
 
     @property
     def label(self) -> str:
         """Tokens and smoothing, as printed beside the numbers."""
-        return f"BLEU (13a, smoothing {self.smoothing}, 0..1)"
+        return f"sentence BLEU ({self.tokens} tokens, smoothing {self.smoothing}, 0..1)"
 
     def pairs(self, answers: Sequence[str], references: Sequence[str]) -> NDArray[np.float64]:
         """BLEU of each answer against its one reference: ``[n]``."""
         check_aligned(answers, references)
-        return np.array(
-            [_bleu_score(_bleu_counts(a, (r,)), self.smoothing) for a, r in zip(answers, references, strict=True)],
-            dtype=np.float64,
-        )
+        pairs = zip(answers, references, strict=True)
+        scores = [_bleu_score(_bleu_counts(a, (r,), self.tokens), self.smoothing) for a, r in pairs]
+        return np.array(scores, dtype=np.float64)
 
 
 class RougeL:
@@ -119,7 +124,7 @@ def corpus_bleu(answers: Sequence[str], references: Sequence[Sequence[str]], smo
     _known(smoothing)
     if not answers:
         raise InputError("BLEU of no answers: give at least one")
-    total = np.sum([_bleu_counts(a, refs) for a, refs in _rows(answers, references)], axis=0)
+    total = np.sum([_bleu_counts(a, refs, "13a") for a, refs in _rows(answers, references)], axis=0)
     return _bleu_score([int(x) for x in total], smoothing)
 
 
@@ -146,39 +151,41 @@ def _rows(answers: Sequence[str], references: Sequence[Sequence[str]]) -> list[t
     return [(answer, tuple(options)) for answer, options in zip(answers, references, strict=True)]
 
 
-def _tokens(text: str) -> list[str]:
-    """13a tokens. Most answers have no mark that depends on its neighbours, and take the short way."""
+def _tokens(text: str, kind: str = "13a") -> list[str]:
+    """Tokens. Most answers have no mark that 13a treats by its neighbours, and take the short way."""
+    if kind == "intl":
+        return _intl(text.rstrip()).split()
     if _BY_SURROUNDINGS.search(text) is None:
         return text.translate(_APART).split()
-    return _tokenize(text.rstrip()).split()
+    return _13a(text.rstrip()).split()
 
 
 @lru_cache(maxsize=1 << 15)
-def _ngrams(text: str) -> tuple[Mapping[tuple[str, ...], int], int]:
-    """Counts of all n-grams of orders 1–4 of the 13a tokens, and the number of tokens."""
-    tokens = _tokens(text)
+def _ngrams(text: str, kind: str) -> tuple[Mapping[tuple[str, ...], int], int]:
+    """Counts of all n-grams of orders 1–4 of the tokens, and the number of tokens."""
+    tokens = _tokens(text, kind)
     grams = [tuple(tokens[i : i + n]) for n in range(1, _ORDER + 1) for i in range(len(tokens) - n + 1)]
     return Counter(grams), len(tokens)
 
 
-def _reference_counts(references: tuple[str, ...]) -> tuple[Mapping[tuple[str, ...], int], tuple[int, ...]]:
+def _reference_counts(references: tuple[str, ...], kind: str) -> tuple[Mapping[tuple[str, ...], int], tuple[int, ...]]:
     """Each n-gram's largest count among the references, and the references' lengths."""
     if len(references) == 1:
-        counts, size = _ngrams(references[0])
+        counts, size = _ngrams(references[0], kind)
         return counts, (size,)
     merged: Counter[tuple[str, ...]] = Counter()
     sizes = []
     for text in references:
-        counts, size = _ngrams(text)
+        counts, size = _ngrams(text, kind)
         merged |= Counter(counts)
         sizes.append(size)
     return merged, tuple(sizes)
 
 
-def _bleu_counts(answer: str, references: tuple[str, ...]) -> list[int]:
+def _bleu_counts(answer: str, references: tuple[str, ...], kind: str) -> list[int]:
     """Answer length, nearest reference length (the shorter of two as near), matches and totals of each order."""
-    counts, size = _ngrams(answer)
-    known, sizes = _reference_counts(references)
+    counts, size = _ngrams(answer, kind)
+    known, sizes = _reference_counts(references, kind)
     matched = [0] * _ORDER
     for gram in counts.keys() & known.keys():
         matched[len(gram) - 1] += min(counts[gram], known[gram])

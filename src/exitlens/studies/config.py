@@ -60,6 +60,9 @@ class RunConfig(BaseModel):
     mc: Literal["none", "softmax", "scores"] = Field(
         "none", description="MC1-3 of every decoder too: by its log-probabilities (softmax) or its bare scores"
     )
+    scoring: Literal["truthfulqa", "plain"] = Field(
+        "truthfulqa", description="how answers meet references: TruthfulQA's published protocol, or plain"
+    )
     judges: tuple[str, ...] = Field(("similarity", "margin:rouge"), description="how answers are judged")
     entropy_estimators: tuple[Literal["per-group", "pooled-weights"], ...] = Field(
         ("per-group",), description="pooled-weights reproduces a published artefact, see METHODS"

@@ -79,7 +79,7 @@ class Context:
         """The text metrics, loaded once."""
         if self._scorers is None:
             config = self.config
-            self._scorers = Scorers(config.bertscore_model, config.bertscore_layer, config.device)
+            self._scorers = Scorers(config.bertscore_model, config.bertscore_layer, config.device, config.scoring)
         return self._scorers
 
     def specs(self) -> list[DecoderSpec]:

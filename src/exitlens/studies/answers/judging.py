@@ -13,7 +13,6 @@ from exitlens.data.records import Question
 from exitlens.data.sources import read_source
 from exitlens.errors import ConfigError
 from exitlens.scoring import (
-    Bleu,
     ExactChoice,
     Judge,
     LabelsFromFile,
@@ -22,6 +21,7 @@ from exitlens.scoring import (
     SimilarityThreshold,
     TextMetric,
     parse_labels,
+    protocol_named,
 )
 
 __all__ = ["JUDGES", "Scorers", "check_judges", "judge_answers"]
@@ -33,17 +33,19 @@ JUDGES = ("similarity[:threshold]", "margin:bleu", "margin:rouge", "margin:berts
 class Scorers:
     """The text metrics of a run. The encoder of BERTScore is loaded when it is first needed.
 
-    ``encoder``: catalogue name, folder or Hub id; None leaves BERTScore out.
+    ``encoder``: catalogue name, folder or Hub id; None leaves BERTScore out. ``protocol``: how answers meet references,
+    see :mod:`exitlens.scoring.truthfulqa`.
     """
 
     encoder: str | None = "all-minilm-l6-v2"
     layer: int | None = None
     device: str = "auto"
+    protocol: str = "truthfulqa"
     _bertscore: TextMetric | None = field(default=None, repr=False)
 
     def metrics(self) -> list[TextMetric]:
         """BLEU, ROUGE-L and, with an encoder, BERTScore."""
-        return [Bleu(), RougeL(), *([self.bertscore()] if self.encoder is not None else [])]
+        return [self.metric("bleu"), RougeL(), *([self.bertscore()] if self.encoder is not None else [])]
 
     def bertscore(self) -> TextMetric:
         """BERTScore F1; raises ConfigError when no encoder is set."""
@@ -58,7 +60,13 @@ class Scorers:
     def metric(self, name: str) -> TextMetric:
         """``bleu``, ``rouge`` (or ``rougeL``) or ``bertscore``; raises ConfigError."""
         known = _metric_name(name)
-        return Bleu() if known == "bleu" else RougeL() if known == "rouge" else self.bertscore()
+        return (
+            protocol_named(self.protocol).bleu()
+            if known == "bleu"
+            else RougeL()
+            if known == "rouge"
+            else self.bertscore()
+        )
 
     def judge(self, text: str) -> Judge:
         """A judge by its name in settings, see :data:`JUDGES`; raises ConfigError, DataError."""
@@ -66,7 +74,7 @@ class Scorers:
         if head == "similarity":
             return SimilarityThreshold(self.bertscore(), float(rest))
         if head == "margin":
-            return ReferenceMargin(self.metric(rest))
+            return ReferenceMargin(self.metric(rest), self.protocol)
         if head == "choice":
             return ExactChoice()
         source = read_source(Path(rest).expanduser(), "labels")

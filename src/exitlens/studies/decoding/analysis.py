@@ -22,16 +22,24 @@ COLUMNS = tuple(field.name for field in DECODING.fields)
 
 
 def score(
-    decoder: str, answers: Sequence[str], questions: Sequence[Question], metrics: Sequence[TextMetric]
+    decoder: str,
+    answers: Sequence[str],
+    questions: Sequence[Question],
+    metrics: Sequence[TextMetric],
+    protocol: str = "truthfulqa",
 ) -> pd.DataFrame:
     """Table ``scores``: decoder, question_id, metric (``bleu_max`` …), value (missing where it is not defined)."""
-    wide = truthfulqa_scores(answers, questions, metrics)
+    wide = truthfulqa_scores(answers, questions, metrics, protocol)
     long = wide.melt(id_vars="question_id", var_name="metric", value_name="value")
     return long.assign(decoder=decoder)[["decoder", "question_id", "metric", "value"]]
 
 
-def compare(scores: pd.DataFrame, penalties: dict[str, float], *, seed: int = 0) -> pd.DataFrame:
+def compare(
+    scores: pd.DataFrame, penalties: dict[str, float], *, protocol: str = "truthfulqa", seed: int = 0
+) -> pd.DataFrame:
     """Table ``decoding``: mean of each metric with its interval, and the paired difference to the first decoder.
+
+    ``protocol`` is the one of the text metrics; multiple choice has none.
 
     Questions without a value of that metric are left out for every decoder alike. The first decoder has no difference.
     """
@@ -49,6 +57,7 @@ def compare(scores: pd.DataFrame, penalties: dict[str, float], *, seed: int = 0)
             row: dict[str, Any] = {
                 "decoder": decoder,
                 "metric": metric,
+                "protocol": protocol if str(metric).endswith(("_max", "_diff", "_acc")) else None,
                 "n": len(wide),
                 "mean": float(means.value[i]),
                 "low": float(means.low[i]),
@@ -64,7 +73,7 @@ def compare(scores: pd.DataFrame, penalties: dict[str, float], *, seed: int = 0)
                 }
             rows.append(row)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return table.astype({name: np.float64 for name in COLUMNS if name not in ("decoder", "metric", "n")})
+    return table.astype({name: np.float64 for name in COLUMNS if name not in ("decoder", "metric", "protocol", "n")})
 
 
 def cost_table(lm: LayeredModel, made: Sequence[Answers]) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from exitlens.report.chapter import Chapter, Part, Plate, Sheet, plain_rows
 from exitlens.report.frames import Results, Row, distinct, groups, layers_of
 from exitlens.report.text import Column, is_number, number_text, p_text, to_float, visible
 from exitlens.report.words import count, excludes, join, ranges, shown, sizes
+from exitlens.scoring import PROTOCOLS
 from exitlens.studies.answers.chapter import answers_judged
 from exitlens.studies.decoding import figures as draw
 from exitlens.studies.decoding.figures import metric_name
@@ -72,7 +73,13 @@ class DecodingChapter(Chapter):
         frame = frame[frame["metric"].str.endswith(("_max", "_acc"))]
         names = ["metric", "decoder", "mean", "low", "high", "difference", "difference_low", "difference_high", "p"]
         heads = [*names[:6], "d. low", "d. high", "p"]
-        return [Part("", [Column(head, ".3g" if head == "p" else ".3f") for head in heads], plain_rows(frame[names]))]
+        return [
+            Part(
+                _protocol(results.rows("decoding")).strip(" ()"),
+                [Column(head, ".3g" if head == "p" else ".3f") for head in heads],
+                plain_rows(frame[names]),
+            )
+        ]
 
     def tables(self, results: Results) -> list[Sheet]:
         """Quality beside cost, scores with differences, what each decoder costs, and the answers side by side."""
@@ -92,7 +99,7 @@ class DecodingChapter(Chapter):
         headers = ["decoder", "metric", "mean", "difference to the first", "p", "n"]
         out = [
             _quality_and_cost(items, costs),
-            Sheet("Scores", headers, body, "decoding", len(body) > 12),
+            Sheet(f"Scores{_protocol(items)}", headers, body, "decoding", len(body) > 12),
             _cost_sheet(costs),
         ]
         return [*out, *_differing(results), *([] if "entropy_layers" in results else [answers_judged(results)])]
@@ -104,8 +111,8 @@ class DecodingChapter(Chapter):
         frame = results.frame("decoding")
         if frame is not None:
             items = results.rows("decoding")
-            note = f"{model} · n = {sizes(items, 'n')} questions"
-            where = f"Model {model}, n = {sizes(items, 'n')} questions."
+            note = f"{model} · n = {sizes(items, 'n')} questions{_protocol(items)}"
+            where = f"Model {model}, n = {sizes(items, 'n')} questions{_protocol(items)}."
             out.append(Plate("decoding-scores", f"{_SCORES} {where}", _SCORES, partial(draw.scores, frame, note=note)))
             if any(is_number(row.get("difference")) for row in items):
                 drawn = partial(draw.differences, frame, note=note)
@@ -117,6 +124,12 @@ class DecodingChapter(Chapter):
             drawn = partial(draw.layer_choices, frame, note=model)
             out.append(Plate("decoding-layers", f"{caption} Model {model}.", caption, drawn))
         return out
+
+
+def _protocol(items: list[Row]) -> str:
+    """The protocol of the text metrics, in brackets."""
+    named = [str(row["protocol"]) for row in items if row.get("protocol") in PROTOCOLS]
+    return f" ({PROTOCOLS[named[0]].label})" if named else ""
 
 
 def _significant(compared: list[Row]) -> str:

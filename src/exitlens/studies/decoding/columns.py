@@ -15,6 +15,7 @@ DECODING = TableSpec(
     (
         _DECODER,
         Field("metric", "bleu, rouge or bertscore with _max, _diff or _acc; mc1, mc2, mc3"),
+        Field("protocol", "of text metrics: truthfulqa (published) or plain; missing for multiple choice"),
         Field("n", "questions that have a value for every decoder", "questions"),
         Field("mean", "over these questions", "as the metric has it"),
         Field("low", "lower end of the 95% interval of `mean`", "as the metric has it"),

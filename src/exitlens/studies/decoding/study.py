@@ -47,13 +47,15 @@ def decoding_study(
     batch_size: int = 32,
     repetition_penalty: float = 1.0,
     mc: str = "none",
+    protocol: str = "truthfulqa",
     seed: int = 0,
     report: Report | None = None,
 ) -> DecodingResult:
     """Answer the questions with every decoder, score the answers, compare each decoder with the first by question.
 
     ``dola:high@1.2`` gives a decoder a repetition penalty of its own. ``mc``: MC1–3 too, by each decoder's ``softmax``
-    or its ``scores``; the penalty has no part in them. Nothing is written to disk. Raises InputError
+    or its ``scores``; the penalty has no part in them. ``protocol``: how answers meet
+    references (:mod:`exitlens.scoring.truthfulqa`). Nothing is written to disk. Raises InputError
     (no questions or decoders, an unknown decoder), ContextError.
     """
     if not questions or not decoders:
@@ -70,7 +72,7 @@ def decoding_study(
         for text in decoders
     ]
     chosen = choose_all(engine, questions, [a.spec for a in made], mc, batch_size=batch_size)
-    return analyse(made, questions, metrics, chosen, seed=seed)
+    return analyse(made, questions, metrics, chosen, protocol=protocol, seed=seed)
 
 
 def choose_all(
@@ -95,17 +97,18 @@ def analyse(
     metrics: Sequence[TextMetric],
     chosen: Sequence[pd.DataFrame] = (),
     *,
+    protocol: str = "truthfulqa",
     seed: int = 0,
 ) -> DecodingResult:
     """Score and compare answers that were generated; ``chosen`` are further rows of ``scores``."""
     answers = pd.concat([a.answers.assign(decoder=a.spec.text) for a in made], ignore_index=True)
-    written = [score(a.spec.text, _texts(a, questions), questions, metrics) for a in made]
+    written = [score(a.spec.text, _texts(a, questions), questions, metrics, protocol) for a in made]
     scores = pd.concat([*written, *chosen], ignore_index=True)
     contrasted = [a.decoding_layers for a in made if a.decoding_layers is not None and len(a.decoding_layers)]
     layers = (
         pd.concat(contrasted, ignore_index=True) if contrasted else pd.DataFrame(columns=["decoder", "layer", "count"])
     )
-    table = compare(scores, {a.spec.text: a.spec.penalty for a in made}, seed=seed)
+    table = compare(scores, {a.spec.text: a.spec.penalty for a in made}, protocol=protocol, seed=seed)
     return DecodingResult(answers, scores, table, layers)
 
 
@@ -144,7 +147,8 @@ class DecodingStudy(Study):
             )
         chosen = choose_all(ctx.engine, questions, specs, config.mc, batch_size=config.batch_size)
         ctx.say("scoring answers")
-        study = analyse(made, questions, ctx.scorers().metrics(), chosen, seed=config.seed)
+        metrics = ctx.scorers().metrics()
+        study = analyse(made, questions, metrics, chosen, protocol=config.scoring, seed=config.seed)
         judged = [judge_answers(judges, a.spec.text, questions, _texts(a, questions)) for a in made] if judges else []
         ctx.merge("answers", study.answers)
         if judged:

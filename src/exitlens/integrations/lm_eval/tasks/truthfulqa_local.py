@@ -61,7 +61,7 @@ def score_mc2(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dic
 
 
 def score_gen(doc: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """BLEU and ROUGE-L as exitlens defines them: max, diff and acc."""
+    """BLEU and ROUGE-L by TruthfulQA's published protocol, 0..1: max, diff and acc."""
     from exitlens.data.records import Question
 
     question = Question(
