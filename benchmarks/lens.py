@@ -148,9 +148,10 @@ def _plain(lm: Any, ids: list[list[int]]) -> list[dict[str, Tensor]]:
 @torch.no_grad()
 def _forward(lm: Any, ids: list[list[int]]) -> None:
     from exitlens.lenses import read_texts as reading
+    from exitlens.models import forward
 
-    windows = reading.plan_windows([len(text) for text in ids], lm.context, None)
-    for batch in reading._batches(windows, reading.BATCH_TOKENS):
+    windows = forward.plan_windows([len(text) for text in ids], lm.context, None)
+    for batch in forward.window_batches(windows, reading.BATCH_TOKENS):
         reading._run(lm, ids, batch, (lm.n_layers,))
 
 

@@ -11,8 +11,9 @@ from tests.unit.lens_model import SmallModel
 
 from exitlens.errors import ContextError, InputError, LayerError
 from exitlens.lenses.read_hidden import readout
-from exitlens.lenses.read_texts import plan_windows, read, read_ids
+from exitlens.lenses.read_texts import read, read_ids
 from exitlens.lenses.trace import Trace
+from exitlens.models.forward import plan_windows
 
 TEXTS = ["abc", "a", "hello worl", "no", "lens"]
 STATS = ("entropy", "top_k", "logprob", "rank", "kl", "agreement", "saturation")

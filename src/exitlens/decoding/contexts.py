@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from exitlens.decoding.session import ModelPrefix, NativePrefix
+from exitlens.models.forward import padded
 from exitlens.models.native.runner import Runner, runner_of
 from exitlens.models.protocol import LayeredModel
 
@@ -49,14 +50,6 @@ def open_contexts(lm: LayeredModel, ids: Sequence[int], layers: Sequence[int]) -
     return _Model(lm, ids, layers) if runner is None else _Native(runner, ids, layers)
 
 
-def _padded(texts: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """``[rows, longest]``, short rows padded on the right, where nothing sees it."""
-    ids = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
-    for i, text in enumerate(texts):
-        ids[i, : len(text)] = torch.tensor(list(text))
-    return ids.to(device)
-
-
 class _Native:
     many = True
 
@@ -70,7 +63,7 @@ class _Native:
     def run(self, texts: Sequence[Sequence[int]]) -> dict[int, Tensor]:
         """See :class:`Contexts`."""
         runner, p = self._runner, len(self._prefix.ids)
-        ids = _padded(texts, runner.lm.device)
+        ids = padded(texts, runner.lm.device)[0]
         kv = self._prefix.open(len(texts), p + ids.shape[1])
         where = runner.where(p, ids.shape[1])
         return runner.run(runner.embed(ids, where), kv, where, keep=self._layers)
@@ -80,7 +73,7 @@ class _NativeHeld:
     def __init__(self, prefix: NativePrefix, layers: frozenset[int], contexts: Sequence[Sequence[int]]) -> None:
         self._runner, self._layers = prefix.runner, layers
         p = len(prefix.ids)
-        ids = _padded(contexts, prefix.runner.lm.device)
+        ids = padded(contexts, prefix.runner.lm.device)[0]
         self._lengths = torch.tensor([p + len(context) for context in contexts])
         self._kv = prefix.open(len(contexts), p + ids.shape[1])
         where = prefix.runner.where(p, ids.shape[1])
@@ -92,7 +85,7 @@ class _NativeHeld:
         device = runner.lm.device
         rows = torch.tensor(which)
         lengths = self._lengths[rows]
-        ids = _padded(texts, device)
+        ids = padded(texts, device)[0]
         longest = int(lengths.max())
         kv = runner.new_kv(len(texts), longest + ids.shape[1], held.shared)
         used, at = longest - held.past, rows.to(device)
@@ -127,7 +120,7 @@ class _ModelHeld:
 
     def run(self, which: Sequence[int], texts: Sequence[Sequence[int]]) -> dict[int, Tensor]:  # noqa: ARG002
         """See :class:`Held`; there is one context."""
-        ids = _padded(texts, self._lm.device)
+        ids = padded(texts, self._lm.device)[0]
         cache = copy.deepcopy(self._cache)
         if cache is not None and len(texts) > 1:
             cache.batch_repeat_interleave(len(texts))

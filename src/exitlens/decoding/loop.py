@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exitlens.decoding.batching import plan_batches
 from exitlens.decoding.contrast import BoundDecoder, Decoder
 from exitlens.decoding.sampling import Sampling, penalise, row_generator
 from exitlens.decoding.session import Prefix, open_prefix
@@ -20,6 +19,7 @@ from exitlens.errors import ContextError, InputError
 from exitlens.layer_range import Layers, resolve_layers
 from exitlens.lenses import readout
 from exitlens.lenses.lens import lens_name
+from exitlens.models.forward import plan_batches
 from exitlens.models.native.runner import runner_of
 from exitlens.models.protocol import LayeredModel
 

@@ -20,17 +20,17 @@ from exitlens.data.records import Question
 from exitlens.decoding.contexts import open_contexts
 from exitlens.decoding.contrast import BoundDecoder, Decoder, Vanilla
 from exitlens.errors import ContextError, InputError
+from exitlens.models.forward import shared_prefix
 from exitlens.models.native.runner import logits_of
 from exitlens.models.protocol import LayeredModel
 
 _T = TypeVar("_T")
 
-__all__ = ["FLOOR", "ContinuationScorer", "McScores", "Scored", "common_beginning", "mc_scores", "score"]
+__all__ = ["FLOOR", "ContinuationScorer", "McScores", "Scored", "mc_scores", "score"]
 
 FLOOR = -1000.0
 """The least that a token counts, above all a filtered one, as in the published code: such a sum stays a number."""
 
-_MIN_SHARED = 8  # a shorter common beginning costs more in copies than it saves
 _BLOCK_BYTES = 64 << 20  # logits of all layers that are held at once
 _AHEAD = 4  # contexts that are run together, in batches: enough of their continuations to find some of equal length
 
@@ -267,7 +267,7 @@ def mc_scores(
                 "multiple choice needs both"
             )
     contexts = [lm.encode("".join(qa_prompt(q, style))) for q in questions]
-    scorer = ContinuationScorer(lm, decoder, shared=common_beginning(contexts), post_softmax=post_softmax)
+    scorer = ContinuationScorer(lm, decoder, shared=shared_prefix(contexts), post_softmax=post_softmax)
     best, correct, incorrect = [], [], []
     for start in range(0, len(questions), batch_size):
         some = range(start, min(start + batch_size, len(questions)))
@@ -305,16 +305,3 @@ def _answer_ids(lm: LayeredModel, text: str, context: Sequence[int], answer: str
     if whole[: len(context)] == list(context):
         return list(whole[len(context) :])
     return list(lm.encode(f" {answer.strip()}", special=False))
-
-
-def common_beginning(contexts: Sequence[Sequence[int]]) -> tuple[int, ...]:
-    """What all contexts begin with, at least one token short of each; nothing when that is too little to pay."""
-    if len(contexts) < 2:
-        return ()
-    rows = [tuple(context) for context in contexts]
-    first, last = min(rows), max(rows)  # the least alike in dictionary order share what all share
-    limit = min(map(len, rows)) - 1
-    n = 0
-    while n < limit and first[n] == last[n]:
-        n += 1
-    return first[:n] if n >= _MIN_SHARED else ()

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from exitlens.models.forward import padded
 from exitlens.models.native.runner import KV, Runner, Shared, Where, runner_of
 from exitlens.models.protocol import LayeredModel
 
@@ -102,15 +103,13 @@ class NativeSession:
     def start(self, prompts: Sequence[Sequence[int]]) -> dict[int, Tensor]:
         """See :class:`Session`."""
         p = len(self._prefix.ids)
-        width = max(map(len, prompts)) - p
-        ids = torch.zeros(len(prompts), width, dtype=torch.long)
-        for i, row in enumerate(prompts):
-            ids[i, : len(row) - p] = torch.tensor(row[p:])
         device = self._runner.lm.device
+        ids, _ = padded([row[p:] for row in prompts], device)
+        width = ids.shape[1]
         self.lengths = torch.tensor([len(row) for row in prompts])
         self.kv = self._prefix.open(len(prompts), p + width + self._room)
         where = self._runner.where(p, width)
-        kept = self._run(ids.to(device), where)
+        kept = self._run(ids, where)
         last = (self.lengths - p - 1).to(device)
         rows = torch.arange(len(prompts), device=device)
         # What short rows wrote past their end is never seen: later tokens take those places before they are read.
@@ -172,17 +171,10 @@ class ModelSession:
     def start(self, prompts: Sequence[Sequence[int]]) -> dict[int, Tensor]:
         """See :class:`Session`."""
         p = len(self._prefix.ids)
-        rest = [list(row[p:]) for row in prompts]
-        width = max(map(len, rest))
-        ids = torch.zeros(len(rest), width, dtype=torch.long)
-        mask = torch.zeros(len(rest), p + width, dtype=torch.long)
-        mask[:, :p] = 1
-        for i, row in enumerate(rest):
-            ids[i, width - len(row) :] = torch.tensor(row)
-            mask[i, p + width - len(row) :] = 1
-        self._cache = self._prefix.open(len(rest))
-        self._mask = mask.to(self._lm.device)
-        return self._run(ids.to(self._lm.device))
+        ids, real = padded([row[p:] for row in prompts], self._lm.device, side="left")
+        self._cache = self._prefix.open(len(prompts))
+        self._mask = torch.cat([real.new_ones(len(prompts), p), real], dim=1).long()
+        return self._run(ids)
 
     def step(self, tokens: Tensor) -> dict[int, Tensor]:
         """See :class:`Session`."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from exitlens.compute.matmul import linear
 from exitlens.compute.prepacked import packed
+from exitlens.models.forward import padded
 from exitlens.models.native.runner import logits_of
 from exitlens.models.protocol import LayeredModel
 
@@ -113,7 +114,7 @@ class HeadReader:
         x = self.features(h, layer)
         own = [[t for t in dict.fromkeys(text[: at + 1]) if t not in self.listed]
                for text, at in zip(texts, places, strict=True)]  # fmt: skip
-        return _joined(self, x, *_padded(own, h.device))
+        return _joined(self, x, *padded(own, h.device))
 
 
 class RowReader:
@@ -140,19 +141,10 @@ class RowReader:
         """What the head at ``layer`` says of states ``[len(rows), d_model]``; a row may be there more than once."""
         key = rows.tobytes()
         if key not in self._known:  # the same rows are asked at exit after exit, and step after step
-            ids, there = _padded([self._own[row] for row in rows.tolist()], h.device)
+            ids, there = padded([self._own[row] for row in rows.tolist()], h.device)
             self._known[key] = (ids, there, self.reader.lm.weight.detach()[ids])
         ids, there, weight = self._known[key]
         return _joined(self.reader, self.reader.features(h, layer), ids, there, weight)
-
-
-def _padded(own: Sequence[Sequence[int]], device: Any) -> tuple[Tensor, Tensor]:
-    """Token lists as ``[rows, P]``, and which places hold one."""
-    width = max(map(len, own), default=0)
-    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in own], dtype=torch.long, device=device)
-    ids = ids.view(len(own), width)
-    counts = torch.tensor([len(row) for row in own], device=device)
-    return ids, torch.arange(width, device=device) < counts[:, None]
 
 
 def _joined(reader: HeadReader, x: Tensor, ids: Tensor, there: Tensor, weight: Tensor | None = None) -> ExitLogits:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -11,63 +10,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from exitlens.errors import ContextError, InputError
+from exitlens.errors import InputError
 from exitlens.layer_range import Layers, resolve_layers
 from exitlens.lenses.lens import Lens, as_lens
 from exitlens.lenses.read_hidden import Readout, readout
 from exitlens.lenses.statistics import missing
 from exitlens.lenses.trace import Trace
+from exitlens.models.forward import Window, padded, plan_windows, window_batches
 from exitlens.models.protocol import LayeredModel
 
-__all__ = ["BATCH_TOKENS", "Window", "plan_windows", "read", "read_ids", "read_windows"]
+__all__ = ["BATCH_TOKENS", "read", "read_ids", "read_windows"]
 
 BATCH_TOKENS = 512  # padded tokens in a forward pass
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A stretch of a text that is run at once; positions before ``keep`` are context only, read by the one before."""
-
-    text: int
-    start: int
-    stop: int
-    keep: int
-
-
-def plan_windows(
-    lengths: Sequence[int],
-    context: int | None,
-    overlap: int | None,
-    *,
-    long: Literal["refuse", "split"] = "refuse",
-    first: int = 0,
-) -> list[Window]:
-    """The windows that cover all texts. ``overlap``: tokens of context repeated at a split (default: a quarter).
-
-    ``first`` is the number of the first text, the others follow it.
-
-    Raises :class:`ContextError` for a text over the context with ``long="refuse"``.
-    """
-    out: list[Window] = []
-    for i, n in enumerate(lengths, first):
-        if context is None or n <= context:
-            if n:
-                out.append(Window(i, 0, n, 0))
-            continue
-        if long != "split":
-            raise ContextError(
-                f"text {i} has {n} tokens, over the context of {context}: shorten it, or ask for long='split' "
-                "(--long split)"
-            )
-        shared = context // 4 if overlap is None else overlap
-        if not 0 <= shared < context:
-            raise InputError(f"overlap {shared} does not fit a context of {context}: use 0 to {context - 1}")
-        start, keep = 0, 0
-        while keep < n:
-            stop = min(start + context, n)
-            out.append(Window(i, start, stop, keep))
-            keep, start = stop, stop - shared
-    return out
 
 
 def read(
@@ -201,23 +155,10 @@ def read_windows(
 
     ``ids[window.text]`` are the tokens of a whole text. ``options`` are those of :func:`.read_hidden.readout`.
     """
-    for batch in _batches(windows, batch_tokens):
+    for batch in window_batches(windows, batch_tokens):
         hidden, following = _run(lm, ids, batch, layers)
         goal = following if targets == "next" else None
         yield batch, readout(lm, hidden, lens=lens, stats=stats, targets=goal, **options)
-
-
-def _batches(windows: Sequence[Window], limit: int) -> Iterator[list[Window]]:
-    """Windows of like length together, so that little is padding; the longest first, so that memory fails early."""
-    batch: list[Window] = []
-    for window in sorted(windows, key=lambda w: w.start - w.stop):
-        widest = batch[0].stop - batch[0].start if batch else 0
-        if batch and widest * (len(batch) + 1) > limit:
-            yield batch
-            batch = []
-        batch.append(window)
-    if batch:
-        yield batch
 
 
 def _run(
@@ -227,22 +168,17 @@ def _run(
     layers: Sequence[int],
 ) -> tuple[dict[int, Tensor], Tensor]:
     """Hidden states ``{layer: [real positions, d]}`` of a batch, window after window, and each one's next token."""
-    width = max(w.stop - w.start for w in batch)
-    tokens = torch.zeros(len(batch), width, dtype=torch.long)
-    mask = torch.zeros(len(batch), width, dtype=torch.long)
-    real = torch.zeros(len(batch), width, dtype=torch.bool)
+    tokens, mask = padded([ids[w.text][w.start : w.stop] for w in batch])
+    real = mask.clone()
     following: list[int] = []
     for row, w in enumerate(batch):
-        n = w.stop - w.start
         text = ids[w.text]
-        tokens[row, :n] = torch.tensor(text[w.start : w.stop])
-        mask[row, :n] = 1
-        real[row, w.keep - w.start : n] = True
+        real[row, : w.keep - w.start] = False
         following += [*text[w.keep + 1 : w.stop + 1], *([-1] if w.stop == len(text) else [])]
     # No mask where nothing is padded: attention is faster without one, and every model takes it.
-    padded = None if bool(mask.all()) else mask.to(lm.device)
+    attention = None if bool(mask.all()) else mask.long().to(lm.device)
     with torch.no_grad():
-        hidden = lm.forward(tokens.to(lm.device), padded, layers=layers).hidden
+        hidden = lm.forward(tokens.to(lm.device), attention, layers=layers).hidden
     return {j: hidden[j][real.to(hidden[j].device)] for j in layers}, torch.tensor(following)
 
 

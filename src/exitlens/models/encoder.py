@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from exitlens.compute import hardware
 from exitlens.errors import InputError, UnsupportedModel, layer_range_error
+from exitlens.models.forward import padded
 from exitlens.models.hub import catalog
 from exitlens.models.hub.catalog import DEFAULT_ENCODER
 from exitlens.models.hub.online import hub_name
@@ -67,7 +68,6 @@ class LoadedEncoder:
         ids: list[list[int]] = self._tokenizer(
             clean, add_special_tokens=True, truncation=True, max_length=self.max_tokens
         )["input_ids"]
-        # With no token at all there is nothing to run; one padding token that counts for nothing stands in.
         found: list[Embedded | None] = [None] * len(texts)
         order = sorted(range(len(texts)), key=lambda i: (-len(ids[i]), i))
         start = 0
@@ -75,20 +75,15 @@ class LoadedEncoder:
             width = max(1, len(ids[order[start]]))
             block = order[start : start + max(1, _BATCH_TOKENS // width)]
             start += len(block)
-            for i, one in zip(block, self._run([ids[i] for i in block], width), strict=True):
+            for i, one in zip(block, self._run([ids[i] for i in block]), strict=True):
                 found[i] = one
         return [one for one in found if one is not None]
 
-    def _run(self, ids: list[list[int]], width: int) -> list[Embedded]:
-        batch = torch.full((len(ids), width), self._pad, dtype=torch.long)
-        mask = torch.zeros((len(ids), width), dtype=torch.long)
-        for row, own in enumerate(ids):
-            batch[row, : len(own)] = torch.tensor(own, dtype=torch.long)
-            mask[row, : max(1, len(own))] = 1
+    def _run(self, ids: list[list[int]]) -> list[Embedded]:
+        # With no token at all, one that counts for nothing stands in: an encoder runs no empty text.
+        batch, mask = padded([own or [self._pad] for own in ids], self.device, fill=self._pad)
         last = self.layer == self.n_layers
-        out = self._model(
-            input_ids=batch.to(self.device), attention_mask=mask.to(self.device), output_hidden_states=not last
-        )
+        out = self._model(input_ids=batch, attention_mask=mask.long(), output_hidden_states=not last)
         states: Tensor = out.last_hidden_state if last else out.hidden_states[self.layer]
         embedded = []
         for row, own in enumerate(ids):

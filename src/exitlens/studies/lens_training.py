@@ -10,6 +10,7 @@ from pathlib import Path
 from exitlens.data.texts import TextFile
 from exitlens.errors import DataError, InputError
 from exitlens.lenses import TrainingReport, TunedLens, train_tuned_lens
+from exitlens.models.forward import cut_tokens
 from exitlens.models.protocol import LayeredModel
 from exitlens.storage.atomic import check_writable
 from exitlens.studies.exits.files import own_texts
@@ -78,13 +79,10 @@ def _pieces(lm: LayeredModel, texts: Iterable[str], tokens: int, tick: Callable[
     found: list[list[int]] = []
     total = 0
     for text in texts:
-        ids = list(lm.encode(text))
-        for at in range(0, len(ids), length):
-            piece = ids[at : at + length]
-            if len(piece) > 1:
-                found.append(piece)
-                total += len(piece)
-                tick(len(piece))
+        for piece in cut_tokens(lm.encode(text), length, least=2):
+            found.append(piece)
+            total += len(piece)
+            tick(len(piece))
             if total >= tokens:
                 return found
     return found

@@ -9,8 +9,9 @@ import torch
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from exitlens.decoding import Sampling, generate
-from exitlens.decoding.score import ContinuationScorer, common_beginning
+from exitlens.decoding.score import ContinuationScorer
 from exitlens.errors import InputError, MissingExtra
+from exitlens.models.forward import shared_prefix
 
 try:
     from lm_eval import utils
@@ -140,7 +141,7 @@ class ExitlensLM(TemplateLM):  # type: ignore[misc] # the harness ships no types
         **_: Any,
     ) -> list[tuple[float, bool]]:
         pairs = [self._fitted(context, continuation) for _key, context, continuation in requests]
-        shared = common_beginning([context for context, _ in pairs])
+        shared = shared_prefix([context for context, _ in pairs])
         scorer = ContinuationScorer(self.lm, self.decoder, shared=shared, post_softmax=self.post_softmax)
         answers: list[tuple[float, bool] | None] = [None] * len(requests)
         with tqdm(total=len(requests), disable=disable_tqdm, desc="Running loglikelihood requests") as bar:

@@ -27,8 +27,9 @@ from exitlens.data.texts import Survey, TextFile
 from exitlens.errors import InputError, RunError
 from exitlens.lenses.lens import Lens, as_lens, lens_name
 from exitlens.lenses.read_hidden import readout
-from exitlens.lenses.read_texts import BATCH_TOKENS, Window, plan_windows, read_windows
+from exitlens.lenses.read_texts import BATCH_TOKENS, read_windows
 from exitlens.lenses.statistics import known
+from exitlens.models.forward import Window, plan_windows
 from exitlens.models.protocol import LayeredModel
 from exitlens.runs.directory import RunDirectory, now
 from exitlens.runs.engine import Engine

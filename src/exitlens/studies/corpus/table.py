@@ -16,8 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from exitlens.lenses.read_hidden import Readout
-from exitlens.lenses.read_texts import Window
 from exitlens.lenses.statistics import is_missing
+from exitlens.models.forward import Window
 from exitlens.models.protocol import LayeredModel
 
 __all__ = ["ShardTable"]

@@ -19,6 +19,7 @@ from exitlens.errors import DataError, InputError, MissingExtra, ProbeError
 from exitlens.exits.adapter import State
 from exitlens.exits.heads import ExitHeads
 from exitlens.models import wrap
+from exitlens.models.forward import cut_tokens
 from exitlens.models.protocol import LayeredModel
 from exitlens.storage.atomic import read_json, write_json, write_tensors
 from exitlens.storage.tensors import read_tensors
@@ -58,7 +59,7 @@ def windows_of(texts: Sequence[str], lm: LayeredModel, *, length: int = 128, mos
         ids += lm.encode(text + "\n\n", special=False)
         if len(ids) >= length * most:
             break
-    return [ids[at : at + length] for at in range(0, min(len(ids), length * most) - length + 1, length)]
+    return list(cut_tokens(ids[: length * most], length, least=length))
 
 
 def own_texts(

@@ -21,7 +21,7 @@ from torch import Tensor
 from exitlens.data.prompts import LABEL_WORDS, Position, Setting, check_position, truth_prompt
 from exitlens.data.records import Statement
 from exitlens.errors import InputError
-from exitlens.models.forward import check_context, passes
+from exitlens.models.forward import check_context, passes, same_beginning
 from exitlens.models.protocol import LayeredModel
 from exitlens.runs.engine import Clock, Engine
 from exitlens.runs.hidden_states import SHARD_ROWS, Origin, StateStore
@@ -234,26 +234,21 @@ def _items(lm: LayeredModel, statement: Statement, setting: Setting, position: P
         return [whole]
     before, after = truth_prompt("\0", setting == "prompted")[1].split("\0")
     opening = prefix + before.rstrip(" ")
-    first = min(_common(lm.encode(opening), ids), len(ids) - 1)
+    first = min(same_beginning(lm.encode(opening), ids), len(ids) - 1)
     body = lm.encode(prefix + before + statement.statement)
     # A token that holds the statement's last characters and a line break belongs to the statement too.
-    end = len(ids) if not after else min(_common(body, ids) + (body != ids[: len(body)]), len(ids) - 1)
+    end = len(ids) if not after else min(same_beginning(body, ids) + (body != ids[: len(body)]), len(ids) - 1)
     end = max(end, first + 1)
     if position == "mean":
         return [replace(whole, first=first, end=end)]
     if position == "answer":
         bare = lm.encode(prefix + before + statement.statement.rstrip(_CLOSING))
-        place = min(max(_common(bare, ids) - 1, first), end - 1)
+        place = min(max(same_beginning(bare, ids) - 1, first), end - 1)
         return [replace(whole, first=place, end=place + 1)]
     return [
         replace(whole, statement=replace(statement, id=f"{statement.id}@{place}"), first=place, end=place + 1)
         for place in range(first, end)
     ]
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Number of tokens that both begin with."""
-    return next((k for k, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _plan(
