@@ -6,8 +6,10 @@ import io
 import json
 import math
 import re
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,3 +227,45 @@ def test_models_list(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: py
     assert "Apache-2.0" in capsys.readouterr().out
     assert cli.main(["models", "check", "all-minilm-l6-v2"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: 'all-minilm-l6-v2' is not on this machine")
+
+
+SCRIPT = "import sys; from exitlens.cli import main; sys.exit(main())"
+
+
+@pytest.mark.parametrize("target", [">&-", "> /dev/full", ">&- 2>&-"])
+def test_an_output_that_cannot_be_written(target: str) -> None:
+    command = f"{sys.executable} -c '{SCRIPT}' models list {target}"
+    done = subprocess.run(["/bin/sh", "-c", command], stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == ("2>" not in target)
+    assert "2>" in target or "standard output" in done.stderr
+
+
+def test_a_second_interrupt_changes_nothing() -> None:
+    shown = """
+import signal, sys, time
+from exitlens import cli
+def build():
+    def command(**_):
+        try:
+            print("begun", file=sys.stderr, flush=True)
+            time.sleep(30)
+        finally:
+            time.sleep(0.3)
+    return command
+cli.build = build
+code = cli.main()
+time.sleep(0.5)
+sys.exit(code)
+"""
+    with subprocess.Popen([sys.executable, "-c", shown], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert said.strip().count("\n") == 0, said

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,9 @@ GROUPS = (
     "models",
 )
 """The files beside this one that add commands, in the order in which --help lists them."""
+
+# What a full or vanished standard output says; a file that cannot be written is named by its error.
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF}
 
 
 def _version(wanted: bool) -> bool:
@@ -80,8 +84,13 @@ def build() -> typer.Typer:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code.
 
-    0: done. 2: the command, its input or its model cannot be used (one line on the error stream). 130: interrupted.
+    0: done. 1: the output could not be written. 2: the command, its input or its model cannot be used (one line on the
+    error stream). 130: interrupted.
     """
+    if sys.stderr is None:  # a closed stream is None in Python; nobody reads there
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
+    if sys.stdout is None:
+        return _fail("standard output is closed: send it to a file or to /dev/null", 1)
     for stream in (sys.stdout, sys.stderr):
         # Model text holds any character; a terminal with a narrow encoding must not end the command.
         if hasattr(stream, "reconfigure"):
@@ -93,10 +102,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error))
     except KeyboardInterrupt:
         code = 130
+        if argv is None:  # the process ends now: a second Ctrl-C has nothing more to interrupt
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
     except OSError as error:
         if error.errno == errno.EPIPE:
             _stop_writing()
             return 1
+        if error.filename is None and error.errno in _CANNOT_WRITE:
+            _stop_writing()
+            return _fail(f"cannot write to standard output: {error.strerror}; send it to another file", 1)
         if error.filename is None:
             raise
         return _fail(f"cannot use '{error.filename}': {error.strerror}; check that it exists and that you may use it")
@@ -139,12 +153,12 @@ def _plain_warnings() -> Iterator[None]:
         warnings.formatwarning = usual
 
 
-def _fail(message: str) -> int:
-    if os.environ.get("EXITLENS_DEBUG"):
+def _fail(message: str, code: int = 2) -> int:
+    if os.environ.get("EXITLENS_DEBUG") and sys.exc_info()[0] is not None:
         _raise_again()
     with contextlib.suppress(BrokenPipeError):
         sys.stderr.write(f"error: {safe(message)}\n")
-    return 2
+    return code
 
 
 def _raise_again() -> NoReturn:
