@@ -91,14 +91,15 @@ def render(results: Results, chapters: Mapping[str, Chapter], figures: Mapping[s
             continue
         made = {plate.name: plate for plate in chapter.figures(results)}
         # A figure that someone added belongs to the study its name begins with.
-        drawn = {figure for figure in figures if figure in made or homes[figure] == name}
+        drawn = [figure for figure in made if figure in figures]
+        drawn += [figure for figure in figures if figure not in made and homes[figure] == name]
         sections.append(
             _Section(
                 name,
                 chapter,
                 [text for text in troubles if text],
                 chapter.headline(results),
-                [_figure(figure, svg, made.get(figure)) for figure, svg in figures.items() if figure in drawn],
+                [_figure(figure, figures[figure], made.get(figure)) for figure in drawn],
                 [sheet for sheet in chapter.tables(results) if sheet.rows] if there else [],
             )
         )
