@@ -11,7 +11,7 @@ from pandas import DataFrame
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet
 from exitlens.report.frames import Results, Row, distinct, evenly, groups, layers_of, rows, spread
 from exitlens.report.text import Column, is_number, number_text, slug, to_float, token_text, visible
-from exitlens.report.words import join, ranges
+from exitlens.report.words import join, layers_text
 from exitlens.studies.layers import figures as draw
 
 __all__ = ["LayersChapter"]
@@ -93,7 +93,7 @@ def _finding(pick: Row, items: Sequence[Row]) -> str:
         text += f"\nRead with the {pick['lens']} lens, this choice leads the others from layer {since} on."
     if not is_correct and leaders:
         led = [layer for layer, (_, truth) in leaders.items() if truth]
-        text += f" The correct choice leads at {f'layers {ranges(led)}' if led else 'no layer'}."
+        text += f" The correct choice leads at {layers_text(led) if led else 'no layer'}."
     return text
 
 
