@@ -229,7 +229,7 @@ def truthfulqa(lm: Any, questions: Sequence[Any], chosen: argparse.Namespace) ->
 def multiple_choice(lm: Any, questions: Sequence[Any], chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """MC1-3 over all answers, beside one forward pass an answer (scaled up)."""
     from exitlens.data.prompts import qa_prompt
-    from exitlens.decoding.score import mc_scores
+    from exitlens.studies.decoding.multiple_choice import mc_scores
 
     questions = [q for q in questions if q.correct and q.incorrect]
     few = questions[: chosen.sample]

@@ -167,13 +167,13 @@ def probes_notebook(args: argparse.Namespace) -> dict[str, Any]:
 def probes_ours(args: argparse.Namespace) -> dict[str, Any]:
     """States of every layer extracted once into a store, then the three probes and all baselines."""
     import exitlens
-    from exitlens.studies.probes.study import probe_study
+    from exitlens.studies.probes.study import original_probes
 
     lm = exitlens.load(args.model)
     rows = _statements(args, 1.0)
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
-        probe_study(lm, rows, Path(folder), settings=("prompted",))
+        original_probes(lm, rows, Path(folder), settings=("prompted",))
         return _result(
             time.perf_counter() - begin, len(rows), note="every layer kept, baselines and test scores included"
         )

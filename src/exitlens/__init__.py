@@ -29,12 +29,13 @@ _HOME = {
     "__version__": "version",
     "decoding_study": "studies.decoding.study",
     "entropy_study": "studies.entropy.study",
-    "exit_study": "studies.exits.study",
+    "exits_study": "studies.exits.study",
     "generate": "decoding.loop",
+    "layers_study": "studies.layers.study",
     "load": "api",
     "look": "studies.layers.look",
-    "mc_scores": "decoding.score",
-    "probe_study": "studies.probes.study",
+    "mc_scores": "studies.decoding.multiple_choice",
+    "probes_study": "studies.probes.truth",
     "read": "lenses.read_texts",
     "read_data": "data",
     "register_decoder": "decoding.contrast.parse",
@@ -45,7 +46,6 @@ _HOME = {
     "trace_answers": "decoding.trace",
     "train_tuned_lens": "lenses.train_tuned",
     "transformers_generate": "integrations.transformers_generate",
-    "truth_study": "studies.probes.truth",
     "wrap": "api",
 }
 
@@ -77,7 +77,6 @@ if TYPE_CHECKING:
     from exitlens.decoding.loop import generate as generate
     from exitlens.decoding.loop import stream as stream
     from exitlens.decoding.sampling import Sampling as Sampling
-    from exitlens.decoding.score import mc_scores as mc_scores
     from exitlens.decoding.score import score as score
     from exitlens.decoding.trace import trace_answers as trace_answers
     from exitlens.errors import ExitlensError as ExitlensError
@@ -89,12 +88,13 @@ if TYPE_CHECKING:
     from exitlens.lenses.tuned import TunedLens as TunedLens
     from exitlens.models.protocol import LayeredModel as LayeredModel
     from exitlens.studies.config import RunConfig as RunConfig
+    from exitlens.studies.decoding.multiple_choice import mc_scores as mc_scores
     from exitlens.studies.decoding.study import decoding_study as decoding_study
     from exitlens.studies.entropy.study import entropy_study as entropy_study
-    from exitlens.studies.exits.study import exit_study as exit_study
+    from exitlens.studies.exits.study import exits_study as exits_study
     from exitlens.studies.layers.look import look as look
-    from exitlens.studies.probes.study import probe_study as probe_study
-    from exitlens.studies.probes.truth import truth_study as truth_study
+    from exitlens.studies.layers.study import layers_study as layers_study
+    from exitlens.studies.probes.truth import probes_study as probes_study
     from exitlens.studies.run import run as run
     from exitlens.version import __version__ as __version__
 

@@ -136,7 +136,7 @@ def test_the_offline_tasks(lm: Any, tmp_path: Path) -> None:
     )  # fmt: skip
     results = found["results"]
     from exitlens.data import read_data
-    from exitlens.decoding.score import mc_scores
+    from exitlens.studies.decoding.multiple_choice import mc_scores
 
     want = mc_scores(lm, read_data(path).questions, "dola:0/2")
     assert results[names[0]]["acc,none"] == pytest.approx(want.mc1.mean())

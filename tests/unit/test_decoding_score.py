@@ -13,9 +13,10 @@ from tests import tiny
 from exitlens.data.prompts import BARE_PROMPT
 from exitlens.data.records import Question
 from exitlens.decoding import parse_decoder
-from exitlens.decoding.score import FLOOR, ContinuationScorer, mc_scores, score
+from exitlens.decoding.score import FLOOR, ContinuationScorer, score
 from exitlens.errors import ContextError, InputError
 from exitlens.models import wrap
+from exitlens.studies.decoding.multiple_choice import mc_scores
 
 SHARED = list(range(40, 52))
 CONTEXTS = [[*SHARED, 7, 9, 11], [*SHARED, 7, 9, 12], [*SHARED, 8, 9, 12, 14, 3], [*SHARED, 80]]

@@ -18,7 +18,7 @@ from exitlens.exits.replay_policies import Cost, Signals, block_widths, caught_u
 from exitlens.exits.session import ExitPrefix, Tally
 from exitlens.models import wrap
 from exitlens.studies.exits.stage import AnswerRecord, ExitStage, signals_from
-from exitlens.studies.exits.study import ExitResult, exit_study
+from exitlens.studies.exits.study import ExitResult, exits_study
 from exitlens.studies.exits.tables import calibration_table
 
 QUESTIONS = [
@@ -37,7 +37,7 @@ def model() -> Any:
 
 @lru_cache
 def study() -> ExitResult:
-    return exit_study(model(), QUESTIONS, max_new_tokens=8, batch_size=2)
+    return exits_study(model(), QUESTIONS, max_new_tokens=8, batch_size=2)
 
 
 def test_every_policy_is_there_with_intervals_and_the_oracle_bounds_them() -> None:
@@ -70,7 +70,7 @@ def test_too_few_answers_say_how_many_are_needed() -> None:
     table = study().exits_calibration
     assert table["outcome"].str.contains("calibration answers are needed").all()
     with pytest.raises(InputError, match=r"at least .* are needed"):
-        exit_study(model(), QUESTIONS, max_new_tokens=4, deltas=(0.05,), strict=True)
+        exits_study(model(), QUESTIONS, max_new_tokens=4, deltas=(0.05,), strict=True)
 
 
 def test_catching_up_is_what_decoding_really_runs() -> None:
@@ -157,7 +157,7 @@ def test_the_oracle_saves_more_where_less_agreement_is_asked() -> None:
 def test_layers_that_cannot_be_left_at_are_refused() -> None:
     for layer in (0, 3):
         with pytest.raises(LayerError, match=f"exit layer {layer}"):
-            exit_study(model(), QUESTIONS, layers=[layer], max_new_tokens=4)
+            exits_study(model(), QUESTIONS, layers=[layer], max_new_tokens=4)
 
 
 def test_a_run_has_the_section_and_the_tables(tmp_path: Path) -> None:

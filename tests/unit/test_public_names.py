@@ -47,7 +47,8 @@ def test_type_checkers_see_the_names_that_exist_and_no_others() -> None:
 def test_what_the_docs_promise_is_public() -> None:
     promised = {
         "load", "wrap", "read", "generate", "look", "score", "run", "TunedLens", "Trace", "Dataset", "Sampling",
-        "register_decoder", "mc_scores", "ExitlensError", "LM", "RunConfig",
+        "register_decoder", "mc_scores", "ExitlensError", "LM", "RunConfig", "layers_study", "entropy_study",
+        "probes_study", "decoding_study", "exits_study",
     }  # fmt: skip
     assert promised <= set(exitlens.__all__)
 

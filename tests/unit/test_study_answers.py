@@ -12,13 +12,13 @@ import torch
 from tests import tiny
 
 from exitlens.data.records import Question
-from exitlens.decoding import mc_scores
 from exitlens.errors import ConfigError, InputError
 from exitlens.models import wrap
 from exitlens.scoring import Bleu, ExactChoice, RougeL
 from exitlens.studies.answers.judging import Scorers, judge_answers
 from exitlens.studies.answers.stage import DecoderSpec, GenerateStage, ask
 from exitlens.studies.decoding.analysis import compare, score
+from exitlens.studies.decoding.multiple_choice import mc_scores
 from exitlens.studies.decoding.study import decoding_study
 from exitlens.studies.entropy.analysis import answer_means, entropy_by_layer
 from exitlens.studies.entropy.study import entropy_study

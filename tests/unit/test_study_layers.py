@@ -9,11 +9,13 @@ import pytest
 import torch
 from tests import tiny
 
+from exitlens.data.records import Question
 from exitlens.errors import InputError, LayerError
 from exitlens.models import wrap
 from exitlens.studies.layers.choices import plan_choices
 from exitlens.studies.layers.look import look, question_record
 from exitlens.studies.layers.stage import LayersStage, LookRecord, accuracy_by_layer, pick_interesting
+from exitlens.studies.layers.study import layers_study
 
 PROMPT = "Q: How many whiskers does a human have?\nA:"
 
@@ -151,3 +153,18 @@ def test_look_marks_the_right_choice_and_refuses_what_is_none(lm: Any) -> None:
         question_record("How many?", ["two"], "five")
     with pytest.raises(LayerError, match="layer 9 is out of range"):
         look(lm, question_record("How many?", ["two", "none"], plain=True), layers=[9])
+
+
+def test_the_study_as_a_function_gives_what_look_gives_and_counts_it() -> None:
+    lm = wrap(tiny.model("llama"), tiny.tokenizer())
+    lm.context = 1024  # its rotary positions have no end, and the few-shot prompt is long in its tokens
+    questions = [Question(str(i), f"Which {i}?", "red", ("red",), ("blue",), ("red", "blue")) for i in range(3)]
+    found = layers_study(lm, questions, layers=[0, 2])
+    one = look(lm, "Which 1?", ("red", "blue"), layers=[0, 2]).layers
+    mine = found.layers[found.layers["question_id"] == "1"].sort_values(["layer", "choice"])
+    assert mine["probability"].to_numpy() == pytest.approx(
+        one.sort_values(["layer", "choice"])["probability"].to_numpy()
+    )
+    assert found.accuracy[["layer", "n"]].to_numpy().tolist() == [[0, 3], [2, 3]]
+    with pytest.raises(InputError, match="none of 1 questions has choices"):
+        layers_study(lm, [Question("0", "Why?", "red", ("red",), ())])

@@ -15,7 +15,7 @@ from exitlens.data.answers_as_statements import as_statements
 from exitlens.data.records import Question, Statement
 from exitlens.errors import ProbeError
 from exitlens.models import wrap
-from exitlens.studies.probes.truth import truth_study
+from exitlens.studies.probes.truth import probes_study
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def statements(count: int = 96, topics: int = 3, seed: int | None = None) -> lis
 
 def test_what_the_states_hold_is_found_and_refitted(tmp_path: Path, lm: Any) -> None:
     items = statements()
-    found = truth_study(lm, items, tmp_path, kinds=("mass-mean",), setting="bare", position="answer", resamples=100)
+    found = probes_study(lm, items, tmp_path, kinds=("mass-mean",), setting="bare", position="answer", resamples=100)
     best = found.tables["probe_best"].set_index("kind")
     assert best.loc["mass-mean", "accuracy"] > 0.9
     assert "best probe is mass-mean" in found.sentence
@@ -54,7 +54,7 @@ def test_random_labels_give_chance_at_every_layer(tmp_path: Path, lm: Any) -> No
     # Labels drawn for each statement alone: nothing in any layer can tell them, so every held-out accuracy is near 1/2
     # (240 coins: four standard deviations are .13), and every control's too.
     items = statements(240, seed=3)
-    found = truth_study(lm, items, tmp_path, kinds=("mass-mean",), matrix=False, resamples=50)
+    found = probes_study(lm, items, tmp_path, kinds=("mass-mean",), matrix=False, resamples=50)
     layers = found.tables["probe_layers"]
     by_layer = layers[layers["role"].isin(["probe", "control"])]
     assert len(by_layer) == 2 * lm.n_layers
@@ -63,7 +63,7 @@ def test_random_labels_give_chance_at_every_layer(tmp_path: Path, lm: Any) -> No
 
 def test_every_token_is_a_row_with_its_statement_s_label(tmp_path: Path, lm: Any) -> None:
     items = statements(60)
-    found = truth_study(
+    found = probes_study(
         lm, items, tmp_path, kinds=("mass-mean",), layers=(2,), position="every", setting="bare", matrix=False,
         resamples=20,
     )  # fmt: skip
@@ -75,29 +75,29 @@ def test_every_token_is_a_row_with_its_statement_s_label(tmp_path: Path, lm: Any
 
 def test_a_store_of_another_prompt_or_model_is_refused(tmp_path: Path, lm: Any) -> None:
     items = statements(60)
-    truth_study(lm, items, tmp_path, kinds=("mass-mean",), layers=(1,), matrix=False, resamples=10)
+    probes_study(lm, items, tmp_path, kinds=("mass-mean",), layers=(1,), matrix=False, resamples=10)
     with pytest.raises(ProbeError, match="holds hidden states with"):
-        truth_study(lm, items, tmp_path, kinds=("mass-mean",), layers=(1,), setting="bare")
+        probes_study(lm, items, tmp_path, kinds=("mass-mean",), layers=(1,), setting="bare")
     other = wrap(tiny.model("llama", seed=1), tiny.tokenizer())
     with pytest.raises(ProbeError, match="with fingerprint"):
-        truth_study(other, items, tmp_path, kinds=("mass-mean",), layers=(1,))
+        probes_study(other, items, tmp_path, kinds=("mass-mean",), layers=(1,))
 
 
 def test_bad_input_is_named(tmp_path: Path, lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     items = statements(60)
     with pytest.raises(ProbeError, match="only label 1 among 60"):
-        truth_study(lm, [replace(s, label=1) for s in items], tmp_path / "a", kinds=("mass-mean",))
+        probes_study(lm, [replace(s, label=1) for s in items], tmp_path / "a", kinds=("mass-mean",))
     with pytest.raises(ProbeError, match="label 3 of example 0 is neither 0 nor 1"):
-        truth_study(lm, [replace(items[0], label=3), *items[1:]], tmp_path / "b", kinds=("mass-mean",))
+        probes_study(lm, [replace(items[0], label=3), *items[1:]], tmp_path / "b", kinds=("mass-mean",))
     with pytest.raises(ProbeError, match="topic 'rare' has 1 rows"):
-        truth_study(lm, [replace(items[0], topic="rare"), *items[1:]], tmp_path / "c", kinds=("mass-mean",))
+        probes_study(lm, [replace(items[0], topic="rare"), *items[1:]], tmp_path / "c", kinds=("mass-mean",))
     with pytest.raises(ProbeError, match="unknown protocol 'best-of'"):
-        truth_study(lm, items, tmp_path / "d", protocol="best-of")
+        probes_study(lm, items, tmp_path / "d", protocol="best-of")
     with pytest.raises(ProbeError, match="'ttpd' needs negated statements, and none of 60"):
-        truth_study(lm, items, tmp_path / "d", kinds=("mass-mean", "ttpd"))
+        probes_study(lm, items, tmp_path / "d", kinds=("mass-mean", "ttpd"))
     both = [replace(s, negated=i % 4 > 1) for i, s in enumerate(items)]
     with pytest.raises(ProbeError, match="'ccs' is fitted on statements of both polarities"):
-        truth_study(lm, both, tmp_path / "d", kinds=("ccs",), protocol="affirmed-to-negated")
+        probes_study(lm, both, tmp_path / "d", kinds=("ccs",), protocol="affirmed-to-negated")
     assert not list(tmp_path.iterdir())  # all of it was said before the first state was computed
     forward = lm.forward
 
@@ -109,7 +109,7 @@ def test_bad_input_is_named(tmp_path: Path, lm: Any, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(lm, "forward", broken)
     with pytest.raises(ProbeError, match=r"hidden state of example 's\d+' at layer 2 is not finite"):
-        truth_study(lm, items, tmp_path / "e", kinds=("mass-mean",))
+        probes_study(lm, items, tmp_path / "e", kinds=("mass-mean",))
 
 
 def test_train_on_statements_test_on_answers(tmp_path: Path, lm: Any) -> None:
@@ -120,10 +120,10 @@ def test_train_on_statements_test_on_answers(tmp_path: Path, lm: Any) -> None:
     assert [(s.statement, s.label, s.pair) for s in answers[:2]] == [
         ("Is thing 0 real? It is real.", 1, "q0"), ("Is thing 0 real? It is none.", 0, "q0"),
     ]  # fmt: skip
-    found = truth_study(
+    found = probes_study(
         lm, statements(60), tmp_path, kinds=("mass-mean",), protocol="transfer", test_statements=answers, resamples=20
     )
     assert set(found.study.rows) == set(range(60, 100))
     assert found.data.n == 100
     with pytest.raises(ProbeError, match="--test-data"):
-        truth_study(lm, statements(60), tmp_path, protocol="transfer")
+        probes_study(lm, statements(60), tmp_path, protocol="transfer")

@@ -27,7 +27,7 @@ from exitlens.decoding.contrast import (
 )
 from exitlens.decoding.loop import Generation, generate, stream
 from exitlens.decoding.sampling import Sampling
-from exitlens.decoding.score import ContinuationScorer, McScores, mc_scores
+from exitlens.decoding.score import ContinuationScorer
 from exitlens.decoding.trace import trace_answers
 
 __all__ = [
@@ -41,7 +41,6 @@ __all__ = [
     "Decoder",
     "DoLa",
     "Generation",
-    "McScores",
     "Option",
     "RandomLayer",
     "Sampling",
@@ -55,7 +54,6 @@ __all__ = [
     "filter_option",
     "generate",
     "lens_option",
-    "mc_scores",
     "option",
     "parse_decoder",
     "plausible",

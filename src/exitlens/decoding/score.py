@@ -8,25 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from exitlens.data.prompts import QA_PROMPT, PromptStyle, qa_prompt
-from exitlens.data.records import Question
 from exitlens.decoding.contexts import open_contexts
 from exitlens.decoding.contrast import BoundDecoder, Decoder, Vanilla
 from exitlens.errors import ContextError, InputError
-from exitlens.models.forward import shared_prefix
 from exitlens.models.native.runner import logits_of
 from exitlens.models.protocol import LayeredModel
 
 _T = TypeVar("_T")
 
-__all__ = ["FLOOR", "ContinuationScorer", "McScores", "Scored", "mc_scores", "score"]
+__all__ = ["FLOOR", "ContinuationScorer", "Scored", "score"]
 
 FLOOR = -1000.0
 """The least that a token counts, above all a filtered one, as in the published code: such a sum stays a number."""
@@ -224,84 +221,3 @@ def score(
             follow.append(lm.encode(each, special=False))
     scorer = ContinuationScorer(lm, decoder, post_softmax=post_softmax)
     return [s.logprobs for s in scorer.score([(context, ids) for ids in follow], batch_size=batch_size)]
-
-
-@dataclass(frozen=True, slots=True)
-class McScores:
-    """Multiple choice, question by question: ``mc1``, ``mc2``, ``mc3`` ``[n]``, and the answers' scores.
-
-    ``best[i]`` is one number, ``correct[i]`` and ``incorrect[i]`` one a reference answer, in the data's order.
-    """
-
-    mc1: NDArray[np.float64]
-    mc2: NDArray[np.float64]
-    mc3: NDArray[np.float64]
-    best: NDArray[np.float64]
-    correct: tuple[NDArray[np.float64], ...]
-    incorrect: tuple[NDArray[np.float64], ...]
-    decoder: str
-    post_softmax: bool
-
-
-def mc_scores(
-    lm: LayeredModel,
-    questions: Sequence[Question],
-    decoder: str | Decoder = "vanilla",
-    post_softmax: bool = True,
-    *,
-    style: PromptStyle | str = QA_PROMPT,
-    batch_size: int = 32,
-    progress: Any = None,
-) -> McScores:
-    """MC1, MC2 and MC3 of ``questions``: an answer's score is the sum over its tokens after ``A:``.
-
-    The few-shot opening is run once, each question once, and ``batch_size`` answers at a time. ``progress(done,
-    total)`` counts questions. Raises :class:`InputError` for a question without correct or incorrect answers.
-    """
-    from exitlens.scoring.choice import choice_scores
-
-    for question in questions:
-        if not question.correct or not question.incorrect:
-            raise InputError(
-                f"question {question.id!r} has no {'incorrect' if question.correct else 'correct'} answers: "
-                "multiple choice needs both"
-            )
-    contexts = [lm.encode("".join(qa_prompt(q, style))) for q in questions]
-    scorer = ContinuationScorer(lm, decoder, shared=shared_prefix(contexts), post_softmax=post_softmax)
-    best, correct, incorrect = [], [], []
-    for start in range(0, len(questions), batch_size):
-        some = range(start, min(start + batch_size, len(questions)))
-        answers = {
-            i: list(dict.fromkeys((questions[i].best, *questions[i].correct, *questions[i].incorrect))) for i in some
-        }
-        pairs = []
-        for i in some:
-            text = "".join(qa_prompt(questions[i], style))
-            pairs += [(contexts[i], _answer_ids(lm, text, contexts[i], answer)) for answer in answers[i]]
-        scored = iter(scorer.score(pairs, batch_size=batch_size))
-        for i in some:
-            found = {answer: next(scored).total for answer in answers[i]}
-            best.append(found[questions[i].best])
-            correct.append(np.array([found[a] for a in questions[i].correct]))
-            incorrect.append(np.array([found[a] for a in questions[i].incorrect]))
-        if progress is not None:
-            progress(some.stop, len(questions))
-    made = choice_scores(best, correct, incorrect)
-    return McScores(
-        made.mc1,
-        made.mc2,
-        made.mc3,
-        np.array(best),
-        tuple(correct),
-        tuple(incorrect),
-        scorer.decoder.name,
-        post_softmax,
-    )
-
-
-def _answer_ids(lm: LayeredModel, text: str, context: Sequence[int], answer: str) -> list[int]:
-    """The tokens of ``" answer"`` after ``text``: those of the whole where it begins with the context's."""
-    whole = lm.encode(f"{text} {answer.strip()}")
-    if whole[: len(context)] == list(context):
-        return list(whole[len(context) :])
-    return list(lm.encode(f" {answer.strip()}", special=False))

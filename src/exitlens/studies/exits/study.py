@@ -33,7 +33,7 @@ from exitlens.studies.exits.stage import AnswerRecord, ExitStage, signals_from
 from exitlens.studies.exits.tables import calibration_table, kinds_table, layers_table, policy_table
 from exitlens.studies.inputs import Inputs
 
-__all__ = ["STUDY", "ExitResult", "ExitsStudy", "analyse", "exit_layers", "exit_study"]
+__all__ = ["STUDY", "ExitResult", "ExitsStudy", "analyse", "exit_layers", "exits_study"]
 
 DELTAS = (0.02, 0.05, 0.1)  # risks that a guarantee is looked for at, where none is asked for
 
@@ -49,7 +49,7 @@ class ExitResult:
     times: TimeModel | None
 
 
-def exit_study(
+def exits_study(
     lm: LayeredModel,
     questions: Sequence[Question],
     *,

@@ -2,19 +2,78 @@
 
 from __future__ import annotations
 
-from exitlens.lenses.lens import lens_name
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from exitlens.data.records import Question
+from exitlens.errors import InputError
+from exitlens.layer_range import Layers
+from exitlens.lenses.lens import Lens, lens_name
 from exitlens.lenses.lens_names import check_lens_word, open_lens
+from exitlens.models.protocol import LayeredModel
 from exitlens.studies.base import Study
 from exitlens.studies.config import RunConfig
 from exitlens.studies.context import Context
 from exitlens.studies.inputs import Inputs, look_records, prompt_records
 from exitlens.studies.layers.chapter import LayersChapter
+from exitlens.studies.layers.choices import Rule
 from exitlens.studies.layers.columns import LAYERS_TABLES
 from exitlens.studies.layers.stage import LayersStage, accuracy_by_layer, check_layers, pick_interesting
 
-__all__ = ["STUDY", "LayersStudy"]
+__all__ = ["STUDY", "ChoicesByLayer", "LayersStudy", "layers_study"]
 
 BATCH = 16  # questions to a unit of work
+
+
+@dataclass(frozen=True, slots=True)
+class ChoicesByLayer:
+    """What the layers would have answered: the tables ``layers``, ``layers_top`` and ``layers_accuracy`` of a run."""
+
+    layers: pd.DataFrame
+    top: pd.DataFrame
+    accuracy: pd.DataFrame
+    notes: tuple[str, ...]
+
+
+def layers_study(
+    lm: LayeredModel,
+    questions: Sequence[Question],
+    *,
+    lens: str | Lens = "logit",
+    layers: Layers = "all",
+    rule: Rule = "auto",
+    top_k: int = 5,
+    seed: int = 0,
+) -> ChoicesByLayer:
+    """Probability of every choice of every question at each layer, and the accuracy of each layer.
+
+    Args:
+        lm: The model.
+        questions: With choices of their own, or with correct and incorrect answers.
+        lens: How a layer is read.
+        layers: Which layers, in the grammar of :mod:`exitlens.layer_range` or as numbers.
+        rule: What stands for a choice: see :func:`~exitlens.studies.layers.choices.plan_choices`.
+        top_k: How many top tokens a layer are kept.
+        seed: Of the intervals' resamples.
+
+    Returns:
+        The tables, and notes on the questions that were left out.
+
+    Raises:
+        InputError: No question has choices to compare.
+        LayerError: A layer that the model does not have.
+        ContextError: A question that does not fit the model's context.
+    """
+    records, notes = look_records(lm, questions, rule=rule)
+    if not records:
+        raise InputError(
+            f"none of {len(questions)} questions has choices to compare: give correct and incorrect answers"
+        )
+    tables = LayersStage((lens,), tuple(check_layers(lm, layers)), rule, top_k).run(lm, records)
+    accuracy = accuracy_by_layer(tables["layers"], seed=seed)
+    return ChoicesByLayer(tables["layers"], tables["layers_top"], accuracy, tuple(notes))
 
 
 class LayersStudy(Study):

@@ -29,12 +29,12 @@ from exitlens.studies.probes.truth import check_protocol, run_kinds
 if TYPE_CHECKING:
     from exitlens.probes.original import OriginalStudy
 
-__all__ = ["STUDY", "ProbesStudy", "original_table", "pick_test_topic", "probe_study"]
+__all__ = ["STUDY", "ProbesStudy", "original_probes", "original_table", "pick_test_topic"]
 
 ORIGINAL_TEST = "cities"
 
 
-def probe_study(
+def original_probes(
     lm: LayeredModel,
     statements: Sequence[Statement],
     folder: str | Path,

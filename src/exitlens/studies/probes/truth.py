@@ -1,6 +1,6 @@
 """The probe study that would survive review, from statements to a verdict: states, protocol, tables, the best probe.
 
-result = truth_study(lm, statements, "states", kinds=("logistic", "mass-mean"))
+result = probes_study(lm, statements, "states", kinds=("logistic", "mass-mean"))
 print(result.sentence); result.tables["probe_layers"]; save_probe("probe.safetensors", *result.refit())
 """
 
@@ -48,7 +48,7 @@ from exitlens.studies.probes.extraction import extract
 from exitlens.studies.probes.model_answers import model_answers, pick_taps
 from exitlens.studies.probes.probe_kinds import view_tables
 
-__all__ = ["PROTOCOLS", "TruthStudy", "check_protocol", "run_kinds", "states_folder", "truth_data", "truth_study"]
+__all__ = ["PROTOCOLS", "TruthStudy", "check_protocol", "probes_study", "run_kinds", "states_folder", "truth_data"]
 
 PROTOCOLS = (
     "leave-one-topic-out", "grouped-k-fold", "original", "affirmed-to-negated", "transfer", "random-k-fold",
@@ -90,7 +90,7 @@ class TruthStudy:
         return probe, {**self.about, "held_out": {**held_out, "auroc": top.values["auroc"].value}, "n": self.data.n}
 
 
-def truth_study(
+def probes_study(
     lm: LayeredModel,
     statements: Sequence[Statement],
     folder: str | Path,
@@ -248,7 +248,7 @@ def run_kinds(ctx: Context) -> None:
     config, directory = ctx.config, ctx.engine.directory
     if directory is None:
         raise ProbeError("the probe study of a run keeps its states in the run directory: give one")
-    result = truth_study(
+    result = probes_study(
         ctx.engine.lm,
         ctx.inputs.statements,
         states_folder(config.states or directory.path / "states", config.setting, config.position),
