@@ -38,12 +38,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from exitlens.data.prompts import QA_PROMPT, qa_prompt
 from exitlens.decoding import generate
+from exitlens.exits.draft import Draft
 from exitlens.exits.draft_search import best_draft, search_skips
 from exitlens.exits.heads import ExitHeads, train_heads
 from exitlens.exits.policies import ExitPolicy
 from exitlens.exits.replay_policies import Cost, Signals, apply_policy, block_widths, oracle, signals_of
 from exitlens.exits.session import ExitPrefix, Tally
-from exitlens.exits.speculation import Draft, SpeculationTally, speculate
+from exitlens.exits.shortlist import ExitReader
+from exitlens.exits.speculation import SpeculationTally, speculate
 from exitlens.exits.timing import TimeModel, measure_times
 from exitlens.models import load, wrap
 
@@ -107,8 +109,7 @@ class Bench:
         self.layers = tuple(sorted({n // 2, (2 * n) // 3, (5 * n) // 6, n - 2}))
         if heads is not None:
             self.layers = tuple(j for j in heads.layers if j >= n // 2)
-        self.reader = None if heads is None else heads.reader(lm)
-        self.scorer = None if heads is None else heads.scorer(lm)
+        self.reader = ExitReader(lm, heads)
         self.settings: dict[str, Callable[[int], Any]] = {}
         self.facts: dict[str, dict[str, Any]] = {}
 
@@ -155,7 +156,7 @@ class Bench:
         def of(layers: tuple[int, ...]) -> Signals:
             kept = {j: states[j] for j in (*layers, n)}
             return signals_of(
-                self.lm, kept, question, step, layers=layers, reader=self.reader, scorer=self.scorer, texts=self.texts,
+                self.lm, kept, question, step, layers=layers, reader=self.reader, texts=self.texts,
                 places=self.places,
             )  # fmt: skip
 
@@ -182,7 +183,7 @@ class Bench:
                 tally.exits = {}
                 return generate(
                     self.lm, self.prompts, max_new_tokens=count, batch_size=1,
-                    open_with=lambda ids: ExitPrefix(self.lm, ids, policy, reader=self.reader, scorer=self.scorer,
+                    open_with=lambda ids: ExitPrefix(self.lm, ids, policy, reader=self.reader,
                                                      steps=self.tokens, tally=tally),
                 )  # fmt: skip
 
@@ -291,7 +292,7 @@ def measure(lm: Any, options: argparse.Namespace, heads: Any, peers: bool) -> li
     bench.settings["plain"] = lambda count: generate(lm, prompts, max_new_tokens=count, batch_size=1)
     plain = bench.settings["plain"](options.tokens)
     bench.facts["plain"] = {"agrees": 1.0}
-    times = measure_times(lm, reader=bench.reader, scorer=bench.scorer, context=len(lm.encode(prompts[0])) + 16)
+    times = measure_times(lm, reader=bench.reader, context=len(lm.encode(prompts[0])) + 16)
     bench.add_exits(times, plain)
     n = lm.n_layers
     exits = sorted({max(1, n // 4), n // 2, (3 * n) // 4})

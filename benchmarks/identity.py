@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 import exitlens
-from exitlens.cli._generate_exits import parse_draft
 from exitlens.data import read_data
 from exitlens.data.prompts import qa_prompt
 from exitlens.decoding import generate
+from exitlens.exits.draft import parse_draft
+from exitlens.exits.shortlist import ExitReader
 from exitlens.exits.speculation import SpeculationTally, speculate
 from exitlens.studies.exits.files import load_heads
 
@@ -36,7 +37,7 @@ def main() -> None:
     options.add_argument("--tokens", type=int, default=32)
     chosen = options.parse_args()
     lm = exitlens.load(chosen.model, dtype="float32")
-    reader = load_heads(chosen.heads, lm).reader(lm) if chosen.heads else None
+    reader = ExitReader(lm, load_heads(chosen.heads, lm)) if chosen.heads else None
     texts = [
         "".join(qa_prompt(q)) for q in read_data(chosen.data, limit=max(chosen.questions, chosen.lossless)).questions
     ]
@@ -52,7 +53,7 @@ def main() -> None:
     plain = [ids(g) for g in generate(lm, some, max_new_tokens=chosen.tokens, batch_size=8)]
     for text in chosen.drafts:
         for batch in (1, 4):
-            tally, draft = SpeculationTally(), parse_draft(text, lm.n_layers)
+            tally, draft = SpeculationTally(), parse_draft(text)
             made = speculate(
                 lm, some, draft, max_new_tokens=chosen.tokens, batch_size=batch, reader=reader, tally=tally
             )

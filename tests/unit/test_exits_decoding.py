@@ -17,7 +17,7 @@ from exitlens.exits.depth_cache import CachePolicy
 from exitlens.exits.policies import ExitPolicy, parse_policy
 from exitlens.exits.replay_policies import Cost, Outcome, Signals, apply_policy, oracle, signals_of
 from exitlens.exits.session import ExitPrefix, Tally
-from exitlens.exits.shortlist import logit_reader
+from exitlens.exits.shortlist import ExitReader
 from exitlens.models import wrap
 
 FAMILIES = ["llama", "gpt2", "gpt-neox"]
@@ -245,16 +245,20 @@ def test_the_oracle_always_agrees_and_no_policy_without_errors_leaves_earlier() 
         ("probability:high", InputError, "probability:high"),
         ("probability:nan", InputError, "nan"),
         ("fixed:2.5", InputError, "2.5"),
+        ("fixed:2@3", InputError, "takes no @layers"),
+        ("fixed", InputError, "needs its layer"),
+        ("margin:0.5@", InputError, "is not a layer"),
+        ("margin:0.5@2/9,x", InputError, "'x' in layers"),
     ],
 )
 def test_what_cannot_be_is_refused(text: str, error: type[Exception], says: str) -> None:
     with pytest.raises(error, match=says):
-        parse_policy(text, LAYERS)
+        parse_policy(text).exits(LAYERS)
 
 
 def test_a_family_whose_blocks_cannot_be_run_apart_can_still_be_analysed() -> None:
     lm = wrap(tiny.model("opt"), tiny.tokenizer())
-    with pytest.raises(UnsupportedModel, match="cannot leave early"):
+    with pytest.raises(UnsupportedModel, match="cannot exit early"):
         ExitPrefix(lm, (), ExitPolicy("never"))
     ids = torch.tensor([lm.encode(PROMPTS[0])])
     hidden = lm.forward(ids, layers="all").hidden
@@ -268,8 +272,8 @@ def test_classifier_needs_heads_and_a_reader_reads() -> None:
     with pytest.raises(InputError, match="--heads"):
         ExitPrefix(lm, (), ExitPolicy("classifier", 0.5, EVERY))
     answers, tally, _ = decode(
-        lm, ExitPolicy("classifier", 0.5, EVERY), reader=logit_reader(lm),
-        scorer=lambda h, layer: torch.full(h.shape[:-1], 1.0 if layer == 3 else 0.0),
+        lm, ExitPolicy("classifier", 0.5, EVERY),
+        reader=ExitReader(lm, classifier=lambda h, layer: torch.full(h.shape[:-1], 1.0 if layer == 3 else 0.0)),
     )  # fmt: skip
     assert {e for a in answers for e in a.steps["exit"][1:].tolist()} == {3}
     # No vocabulary product is spent on asking: one a token, where it leaves.

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from exitlens.decoding import generate
 from exitlens.errors import InputError, ProbeError
+from exitlens.exits.draft import Draft
 from exitlens.exits.heads import ExitHeads, train_heads
 from exitlens.exits.policies import ExitPolicy
 from exitlens.exits.replay_policies import Cost, apply_policy, signals_of
 from exitlens.exits.session import ExitPrefix
-from exitlens.exits.speculation import Draft, SpeculationTally, speculate
+from exitlens.exits.shortlist import ExitReader
+from exitlens.exits.speculation import SpeculationTally, speculate
 from exitlens.exits.timing import measure_times
 from exitlens.models import wrap
 
@@ -52,7 +54,7 @@ def test_a_planted_change_is_undone() -> None:
     held = slice(1350, None)
     want = lm.logits(hidden[3][held], 3).argmax(-1)
     before = agreement(lm.logits(hidden[1][held], 1), want)
-    after = agreement(heads.reader(lm)(hidden[1][held], 1), want)
+    after = agreement(ExitReader(lm, heads).show(hidden[1][held], 1).whole(lm.vocab_size), want)
     assert after > before + 0.2
     assert float(heads.notes["agreement.1"]) == pytest.approx(after, abs=0.02)
 
@@ -61,8 +63,8 @@ def test_the_classifier_knows_when_the_token_is_final() -> None:
     lm = model()
     hidden, heads = planted()
     held = slice(1350, None)
-    right = heads.reader(lm)(hidden[2][held], 2).argmax(-1) == lm.logits(hidden[3][held], 3).argmax(-1)
-    score = heads.scorer(lm)(hidden[2][held], 2)
+    right = ExitReader(lm, heads).show(hidden[2][held], 2).top() == lm.logits(hidden[3][held], 3).argmax(-1)
+    score = heads.confidence(hidden[2][held], 2)
     assert 0.2 < float(right.float().mean()) < 0.95
     noisy = hidden[3][held, 0] > 0.43
     assert float(right[noisy].float().mean()) < 0.1
@@ -74,7 +76,7 @@ def test_tokens_outside_the_shortlist_are_never_given() -> None:
     lm = model()
     hidden, _ = planted()
     heads = train_heads(lm, hidden, layers=[2], shortlist_size=20, rank=4, epochs=1)
-    z = heads.reader(lm)(hidden[2][:50], 2)
+    z = ExitReader(lm, heads).show(hidden[2][:50], 2).whole(lm.vocab_size)
     assert z.shape == (50, tiny.VOCAB)
     assert torch.isfinite(z).sum(-1).tolist() == [20] * 50
     assert set(z.argmax(-1).tolist()) <= set(heads.shortlist.tolist())
@@ -84,11 +86,11 @@ def test_the_entropy_over_a_shortlist_is_a_number_and_rows_leave_by_it() -> None
     lm = model()
     hidden, _ = planted()
     heads = train_heads(lm, hidden, layers=[1, 2], shortlist_size=20, rank=4, epochs=1)
-    read = heads.reader(lm)
+    read = ExitReader(lm, heads)
     questions, steps = [0] * 50, list(range(50))
     signals = signals_of(lm, {j: h[:50] for j, h in hidden.items()}, questions, steps, reader=read)
     for e, layer in enumerate((1, 2)):
-        p = read(hidden[layer][:50], layer)[:, heads.shortlist].double().softmax(-1)
+        p = read.show(hidden[layer][:50], layer).z.double().softmax(-1)
         want = -(p * p.log()).sum(-1).detach()
         assert signals.values["entropy"][e] == pytest.approx(want.numpy(), abs=1e-4)
     prefix: list[Any] = []
@@ -119,7 +121,7 @@ def test_decoding_leaves_by_the_classifier_with_the_heads_tokens() -> None:
 
     def open_with(ids: Any) -> Any:
         policy = ExitPolicy("classifier", 0.5, (1, 2))
-        prefix.append(ExitPrefix(lm, ids, policy, reader=heads.reader(lm), scorer=heads.scorer(lm)))
+        prefix.append(ExitPrefix(lm, ids, policy, reader=ExitReader(lm, heads)))
         return prefix[0]
 
     (answer,) = generate(lm, ["Q: What is true?"], max_new_tokens=12, open_with=open_with, trace=True)
@@ -134,9 +136,9 @@ def test_a_head_at_the_last_layer_gives_the_models_own_tokens_from_the_shortlist
     lm = wrap(built, tiny.tokenizer())
     hidden, _ = planted()
     heads = train_heads(lm, hidden, layers=[1, 3], shortlist_size=tiny.VOCAB // 2, rank=4, epochs=1)
-    read = heads.reader(lm)
+    read = ExitReader(lm, heads)
     full = lm.logits(hidden[3][:200], 3)
-    torch.testing.assert_close(read.short(hidden[3][:200], 3), full[:, heads.shortlist], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(read.show(hidden[3][:200], 3).z, full[:, heads.shortlist], rtol=1e-4, atol=1e-4)
     prompt = "Q: What is true?"
     (plain,) = generate(lm, [prompt], max_new_tokens=60)
     whole = torch.tensor([[*lm.encode(prompt), *plain.token_ids]])
@@ -160,22 +162,22 @@ def test_a_head_at_the_last_layer_gives_the_models_own_tokens_from_the_shortlist
     assert signals.layers == (1, 3)
     outcome = apply_policy(signals, policy, Cost(1.0, 1.0, exit_unembed=0.1))
     assert answer.steps["exit"][1:].tolist() == outcome.exit.tolist()
-    rows = np.where(outcome.left, np.searchsorted(signals.layers, outcome.exit), 2)
+    rows = np.where(outcome.exited, np.searchsorted(signals.layers, outcome.exit), 2)
     assert list(answer.token_ids[1:]) == signals.top[rows, np.arange(len(steps))].tolist()
     # A row of the whole vocabulary only where neither head was sure enough; the prompt's own pass is not counted.
-    assert prefix[0].tally.unembeddings == int((~outcome.left).sum())
-    assert prefix[0].tally.short == int(outcome.asked.sum())
-    assert 0 < outcome.left.sum() < len(steps)
-    assert (outcome.left & (outcome.exit == 3)).any()
+    assert prefix[0].tally.unembeddings == int((~outcome.exited).sum())
+    assert prefix[0].tally.short == int(outcome.checks.sum())
+    assert 0 < outcome.exited.sum() < len(steps)
+    assert (outcome.exited & (outcome.exit == 3)).any()
 
 
 def test_what_a_text_holds_can_be_said_without_being_on_the_shortlist() -> None:
     lm = model()
     hidden, _ = planted()
     heads = train_heads(lm, hidden, layers=[1, 3], shortlist_size=10, rank=4, epochs=1)
-    read = heads.reader(lm)
+    read = ExitReader(lm, heads)
     texts = [[1, 2, 3, 2], [250, 251]]
-    rows, everyone = read.rows(texts), np.arange(2)
+    rows, everyone = read.bind(texts), np.arange(2)
     state, full = hidden[3][:2], lm.logits(hidden[3][:2], 3).float()
     for _ in range(2):
         shown = rows.show(state, 3, everyone)
@@ -186,7 +188,7 @@ def test_what_a_text_holds_can_be_said_without_being_on_the_shortlist() -> None:
             torch.testing.assert_close(whole[row, known], full[row, known], rtol=1e-4, atol=1e-4)
             assert int(shown.top()[row]) == known[int(full[row, known].argmax())]
         # All of a pass at once gives the same.
-        at_once = read.shown(state, 3, texts, [len(text) - 1 for text in texts])
+        at_once = read.show_at(state, 3, texts, [len(text) - 1 for text in texts])
         torch.testing.assert_close(at_once.whole(lm.vocab_size), whole)
         texts = [[*texts[0], 7], [*texts[1], 251]]
         rows.add(everyone, [7, 251])
@@ -194,7 +196,7 @@ def test_what_a_text_holds_can_be_said_without_being_on_the_shortlist() -> None:
     alone = rows.show(state[1:], 3, np.array([0])).whole(lm.vocab_size)
     torch.testing.assert_close(alone, whole[1:])
     # What comes later in the text is not known yet.
-    early = read.shown(state[:1], 3, [texts[0]], [1]).whole(lm.vocab_size)
+    early = read.show_at(state[:1], 3, [texts[0]], [1]).whole(lm.vocab_size)
     assert torch.isfinite(early[0]).nonzero().flatten().tolist() == sorted({*heads.shortlist.tolist(), 1, 2})
 
 
@@ -217,7 +219,7 @@ def test_drafts_verified_by_the_last_layers_head_give_what_leaving_there_gives(d
     lm = model()
     hidden, _ = planted()
     heads = train_heads(lm, hidden, layers=[1, 3], shortlist_size=20, rank=4, epochs=1)
-    read = heads.reader(lm)
+    read = ExitReader(lm, heads)
     prompts = ["Q: What is true?", "Paris", "How many whiskers does a human have?"]
     want = generate(
         lm, prompts, max_new_tokens=20, batch_size=1,
@@ -241,17 +243,17 @@ def test_times_are_measured_with_heads_at_any_layer() -> None:
     hidden, _ = planted()
     for layers in ([1], [3]):  # not at the last layer but one, where a model without heads is asked
         heads = train_heads(lm, hidden, layers=layers, shortlist_size=20, rank=4, epochs=1)
-        times = measure_times(lm, reader=heads.reader(lm), scorer=heads.scorer(lm), context=20, repeats=3)
-        assert {"probability", "cosine", "classifier"} < set(times.ask)
-        assert min(times.ask["classifier"], times.exit_logits) > 0
+        times = measure_times(lm, reader=ExitReader(lm, heads), context=20, repeats=3)
+        assert {"probability", "cosine", "classifier"} < set(times.check)
+        assert min(times.check["classifier"], times.exit_logits) > 0
 
 
 def test_what_cannot_be_is_refused() -> None:
     hidden, heads = planted()
     with pytest.raises(ProbeError, match="another model"):
-        heads.reader(model(seed=1))
+        ExitReader(model(seed=1), heads)
     with pytest.raises(InputError, match="no exit head at layer 3"):
-        heads.scorer(model())(hidden[3], 3)
+        heads.confidence(hidden[3], 3)
     for layer in (0, 4):
         with pytest.raises(InputError, match=f"exit head at layer {layer}"):
             train_heads(model(), hidden, layers=[layer])

@@ -18,7 +18,8 @@ from exitlens.decoding import Sampling, generate
 from exitlens.errors import InputError, LayerError, UnsupportedModel
 from exitlens.exits import draft_search as exit_search
 from exitlens.exits import speculation
-from exitlens.exits.speculation import Draft, SpeculationTally, speculate
+from exitlens.exits.draft import Draft
+from exitlens.exits.speculation import SpeculationTally, speculate
 from exitlens.models import wrap
 
 PROMPTS = [

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from exitlens.cli.console import say
 
 if TYPE_CHECKING:
-    from exitlens.exits.speculation import Draft
+    from exitlens.exits.shortlist import ExitReader
     from exitlens.models.protocol import LayeredModel
 
 __all__ = ["check_options", "prepare", "read_draft", "read_exit"]
@@ -40,9 +40,17 @@ def check_options(exit_: str | None, speculate: str | None, decoder: str, penalt
 
 def read_exit(text: str) -> None:
     """Raise InputError for what is no exit policy."""
-    from exitlens.exits.policy_text import read_policy
+    from exitlens.exits.policies import parse_policy
 
-    read_policy(text)
+    parse_policy(text)
+
+
+def read_draft(text: str) -> None:
+    """Raise InputError for what is no draft, nor auto."""
+    from exitlens.exits.draft import parse_draft
+
+    if text != "auto":
+        parse_draft(text)
 
 
 def prepare(
@@ -51,51 +59,44 @@ def prepare(
 ) -> Answer:  # fmt: skip
     """How to answer under these options. Raises InputError, LayerError, ProbeError, UnsupportedModel."""
     from exitlens.errors import InputError
+    from exitlens.exits.policies import parse_policy
+    from exitlens.exits.shortlist import ExitReader
     from exitlens.studies.exits.files import load_heads
 
     trained = None if heads is None else load_heads(heads, lm)
-    reader = None if trained is None else trained.reader(lm)
+    reader = ExitReader(lm, trained)
     if exit_ is not None and speculate is None:
-        scorer = None if trained is None else trained.scorer(lm)
-        return _leaving(lm, exit_, cache, trained, reader, scorer, options, batch_size, progress)
-    if exit_ is not None and exit_ != f"fixed:{lm.n_layers}":
+        return _exiting(lm, exit_, cache, reader, options, batch_size, progress)
+    if exit_ is not None and reader.resolve(parse_policy(exit_)).layers != (lm.n_layers,):
         raise InputError(f"--exit {exit_} cannot be drafted for: with --speculate only fixed:{lm.n_layers} can")
-    return _drafting(lm, str(speculate), trained, exit_ is not None, options, batch_size, quiet)
+    return _drafting(lm, str(speculate), reader, exit_ is not None, options, batch_size, quiet)
 
 
-def _leaving(
-    lm: LayeredModel, text: str, cache: str, heads: Any, reader: Any, scorer: Any, options: dict[str, Any],
-    batch_size: int, progress: Any,
-) -> Answer:  # fmt: skip
-    from dataclasses import replace
-
+def _exiting(
+    lm: LayeredModel, text: str, cache: Any, reader: ExitReader, options: dict[str, Any], batch_size: int, progress: Any
+) -> Answer:
     from exitlens.decoding import generate
-    from exitlens.errors import InputError
     from exitlens.exits.policies import parse_policy
     from exitlens.exits.session import ExitPrefix, Tally
-    from exitlens.studies.exits.study import exit_layers
 
-    policy = parse_policy(text, lm.n_layers, last=heads is not None and lm.n_layers in heads.layers)
-    if heads is not None and policy.kind != "never":
-        policy = policy if policy.layers else replace(policy, layers=exit_layers(lm, None, heads))
-        for layer in policy.layers:
-            if layer not in heads.layers:
-                raise InputError(
-                    f"no exit head at layer {layer}: there are heads at {', '.join(map(str, heads.layers))}"
-                )
     tally = Tally()
-    make: Any = {"cache": cache, "reader": reader, "scorer": scorer, "steps": options["max_new_tokens"], "tally": tally}
-    ExitPrefix(lm, (), policy, **make)  # refuses before any text is written
+
+    def open_with(ids: Sequence[int]) -> ExitPrefix:
+        return ExitPrefix(
+            lm, ids, parse_policy(text), cache=cache, reader=reader, steps=options["max_new_tokens"], tally=tally
+        )
+
+    policy = open_with(()).policy  # refuses before any text is written
 
     def answer(asked: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
         made = generate(
             lm, asked, batch_size=batch_size, progress=progress, **options,
-            open_with=lambda ids: ExitPrefix(lm, ids, policy, **make),
+            open_with=open_with,
         )  # fmt: skip
-        tokens = sum((tally.exits or {}).values())
+        tokens = sum(tally.exits.values())
         later = max(1, tokens - len(made))  # the prompt's pass gives each answer's first token
         facts = {
-            "exit": policy.name, "cache": cache, "exits": dict(sorted((tally.exits or {}).items())),
+            "exit": policy.name, "cache": cache, "exits": dict(sorted(tally.exits.items())),
             "blocks_a_token": tally.blocks / later, "unembeddings_a_token": tally.unembeddings / later,
             "shortlists_a_token": tally.short / later,
         }  # fmt: skip
@@ -105,21 +106,23 @@ def _leaving(
 
 
 def _drafting(
-    lm: LayeredModel, text: str, heads: Any, short: bool, options: dict[str, Any], batch_size: int, quiet: bool
+    lm: LayeredModel, text: str, reader: ExitReader, short: bool, options: dict[str, Any], batch_size: int, quiet: bool
 ) -> Answer:
     from exitlens.decoding import generate
     from exitlens.errors import UnsupportedModel
+    from exitlens.exits.draft import parse_draft
     from exitlens.exits.draft_search import best_draft, undrafted
     from exitlens.exits.speculation import SpeculationTally, speculate
     from exitlens.models.native.runner import runner_of
 
-    reader = None if heads is None else heads.reader(lm)
     shared = {key: options[key] for key in ("stop", "sampling", "seed", "chat")}
     if runner_of(lm) is None:
         raise UnsupportedModel(f"{lm.name}: its blocks cannot be run apart, so it cannot draft: leave --speculate out")
-    fixed = None if text == "auto" else parse_draft(text, lm.n_layers)
-    if fixed is not None and fixed.exit is not None and heads is not None:
-        heads.index(fixed.exit)  # refuses before any text is written
+    fixed = None if text == "auto" else parse_draft(text)
+    if fixed is not None:
+        fixed.first(lm.n_layers)
+    if fixed is not None and fixed.exit is not None and reader.heads is not None:
+        reader.heads.index(fixed.exit)  # refuses before any text is written
 
     def answer(asked: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
         draft = fixed
@@ -156,34 +159,3 @@ def _drafting(
         return made, {**facts, "speculate": draft.name, "acceptance": tally.acceptance, "rounds": tally.rounds}
 
     return answer
-
-
-def read_draft(text: str) -> dict[str, Any]:
-    """``exit=12`` or ``skip=a3/m5`` (attention of block 3, MLP of block 5) or ``auto``, without a model.
-
-    Raises InputError.
-    """
-    from exitlens.errors import InputError
-
-    kind, _, value = text.partition("=")
-    try:
-        if text == "auto":
-            return {}
-        if kind == "exit":
-            return {"exit": int(value)}
-        parts = [part.strip() for part in value.split("/") if part.strip()]
-        if kind != "skip" or any(part[0] not in "am" for part in parts):
-            raise ValueError(text)
-        skipped = {letter: tuple(sorted(int(p[1:]) for p in parts if p[0] == letter)) for letter in "am"}
-    except ValueError:
-        raise InputError(f"draft '{text[:80]}' is not understood: write exit=12, skip=a3/m5 or auto") from None
-    return {"skip_attention": skipped["a"], "skip_mlp": skipped["m"]}
-
-
-def parse_draft(text: str, n_layers: int) -> Draft:
-    """A draft for a model of this depth. Raises InputError, LayerError."""
-    from exitlens.exits.speculation import Draft
-
-    draft = Draft(**read_draft(text))
-    draft.first(n_layers)
-    return draft

@@ -1,4 +1,4 @@
-"""Make an ordinary model ready to leave early: LoRA, an early-exit loss that grows with depth, and layer dropout.
+"""Make an ordinary model ready to exit early: LoRA, an early-exit loss that grows with depth, and layer dropout.
 
 After LayerSkip (Elhoushi et al. 2024), with the original model as the teacher: each exit learns the distribution of
 the original's last layer, while the adapted last layer is held within a stated KL of it. The adapter that is kept

@@ -11,10 +11,11 @@ import torch
 
 from exitlens.decoding.loop import generate
 from exitlens.decoding.session import Prefix
+from exitlens.exits.draft import Draft
 from exitlens.exits.policies import ExitPolicy
 from exitlens.exits.session import ExitPrefix
-from exitlens.exits.shortlist import HeadReader, Reader
-from exitlens.exits.speculation import Draft, SpeculationTally, speculate
+from exitlens.exits.shortlist import ExitReader
+from exitlens.exits.speculation import SpeculationTally, speculate
 from exitlens.models.protocol import LayeredModel
 
 __all__ = ["Trial", "best_draft", "search_skips", "undrafted"]
@@ -39,7 +40,7 @@ def best_draft(
     prompts: Sequence[str],
     *,
     drafts: Sequence[Draft] | None = None,
-    reader: Reader | None = None,
+    reader: ExitReader | None = None,
     text: Sequence[int] | None = None,
     max_new_tokens: int = 24,
     batch_size: int = 1,
@@ -95,16 +96,16 @@ def best_draft(
     return (None if top is None else top.draft), [Trial("plain", None, plain, 1.0, 1.0), *trials.values()]
 
 
-def undrafted(lm: LayeredModel, reader: Reader | None, *, short: bool) -> Callable[[Sequence[int]], Prefix] | None:
+def undrafted(lm: LayeredModel, reader: ExitReader | None, *, short: bool) -> Callable[[Sequence[int]], Prefix] | None:
     """How ``generate`` opens prompts to answer as ``speculate`` does, without a draft."""
     if not short:
         return None
     return lambda ids: ExitPrefix(lm, ids, ExitPolicy("fixed", layers=(lm.n_layers,)), reader=reader)
 
 
-def _drafts(lm: LayeredModel, reader: Reader | None, text: Sequence[int] | None) -> list[Draft]:
+def _drafts(lm: LayeredModel, reader: ExitReader | None, text: Sequence[int] | None) -> list[Draft]:
     n = lm.n_layers
-    if isinstance(reader, HeadReader):
+    if reader is not None and reader.layers:
         exits = [j for j in reader.layers if j < n]
     else:
         exits = sorted({max(1, n // 4), n // 2, (2 * n) // 3, n - max(1, n // 8)} & set(range(1, n)))

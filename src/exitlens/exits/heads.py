@@ -1,9 +1,9 @@
 """Exit heads for a frozen model: cheap logits at an exit, and a classifier that says whether they are final already.
 
-Logits: ``W_S · norm(h + U_j V_j h + b_j)``, a low-rank translator (after Belrose et al. 2023) read over a shortlist
-``S`` of the vocabulary, so that asking costs a fraction of the full product; a token outside the shortlist can only
-come from layer N, and the classifier learns not to leave there. Classifier: logistic regression on the normed
-state (Schuster et al. 2022), which costs one dot product and no vocabulary product at all.
+Logits: ``W_S · norm(h + U_j V_j h + b_j)``, a low-rank translator (after Belrose et al. 2023, arXiv 2303.08112)
+read over a shortlist ``S`` of the vocabulary, so that an exit check costs a fraction of the full product; a token
+outside the shortlist can only come from layer N, and the classifier learns not to exit there. Classifier: logistic
+regression on the normed state (Schuster et al. 2022, arXiv 2207.07061): one dot product, no vocabulary product at all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, ProbeError
-from exitlens.exits.shortlist import HeadReader, translate
 from exitlens.models.protocol import LayeredModel
 
 __all__ = ["ExitHeads", "train_heads"]
@@ -50,20 +49,15 @@ class ExitHeads:
                 f"{lm.name}): train them with `exitlens exits train --model {lm.name}`"
             )
 
-    def reader(self, lm: LayeredModel) -> HeadReader:
-        """Logits at an exit: on the shortlist, and with the tokens that rows hold."""
-        self.check(lm)
-        return HeadReader(self, lm)
+    def translate(self, h: Tensor, layer: int) -> Tensor:
+        """``h + U V h + b`` of the translator at a layer. Raises :class:`InputError` for a layer without a head."""
+        e = self.index(layer)
+        return translate(h, self.down[e], self.up[e], self.shift[e])
 
-    def scorer(self, lm: LayeredModel) -> Callable[[Tensor, int], Tensor]:
-        """Probability ``[rows]`` that the head's top token at a layer is the one of layer N."""
-        self.check(lm)
-
-        def score(h: Tensor, layer: int) -> Tensor:
-            e = self.index(layer)
-            return torch.sigmoid(_features(h) @ self.direction[e] + self.offset[e])
-
-        return score
+    def confidence(self, h: Tensor, layer: int) -> Tensor:
+        """Probability ``[rows]`` that the head's top token at a layer is the one of layer N, by its classifier."""
+        e = self.index(layer)
+        return torch.sigmoid(_features(h) @ self.direction[e] + self.offset[e])
 
     def index(self, layer: int) -> int:
         """Place of a layer among ``layers``. Raises :class:`InputError`."""
@@ -96,6 +90,12 @@ class ExitHeads:
         notes = {key[5:]: value for key, value in text.items() if key.startswith("note.")}
         rest = {key: value for key, value in tensors.items() if key != "layers"}
         return cls(layers=tuple(tensors["layers"].tolist()), fingerprint=text["fingerprint"], notes=notes, **rest)
+
+
+def translate(h: Tensor, down: Tensor, up: Tensor, shift: Tensor) -> Tensor:
+    """``h + U V h + b`` for ``h [..., d]``."""
+    low = h.to(down.dtype) @ down.T
+    return h + (low @ up.T + shift).to(h.dtype)
 
 
 def _features(h: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,14 +13,11 @@ from exitlens.decoding.session import NativePrefix
 from exitlens.errors import InputError, UnsupportedModel
 from exitlens.exits.depth_cache import CachePolicy, Depths
 from exitlens.exits.policies import ExitPolicy, ExitQuery
-from exitlens.exits.shortlist import ExitLogits, HeadReader, Reader, RowReader, logit_reader, reads_last, show
+from exitlens.exits.shortlist import ExitLogits, ExitReader
 from exitlens.models.native.runner import runner_of
 from exitlens.models.protocol import LayeredModel
 
-__all__ = ["ExitClassifier", "ExitPrefix", "ExitSession", "Tally"]
-
-# The classifier's probability [rows] that a state's top token at a layer is the final one.
-ExitClassifier = Callable[[Tensor, int], Tensor]
+__all__ = ["ExitPrefix", "ExitSession", "Tally"]
 
 
 @dataclass(slots=True)
@@ -31,11 +28,11 @@ class Tally:
     blocks: int = 0
     unembeddings: int = 0
     short: int = 0
-    exits: dict[int, int] | None = None
+    exits: dict[int, int] = field(default_factory=dict)
 
 
 class ExitPrefix:
-    """Like :class:`~exitlens.decoding.session.NativePrefix`, its sessions leave early.
+    """Like :class:`~exitlens.decoding.session.NativePrefix`, its sessions exit early.
 
     Raises :class:`UnsupportedModel` for a model whose blocks cannot be run apart.
     """
@@ -47,8 +44,7 @@ class ExitPrefix:
         policy: ExitPolicy,
         *,
         cache: CachePolicy = "defer",
-        reader: Reader | None = None,
-        scorer: ExitClassifier | None = None,
+        reader: ExitReader | None = None,
         steps: int = 1,
         tally: Tally | None = None,
     ) -> None:
@@ -56,25 +52,21 @@ class ExitPrefix:
         if runner is None:
             raise UnsupportedModel(
                 f"{lm.name}: its blocks cannot be run apart (known: Llama-like, GPT-2-like, GPT-NeoX-like), so "
-                "decoding cannot leave early; the analysis of exits works without"
+                "decoding cannot exit early; the analysis of exits works without"
             )
         if cache not in ("defer", "propagate", "recompute"):
             raise InputError(f"unknown cache policy {cache!r}: use defer, propagate or recompute")
-        if policy.kind == "classifier" and scorer is None:
-            raise InputError("exit policy 'classifier' needs trained exit heads: give --heads")
         self.prefix = NativePrefix(runner, ids)
-        self.runner, self.lm, self.policy, self.cache = runner, lm, policy, cache
-        self.reader = reader or logit_reader(lm)
-        self.scorer = scorer
+        self.runner, self.lm, self.cache = runner, lm, cache
+        self.reader = reader or ExitReader(lm)
+        self.policy = self.reader.resolve(policy)
         self.steps = steps
         self.tally = tally or Tally()
-        if self.tally.exits is None:
-            self.tally.exits = {}
 
     def session(self, layers: Sequence[int], max_new_tokens: int) -> ExitSession:
         """See :class:`~exitlens.decoding.session.Prefix`. Raises :class:`InputError` when layers are to be read."""
         if any(layer != self.lm.n_layers for layer in layers):
-            raise InputError("layers cannot be read while decoding leaves early: read them in a full pass")
+            raise InputError("layers cannot be read while decoding exits early: read them in a full pass")
         return ExitSession(self, max_new_tokens)
 
 
@@ -82,15 +74,15 @@ class ExitSession:
     """See :class:`~exitlens.decoding.session.Session`. The prompt's pass, at full depth, gives the first token."""
 
     def __init__(self, prefix: ExitPrefix, room: int) -> None:
-        self._p = prefix
+        self._p, self.policy = prefix, prefix.policy
         self._room = room
         self._n = prefix.lm.n_layers
-        self._exits = prefix.policy.exits(self._n, last=reads_last(prefix.reader, self._n))
+        self._exits = prefix.policy.exits(self._n, last=prefix.reader.last)
         self._stops = sorted({*self._exits, self._n})
         self._step = 0
         self._logits: Tensor
         self._exit: np.ndarray
-        self._reader: Reader | RowReader
+        self._reader: ExitReader
         self.depths: Depths
 
     def start(self, prompts: Sequence[Sequence[int]]) -> dict[int, Tensor]:
@@ -100,8 +92,7 @@ class ExitSession:
         self.depths = Depths(self._p.runner, inner.kv, inner.lengths)
         self._logits = self._p.runner.logits(hidden[self._n], self._n).float()
         self._exit = np.full(len(prompts), self._n)
-        reader = self._p.reader
-        self._reader = reader.rows(prompts) if isinstance(reader, HeadReader) else reader
+        self._reader = self._p.reader.bind(prompts)
         self._count()
         return hidden
 
@@ -114,8 +105,7 @@ class ExitSession:
         d, p, n = self.depths, self._p, self._n
         everyone = np.arange(len(tokens))
         d.append(everyone, tokens)
-        if isinstance(self._reader, RowReader):
-            self._reader.add(everyone, tokens.tolist())
+        self._reader.add(everyone, tokens.tolist())
         self._step += 1
         limit = p.policy.limit(self._step, p.steps)
         going = everyone
@@ -129,7 +119,7 @@ class ExitSession:
             layer = stop
             if layer in self._exits:
                 state = d.last(going)
-                leave = self._ask(state, previous, layer, going, tops, same, limit)
+                leave = self.check(state, previous, layer, going, tops, same, limit)
                 out = going[leave]
                 if len(out) and layer < n and p.cache == "propagate":
                     d.propagate(out, layer)
@@ -149,8 +139,7 @@ class ExitSession:
         """See :class:`~exitlens.decoding.session.Session`."""
         kept = rows.cpu().numpy()
         self.depths.select(kept)
-        if isinstance(self._reader, RowReader):
-            self._reader.keep(kept)
+        self._reader.keep(kept)
 
     def _advance(self, going: np.ndarray, block: int, last: int) -> None:
         before = self.depths.blocks_run
@@ -159,7 +148,7 @@ class ExitSession:
         self.depths.advance(going, block, last)
         self._p.tally.blocks += self.depths.blocks_run - before
 
-    def _ask(
+    def check(
         self,
         state: Tensor,
         previous: Tensor | None,
@@ -169,21 +158,25 @@ class ExitSession:
         same: np.ndarray,
         limit: float,
     ) -> np.ndarray:
-        """Who of ``going`` leaves at ``layer``; the logits of those who do are kept."""
+        """One exit check: who of ``going`` exits at ``layer`` (``[len(going)]``); the logits of those who do are kept.
+
+        ``state`` and ``previous``: at this exit and the one before; ``tops`` and ``same``, one of the batch each: the
+        top token at the exit before, and at how many exits in a row it was that one.
+        """
         p = self._p
-        ask = ExitQuery(state=state, previous=previous)
+        query = ExitQuery(state=state, previous=previous)
         shown: ExitLogits | None = None
         if p.policy.needs_logits:
             shown = self._show(state, layer, going)
-            ask.logits = shown.z
+            query.logits = shown.z
             if p.policy.kind == "patience":
                 top = shown.top().cpu().numpy()
                 same[going] = np.where(tops[going] == top, same[going] + 1, 1)
                 tops[going] = top
-                ask.unchanged = torch.from_numpy(same[going])
-        elif p.policy.kind == "classifier" and p.scorer is not None:
-            ask.score = p.scorer(state, layer)
-        leave = p.policy.decide(ask, len(going), limit).numpy()
+                query.unchanged = torch.from_numpy(same[going])
+        elif p.policy.kind == "classifier" and self._reader.classifier is not None:
+            query.confidence = self._reader.classifier(state, layer)
+        leave = p.policy.decide(query, len(going), limit).numpy()
         if leave.any():
             chosen = torch.from_numpy(leave)
             shown = self._show(state[chosen], layer, going[leave]) if shown is None else shown.of(chosen)
@@ -192,7 +185,7 @@ class ExitSession:
         return leave
 
     def _show(self, state: Tensor, layer: int, rows: np.ndarray) -> ExitLogits:
-        shown, tally = show(self._reader, state, layer, rows), self._p.tally
+        shown, tally = self._reader.show(state, layer, rows), self._p.tally
         if shown.ids is None:
             tally.unembeddings += len(state)
         else:
@@ -200,6 +193,5 @@ class ExitSession:
         return shown
 
     def _count(self) -> None:
-        assert self._p.tally.exits is not None  # made by ExitPrefix
         for layer in self._exit.tolist():
             self._p.tally.exits[layer] = self._p.tally.exits.get(layer, 0) + 1

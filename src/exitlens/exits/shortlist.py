@@ -1,4 +1,4 @@
-"""Logits of exit heads: over a shortlist of the vocabulary, and every token that a row's text holds so far.
+"""Logits at an exit: of the whole vocabulary, or of a head's shortlist and every token that a row's text holds so far.
 
 What an answer says next is often a word of the question that no general shortlist holds. The tokens of the text cost a
 few dozen rows of the unembedding more.
@@ -6,9 +6,9 @@ few dozen rows of the unembedding more.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +16,17 @@ from torch import Tensor
 
 from exitlens.compute.matmul import linear
 from exitlens.compute.prepacked import packed
+from exitlens.errors import InputError, LayerError
+from exitlens.exits.heads import ExitHeads
+from exitlens.exits.policies import ExitPolicy
 from exitlens.models.forward import padded
 from exitlens.models.native.runner import logits_of
 from exitlens.models.protocol import LayeredModel
 
-__all__ = ["ExitLogits", "HeadReader", "Reader", "RowReader", "logit_reader", "reads_last", "show"]
+__all__ = ["ExitClassifier", "ExitLogits", "ExitReader"]
 
-# Logits [rows, vocab] of states [rows, d_model] at a layer.
-Reader = Callable[[Tensor, int], Tensor]
+# The probability [rows] that the top token of states [rows, d_model] at a layer is already the final one.
+ExitClassifier = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,115 +66,123 @@ class ExitLogits:
         return ExitLogits(self.z[rows], self.ids, None if self.own is None else self.own[rows])
 
 
-class HeadReader:
-    """Logits of heads on states ``[rows, d_model]``: on the shortlist (:meth:`short`), or with what rows have said
-    (:meth:`rows`).
+class ExitReader:
+    """What the exits of a model show: logits of states ``[rows, d_model]`` at a layer, and a classifier's confidence.
+
+    Without ``heads`` the model's own norm and unembedding read every layer. With them, a head reads its layer over the
+    shortlist and, once :meth:`bind` has named the texts of a batch, over the tokens of each row's text. ``classifier``
+    takes the place of the heads' own. Raises :class:`ProbeError` for heads of another model.
     """
 
-    def __init__(self, heads: Any, lm: LayeredModel) -> None:
-        self.heads, self.lm = heads, lm
+    def __init__(
+        self, lm: LayeredModel, heads: ExitHeads | None = None, *, classifier: ExitClassifier | None = None
+    ) -> None:
+        self.lm, self.heads, self.classifier = lm, heads, classifier
+        self.layers: tuple[int, ...] = ()  # those with a head
+        self._own: list[list[int]] = []
+        self._known: dict[bytes, tuple[Tensor, Tensor, Tensor]] = {}
+        if heads is None:
+            self._logits = logits_of(lm)
+            return
+        heads.check(lm)
         self.layers = heads.layers
-        self.shortlist = heads.shortlist
-        self.listed = frozenset(heads.shortlist.tolist())
+        self.classifier = classifier or heads.confidence
+        self._listed = frozenset(heads.shortlist.tolist())
+        # The shortlist's rows are copied out once: together, they are laid out for the product like a whole head.
         weight = lm.weight.detach()[heads.shortlist].contiguous()
         bias = None if lm.bias is None else lm.bias.detach()[heads.shortlist]
-        self._product = packed(weight, bias) or (lambda x: linear(x, weight, bias))
+        self._product: Callable[[Tensor], Tensor] = packed(weight, bias) or (lambda x: linear(x, weight, bias))
 
-    def __call__(self, h: Tensor, layer: int) -> Tensor:
-        """Logits ``[rows, vocab]``, −inf outside the shortlist."""
-        return ExitLogits(self.short(h, layer), self.shortlist).whole(self.lm.vocab_size)
+    @property
+    def last(self) -> bool:
+        """True when a policy may exit at layer N itself: a head there saves the product with the whole vocabulary."""
+        return self.lm.n_layers in self.layers
 
-    def short(self, h: Tensor, layer: int) -> Tensor:
-        """Logits ``[rows, S]`` of the shortlist's tokens."""
-        return self.over(self.features(h, layer))
+    def resolve(self, policy: ExitPolicy) -> ExitPolicy:
+        """The policy with the layers of this model that have an exit check: those given, or the default.
 
-    def features(self, h: Tensor, layer: int) -> Tensor:
-        """``[rows, d_head]``, ready for the unembedding; the last layer's states need no translation."""
-        heads, e = self.heads, self.heads.index(layer)
-        if layer < self.lm.n_layers:
-            h = translate(h, heads.down[e], heads.up[e], heads.shift[e])
-        return self.lm.norm(h)
+        With heads the default is those of the upper half. Raises :class:`LayerError` for a layer that cannot be
+        exited at, :class:`InputError` for one without a head and for a classifier where there is none.
+        """
+        n = self.lm.n_layers
+        if policy.kind == "classifier" and self.classifier is None:
+            raise InputError("exit policy 'classifier' needs trained exit heads: give --heads")
+        if policy.kind == "never":
+            return policy
+        if n < 2:
+            raise LayerError(f"{self.lm.name} has {n} block: there is no layer to exit at before the last")
+        if self.heads is not None and not policy.layers:
+            # Heads of the lower half are there for drafts: a check at each of them costs more than it saves.
+            policy = policy.at(tuple(j for j in self.layers if j >= n // 2) or self.layers)
+        exits = policy.exits(n, last=self.last)
+        if self.heads is not None:
+            for layer in exits:
+                self.heads.index(layer)
+        return policy.at(exits)
 
-    def over(self, x: Tensor) -> Tensor:
-        """The shortlist's logits of features."""
-        return self.lm.logit_transform(self._product(x)).float()
-
-    def each(self, x: Tensor, ids: Tensor) -> Tensor:
-        """Logits ``[rows, P]`` of features ``[rows, d_head]`` for each row's own tokens ``[rows, P]``."""
-        return self.weighed(x, self.lm.weight[ids], ids)
-
-    def weighed(self, x: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
-        """The same with the tokens' rows of the unembedding at hand, ``[rows, P, d_head]``."""
-        z = torch.einsum("rpd,rd->rp", weight, x)
-        return self.lm.logit_transform(z if self.lm.bias is None else z + self.lm.bias[ids]).float()
-
-    def rows(self, texts: Sequence[Sequence[int]]) -> RowReader:
-        """A reader for a batch, one text a row, that grows with them."""
-        return RowReader(self, texts)
-
-    def shown(self, h: Tensor, layer: int, texts: Sequence[Sequence[int]], places: Sequence[int]) -> ExitLogits:
-        """What a :class:`RowReader` shows of states at ``places`` of ``texts`` (a text a row), for many at once."""
-        x = self.features(h, layer)
-        own = [[t for t in dict.fromkeys(text[: at + 1]) if t not in self.listed]
-               for text, at in zip(texts, places, strict=True)]  # fmt: skip
-        return _joined(self, x, *padded(own, h.device))
-
-
-class RowReader:
-    """Heads for the rows of one batch. The token that a row is fed counts as said."""
-
-    def __init__(self, reader: HeadReader, texts: Sequence[Sequence[int]]) -> None:
-        self.reader = reader
-        self._own = [[t for t in dict.fromkeys(text) if t not in reader.listed] for text in texts]
-        self._known: dict[bytes, tuple[Tensor, Tensor, Tensor]] = {}
+    def bind(self, texts: Sequence[Sequence[int]]) -> ExitReader:
+        """A reader of its own for a batch, one text a row, that grows with them."""
+        if self.heads is None:
+            return self
+        bound = copy.copy(self)
+        bound._own, bound._known = [self._unlisted(text) for text in texts], {}
+        return bound
 
     def add(self, rows: np.ndarray, tokens: Sequence[int]) -> None:
-        """One new token a row."""
+        """One new token a row of the batch; the token that a row is fed counts as said."""
+        if self.heads is None:
+            return
         for row, token in zip(rows.tolist(), tokens, strict=True):
-            if token not in self.reader.listed and token not in self._own[row]:
+            if token not in self._listed and token not in self._own[row]:
                 self._own[row].append(token)
                 self._known = {}
 
     def keep(self, rows: np.ndarray) -> None:
-        """Drop every row but these."""
-        self._own = [self._own[row] for row in rows.tolist()]
-        self._known = {}
+        """Drop every row of the batch but these."""
+        if self.heads is not None:
+            self._own = [self._own[row] for row in rows.tolist()]
+            self._known = {}
 
-    def show(self, h: Tensor, layer: int, rows: np.ndarray) -> ExitLogits:
-        """What the head at ``layer`` says of states ``[len(rows), d_model]``; a row may be there more than once."""
+    def show(self, h: Tensor, layer: int, rows: np.ndarray | None = None) -> ExitLogits:
+        """Logits of states ``[rows, d_model]`` at ``layer``.
+
+        ``rows``: which rows of the batch they are (one may be there more than once); None: no text is known.
+        """
+        if self.heads is None:
+            return ExitLogits(self._logits(h, layer).float())
+        x = self._features(self.heads, h, layer)
+        if rows is None:
+            return ExitLogits(self._over(x), self.heads.shortlist)
         key = rows.tobytes()
-        if key not in self._known:  # the same rows are asked at exit after exit, and step after step
+        if key not in self._known:  # the same rows are checked at exit after exit, and step after step
             ids, there = padded([self._own[row] for row in rows.tolist()], h.device)
-            self._known[key] = (ids, there, self.reader.lm.weight.detach()[ids])
-        ids, there, weight = self._known[key]
-        return _joined(self.reader, self.reader.features(h, layer), ids, there, weight)
+            self._known[key] = (ids, there, self.lm.weight.detach()[ids])
+        return self._joined(self.heads, x, *self._known[key])
 
+    def show_at(self, h: Tensor, layer: int, texts: Sequence[Sequence[int]], places: Sequence[int]) -> ExitLogits:
+        """What a bound reader shows of states at ``places`` of ``texts`` (a text a row), for many at once."""
+        if self.heads is None:
+            return self.show(h, layer)
+        own = [self._unlisted(text[: at + 1]) for text, at in zip(texts, places, strict=True)]
+        ids, there = padded(own, h.device)
+        return self._joined(self.heads, self._features(self.heads, h, layer), ids, there, self.lm.weight[ids])
 
-def _joined(reader: HeadReader, x: Tensor, ids: Tensor, there: Tensor, weight: Tensor | None = None) -> ExitLogits:
-    z = reader.over(x)
-    if not ids.shape[1]:
-        return ExitLogits(z, reader.shortlist)
-    more = reader.each(x, ids) if weight is None else reader.weighed(x, weight, ids)
-    return ExitLogits(torch.cat([z, more.masked_fill(~there, -torch.inf)], dim=1), reader.shortlist, ids)
+    def _unlisted(self, text: Sequence[int]) -> list[int]:
+        return [token for token in dict.fromkeys(text) if token not in self._listed]
 
+    def _features(self, heads: ExitHeads, h: Tensor, layer: int) -> Tensor:
+        """``[rows, d_head]``, ready for the unembedding; the last layer's states need no translation."""
+        return self.lm.norm(heads.translate(h, layer) if layer < self.lm.n_layers else h)
 
-def logit_reader(lm: LayeredModel) -> Reader:
-    """The model's own norm and unembedding at every layer."""
-    logits = logits_of(lm)
-    return lambda h, layer: logits(h, layer).float()
+    def _over(self, x: Tensor) -> Tensor:
+        """The shortlist's logits ``[rows, S]`` of features."""
+        return self.lm.logit_transform(self._product(x)).float()
 
-
-def reads_last(reader: Reader | None, n_layers: int) -> bool:
-    """True when a policy may leave at layer N itself: a head there saves the product with the whole vocabulary."""
-    return isinstance(reader, HeadReader) and n_layers in reader.layers
-
-
-def show(reader: Reader | RowReader, h: Tensor, layer: int, rows: np.ndarray) -> ExitLogits:
-    """What a reader says of the states ``[len(rows), d_model]`` of a batch's ``rows``."""
-    return reader.show(h, layer, rows) if isinstance(reader, RowReader) else ExitLogits(reader(h, layer).float())
-
-
-def translate(h: Tensor, down: Tensor, up: Tensor, shift: Tensor) -> Tensor:
-    """``h + U V h + b`` for ``h [..., d]``."""
-    low = h.to(down.dtype) @ down.T
-    return h + (low @ up.T + shift).to(h.dtype)
+    def _joined(self, heads: ExitHeads, x: Tensor, ids: Tensor, there: Tensor, weight: Tensor) -> ExitLogits:
+        """The shortlist and each row's own tokens ``ids [rows, P]``, with their rows of the unembedding ``weight``."""
+        z = self._over(x)
+        if not ids.shape[1]:
+            return ExitLogits(z, heads.shortlist)
+        more = torch.einsum("rpd,rd->rp", weight, x)
+        more = self.lm.logit_transform(more if self.lm.bias is None else more + self.lm.bias[ids]).float()
+        return ExitLogits(torch.cat([z, more.masked_fill(~there, -torch.inf)], dim=1), heads.shortlist, ids)

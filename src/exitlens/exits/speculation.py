@@ -1,6 +1,6 @@
 """Lossless decoding with a draft from the model itself: propose tokens cheaply, verify them together, keep what holds.
 
-A draft leaves at a layer (LayerSkip: Elhoushi et al. 2024) or skips sub-layers (Draft & Verify: Zhang et al. 2023). Its
+A draft exits at a layer (LayerSkip: Elhoushi et al. 2024) or skips sub-layers (Draft & Verify: Zhang et al. 2023). Its
 states up to the first skipped place are exact and are kept: verification takes all drafted tokens from there through
 the rest of the model in one batch, in the same cache. Greedy output is token for token that of plain decoding; sampled
 output keeps its distribution (rejection sampling: Leviathan et al. 2023, arXiv 2211.17192).
@@ -18,51 +18,14 @@ from torch import Tensor
 from exitlens.decoding.loop import BatchRun, Generation, Row
 from exitlens.decoding.sampling import Sampling
 from exitlens.decoding.session import NativePrefix
-from exitlens.errors import InputError, UnsupportedModel, layer_range_error
+from exitlens.errors import InputError, UnsupportedModel
 from exitlens.exits.depth_cache import Depths
-from exitlens.exits.shortlist import ExitLogits, HeadReader, Reader, RowReader, logit_reader, reads_last, show
+from exitlens.exits.draft import Draft
+from exitlens.exits.shortlist import ExitLogits, ExitReader
 from exitlens.models.native.runner import runner_of
 from exitlens.models.protocol import LayeredModel
 
-__all__ = ["Draft", "SpeculationTally", "speculate"]
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """How to draft: leave after block ``exit``, or skip sub-layers of the blocks named (1..N).
-
-    ``length``: most tokens drafted a round; it shrinks where drafts fail and grows where they hold.
-    """
-
-    exit: int | None = None
-    skip_attention: tuple[int, ...] = ()
-    skip_mlp: tuple[int, ...] = ()
-    length: int = 4
-
-    def first(self, n_layers: int) -> int:
-        """Blocks 1..first run as they are. Raises :class:`LayerError` or :class:`InputError`."""
-        if self.length < 1:
-            raise InputError(f"draft length {self.length} is out of range: at least 1")
-        if self.exit is not None:
-            if self.skip_attention or self.skip_mlp:
-                raise InputError("a draft either leaves at a layer or skips sub-layers: give one")
-            if not 1 <= self.exit < n_layers:
-                raise layer_range_error(self.exit, 1, n_layers - 1, what="draft exit")
-            return self.exit
-        skipped = {*self.skip_attention, *self.skip_mlp}
-        if not skipped:
-            raise InputError("a draft that skips nothing costs as much as the model: give exit=LAYER or sub-layers")
-        for block in skipped:
-            if not 1 <= block <= n_layers:
-                raise layer_range_error(block, 1, n_layers, what="block")
-        return min(skipped) - 1
-
-    @property
-    def name(self) -> str:
-        """Short enough for a table."""
-        if self.exit is not None:
-            return f"exit={self.exit}"
-        return f"skip={len(self.skip_attention)}a{len(self.skip_mlp)}m"
+__all__ = ["SpeculationTally", "speculate"]
 
 
 @dataclass(slots=True)
@@ -94,7 +57,7 @@ def speculate(
     sampling: Sampling | None = None,
     seed: int = 0,
     chat: bool = False,
-    reader: Reader | None = None,
+    reader: ExitReader | None = None,
     short: bool = False,
     tally: SpeculationTally | None = None,
 ) -> list[Generation]:
@@ -102,20 +65,20 @@ def speculate(
 
     ``reader`` gives logits at the draft's exit (a trained head); the model's own norm and unembedding by default.
     ``short``: verification reads the last layer by its head in ``reader`` as well. The answers are then those of
-    leaving at layer N (exit policy ``fixed:N``), not of plain decoding. Raises
+    exiting at layer N (exit policy ``fixed:N``), not of plain decoding. Raises
     :class:`UnsupportedModel` for a model whose blocks cannot be run apart, and what ``generate`` raises.
     """
     runner = runner_of(lm)
     if runner is None:
         raise UnsupportedModel(f"{lm.name}: its blocks cannot be run apart, so it cannot draft: decode plainly")
     draft.first(lm.n_layers)
-    if short and not reads_last(reader, lm.n_layers):
+    if short and (reader is None or not reader.last):
         raise InputError(f"verification over a shortlist needs a trained exit head at layer {lm.n_layers}")
     run = BatchRun(lm, max_new_tokens=max_new_tokens, stop=stop, sampling=sampling, seed=seed)
     rows = run.rows(prompts, chat=chat)
     counts = tally or SpeculationTally()
     for batch, prefix in run.batches(rows, batch_size, lambda ids: NativePrefix(runner, ids)):
-        _Rounds(run, prefix, draft, reader or logit_reader(lm), counts, short).go(batch)
+        _Rounds(run, prefix, draft, reader or ExitReader(lm), counts, short).go(batch)
     return [run.result(row) for row in rows]
 
 
@@ -123,11 +86,17 @@ class _Rounds:
     """One batch: draft, verify, crop, until every row has finished."""
 
     def __init__(
-        self, run: BatchRun, prefix: NativePrefix, draft: Draft, reader: Reader, tally: SpeculationTally, short: bool
+        self,
+        run: BatchRun,
+        prefix: NativePrefix,
+        draft: Draft,
+        reader: ExitReader,
+        tally: SpeculationTally,
+        short: bool,
     ) -> None:
         self.short = short
         self.run, self.prefix, self.draft, self.tally = run, prefix, draft, tally
-        self.reader: Reader | RowReader = reader
+        self.reader = reader
         self.n = run.lm.n_layers
         self.first = draft.first(self.n)
         self.greedy = run.sampling.greedy
@@ -146,8 +115,7 @@ class _Rounds:
         for row, token in zip(rows, chosen.tolist(), strict=True):
             run.accept(row, token)
         active = np.array([i for i, row in enumerate(rows) if row.finish is None], dtype=np.int64)
-        if isinstance(self.reader, HeadReader):
-            self.reader = self.reader.rows([[*row.ids, *row.new] for row in rows])
+        self.reader = self.reader.bind([[*row.ids, *row.new] for row in rows])
         length = self.draft.length
         while len(active):
             length = self._round(rows, active, length)
@@ -163,7 +131,7 @@ class _Rounds:
         at = torch.from_numpy(start[:, None] + np.arange(length + 1)[None])
         states = d.states[torch.from_numpy(active)[:, None], at]
         if self.short:  # a draft's own tokens are in the shortlist or the text: what a row may say does not change here
-            shown = show(self.reader, states.flatten(0, 1), self.n, np.repeat(active, length + 1))
+            shown = self.reader.show(states.flatten(0, 1), self.n, np.repeat(active, length + 1))
             final = shown.whole(run.lm.vocab_size).view(len(active), length + 1, -1)
             self.tally.short += len(active) * (length + 1)
         else:
@@ -180,8 +148,7 @@ class _Rounds:
             for token in tokens:
                 if row.finish is None:
                     run.accept(row, token)
-                    if isinstance(self.reader, RowReader):
-                        self.reader.add(active[i : i + 1], [token])
+                    self.reader.add(active[i : i + 1], [token])
             kept[i] = start[i] + 1 + held
         d.crop(active, kept)
         self.tally.rounds += 1
@@ -221,7 +188,7 @@ class _Rounds:
 
     def _draft_logits(self, active: np.ndarray) -> ExitLogits:
         if self.draft.exit is not None:
-            return show(self.reader, self.d.last(active), self.first, active)
+            return self.reader.show(self.d.last(active), self.first, active)
         x = self.d.draft_rest(active, self.first, self.draft.skip_attention, self.draft.skip_mlp)
         return ExitLogits(self.prefix.runner.logits(x, self.n).float())
 

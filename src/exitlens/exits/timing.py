@@ -1,11 +1,12 @@
 """How long a policy will take on this machine, from a few measured pieces: no policy is run to predict it.
 
-Time of an answer token at batch 1: ``step + Σ_b block(w_b) + asks·ask + exit``, over the blocks b up to its exit,
-``w_b`` the tokens that go through block b together (those that had left before it come along).
+Time of an answer token at batch 1: ``step + Σ_b block(w_b) + checks·check + exit``, over the blocks b up to its exit,
+``w_b`` the tokens that go through block b together (those that had exited before it come along).
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,15 +17,17 @@ import torch
 
 from exitlens.decoding.loop import BatchRun
 from exitlens.errors import UnsupportedModel
-from exitlens.exits.policies import ExitPolicy
+from exitlens.exits.depth_cache import Depths
+from exitlens.exits.policies import RULES, ExitPolicy
 from exitlens.exits.replay_policies import Array, Outcome
-from exitlens.exits.session import ExitClassifier, ExitPrefix, ExitSession
-from exitlens.exits.shortlist import HeadReader, Reader
+from exitlens.exits.session import ExitPrefix, ExitSession
+from exitlens.exits.shortlist import ExitReader
 from exitlens.models.native.runner import runner_of
 from exitlens.models.protocol import LayeredModel
 
 __all__ = ["TimeModel", "measure_times"]
 
+_ROW = np.array([0])
 _WIDTHS = (1, 2, 4, 6, 8, 12)  # tokens in a block: a product's time does not grow evenly with them
 
 
@@ -32,15 +35,15 @@ _WIDTHS = (1, 2, 4, 6, 8, 12)  # tokens in a block: a product's time does not gr
 class TimeModel:
     """Seconds at batch 1: a block by the tokens in it, logits at N, what a step costs besides.
 
-    ``block[i]`` is measured with ``widths[i]`` tokens, straight lines between. ``ask[kind]``: one question to a
-    policy, its logits included; ``exit_logits``: logits at an exit for policies that ask without them.
+    ``block[i]`` is measured with ``widths[i]`` tokens, straight lines between. ``check[kind]``: one exit check of a
+    policy, its logits included; ``exit_logits``: logits at an exit for policies that check without them.
     """
 
     widths: tuple[int, ...]
     block: tuple[float, ...]
     unembed: float
     step: float
-    ask: Mapping[str, float]
+    check: Mapping[str, float]
     exit_logits: float
 
     def full(self, n_layers: int) -> float:
@@ -50,10 +53,10 @@ class TimeModel:
     def seconds(self, outcome: Outcome, kind: str, widths: Array) -> float:
         """Mean seconds a token under a policy of ``kind``; ``widths [T, w]``: see :func:`block_widths`."""
         blocks = widths @ self._at(np.arange(widths.shape[1]))
-        asks = outcome.asked * self.ask.get(kind, 0.0)
-        shown = kind in ("probability", "margin", "entropy", "patience")
-        last = np.where(outcome.left, 0.0 if shown else self.exit_logits, self.unembed)
-        return float((self.step + blocks + asks + last).mean())
+        checks = outcome.checks * self.check.get(kind, 0.0)
+        shown = any(name == kind and rule.needs_logits for name, rule in RULES.items())
+        last = np.where(outcome.exited, 0.0 if shown else self.exit_logits, self.unembed)
+        return float((self.step + blocks + checks + last).mean())
 
     def _at(self, tokens: Array) -> Array:
         """Seconds of a block with so many tokens; beyond the widest measured, the last line goes on."""
@@ -64,33 +67,25 @@ class TimeModel:
 
 @torch.no_grad()
 def measure_times(
-    lm: LayeredModel,
-    *,
-    reader: Reader | None = None,
-    scorer: ExitClassifier | None = None,
-    context: int = 96,
-    repeats: int = 30,
+    lm: LayeredModel, *, reader: ExitReader | None = None, context: int = 96, repeats: int = 30
 ) -> TimeModel:
     """Time the pieces on this machine at ``context`` tokens held, the best of ``repeats``: others only ever add time.
 
-    ``step`` is what is left of a short generation that never leaves: the loop's own work.
+    ``step`` is what is left of a short generation that never exits: the loop's own work.
     Raises :class:`UnsupportedModel` for a model whose blocks cannot be run apart.
     """
     runner = runner_of(lm)
     if runner is None:
-        raise UnsupportedModel(f"{lm.name}: its blocks cannot be run apart, so no time can be predicted for leaving")
-    n = lm.n_layers
+        raise UnsupportedModel(f"{lm.name}: its blocks cannot be run apart, so no time can be predicted for exiting")
+    n, few = lm.n_layers, max(5, repeats // 3)
     context = min(context, (lm.context or context + 64) - 64)
     ids = [(7 * i + 5) % lm.vocab_size for i in range(context)]
-    row = np.array([0])
-    few = max(5, repeats // 3)
 
     def started(policy: ExitPolicy) -> ExitSession:
-        prefix = ExitPrefix(lm, (), policy, reader=reader, scorer=scorer)
-        session = prefix.session((), 32)
+        """A session with one token more than the prompt, at layer 0."""
+        session = ExitPrefix(lm, (), policy, reader=reader).session((), 32)
         session.start([ids])
-        session.depths.append(row, torch.tensor([5]))
-        session._logits = torch.empty(1, lm.vocab_size, device=lm.device)
+        session.depths.append(_ROW, torch.tensor([5]))
         return session
 
     alone = started(ExitPolicy("never")).depths
@@ -98,56 +93,62 @@ def measure_times(
     def token() -> None:
         """A step's blocks: what is timed after them finds the processor's cache as a step leaves it."""
         alone.depth[0, context] = 0
-        alone.advance(row, 1, n)
+        alone.advance(_ROW, 1, n)
 
-    d = started(ExitPolicy("never")).depths
-    by_width = {}
-    for width in _WIDTHS:
-        while int(d.lengths[0]) - context < width:
-            d.append(row, torch.tensor([int(d.lengths[0]) % lm.vocab_size]))
-
-        def pass_through() -> None:
-            d.depth[0, context : int(d.lengths[0])] = 0
-            d.advance(row, 1, n)
-
-        by_width[width] = _best(pass_through, few) / n  # all blocks are larger than the cache
-    layer = max(1, n - 1)
-    if isinstance(reader, HeadReader):
-        layer = next((j for j in reversed(reader.layers) if j < n), reader.layers[-1])
-    ask: dict[str, float] = {}
-    for kind in ("probability", "margin", "entropy", "patience", "cosine", "classifier", "fixed"):
-        if kind == "classifier" and scorer is None:
+    depths = started(ExitPolicy("never")).depths
+    block = _block_times(depths, context, few)
+    checks: dict[str, float] = {}
+    layer = _timed_layer(n, reader)
+    for kind, rule in RULES.items():
+        if kind == "never" or (kind == "classifier" and (reader is None or reader.classifier is None)):
             continue
-        # A threshold that is never passed: asking alone is timed.
-        policy = ExitPolicy(kind, 0.0 if kind == "entropy" else 1.0, (layer,))
-        if kind in ("fixed", "patience"):
-            policy = ExitPolicy(kind, 1e9, (layer,))
-        session = started(policy)
-        tops, same = np.full(1, -1), np.zeros(1, dtype=np.int64)
-        state = session.depths.last(row)
-
-        def question(
-            session: ExitSession = session, tops: Array = tops, same: Array = same, state: torch.Tensor = state
-        ) -> None:
-            session._ask(state, state, layer, row, tops, same, session._p.policy.threshold)
-
-        ask[kind] = _best(question, few, token)
-    state = d.last(row)
+        # A threshold that is never passed, so that the check alone is timed; ``fixed`` has none and always exits.
+        threshold = 0.0 if rule.at_most else rule.high if rule.high < math.inf else 1e9
+        checks[kind] = _check_time(started(ExitPolicy(kind, threshold, (layer,))), layer, few, token)
+    state = depths.last(_ROW)
     unembed = _best(lambda: runner.logits(state, n).float().argmax(-1).cpu(), few, token)
-    whole = n * by_width[1] + unembed
     return TimeModel(
         widths=_WIDTHS,
-        block=tuple(by_width[w] for w in _WIDTHS),
+        block=block,
         unembed=unembed,
-        step=max(0.0, _short_generation(lm, ids) - whole),
-        # The exit's logits are part of what was timed for ``fixed``, which always leaves.
-        ask={**ask, "fixed": 0.0},
-        exit_logits=ask["fixed"],
+        step=max(0.0, _short_generation(lm, ids) - n * block[0] - unembed),
+        # The exit's logits are part of what was timed for ``fixed``.
+        check={**checks, "fixed": 0.0},
+        exit_logits=checks["fixed"],
     )
 
 
+def _timed_layer(n_layers: int, reader: ExitReader | None) -> int:
+    """Where exit checks are timed: the deepest exit below the last layer (its head, if there are heads)."""
+    if reader is None or not reader.layers:
+        return max(1, n_layers - 1)
+    return next((j for j in reversed(reader.layers) if j < n_layers), reader.layers[-1])
+
+
+def _block_times(depths: Depths, context: int, repeats: int) -> tuple[float, ...]:
+    """Seconds of one block by the tokens in it: all blocks are run, since together they are larger than the cache."""
+    n, out = depths.runner.n_layers, []
+    for width in _WIDTHS:
+        while int(depths.lengths[0]) - context < width:
+            depths.append(_ROW, torch.tensor([int(depths.lengths[0]) % depths.runner.lm.vocab_size]))
+
+        def pass_through() -> None:
+            depths.depth[0, context : int(depths.lengths[0])] = 0
+            depths.advance(_ROW, 1, n)
+
+        out.append(_best(pass_through, repeats) / n)
+    return tuple(out)
+
+
+def _check_time(session: ExitSession, layer: int, repeats: int, before: Callable[[], None]) -> float:
+    """Seconds of one exit check of one row, its logits included where the policy looks at them."""
+    tops, same = np.full(1, -1), np.zeros(1, dtype=np.int64)
+    state, limit = session.depths.last(_ROW), session.policy.threshold
+    return _best(lambda: session.check(state, state, layer, _ROW, tops, same, limit), repeats, before)
+
+
 def _short_generation(lm: LayeredModel, ids: list[int], tokens: int = 10) -> float:
-    """Seconds a token of decoding that never leaves, without the prompt's pass."""
+    """Seconds a token of decoding that never exits, without the prompt's pass."""
 
     def run(count: int) -> float:
         begun = time.perf_counter()

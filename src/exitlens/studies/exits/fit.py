@@ -10,6 +10,7 @@ import numpy as np
 
 from exitlens.exits.heads import ExitHeads, train_heads
 from exitlens.exits.replay_policies import Cost, Signals, oracle, signals_of
+from exitlens.exits.shortlist import ExitReader
 from exitlens.models.protocol import LayeredModel
 from exitlens.studies.exits.files import record_states
 from exitlens.studies.exits.tables import policy_table
@@ -64,17 +65,12 @@ def measure(
 ) -> Gain:
     """What exits are worth on ``windows``; with ``teacher``, agreement is with that model's last layer."""
     hidden, question, step = record_states(lm, windows, layers)
-    reader = scorer = None
     upper = [j for j in layers if j >= lm.n_layers // 2] or list(
         layers
     )  # policies check there; the others are for drafts
-    cost = Cost.of(lm)
-    if heads is not None:
-        reader, scorer = heads.reader(lm), heads.scorer(lm)
-        at_exit = 2.0 * len(heads.shortlist) * lm.d_model + 4.0 * heads.down.shape[1] * lm.d_model
-        cost = Cost(cost.block, cost.unembed, cost.head, at_exit)
+    cost = Cost.of(lm, heads)
     signals = signals_of(
-        lm, hidden, question, step, layers=layers, reader=reader, scorer=scorer, texts=windows, places=step
+        lm, hidden, question, step, layers=layers, reader=ExitReader(lm, heads), texts=windows, places=step
     )
     if teacher is not None:
         states = record_states(teacher, windows, [])[0]

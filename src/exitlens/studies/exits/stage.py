@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from exitlens.exits.heads import ExitHeads
 from exitlens.exits.replay_policies import Signals, signals_of
+from exitlens.exits.shortlist import ExitReader
 from exitlens.models.forward import passes
 from exitlens.models.protocol import LayeredModel
 
@@ -57,8 +58,7 @@ class ExitStage:
         prompts = [lm.encode(record.prompt) for record in batch]
         texts = [lm.encode(record.prompt + record.answer) for record in batch]
         starts = [_shared(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-        reader = None if self.heads is None else self.heads.reader(lm)
-        scorer = None if self.heads is None else self.heads.scorer(lm)
+        reader = ExitReader(lm, self.heads)
         n = lm.n_layers
         frames: dict[int, pd.DataFrame] = {}
         needed = max(0, min(starts) - 1)
@@ -77,7 +77,6 @@ class ExitStage:
                     steps,
                     layers=self.layers,
                     reader=reader,
-                    scorer=scorer,
                     texts=[texts[i]],
                     places=places,
                 )

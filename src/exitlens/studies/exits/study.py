@@ -12,11 +12,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from exitlens.data.records import Question
-from exitlens.errors import InputError, LayerError, UnsupportedModel
+from exitlens.errors import InputError, UnsupportedModel
 from exitlens.exits.heads import ExitHeads
 from exitlens.exits.policies import ExitPolicy
 from exitlens.exits.replay_policies import Cost
 from exitlens.exits.risk_control import check_levels, require_units
+from exitlens.exits.shortlist import ExitReader
 from exitlens.exits.timing import TimeModel, measure_times
 from exitlens.layer_range import parse_layers
 from exitlens.models.protocol import LayeredModel
@@ -103,15 +104,10 @@ def analyse(
     if not len(table):
         raise InputError("no answer has a token beyond the first: there is nothing to exit from")
     signals, confidence, ids = signals_from(table, lm.n_layers)
-    cost = Cost.of(lm)
-    reader = scorer = None
-    if heads is not None:
-        reader, scorer = heads.reader(lm), heads.scorer(lm)
-        low_rank = 4.0 * heads.down.shape[1] * lm.d_model
-        cost = Cost(cost.block, cost.unembed, cost.head, 2.0 * len(heads.shortlist) * lm.d_model + low_rank)
+    cost = Cost.of(lm, heads)
     times = None
     with contextlib.suppress(UnsupportedModel):  # the analysis works without; only the predicted time is left out
-        times = measure_times(lm, reader=reader, scorer=scorer)
+        times = measure_times(lm, reader=ExitReader(lm, heads))
     shown = [ExitPolicy("probability", t, exits) for t in (0.95, 0.8, 0.5)]
     if heads is not None:
         shown += [ExitPolicy("classifier", t, exits) for t in (0.95, 0.8)]
@@ -127,19 +123,9 @@ def analyse(
 
 def exit_layers(lm: LayeredModel, layers: Sequence[int] | None, heads: ExitHeads | None) -> tuple[int, ...]:
     """The exits asked for, checked. Raises LayerError, InputError for a layer without a head, ProbeError."""
-    if heads is not None:
-        heads.check(lm)
-        for layer in layers or ():
-            if layer not in heads.layers:
-                raise InputError(
-                    f"no exit head at layer {layer}: there are heads at {', '.join(map(str, heads.layers))}"
-                )
-        # Heads of the lower half are there for drafts: an exit check at each of them costs more than it saves.
-        layers = layers or [j for j in heads.layers if j >= lm.n_layers // 2] or heads.layers
-    if lm.n_layers < 2:
-        raise LayerError(f"{lm.name} has {lm.n_layers} block: there is no layer to exit at before the last")
-    last = heads is not None and lm.n_layers in heads.layers
-    return ExitPolicy("probability", 1.0, tuple(dict.fromkeys(layers or ()))).exits(lm.n_layers, last=last)
+    reader = ExitReader(lm, heads)
+    policy = reader.resolve(ExitPolicy("probability", 1.0, tuple(layers or ())))
+    return policy.exits(lm.n_layers, last=reader.last)
 
 
 class ExitsStudy(Study):

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from exitlens import stats
-from exitlens.exits.policies import ExitPolicy
+from exitlens.exits.policies import RULES, ExitPolicy
 from exitlens.exits.replay_policies import (
     Cost,
     Outcome,
@@ -24,28 +24,19 @@ from exitlens.exits.risk_control import calibrate, units_needed
 from exitlens.exits.timing import TimeModel
 from exitlens.studies.exits.columns import CALIBRATION
 
-__all__ = ["THRESHOLDS", "calibration_table", "kinds_table", "layers_table", "policies_for", "policy_table"]
+__all__ = ["calibration_table", "kinds_table", "layers_table", "policies_for", "policy_table"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
-# From strict to loose.
-THRESHOLDS: Mapping[str, tuple[float, ...]] = {
-    "probability": (0.99, 0.95, 0.9, 0.8, 0.7, 0.5),
-    "margin": (0.95, 0.9, 0.7, 0.5, 0.3),
-    "entropy": (0.05, 0.1, 0.25, 0.5, 1.0, 2.0),
-    "patience": (8.0, 6.0, 4.0, 3.0, 2.0),
-    "cosine": (0.999, 0.995, 0.99, 0.98, 0.95, 0.9),
-    "classifier": (0.99, 0.98, 0.95, 0.9, 0.8, 0.7, 0.5),
-}
 _LEVELS = (1.0, 0.99, 0.98, 0.95, 0.9, 0.8, 0.7)
 
 
 def policies_for(signals: Signals) -> list[ExitPolicy]:
     """Every policy that these signals allow, at each of its thresholds; then each exit fixed, and never."""
     out = [
-        ExitPolicy(kind, threshold, signals.layers)  # type: ignore[arg-type]
-        for kind, grid in THRESHOLDS.items()
+        ExitPolicy(kind, threshold, signals.layers)
+        for kind, rule in RULES.items()
         if kind in signals.values
-        for threshold in grid
+        for threshold in rule.grid
     ]
     out += [ExitPolicy("fixed", layers=(layer,)) for layer in reversed(signals.layers)]
     return [*out, ExitPolicy("never")]
@@ -65,7 +56,9 @@ def policy_table(
     catching up out (cache ``propagate``: cheaper, not exact). ``predicted_time``: of the full model's at batch 1.
     """
     chosen = policies_for(signals) if policies is None else list(policies)
-    done: list[tuple[str, float, Outcome]] = [(p.kind, _threshold(p), apply_policy(signals, p, cost)) for p in chosen]
+    done: list[tuple[str, float, Outcome]] = [
+        (p.kind, _threshold(p, signals.n_layers), apply_policy(signals, p, cost)) for p in chosen
+    ]
     done += [("oracle", level, oracle_at(signals, cost, level)) for level in _LEVELS]
     agrees = np.stack([outcome.agrees for _, _, outcome in done], axis=1).astype(np.float64)
     spans = stats.mean_intervals(agrees, signals.question, seed=seed)
@@ -88,7 +81,7 @@ def policy_table(
                 "agreement_high": float(spans.high[i]),
                 "mean_exit": float(outcome.exit.mean()),
                 "layers_saved": outcome.layers_saved(signals.n_layers),
-                "exit_checks": float(outcome.asked.mean()),
+                "exit_checks": float(outcome.checks.mean()),
                 "flops_saved": outcome.flops_saved - later,
                 "flops_saved_propagate": outcome.flops_saved,
                 "predicted_time": np.nan if times is None else (seconds or 0.0) / times.full(signals.n_layers),
@@ -100,7 +93,7 @@ def policy_table(
 def layers_table(signals: Signals, cost: Cost, policies: Sequence[ExitPolicy]) -> pd.DataFrame:
     """Table ``exits_layers``: share of tokens that exit at each layer, the oracle first."""
     done = [("oracle", 1.0, oracle(signals, cost))]
-    done += [(p.kind, _threshold(p), apply_policy(signals, p, cost)) for p in policies]
+    done += [(p.kind, _threshold(p, signals.n_layers), apply_policy(signals, p, cost)) for p in policies]
     parts = []
     for kind, threshold, outcome in done:
         layers = list(dict.fromkeys((*signals.layers, signals.n_layers)))
@@ -145,7 +138,7 @@ def kinds_table(
     for judge, verdict in (correct or {}).items():
         groups += [(f"verdict:{judge}", "correct", verdict == 1), (f"verdict:{judge}", "incorrect", verdict == 0)]
     done = [("oracle", 1.0, oracle(signals, cost))]
-    done += [(p.kind, _threshold(p), apply_policy(signals, p, cost)) for p in policies]
+    done += [(p.kind, _threshold(p, signals.n_layers), apply_policy(signals, p, cost)) for p in policies]
     rows = []
     for kind, name, mask in groups:
         if not mask.any():
@@ -248,7 +241,7 @@ def _loss(outcome: Outcome, signals: Signals, units: Array) -> Array:
     return np.asarray(differing[units] / np.maximum(total[units], 1), dtype=np.float64)
 
 
-def _threshold(policy: ExitPolicy) -> float:
+def _threshold(policy: ExitPolicy, n_layers: int) -> float:
     if policy.kind == "fixed":
-        return float(policy.layers[0])
+        return float(policy.exits(n_layers, last=True)[0])
     return float("nan") if policy.kind == "never" else policy.threshold
