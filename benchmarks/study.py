@@ -133,7 +133,7 @@ def probes_notebook(args: argparse.Namespace) -> dict[str, Any]:
     lm = exitlens.load(args.model, dtype="float32")
     rows = _statements(args, args.slow_share)
     lm.tokenizer.padding_side = "left"
-    taps = [round(lm.n_layers * part) for part in (0.5, 0.625, 0.75)]
+    probed_layers = [round(lm.n_layers * part) for part in (0.5, 0.625, 0.75)]
     begin = time.perf_counter()
     probes = [
         nn.Sequential(
@@ -145,7 +145,7 @@ def probes_notebook(args: argparse.Namespace) -> dict[str, Any]:
             nn.ReLU(),
             nn.Linear(64, 1),
         )
-        for _ in taps
+        for _ in probed_layers
     ]
     optimisers = [torch.optim.Adam(p.parameters(), lr=1e-3) for p in probes]
     for _ in range(5):
@@ -156,7 +156,7 @@ def probes_notebook(args: argparse.Namespace) -> dict[str, Any]:
             with torch.no_grad():
                 hidden = lm.model(**batch, output_hidden_states=True).hidden_states
             y = torch.tensor([[float(r.label)] for r in part])
-            for tap, probe, optimiser in zip(taps, probes, optimisers, strict=True):
+            for tap, probe, optimiser in zip(probed_layers, probes, optimisers, strict=True):
                 loss = nn.functional.binary_cross_entropy_with_logits(probe(hidden[tap][:, -1]), y)
                 optimiser.zero_grad()
                 loss.backward()

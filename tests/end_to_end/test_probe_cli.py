@@ -1,4 +1,4 @@
-"""`exitlens probe`, `judge` and `generate --watch` as a user runs them, on a tiny model."""
+"""`exitlens probe`, `probe predict` and `generate --watch` as a user runs them, on a tiny model."""
 
 from __future__ import annotations
 
@@ -99,14 +99,16 @@ def test_a_saved_probe_says_where_it_comes_from(work: Path, saved: Path) -> None
 def test_judge_scores_statements_and_answers(
     work: Path, saved: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    code, out, _ = exitlens(capsys, "judge", str(work / "statements.jsonl"), "--probe", str(saved), "-q", "--json")
+    code, out, _ = exitlens(
+        capsys, "probe", "predict", str(work / "statements.jsonl"), "--probe", str(saved), "-q", "--json"
+    )
     found = json.loads(out)
     assert code == 0
     assert found["accuracy"] > 0.9
     assert found["auroc"] > 0.95
     answers = tmp_path / "answers.jsonl"
     answers.write_text('{"question": "Thing 3 of kind 1", "answer": "is real."}\n{"statement": "Thing 4 is none."}\n')
-    code, out, _ = exitlens(capsys, "judge", str(answers), "--probe", str(saved), "-q")
+    code, out, _ = exitlens(capsys, "probe", "predict", str(answers), "--probe", str(saved), "-q")
     assert code == 0
     rows = [line.split() for line in out.splitlines()[2:]]
     assert [row[1] for row in rows] == ["true", "false"]
@@ -118,16 +120,18 @@ def test_judge_refuses_another_model_position_and_no_probe(
     work: Path, saved: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     file = str(work / "statements.jsonl")
-    code, _, err = exitlens(capsys, "judge", file, "--probe", str(saved), "--model", str(work / "other"), "-q")
+    code, _, err = exitlens(
+        capsys, "probe", "predict", file, "--probe", str(saved), "--model", str(work / "other"), "-q"
+    )
     assert code == 2
     assert "was fitted on" in err
     assert "use that model" in err
-    code, _, err = exitlens(capsys, "judge", file, "--probe", str(saved), "--position", "mean", "-q")
+    code, _, err = exitlens(capsys, "probe", "predict", file, "--probe", str(saved), "--position", "mean", "-q")
     assert (code, err.count("\n")) == (2, 1)
     assert "fitted on position 'last', not 'mean'" in err
     junk = tmp_path / "junk.safetensors"
     junk.write_bytes(b"no tensors")
-    code, _, err = exitlens(capsys, "judge", file, "--probe", str(junk), "-q")
+    code, _, err = exitlens(capsys, "probe", "predict", file, "--probe", str(junk), "-q")
     assert (code, err.count("\n")) == (2, 1)
 
 

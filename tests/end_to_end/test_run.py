@@ -161,7 +161,7 @@ def test_damaged_units_are_redone_and_a_second_run_gives_the_same_bytes(work: Pa
         (["--only", "entrpy"], "'entrpy': did you mean 'entropy'"),
         (["--decoders", "dolla"], "unknown decoder 'dolla'"),
         (["--judges", "me"], "no judge 'me'"),
-        (["--taps", "77"], "layer 77 is out of range"),
+        (["--probed-layers", "77"], "layer 77 is out of range"),
         (["--layers", "0,99", "--fresh"], "layer 99 is out of range"),
         (["--data", "gone.csv"], "gone.csv"),
         (["--limit", "0"], "'limit' = 0"),

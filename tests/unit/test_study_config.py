@@ -14,7 +14,7 @@ def test_file_and_command_line_say_the_same(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text(
         '\ufeffmodel = "m"\ndata = ["a.csv", "b,c.csv"]\nonly = ["decoding", "entropy"]\nlimit = 50\nseed = 7\n'
-        'decoders = ["vanilla", "sled:k=10,rate=0.5"]\nbertscore_model = "none"\ntaps = [4, 8]\n',
+        'decoders = ["vanilla", "sled:k=10,rate=0.5"]\nbertscore_model = "none"\nprobed_layers = [4, 8]\n',
         encoding="utf-8",
     )
     given = {
@@ -25,7 +25,7 @@ def test_file_and_command_line_say_the_same(tmp_path: Path) -> None:
         "seed": 7,
         "decoders": "vanilla,sled:k=10,rate=0.5",
         "bertscore_model": "none",
-        "taps": "4,8",
+        "probed_layers": "4,8",
         "out": None,
     }
     assert load_config(file) == load_config(None, given)
@@ -34,9 +34,11 @@ def test_file_and_command_line_say_the_same(tmp_path: Path) -> None:
 
 
 def test_one_value_stands_for_a_list() -> None:
-    config = load_config(None, {"data": "x.csv", "taps": 3, "layers": "all", "decoders": "vanilla@1.2, dola:high@1.2"})
+    config = load_config(
+        None, {"data": "x.csv", "probed_layers": 3, "layers": "all", "decoders": "vanilla@1.2, dola:high@1.2"}
+    )
     assert config.data == ("x.csv",)
-    assert config.taps == (3,)
+    assert config.probed_layers == "3"
     assert config.layers == "all"
     assert config.decoders == ("vanilla@1.2", "dola:high@1.2")
 

@@ -35,7 +35,7 @@ def open_watcher(path: Path, skips: bool) -> SavedProbe:
     if saved.position not in ("last", "every"):
         raise ProbeError(
             f"'{path}' was fitted on position '{saved.position}', and a text being written is read at its last token: "
-            "fit one with --positions last or every"
+            "fit one with --position last or every"
         )
     return saved
 

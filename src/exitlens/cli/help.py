@@ -16,12 +16,15 @@ from typer.core import TyperCommand, TyperGroup
 
 from exitlens.errors import InputError
 
-__all__ = ["USAGE_ERRORS", "BriefCommand", "Command", "Group", "add_command", "new_group", "usage_error"]
+__all__ = ["ELSEWHERE", "USAGE_ERRORS", "Command", "Group", "add_command", "new_group", "usage_error"]
 
 # typer shows only this class of its parser's errors by a public name; its bases are the parser's other errors.
 USAGE_ERRORS: type[Exception] = next(
     base for base in reversed(typer.BadParameter.__mro__) if hasattr(base, "format_message") and hasattr(base, "show")
 )
+
+ELSEWHERE = "(help: "
+"""In a heading: its options are only named, the command that it names has their help."""
 
 _OPTIONS = "Options"
 
@@ -37,18 +40,9 @@ def usage_error(error: Any) -> InputError:
 class Command(TyperCommand):
     """A command whose help has its options under headings."""
 
-    brief = False
-    """Whether options under a heading are only named there, without their help."""
-
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments, common options, then each heading."""
-        _write_sections(self, ctx, formatter, self.brief)
-
-
-class BriefCommand(Command):
-    """A command with so many options that those under headings are only named."""
-
-    brief = True
+        _write_sections(self, ctx, formatter)
 
 
 class Group(TyperGroup):
@@ -56,7 +50,7 @@ class Group(TyperGroup):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write options as a command does, then the commands."""
-        _write_sections(self, ctx, formatter, brief=False)
+        _write_sections(self, ctx, formatter)
         self.format_commands(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -74,14 +68,15 @@ def add_command(
     app.command(name, cls=cls, **settings)(function)
 
 
-def new_group(app: typer.Typer, name: str, about: str) -> typer.Typer:
-    """A group of commands below ``app``."""
-    group = typer.Typer(cls=Group, rich_markup_mode=None, help=about)
+def new_group(app: typer.Typer, name: str, about: str | None = None) -> typer.Typer:
+    """A group of commands below ``app``; ``about`` is its help unless it has a command of its own."""
+    told: dict[str, Any] = {} if about is None else {"help": about}
+    group = typer.Typer(cls=Group, rich_markup_mode=None, **told)
     app.add_typer(group, name=name)
     return group
 
 
-def _write_sections(command: Any, ctx: Any, formatter: Any, brief: bool) -> None:
+def _write_sections(command: Any, ctx: Any, formatter: Any) -> None:
     annotations = _annotations(command.callback)
     sections: dict[str, list[Any]] = {"Arguments": [], _OPTIONS: []}
     for param in command.get_params(ctx):
@@ -94,7 +89,7 @@ def _write_sections(command: Any, ctx: Any, formatter: Any, brief: bool) -> None
         if not params:
             continue
         with formatter.section(title):
-            if brief and title not in ("Arguments", _OPTIONS):
+            if ELSEWHERE in title and ctx.command_path not in title:
                 formatter.write_text("  ".join(param.opts[0] for param in params))
             else:
                 formatter.write_dl([_record(param, annotations) for param in params], col_max=34)

@@ -17,6 +17,7 @@ from exitlens.layer_range import parse_layers
 from exitlens.studies.config import RunConfig
 
 __all__ = [
+    "CHECKS",
     "DEFAULT_MODEL",
     "MODEL",
     "AdapterOption",
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 DEFAULT_MODEL = str(RunConfig.model_fields["model"].default)
-MODEL = "Model"  # the heading of the options that say how the model is loaded
+MODEL = "Model (help: exitlens models check)"  # how it is loaded: the same options everywhere, told once
 
 # Short names, what stands for the value, and the heading, where the setting's own name would not do.
 _SHORT = {"model": "-m", "data": "-d", "out": "-o"}
@@ -57,7 +58,7 @@ _METAVAR = {
     "states": "FOLDER", "layers": "LAYERS", "probed_layers": "LAYERS", "probe_layers": "LAYERS",
     "exit_layers": "LAYERS", "lens": "LENS", "decoders": "LIST", "judges": "LIST", "kinds": "LIST", "only": "LIST",
     "entropy_estimators": "LIST", "device": "DEVICE", "dtype": "DTYPE", "revision": "REF", "bertscore_model": "NAME",
-    "heads": "FILE", "adapter": "FOLDER",
+    "exit_heads": "FILE", "adapter": "FOLDER",
 }  # fmt: skip
 _HEADING = {"device": MODEL, "dtype": MODEL, "revision": MODEL, "trust_remote_code": MODEL}
 

@@ -1,4 +1,4 @@
-"""`exitlens judge FILE --probe probe.safetensors`: how probably each statement or answer of a file is true."""
+"""`exitlens probe predict FILE --probe probe.safetensors`: how probably each statement or answer of a file is true."""
 
 from __future__ import annotations
 
@@ -7,38 +7,32 @@ from typing import Annotated
 
 import typer
 
-from exitlens.cli.console import Column, echo, print_json, print_table, say
-from exitlens.cli.options import DeviceOption, DtypeOption, JsonOption, QuietOption, RevisionOption, TrustOption
+from exitlens.cli._load import load_model
+from exitlens.cli.console import Column, echo, print_json, print_table
+from exitlens.cli.options import DeviceOption, DtypeOption, JsonOption, QuietOption, RevisionOption, TrustOption, option
 
-__all__ = ["register"]
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command("judge")(judge_command)
+__all__ = ["predict_command"]
 
 
-def judge_command(
+def predict_command(
     file: Annotated[
         str,
         typer.Argument(
             help="Statements (any data set, or .txt with one a line) or answers (JSON lines: question, answer)."
         ),
     ],
-    probe: Annotated[Path, typer.Option("--probe", "-p", help="A probe of `exitlens probe --save`.")],
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Only the first so many texts.")] = None,
+    probe: Annotated[Path, typer.Option("--probe", "-p", metavar="FILE", help="A probe of `exitlens probe --save`.")],
+    limit: Annotated[int | None, option("limit", min=1, help="Only the first so many texts.")] = None,
     position: Annotated[
-        str | None, typer.Option("--position", help="Refuse a probe that was not fitted at this position.")
+        str | None, option("position", help="Refuse a probe that was not fitted at this position.")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The model; must be the probe's own [as the probe says].")
-    ] = None,
+    model: Annotated[str | None, option("model", help="The probe's own model [as the probe says].")] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """P(true) of each text, by a probe on the hidden states of the model that it was fitted on.
 
@@ -57,10 +51,7 @@ def judge_command(
     if not name:
         raise InputError(f"'{probe}' does not name its model: give it with --model")
 
-    from exitlens.models import load
-
-    say(f"loading {name}", quiet)
-    lm = load(name, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+    lm = load_model(name, device, dtype, revision, trust_remote_code, quiet)
     judged = judge_texts(lm, saved, texts, position=position)
     known = [(j.label, j.p_true) for j in judged if j.label is not None and j.p_true is not None]
     accuracy = auroc = None
@@ -86,7 +77,7 @@ def judge_command(
         )  # fmt: skip
         return
     rows = [[j.p_true, "true" if (j.p_true or 0) > 0.5 else "false", j.label, j.text] for j in judged]
-    columns: list[str | Column] = [Column("P(true)", ".3f"), "said", "label", Column("text", shrink=True)]
+    columns: list[str | Column] = [Column("P(true)", ".3f"), "prediction", "label", Column("text", shrink=True)]
     if not known:
         rows = [[row[0], row[1], row[3]] for row in rows]
         del columns[2]

@@ -1,112 +1,81 @@
-"""`exitlens run`: the whole study in one command: layers, entropy, probes, decoding; one folder, one report."""
+"""`exitlens run`: all studies in one command, one folder, one report. Its options are the settings of a run."""
 
 from __future__ import annotations
 
+import inspect
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from exitlens.cli._settings import Own, settings_command
 from exitlens.cli.console import echo, print_json, print_table, say
-from exitlens.cli.options import JsonOption, QuietOption
+from exitlens.cli.help import add_command
+from exitlens.cli.options import MODEL, JsonOption, QuietOption
 from exitlens.progress import StageProgress
+from exitlens.studies.config import RunConfig
 
 if TYPE_CHECKING:
     import exitlens.studies.run
 
-__all__ = ["register"]
+__all__ = ["print_headlines", "register"]
+
+_COMMON = ("model", "data", "statements", "only", "limit", "limit_statements", "out", "figures", "seed")
+# Under a heading an option is only named: the study's own command has its help.
+_HEADINGS = {
+    "Answers (help: exitlens entropy, exitlens decoding)": (
+        "decoders", "max_new_tokens", "repetition_penalty", "batch_size", "mc", "scoring", "judges", "bertscore_model",
+        "bertscore_layer", "entropy_estimators",
+    ),
+    "Layers (help: exitlens layers)": ("prompts", "lens", "layers", "rule", "look_limit", "picks", "top_k"),
+    "Exits (help: exitlens exits)": (
+        "exit_layers", "exit_heads", "exit_delta", "exit_epsilon", "adapter",
+    ),
+    MODEL: ("device", "dtype", "revision", "trust_remote_code"),
+}  # fmt: skip
+_PROBES = "Probes (help: exitlens probe)"
+
+_ABOUT = """All studies: what each layer would answer, its entropy, what it knows of truth, decoding, early exit.
+
+Without options it runs on the built-in model and data. Killed and started again it continues where it stopped.
+--json prints run, report, findings (sentences by study) and tables (rows by table), as docs/tables.md describes them.
+"""
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("run")(run_command)
+    add_command(app, "run", settings_command(_settings(), _run, _ABOUT, _more()))
 
 
-def run_command(
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Catalogue name, Hub id, folder or .gguf file [smollm2-135m].")
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option("--data", "-d", help="Questions (or statements): built-in name, file, folder, Hub id [facts-qa]."),
-    ] = None,
-    statements: Annotated[
-        list[str] | None, typer.Option("--statements", help="True/false statements for the probes [facts-tf].")
-    ] = None,
-    only: Annotated[
-        str | None, typer.Option("--only", help="Studies, separated by commas: layers,entropy,probes,decoding,exits.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="At most this many questions.")] = None,
-    limit_statements: Annotated[
-        int | None, typer.Option("--limit-statements", help="At most this many statements.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same tables [0].")] = None,
-    out: Annotated[str | None, typer.Option("--out", "-o", help="Run directory [exitlens-run].")] = None,
-    config: Annotated[Path | None, typer.Option("--config", help="TOML file with the same settings.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over, also where the folder holds a run.")] = False,
-    prompts: Annotated[
-        str | None, typer.Option("--prompts", help='JSON lines {"prompt": ..., "choices": [...]} to look at as well.')
-    ] = None,
-    decoders: Annotated[
-        str | None, typer.Option("--decoders", help="Decoders compared, by commas [vanilla,dola:high,dola:low].")
-    ] = None,
-    mc: Annotated[
-        str | None, typer.Option("--mc", help="MC1-3 of every decoder too, by its softmax or its scores [none].")
-    ] = None,
-    scoring: Annotated[
-        str | None, typer.Option("--scoring", help="How answers meet references: truthfulqa or plain [truthfulqa].")
-    ] = None,
-    judges: Annotated[str | None, typer.Option("--judges", help="How answers are judged, comma-separated.")] = None,
-    entropy_estimators: Annotated[
-        str | None, typer.Option("--entropy-estimators", help="per-group; pooled-weights reproduces an artefact.")
-    ] = None,
-    repetition_penalty: Annotated[
-        float | None, typer.Option("--repetition-penalty", help="Of every decoder that names none itself [1.0].")
-    ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", help="Longest answer [50].")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Prompts generated together [32].")] = None,
-    lens: Annotated[str | None, typer.Option("--lens", help="Lenses of the layer study [logit,raw].")] = None,
-    layers: Annotated[
-        str | None, typer.Option("--layers", help="Layers of the layer study, by commas, or all.")
-    ] = None,
-    taps: Annotated[str | None, typer.Option("--taps", help="Probed layers [1/2, 5/8, 3/4 of the depth].")] = None,
-    kinds: Annotated[
-        str | None, typer.Option("--kinds", help="Also probes of these kinds at every layer: logistic,mass-mean,mlp.")
-    ] = None,
-    bertscore_model: Annotated[
-        str | None, typer.Option("--bertscore-model", help="Encoder of BERTScore, or none [all-minilm-l6-v2].")
-    ] = None,
-    figures: Annotated[bool | None, typer.Option("--figures/--no-figures", help="Draw figures [yes].")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps or auto.")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="float32, bfloat16, float16 or auto.")] = None,
-    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a Hub model.")] = None,
-    trust_remote_code: Annotated[
-        bool | None, typer.Option("--trust-remote-code", help="Run the Python code that a Hub model brings along.")
-    ] = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """The whole study: what each layer would answer, how sure it is, whether it knows the truth, and decoding.
+def _settings() -> dict[str, Own]:
+    """Every setting there is: what no heading names is one of the probes'."""
+    headings = {name: heading for heading, names in _HEADINGS.items() for name in names}
+    rest = [name for name in RunConfig.model_fields if name not in _COMMON and name not in headings]
+    ordered = [*_COMMON, *headings, *rest]
+    own = {name: Own(heading=None if name in _COMMON else headings.get(name, _PROBES)) for name in ordered}
+    return {**own, "only": Own(default="all")}
 
-    Without options it runs on the built-in model and data. Killed and started again it goes on where it stopped.
-    --json prints run, report, findings (sentences by study), and tables (rows by table), as docs/tables.md describes
-    them.
-    """
-    import shlex
-    import sys
 
+def _more() -> list[inspect.Parameter]:
+    config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML file with the same settings.")]
+    fresh = Annotated[bool, typer.Option("--fresh", help="Start over, also where the folder holds a run.")]
+    kinds = {
+        "config": (config, None),
+        "fresh": (fresh, False),
+        "as_json": (JsonOption, False),
+        "quiet": (QuietOption, False),
+    }
+    return [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in kinds.items()
+    ]
+
+
+def _run(given: dict[str, Any], *, config: Path | None, fresh: bool, as_json: bool, quiet: bool) -> None:
     from exitlens.studies.config import load_config
 
-    given = {
-        "model": model, "data": data, "statements": statements, "only": only, "limit": limit,
-        "limit_statements": limit_statements, "seed": seed, "out": out, "prompts": prompts, "decoders": decoders,
-        "mc": mc, "scoring": scoring,
-        "judges": judges, "entropy_estimators": entropy_estimators, "repetition_penalty": repetition_penalty,
-        "max_new_tokens": max_new_tokens, "batch_size": batch_size, "lens": lens, "layers": layers,
-        "taps": taps, "kinds": kinds,
-        "bertscore_model": bertscore_model, "figures": figures, "device": device, "dtype": dtype, "revision": revision,
-        "trust_remote_code": trust_remote_code,
-    }  # fmt: skip
     settings = load_config(config, given)
 
     from exitlens.studies.run import run

@@ -2,17 +2,71 @@
 
 from __future__ import annotations
 
+import inspect
+import shlex
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from exitlens.cli._settings import Own, settings_command
 from exitlens.cli.console import print_json, say
+from exitlens.cli.options import JsonOption, QuietOption
 from exitlens.cli.run import print_headlines
 from exitlens.progress import StageProgress
 
-__all__ = ["run_one"]
+__all__ = ["ANSWERS", "LOADING", "OUT", "keyword", "run_one", "study_command", "under"]
+
+LOADING = {name: Own() for name in ("device", "dtype", "revision", "trust_remote_code")}
+OUT = Own(help="Keep everything, figures and report too, in this run directory.", default="")
+
+
+def under(heading: str, *names: str) -> dict[str, Own]:
+    """Settings under a heading of ``--help``."""
+    return {name: Own(heading=heading) for name in names}
+
+
+ANSWERS = under("Answers", "max_new_tokens", "repetition_penalty", "batch_size", "bertscore_model", "bertscore_layer")
+
+
+def keyword(name: str, kind: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    """A parameter of a command that is no setting of a run."""
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+def study_command(
+    study: str,
+    settings: Mapping[str, Own],
+    about: str,
+    *,
+    usual: Mapping[str, Any] | None = None,
+    adapt: Callable[[dict[str, Any], Path | None], dict[str, Any]] = lambda given, _save: given,
+    more: Sequence[inspect.Parameter] = (),
+) -> Callable[..., None]:
+    """The command of a study: an option a setting, ``--json`` and ``-q``.
+
+    Args:
+        study: the study's name.
+        settings: see :func:`settings_command`.
+        about: the command's help.
+        usual: settings whose default differs from the run's.
+        adapt: makes settings of what was given, where an option means more than one.
+        more: ``context`` where the command is a group (a command below it runs alone), ``save`` for a file to keep.
+    """
+
+    def act(
+        given: dict[str, Any], *, as_json: bool, quiet: bool, context: Any = None, save: Path | None = None
+    ) -> None:
+        if context is not None and context.invoked_subcommand is not None:
+            return
+        given = adapt({**(usual or {}), **given}, save)
+        keep = {} if save is None else {"probe.safetensors": save}
+        run_one(study, given, given.pop("out", None), as_json, quiet, keep=keep)
+
+    rest = [*more, keyword("as_json", JsonOption, False), keyword("quiet", QuietOption, False)]
+    return settings_command(settings, act, about, rest)
 
 
 def run_one(
@@ -28,9 +82,6 @@ def run_one(
 
     ``keep`` copies single files of the run directory elsewhere.
     """
-    import shlex
-    import sys
-
     from exitlens.storage.atomic import write_bytes
     from exitlens.studies.config import load_config
     from exitlens.studies.run import run

@@ -11,11 +11,13 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
+from exitlens.compute.names import check_device_name, dtype_name
 from exitlens.errors import ConfigError
+from exitlens.layer_range import parse_layers
 from exitlens.studies.names import HOMES
 
 __all__ = ["RunConfig", "load_config"]
@@ -27,18 +29,33 @@ BUILT_IN_LIMITS = {"limit": ("data", 40), "limit_statements": ("statements", 560
 _NOT_IDENTITY = frozenset({"only", "out", "figures", "states"})
 
 
+def _layer_text(value: Any) -> Any:
+    """Layers as text in the one grammar, also where a TOML file gives numbers. Raises InputError, a ValueError."""
+    numbers = [value] if isinstance(value, int) else value
+    if isinstance(numbers, list | tuple) and all(type(number) is int for number in numbers):
+        value = ",".join(map(str, numbers))
+    return parse_layers(value).text if isinstance(value, str) else value
+
+
+LayerText = Annotated[str, BeforeValidator(_layer_text)]
+
+
 class RunConfig(BaseModel):
     """Settings of ``exitlens run``. Every field is also an option of the command line and a name of the TOML file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     model: str = Field("smollm2-135m", description="catalogue name, Hub id, local folder or .gguf file")
-    revision: str | None = Field(None, description="revision of a Hub model")
-    trust_remote_code: bool = Field(False, description="let a Hub model run code of its own")
-    device: str = Field("auto", description="cpu, cuda, mps or auto")
-    dtype: str = Field("auto", description="float32, bfloat16, float16 or auto")
+    revision: str | None = Field(None, description="branch, tag or commit of a Hub model")
+    trust_remote_code: bool = Field(False, description="run the Python code that a Hub model brings along")
+    device: Annotated[str, AfterValidator(check_device_name)] = Field(
+        "auto", description="where the model runs: cpu, cuda, cuda:N, mps or auto"
+    )
+    dtype: Annotated[str, AfterValidator(dtype_name)] = Field(
+        "auto", description="number type: auto, float32, bfloat16 (bf16), float16 (fp16, half)"
+    )
 
-    data: tuple[str, ...] = Field(("facts-qa",), description="questions: built-in name, file or Hub id")
+    data: tuple[str, ...] = Field(("facts-qa",), description="questions: built-in name, file or Hub id; repeatable")
     statements: tuple[str, ...] = Field(("facts-tf",), description="true/false statements: name, file or folder")
     limit: int | None = Field(None, ge=1, description="at most this many questions, drawn with the seed")
     limit_statements: int | None = Field(None, ge=1, description="at most this many statements, drawn with the seed")
@@ -49,13 +66,14 @@ class RunConfig(BaseModel):
     )
     out: str = Field("exitlens-run", description="run directory")
     figures: bool = Field(True, description="draw figures; the report has its tables either way")
-    seed: int = Field(0, ge=0, description="seed of every random choice")
-    batch_size: int = Field(32, ge=1, description="prompts that are generated together")
+    seed: int = Field(0, ge=0, description="seed of every random choice; equal seeds give equal tables")
+    batch_size: int = Field(32, ge=1, description="prompts generated together")
 
-    max_new_tokens: int = Field(50, ge=1, description="longest answer, in tokens")
-    repetition_penalty: float = Field(1.0, gt=0, description="of every decoder that names none of its own")
+    max_new_tokens: int = Field(50, ge=1, description="longest answer in tokens")
+    repetition_penalty: float = Field(1.0, gt=0, description="penalty of every decoder that names none; 1 is none")
     decoders: tuple[str, ...] = Field(
-        ("vanilla", "dola:high", "dola:low"), description="decoders compared; NAME@1.2 sets a repetition penalty"
+        ("vanilla", "dola:high", "dola:low"),
+        description="decoders compared; NAME@1.2 sets a repetition penalty",
     )
     mc: Literal["none", "softmax", "scores"] = Field(
         "none", description="MC1-3 of every decoder too: by its log-probabilities (softmax) or its bare scores"
@@ -63,31 +81,32 @@ class RunConfig(BaseModel):
     scoring: Literal["truthfulqa", "plain"] = Field(
         "truthfulqa", description="how answers meet references: TruthfulQA's published protocol, or plain"
     )
-    judges: tuple[str, ...] = Field(("similarity", "margin:rouge"), description="how answers are judged")
+    judges: tuple[str, ...] = Field(
+        ("similarity", "margin:rouge"),
+        description="how answers are judged: similarity[:0.85], margin:bleu|rouge|bertscore, choice, labels:FILE",
+    )
     entropy_estimators: tuple[Literal["per-group", "pooled-weights"], ...] = Field(
-        ("per-group",), description="pooled-weights reproduces a published artefact, see METHODS"
+        ("per-group",), description="comma-separated; pooled-weights reproduces a published artefact"
     )
-    bertscore_model: str | None = Field(
-        "all-minilm-l6-v2", description="encoder of BERTScore; none: leave BERTScore out"
-    )
+    bertscore_model: str | None = Field("all-minilm-l6-v2", description="encoder of BERTScore, or none")
     bertscore_layer: int | None = Field(None, ge=0, description="layer of that encoder; none: its recommended one")
 
     lens: tuple[str, ...] = Field(("logit", "raw"), description="lenses of the layer study")
-    layers: tuple[int, ...] | Literal["all"] = Field("all", description="layers of the layer study")
+    layers: LayerText = Field("all", description="layers of the layer study")
     rule: Literal["auto", "first-token", "sequence"] = Field("auto", description="what stands for a choice")
     look_limit: int | None = Field(50, ge=1, description="questions of the layer study at most; none: all")
     picks: int = Field(2, ge=0, description="correct and incorrect answers shown layer by layer, of each at most")
     top_k: int = Field(5, ge=1, description="top tokens kept per layer")
 
-    taps: tuple[int, ...] | None = Field(None, description="probed layers; none: 1/2, 5/8 and 3/4 of the depth")
+    probed_layers: LayerText = Field("1/2,5/8,3/4", description="layers that the original study's probes read")
     epochs: int = Field(5, ge=1, description="epochs of the probes")
     test_topic: str | None = Field(None, description="topic held out; none: cities, or the last topic")
     kinds: tuple[str, ...] = Field(
-        (), description="kinds of probe at every layer as well: logistic, mass-mean, mlp, ..."
+        (), description="probes at every layer: logistic, mass-mean, mass-mean-whitened, lda, mlp, ccs, ttpd"
     )
     protocol: str = Field("leave-one-topic-out", description="which statements those are trained and tested on")
-    probe_layers: tuple[int, ...] | Literal["all"] = Field("all", description="layers of those probes")
-    original: bool = Field(True, description="the original study's probes, at the taps")
+    probe_layers: LayerText = Field("all", description="layers that those kinds read; all: from 1")
+    original: bool = Field(True, description="the original study's probes too, at the probed layers")
     setting: Literal["prompted", "bare"] = Field("prompted", description="what stands around those probes' statements")
     position: Literal["last", "mean", "answer", "every"] = Field("last", description="where they read a statement")
     test_data: tuple[str, ...] = Field((), description="statements or questions to test on, with protocol transfer")
@@ -95,8 +114,8 @@ class RunConfig(BaseModel):
     probe_seeds: int = Field(5, ge=1, description="seeds of kinds that need one")
     bare: bool = Field(True, description="probe the statements without the few-shot prompt too")
 
-    exit_layers: str | None = Field(None, description="exits, as 15,20,24 or 1/2-last; none: of heads, or upper half")
-    exit_heads: str | None = Field(None, description="file of `exitlens exits train`")
+    exit_layers: LayerText | None = Field(None, description="exits; none: those of the heads, or the upper half")
+    exit_heads: str | None = Field(None, description="exit heads: a file of `exitlens exits train`")
     exit_delta: float | None = Field(None, description="share of differing tokens that the guarantee allows")
     exit_epsilon: float = Field(0.05, description="how often the guarantee may fail")
     adapter: str | None = Field(None, description="LoRA folder put into the model's weights for the whole run")
@@ -111,7 +130,7 @@ class RunConfig(BaseModel):
             raise ValueError(f"no study is asked for; choose from {', '.join(HOMES)}")
         return tuple(name for name in HOMES if name in value)
 
-    @field_validator("data", "statements", "decoders", "judges", "lens", "taps", "layers", mode="after")
+    @field_validator("data", "statements", "decoders", "judges", "lens", "kinds", mode="after")
     @classmethod
     def _no_repeats(cls, value: Any) -> Any:
         if isinstance(value, tuple):
@@ -177,15 +196,14 @@ def _listed(name: str, value: Any) -> Any:
     annotation = str(field.annotation)
     if isinstance(value, str) and value.lower() == "none" and "None" in annotation:
         return None
-    if "tuple" not in annotation or (name in ("layers", "probe_layers") and value == "all"):
+    if "tuple" not in annotation:
         return value
     if isinstance(value, str):
         # A path may hold a comma; data sets are never split, the option is repeated instead.
         # "sled:k=10,rate=0.5" is one decoder: only a comma before a name without a value separates.
         comma = r",\s*(?=[A-Za-z_]\w*(?:[:@,\s]|$))" if name == "decoders" else ","
         whole = name in ("data", "statements", "test_data")
-        parts = [value] if whole else [p.strip() for p in re.split(comma, value) if p.strip()]
-        return [int(p) if "int" in annotation and p.lstrip("-").isdigit() else p for p in parts]
+        return [value] if whole else [p.strip() for p in re.split(comma, value) if p.strip()]
     if isinstance(value, int):
         return [value]
     return list(value)

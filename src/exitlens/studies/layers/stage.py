@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -45,7 +45,7 @@ class LayersStage:
     version: ClassVar[int] = 1
 
     lenses: tuple[str | Lens, ...] = ("logit",)
-    layers: tuple[int, ...] | Literal["all"] = "all"
+    layers: tuple[int, ...] | str = "all"
     rule: Rule = "auto"
     top_k: int = 5
 

@@ -7,19 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from exitlens.layer_range import Layers
 from exitlens.models.protocol import LayeredModel
 from exitlens.runs.hidden_states import StateStore
 from exitlens.studies.layers.stage import check_layers
 from exitlens.studies.probes.extraction import label_tokens
 
-__all__ = ["model_answers", "pick_taps"]
+__all__ = ["PROBED_LAYERS", "model_answers", "pick_probed_layers"]
+
+PROBED_LAYERS = "1/2,5/8,3/4"  # of the depth: layers 16, 20 and 24 of the original study's 32
 
 
-def pick_taps(lm: LayeredModel, taps: Sequence[int] | None = None) -> list[int]:
-    """The probed layers: those given, or a half, five eighths and three quarters of the depth."""
-    if taps is not None:
-        return check_layers(lm, tuple(taps))
-    return sorted({round(lm.n_layers * part) for part in (0.5, 0.625, 0.75)})
+def pick_probed_layers(lm: LayeredModel, layers: Layers = PROBED_LAYERS) -> list[int]:
+    """The layers that the original study probes in this model, ascending. Raises LayerError, InputError."""
+    return check_layers(lm, layers)
 
 
 def model_answers(

@@ -12,6 +12,7 @@ from exitlens.data import groups
 from exitlens.data.prompts import Setting
 from exitlens.data.records import Statement
 from exitlens.errors import ProbeError
+from exitlens.layer_range import Layers
 from exitlens.models.protocol import LayeredModel
 from exitlens.runs.engine import LocalEngine, Report
 from exitlens.runs.hidden_states import StateStore
@@ -23,7 +24,7 @@ from exitlens.studies.layers.stage import check_layers
 from exitlens.studies.probes.chapter import ProbesChapter
 from exitlens.studies.probes.columns import PROBES_TABLES
 from exitlens.studies.probes.extraction import extract, label_tokens
-from exitlens.studies.probes.model_answers import model_answers, pick_taps
+from exitlens.studies.probes.model_answers import PROBED_LAYERS, model_answers, pick_probed_layers
 from exitlens.studies.probes.truth import check_protocol, run_kinds
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def original_probes(
     folder: str | Path,
     *,
     settings: Sequence[Setting] = ("prompted", "bare"),
-    taps: Sequence[int] | None = None,
+    probed_layers: Layers = PROBED_LAYERS,
     test_topic: str | None = None,
     epochs: int = 5,
     seed: int = 0,
@@ -53,7 +54,9 @@ def original_probes(
     """
     engine = LocalEngine(lm, report=report)
     stores = {setting: extract(engine, statements, Path(folder) / setting, setting=setting) for setting in settings}
-    return original_table(lm, statements, stores, taps=taps, test_topic=test_topic, epochs=epochs, seed=seed)
+    return original_table(
+        lm, statements, stores, probed_layers=probed_layers, test_topic=test_topic, epochs=epochs, seed=seed
+    )
 
 
 def original_table(
@@ -61,7 +64,7 @@ def original_table(
     statements: Sequence[Statement],
     stores: Mapping[Setting, StateStore],
     *,
-    taps: Sequence[int] | None = None,
+    probed_layers: Layers = PROBED_LAYERS,
     test_topic: str | None = None,
     epochs: int = 5,
     seed: int = 0,
@@ -69,7 +72,7 @@ def original_table(
     """The original study on stored states; what the model itself said was stored beside them."""
     from exitlens.probes.original import original_study
 
-    layers = pick_taps(lm, taps)
+    layers = pick_probed_layers(lm, probed_layers)
     ids = [statement.id for statement in statements]
     labels = np.array([statement.label for statement in statements])
     next_token, probability = {}, {}
@@ -117,7 +120,7 @@ class ProbesStudy(Study):
 
     def check(self, ctx: Context) -> None:
         """Layers that the model does not have, a tokenizer that cannot write the label words."""
-        pick_taps(ctx.engine.lm, ctx.config.taps)
+        pick_probed_layers(ctx.engine.lm, ctx.config.probed_layers)
         label_tokens(ctx.engine.lm)
         if ctx.config.kinds:
             check_layers(ctx.engine.lm, ctx.config.probe_layers)
@@ -146,7 +149,7 @@ class ProbesStudy(Study):
             lm,
             statements,
             stores,
-            taps=config.taps,
+            probed_layers=config.probed_layers,
             test_topic=config.test_topic,
             epochs=config.epochs,
             seed=config.seed,

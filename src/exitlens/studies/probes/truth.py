@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,6 +21,7 @@ from exitlens.data import groups
 from exitlens.data.prompts import Position, Setting, check_position, prompt_name
 from exitlens.data.records import Statement
 from exitlens.errors import ProbeError
+from exitlens.layer_range import Layers
 from exitlens.models.protocol import LayeredModel
 from exitlens.probes import (
     Baseline,
@@ -45,7 +46,7 @@ from exitlens.runs.hidden_states import StateStore
 from exitlens.studies.context import Context
 from exitlens.studies.layers.stage import check_layers
 from exitlens.studies.probes.extraction import extract
-from exitlens.studies.probes.model_answers import model_answers, pick_taps
+from exitlens.studies.probes.model_answers import model_answers, pick_probed_layers
 from exitlens.studies.probes.probe_kinds import view_tables
 
 __all__ = ["PROTOCOLS", "TruthStudy", "check_protocol", "probes_study", "run_kinds", "states_folder", "truth_data"]
@@ -97,7 +98,7 @@ def probes_study(
     *,
     kinds: Sequence[str] = ("logistic", "mass-mean"),
     protocol: str = "leave-one-topic-out",
-    layers: Sequence[int] | Literal["all"] = "all",
+    layers: Layers = "all",
     seeds: int = 5,
     seed: int = 0,
     setting: Setting = "prompted",
@@ -117,7 +118,7 @@ def probes_study(
     """
     check_protocol(kinds, protocol, bool(test_statements))
     check_position(position)
-    numbers = check_layers(lm, range(1, lm.n_layers + 1) if layers == "all" else tuple(layers))
+    numbers = check_layers(lm, range(1, lm.n_layers + 1) if layers == "all" else layers)
     everything = [*statements, *(_apart(s) for s in test_statements)]
     _check(everything, kinds, protocol, position, seed, test_topic)
     # All layers are stored: they cost nothing more in the same pass, and another study may want them.
@@ -136,7 +137,7 @@ def probes_study(
         seeds=tuple(range(seed, seed + seeds)),
         baselines=baselines,
         # Of the model's depth, not of the layers asked for.
-        voting_layers=[j for j in pick_taps(lm) if j in numbers] or None,
+        voting_layers=[j for j in pick_probed_layers(lm) if j in numbers] or None,
         resamples=resamples,
         progress=lambda done, _total: clock.worked(max(0, done - clock.done)),
     )

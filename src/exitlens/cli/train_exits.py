@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exitlens.cli.console import Column, echo, print_json, print_table, say
+from exitlens.cli._load import check_depth, load_model
+from exitlens.cli.console import Column, echo, print_json, print_table
 from exitlens.cli.options import (
+    CHECKS,
     DEFAULT_MODEL,
+    AdapterOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -17,99 +20,45 @@ from exitlens.cli.options import (
     QuietOption,
     RevisionOption,
     SeedOption,
+    SelfTextOption,
     TrustOption,
+    option,
 )
-from exitlens.layer_range import LayerRange, parse_layers
+from exitlens.layer_range import LayerRange
 from exitlens.progress import counted, progress
 
 if TYPE_CHECKING:
     from exitlens.models.protocol import LayeredModel
 
-__all__ = ["register"]
+__all__ = ["adapt_command", "train_command"]
 
-LayersOption = Annotated[str | None, typer.Option("--layers", help="Exit layers, such as 15,20,24 or 1/2-last.")]
-AdapterOption = Annotated[Path | None, typer.Option("--adapter", help="LoRA folder of `exits adapt` or of peft.")]
-TextOption = Annotated[Path | None, typer.Option("--text", help="Text file to learn from (UTF-8).")]
-OwnOption = Annotated[int, typer.Option("--self-text", min=0, help="Learn from N texts that the model writes itself.")]
+ExitLayersOption = Annotated[str | None, option("exit_layers", "--layers", **CHECKS["layers"])]
+TextOption = Annotated[Path | None, typer.Option("--text", metavar="FILE", help="Text file to learn from (UTF-8).")]
 WindowsOption = Annotated[int, typer.Option("--windows", min=4, help="At most this many windows of 128 tokens.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    group = typer.Typer(rich_markup_mode=None, help="Early exit: what it saves and costs, and how to save more.")
-    group.callback(invoke_without_command=True)(exits_command)
-    group.command("train")(train_command)
-    group.command("adapt")(adapt_command)
-    app.add_typer(group, name="exits")
-
-
-def exits_command(
-    context: typer.Context,
-    data: Annotated[
-        list[str] | None, typer.Option("--data", "-d", help="Questions: built-in name, file or Hub id [facts-qa].")
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="At most this many questions.")] = None,
-    heads: Annotated[str | None, typer.Option("--heads", help="Exit heads of `exits train`.")] = None,
-    adapter: Annotated[str | None, typer.Option("--adapter", help="LoRA folder of `exits adapt` or of peft.")] = None,
-    layers: LayersOption = None,
-    delta: Annotated[
-        float | None, typer.Option("--delta", help="Largest share of differing tokens that the guarantee allows.")
-    ] = None,
-    epsilon: Annotated[float, typer.Option("--epsilon", help="How often the guarantee may fail.")] = 0.05,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = 50,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts generated together.")] = 16,
-    judges: Annotated[
-        str, typer.Option("--judges", help="How answers are judged, for tokens by verdict; comma-separated [none].")
-    ] = "",
-    bertscore_model: Annotated[str, typer.Option("--bertscore-model", help="Encoder, or none.")] = "all-minilm-l6-v2",
-    out: Annotated[str | None, typer.Option("--out", "-o", help="Keep everything in this run directory.")] = None,
-    seed: SeedOption = 0,
-    model: ModelOption = DEFAULT_MODEL,
-    device: DeviceOption = "auto",
-    dtype: DtypeOption = "auto",
-    revision: RevisionOption = None,
-    trust_remote_code: TrustOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Answer questions, then hold every exit policy against the full model: agreement, FLOPs and time saved.
-
-    --json prints model, findings (sentences) and the tables exits, exits_layers, exits_kinds, exits_calibration.
-    """
-    if context.invoked_subcommand is not None:
-        return
-    from exitlens.cli.study_command import run_one
-
-    run_one(
-        "exits",
-        {
-            "data": data, "limit": limit, "exit_heads": heads, "adapter": adapter, "exit_layers": layers,
-            "exit_delta": delta, "exit_epsilon": epsilon, "judges": judges, "max_new_tokens": max_new_tokens,
-            "bertscore_model": bertscore_model, "batch_size": batch_size, "seed": seed, "model": model,
-            "device": device, "dtype": dtype, "revision": revision, "trust_remote_code": trust_remote_code,
-        },
-        out, as_json, quiet,
-    )  # fmt: skip
+def _training(flag: str, about: str, **more: Any) -> Any:
+    return typer.Option(flag, help=about, rich_help_panel="Training", **more)
 
 
 def train_command(
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write (.safetensors).")],
+    out: Annotated[Path, option("out", metavar="FILE", help="File to write (.safetensors).")],
     text: TextOption = None,
-    self_text: OwnOption = 0,
+    self_text: SelfTextOption = 0,
     windows: WindowsOption = 160,
-    layers: LayersOption = None,
+    layers: ExitLayersOption = None,
     adapter: AdapterOption = None,
-    shortlist: Annotated[int, typer.Option("--shortlist", min=2, help="Tokens that an exit can give.")] = 4096,
-    rank: Annotated[int, typer.Option("--rank", min=1, help="Rank of the affine translators.")] = 64,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the text.")] = 3,
     seed: SeedOption = 0,
     model: ModelOption = DEFAULT_MODEL,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    shortlist: Annotated[int, _training("--shortlist", "Tokens that an exit can give.", min=2)] = 4096,
+    rank: Annotated[int, _training("--rank", "Rank of the affine translators.", min=1)] = 64,
+    epochs: Annotated[int, _training("--epochs", "Passes over the text.", min=1)] = 3,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Fit exit heads on the frozen model: cheap logits at each exit, and a classifier that says when they are final.
 
@@ -121,8 +70,8 @@ def train_command(
 
     _one_text(text, self_text)
     _may_write(out.parent)
-    wanted = None if layers is None else parse_layers(layers)
-    lm = _load(model, device, dtype, revision, trust_remote_code, adapter, quiet)
+    wanted = None if layers is None else check_depth(model, layers, first=1, what="exit layer")
+    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, adapter=adapter)
     chosen = _exits(wanted, lm.n_layers) or _default_heads(lm.n_layers)
     ExitPolicy("probability", 1.0, tuple(chosen)).exits(lm.n_layers, last=True)  # refuses layers outside 1..N
     found, source = _windows(lm, text, self_text, windows, seed, quiet)
@@ -135,27 +84,27 @@ def train_command(
 
 
 def adapt_command(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the adapter; a stopped training goes on there.")],
+    out: Annotated[Path, option("out", help="Folder of the adapter; a stopped training continues there.")],
     text: TextOption = None,
-    self_text: OwnOption = 0,
+    self_text: SelfTextOption = 0,
     windows: WindowsOption = 400,
-    layers: LayersOption = None,
-    rank: Annotated[int, typer.Option("--rank", min=1, help="LoRA rank.")] = 8,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Training steps.")] = 300,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Windows a step.")] = 4,
-    rate: Annotated[float, typer.Option("--rate", help="Learning rate.")] = 3e-4,
-    kl_bound: Annotated[float, typer.Option("--kl-bound", help="Most nats that the last layer may change.")] = 0.05,
-    dropout: Annotated[float, typer.Option("--dropout", help="Layer dropout of the last block.")] = 0.1,
-    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Less memory, a third more time.")] = False,
-    check_every: Annotated[int, typer.Option("--check-every", min=1, help="Steps between held-out checks.")] = 25,
+    layers: ExitLayersOption = None,
     seed: SeedOption = 0,
     model: ModelOption = DEFAULT_MODEL,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    rank: Annotated[int, _training("--rank", "LoRA rank.", min=1)] = 8,
+    steps: Annotated[int, _training("--steps", "Training steps.", min=1)] = 300,
+    batch_size: Annotated[int, _training("--batch-size", "Windows a step.", min=1)] = 4,
+    rate: Annotated[float, _training("--rate", "Learning rate.")] = 3e-4,
+    kl_bound: Annotated[float, _training("--kl-bound", "Most nats that the last layer may change.")] = 0.05,
+    dropout: Annotated[float, _training("--dropout", "Layer dropout of the last block.")] = 0.1,
+    checkpointing: Annotated[bool, _training("--checkpointing", "Less memory, a third more time.")] = False,
+    check_every: Annotated[int, _training("--check-every", "Steps between held-out checks.", min=1)] = 25,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
 ) -> None:
     """Train a LoRA adapter that makes exits agree with the last layer, which may change by --kl-bound at most.
 
@@ -169,8 +118,8 @@ def adapt_command(
 
     _one_text(text, self_text)
     _may_write(out)
-    wanted = None if layers is None else parse_layers(layers)
-    lm = _load(model, device, dtype, revision, trust_remote_code, None, quiet)
+    wanted = None if layers is None else check_depth(model, layers, first=1, what="exit layer")
+    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet)
     chosen = tuple(_exits(wanted, lm.n_layers) or _default_exits(lm.n_layers))
     ExitPolicy("probability", 1.0, chosen).exits(lm.n_layers)  # refuses layers outside 1..N−1
     found, source = _windows(lm, text, self_text, windows, seed, quiet)
@@ -211,20 +160,6 @@ def _report_gain(before: Any, after: Any, facts: dict[str, Any], as_json: bool) 
     for name in ("heads", "adapter"):
         if name in facts:
             echo(f"written: {facts[name]}")
-
-
-def _load(
-    model: str, device: str, dtype: str, revision: str | None, trust: bool, adapter: Path | None, quiet: bool
-) -> Any:
-    from exitlens.models import load
-
-    say(f"loading {model}", quiet)
-    lm = load(model, device=device, dtype=dtype, revision=revision, trust_remote_code=trust)
-    if adapter is None:
-        return lm
-    from exitlens.studies.exits.files import load_adapted
-
-    return load_adapted(lm, adapter)
 
 
 def _exits(layers: LayerRange | None, n_layers: int) -> tuple[int, ...] | None:

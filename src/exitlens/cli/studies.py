@@ -1,0 +1,137 @@
+"""`exitlens layers`, `entropy`, `decoding`, `probe`, `exits`: one command a study, its options a run's settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from exitlens.cli._settings import Own
+from exitlens.cli.help import add_command, new_group
+from exitlens.cli.predict import predict_command
+from exitlens.cli.study_command import ANSWERS, LOADING, OUT, keyword, study_command, under
+from exitlens.cli.train_exits import adapt_command, train_command
+
+__all__ = ["register"]
+
+_JSON = "--json prints model, findings (sentences) and the tables {}, which docs/tables.md describes."
+_QUESTIONS = {"model": Own(), "data": Own(), "limit": Own(), "out": OUT, "seed": Own()}
+_KINDS, _ORIGINAL = "Probes of --kinds", "The original study"
+
+LAYERS = {
+    **_QUESTIONS,
+    "layers": Own(),
+    "lens": Own(help="Lenses, comma-separated: logit, raw, tuned, a file or a name."),
+    "prompts": Own(),
+    **under("Choices", "rule", "look_limit", "picks", "top_k"),
+    **LOADING,
+}
+ENTROPY = {**_QUESTIONS, "judges": Own(), "entropy_estimators": Own(), **ANSWERS, **LOADING}
+DECODING = {**_QUESTIONS, "decoders": Own(), "mc": Own(), "scoring": Own(), "judges": Own(), **ANSWERS, **LOADING}
+PROBE = {
+    "model": Own(),
+    "statements": Own(("--data", "-d")),
+    "limit_statements": Own(("--limit",)),
+    "kinds": Own(default="none"),
+    "out": OUT,
+    "seed": Own(),
+    "protocol": Own(heading=_KINDS),
+    "probe_layers": Own(("--layers",), heading=_KINDS),
+    "position": Own(("--position",), heading=_KINDS),
+    "test_data": Own(heading=_KINDS),
+    "probe_seeds": Own(("--seeds",), heading=_KINDS),
+    "original": Own(help="The original study's table [yes, unless --kinds].", heading=_ORIGINAL),
+    **under(_ORIGINAL, "probed_layers", "epochs", "test_topic"),
+    "bare": Own(
+        ("--bare/--prompted",),
+        help="Without or with the few-shot prompt [--kinds: prompted; original: both].",
+        heading=_ORIGINAL,
+    ),
+    "states": Own(heading=_KINDS),
+    **LOADING,
+}
+EXITS = {
+    **_QUESTIONS,
+    "exit_heads": Own(("--heads",)),
+    "adapter": Own(),
+    "exit_layers": Own(("--layers",)),
+    "exit_delta": Own(("--delta",)),
+    "exit_epsilon": Own(("--epsilon",)),
+    "judges": Own(default="none", heading="Answers"),
+    **ANSWERS,
+    "batch_size": Own(default="16", heading="Answers"),
+    **LOADING,
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    layers = study_command(
+        "layers",
+        LAYERS,
+        "What would each layer have answered? The probability of every choice at every layer.\n\n"
+        + _JSON.format("layers_accuracy and layers_picks"),
+    )
+    entropy = study_command(
+        "entropy",
+        ENTROPY,
+        "Answer questions and compare the entropy of correct and incorrect answers at every layer.\n\n"
+        "Prints means (nats), difference, AUROC and corrected p-values by layer, for every judge. "
+        + _JSON.format("entropy_layers"),
+    )
+    decoding = study_command(
+        "decoding",
+        DECODING,
+        "Answer questions with each decoder and compare with greedy decoding, question by question.\n\n"
+        + _JSON.format("decoding"),
+    )
+    add_command(app, "layers", layers)
+    add_command(app, "entropy", entropy)
+    add_command(app, "decoding", decoding)
+    _register_probe(app)
+    _register_exits(app)
+
+
+def _register_probe(app: typer.Typer) -> None:
+    save = Annotated[
+        Path | None,
+        typer.Option("--save", metavar="FILE", help="Save the best of --kinds, fitted on all rows, as safetensors."),
+    ]
+    probe = study_command(
+        "probes",
+        PROBE,
+        "Do hidden states tell true statements from false ones? The original study, or --kinds at every layer.\n\n"
+        + _JSON.format("probes, probe_best, probe_layers, probe_comparisons and probe_transfer")
+        + " With --save also saved, the file.",
+        adapt=_probe_settings,
+        more=[keyword("save", save, None), keyword("context", typer.Context)],
+    )
+    group = new_group(app, "probe")
+    group.callback(invoke_without_command=True)(probe)
+    add_command(group, "predict", predict_command)
+
+
+def _probe_settings(given: dict[str, Any], save: Path | None) -> dict[str, Any]:
+    """What --bare, --kinds, --original and --save mean together."""
+    from exitlens.errors import ConfigError
+
+    bare, kinds = given.get("bare"), given.get("kinds")
+    if save is not None and not kinds:
+        raise ConfigError(f"--save '{save}' keeps the best of --kinds: name some, for example --kinds logistic")
+    return {"original": not kinds, **given, "setting": "bare" if bare else "prompted", "bare": bare is not False}
+
+
+def _register_exits(app: typer.Typer) -> None:
+    exits = study_command(
+        "exits",
+        EXITS,
+        "What early exit would save: every exit policy against the full model, agreement, FLOPs and time.\n\n"
+        + _JSON.format("exits, exits_layers, exits_kinds and exits_calibration"),
+        usual={"judges": "", "batch_size": 16},
+        more=[keyword("context", typer.Context)],
+    )
+    group = new_group(app, "exits")
+    group.callback(invoke_without_command=True)(exits)
+    add_command(group, "train", train_command)
+    add_command(group, "adapt", adapt_command)
