@@ -33,7 +33,7 @@ class Judged:
 
 
 def read_texts(path: str | Path) -> list[Judged]:
-    """What ``exitlens probe predict`` is given: any data set that ``--data`` takes, answers of a system, or plain lines.
+    """What ``exitlens probe predict`` is given: any data set of ``--data``, answers of a system, or plain lines.
 
     Answers are JSON lines or a JSON list of ``{"question": ..., "answer": ...}`` (``model_completion``, ``completion``
     and the ``prompt`` and ``text`` of ``exitlens generate --json`` will do); a statement may lack its label. In a
