@@ -32,6 +32,10 @@ _OPTIONS = "Options"
 def usage_error(error: Any) -> InputError:
     """What the option parser refused, as one line that names the remedy."""
     message = " ".join(error.format_message().split()).rstrip(".")
+    reasons = getattr(error.__cause__ or error.__context__, "errors", None)
+    if callable(reasons):  # typer reads values by pydantic, whose errors hold what was given
+        given = str(reasons()[0].get("input"))[:80]
+        message = message if given in message else f"{message} (given: '{given}')"
     context = getattr(error, "ctx", None)
     where = "" if context is None else f"; see {context.command_path} --help"
     return InputError(f"{message[:1].lower()}{message[1:]}{where}")

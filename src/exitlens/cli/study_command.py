@@ -31,9 +31,10 @@ def under(heading: str, *names: str) -> dict[str, Own]:
 ANSWERS = under("Answers", "max_new_tokens", "repetition_penalty", "batch_size", "bertscore_model", "bertscore_layer")
 
 
-def keyword(name: str, kind: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
-    """A parameter of a command that is no setting of a run."""
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+def keyword(name: str, kind: Any, default: Any = ...) -> inspect.Parameter:
+    """A parameter of a command that is no setting of a run; ``...``: it has no default."""
+    usual = inspect.Parameter.empty if default is ... else default
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=usual, annotation=kind)
 
 
 def study_command(

@@ -63,6 +63,7 @@ def train_command(
     """Fit exit heads on the frozen model: cheap logits at each exit, and a classifier that says when they are final.
 
     Reports, on held-out text, agreement by exit, saturation layer and what could be saved, before and after.
+    --json prints heads (the file), model, source, before and after.
     """
     from exitlens.exits.policies import ExitPolicy
     from exitlens.studies.exits import files as exit_files
@@ -109,6 +110,7 @@ def adapt_command(
     """Train a LoRA adapter that makes exits agree with the last layer, which may change by --kl-bound at most.
 
     Killed and started again it goes on after the last check. The folder loads in peft, and here with --adapter.
+    --json prints adapter (the folder), model, source, kl, kl_bound, kept_step, curve, before and after.
     """
     from exitlens.exits.adapter import adapt
     from exitlens.exits.policies import ExitPolicy
