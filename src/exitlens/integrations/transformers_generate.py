@@ -15,7 +15,10 @@ from torch import Tensor
 
 from exitlens.decoding import BoundDecoder, Decoder, parse_decoder
 from exitlens.errors import InputError
+from exitlens.models.layered import Layered
 from exitlens.models.layout.hooks import record_blocks
+from exitlens.models.loading import wrap
+from exitlens.models.protocol import LayeredModel
 
 __all__ = ["transformers_generate"]
 
@@ -35,15 +38,13 @@ class _Loop:
     def __init__(self, decoder: Decoder, streamer: Any) -> None:
         self.decoder, self.streamer = decoder, streamer
         self._model: Any = None
-        self._lm: Any = None
+        self._lm: Layered
         self._scorer: BoundDecoder
 
     def __repr__(self) -> str:
         return f"transformers_generate(decoder={self.decoder.name!r})"
 
-    def _meet(self, model: Any) -> Any:
-        from exitlens.models.loading import wrap
-
+    def _meet(self, model: Any) -> Layered:
         if self._model is not model:
             self._lm = wrap(model, None)
             self._scorer = BoundDecoder(self._lm, self.decoder)
@@ -108,7 +109,7 @@ class _Loop:
             streamer.end()
         return made.output(input_ids, model_kwargs)
 
-    def _scores(self, lm: Any, final: Tensor, hidden: dict[int, Tensor]) -> Tensor:
+    def _scores(self, lm: LayeredModel, final: Tensor, hidden: dict[int, Tensor]) -> Tensor:
         width = lm.vocab_size
         last = {j: h[:, -1] for j, h in hidden.items()}
         scores = self._scorer.scores(final[:, :width].clone(), last).scores
