@@ -18,6 +18,7 @@ class SmallModel:
     fingerprint = "small-0"
     context = 12
     parity = Parity(0.0, 0.0, 0)
+    notes: tuple[str, ...] = ()
     tied = False
     gap_exact = False
     eos_ids: tuple[int, ...] = ()

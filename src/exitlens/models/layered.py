@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from exitlens.compute.matmul import linear, plain_linear
 from exitlens.errors import InputError, UnsupportedModel, layer_range_error
 from exitlens.layer_range import Layers, resolve_layers
-from exitlens.models import checks
+from exitlens.models import checks, tokens
 from exitlens.models.head_matrix import HeadMatrix
 from exitlens.models.layout.final_path import FinalPath
 from exitlens.models.layout.find import Layout, find_layout
@@ -48,6 +48,8 @@ class Layered:
         self.model = _unwrapped(model)
         self.handed = getattr(model, "_orig_mod", model)
         self.tokenizer = tokenizer
+        self._ends = tokens.appended(tokenizer)
+        self.notes: tuple[str, ...] = ()  # what a user should hear about this model
         self.name = name
         self.fingerprint = fingerprint
         self._cache_factory = cache_factory
@@ -213,6 +215,8 @@ class Layered:
         wanted = resolve_layers(layers, self.n_layers, owner=self.name)
         if cache is None and use_cache:
             cache = self.new_cache()
+        if input_ids.device.type == "cpu":  # elsewhere a look at the values would wait for the device
+            self.check_ids(input_ids)
         out = Pass(cache=cache)
         new = input_ids.shape[1]
         if isinstance(cache, Replay):
@@ -288,24 +292,35 @@ class Layered:
         return movable(self._cache_factory())
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids of ``text``; ``special`` adds what the tokenizer itself puts before a text.
+        """Token ids of ``text``; ``special`` adds what the tokenizer itself puts before a text, never behind it.
 
-        Raises :class:`InputError` for a text that is no Unicode.
+        Raises :class:`InputError` for a text that is no Unicode, and for a token beyond the embedding.
         """
-        check_text(text)
-        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        tokens.check_text(text)
+        ids = list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        n = len(self._ends)
+        if special and n and tuple(ids[-n:]) == self._ends:
+            del ids[-n:]
+        self.check_ids(ids)
+        return ids
+
+    def check_ids(self, ids: Sequence[int] | Tensor) -> None:
+        """Raise :class:`InputError`, naming it, for a token that the embedding does not have."""
+        tokens.check_ids(ids, len(self.embed.weight), self.tokenizer, self.name)
 
     def encode_chat(self, text: str) -> list[int]:
         """Token ids of ``text`` as a user's turn in the tokenizer's chat template, ready for the reply.
 
         Raises :class:`InputError` when the tokenizer has no template, and for a text that is no Unicode.
         """
-        check_text(text)
+        tokens.check_text(text)
         if not getattr(self.tokenizer, "chat_template", None):
             raise InputError(f"{self.name}'s tokenizer has no chat template: leave --chat out")
         turns = [{"role": "user", "content": text}]
         ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True)
-        return list(ids["input_ids"] if hasattr(ids, "keys") else ids)
+        ids = list(ids["input_ids"] if hasattr(ids, "keys") else ids)
+        self.check_ids(ids)
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out, spaces untouched."""
@@ -351,15 +366,6 @@ class Layered:
         parameters = inspect.signature(body.forward).parameters
         names = {"kwargs" if p.kind is inspect.Parameter.VAR_KEYWORD else name for name, p in parameters.items()}
         return body, frozenset(names)
-
-
-def check_text(text: str) -> None:
-    """Raise :class:`InputError` where ``text`` holds half a character (a lone surrogate), as tokenizers would not."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = text[error.start : error.start + 1]
-        raise InputError(f"a text holds {half!r}, which is no character: write it as UTF-8") from None
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

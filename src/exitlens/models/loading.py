@@ -20,6 +20,7 @@ from exitlens.models.identity import folder_hash, model_hash
 from exitlens.models.layered import Layered
 from exitlens.models.pretrained import Raw
 from exitlens.models.reasons import one_line
+from exitlens.models.tokens import tokenizer_notes
 
 __all__ = ["load", "wrap"]
 
@@ -58,7 +59,8 @@ def load(
     text = os.fspath(name)
     raw = _read(text, kind, revision, trust_remote_code, base)
     raw.model.to(where).eval()
-    return _layered(raw.model, raw.tokenizer, text, raw.fingerprint, raw.notes)
+    inner = raw.model.get_base_model() if hasattr(raw.model, "get_base_model") else raw.model
+    return _layered(raw.model, inner, raw.tokenizer, text, raw.fingerprint, raw.notes)
 
 
 def wrap(model: nn.Module, tokenizer: Any, *, name: str | None = None) -> Layered:
@@ -70,13 +72,10 @@ def wrap(model: nn.Module, tokenizer: Any, *, name: str | None = None) -> Layere
     if not hasattr(inner, "get_input_embeddings"):
         raise UnsupportedModel(f"{type(inner).__name__} is not a transformers causal LM: no get_input_embeddings()")
     label = name or str(getattr(getattr(inner, "config", None), "name_or_path", "") or type(inner).__name__)
-    return Layered(
-        model, tokenizer, name=label, fingerprint=model_hash(inner), cache_factory=lambda: pretrained.kv_cache(inner)
-    )
+    return _layered(model, inner, tokenizer, label, model_hash(inner), [])
 
 
-def _layered(model: Any, tokenizer: Any, label: str, fingerprint: str, notes: list[str]) -> Layered:
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+def _layered(model: Any, inner: Any, tokenizer: Any, label: str, fingerprint: str, notes: list[str]) -> Layered:
     try:
         lm = Layered(
             model, tokenizer, name=label, fingerprint=fingerprint, cache_factory=lambda: pretrained.kv_cache(inner)
@@ -84,8 +83,9 @@ def _layered(model: Any, tokenizer: Any, label: str, fingerprint: str, notes: li
     except ExitlensError:
         raise
     except Exception as error:  # a configuration or tokenizer with values of the wrong kind fails anywhere
-        raise UnsupportedModel(f"{label}: it was read, but does not run: {one_line(error)}") from error
-    for note in notes:
+        raise UnsupportedModel(f"{label}: it is here, but does not run: {one_line(error)}") from error
+    lm.notes = (*notes, *tokenizer_notes(tokenizer, len(lm.embed.weight), label))
+    for note in lm.notes:
         _LOG.warning("%s", note)
     return lm
 

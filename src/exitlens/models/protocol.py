@@ -92,6 +92,7 @@ class LayeredModel(Protocol):
         parity: How closely layer N reproduced the model's logits when it was taken in.
         logit_transform: What the model does to the unembedding's output.
         model: The torch module that was taken in, never changed.
+        notes: What a user should hear about it: names that were mended, settings that are not applied.
     """
 
     name: str
@@ -106,6 +107,7 @@ class LayeredModel(Protocol):
     parity: Parity
     logit_transform: LogitTransform
     model: nn.Module
+    notes: tuple[str, ...]
 
     # ---- parts
 

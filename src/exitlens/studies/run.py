@@ -147,7 +147,7 @@ def _introduce(directory: RunDirectory, config: RunConfig, inputs: Inputs, lm: L
             "parity": {"max_abs": lm.parity.max_abs, "tolerance": lm.parity.tolerance, "tokens": lm.parity.tokens},
         },
         data=_with_earlier(directory.manifest.get("data") or [], inputs.provenance()),
-        notes=list(inputs.notes),
+        notes=[*inputs.notes, *lm.notes],
     )
 
 

@@ -128,9 +128,7 @@ class ExitlensLM(TemplateLM):  # type: ignore[misc] # the harness ships no types
             add_special_tokens = self.add_bos_token
             if has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
                 add_special_tokens = False
-        if add_special_tokens is None:
-            return list(self.tokenizer.encode(string))
-        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+        return list(self.lm.encode(string, special=add_special_tokens is None or add_special_tokens))
 
     # ---- log-likelihoods
 

@@ -99,6 +99,8 @@ class Runner:
 
     def embed(self, ids: Tensor, where: Where) -> Tensor:
         """Layer 0 of token ids ``[rows, width]`` → ``[rows, width, d_model]``."""
+        if ids.device.type == "cpu":
+            self.lm.check_ids(ids)
         return self.family.embed(ids, where.positions)
 
     def block(self, j: int, x: Tensor, kv: KV, where: Where, *, attention: bool = True, mlp: bool = True) -> Tensor:

@@ -1,0 +1,71 @@
+"""What a tokenizer does around a text, and tokens that its model does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from exitlens.errors import InputError
+
+__all__ = ["appended", "check_ids", "check_text", "tokenizer_notes"]
+
+
+def check_text(text: str) -> None:
+    """Raise :class:`InputError` where ``text`` holds half a character (a lone surrogate), as tokenizers would not."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start : error.start + 1]
+        raise InputError(f"a text holds {half!r}, which is no character: write it as UTF-8") from None
+
+
+def appended(tokenizer: Any) -> tuple[int, ...]:
+    """The ids that ``tokenizer`` puts behind every text (``</s>`` where ``add_eos_token`` is set, ``[SEP]``).
+
+    A text that goes on must not end in them: an answer would be scored after the end of a text.
+    """
+    if tokenizer is None:
+        return ()
+    text = "a b"
+    whole = [int(i) for i in tokenizer(text)["input_ids"]]
+    plain = [int(i) for i in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    for start in range(len(whole) - len(plain) + 1):
+        if plain and whole[start : start + len(plain)] == plain:
+            return tuple(whole[start + len(plain) :])
+    return ()
+
+
+def check_ids(ids: Sequence[int] | Tensor, rows: int, tokenizer: Any, model: str) -> None:
+    """Raise :class:`InputError`, naming the token and both sizes, for an id beyond the ``rows`` of the embedding."""
+    if isinstance(ids, Tensor):
+        most, least = (int(ids.max()), int(ids.min())) if ids.numel() else (0, 0)
+    else:
+        most, least = max(ids, default=0), min(ids, default=0)
+    if most < rows and least >= 0:
+        return
+    odd = most if most >= rows else least
+    try:
+        named = repr(str(tokenizer.decode([odd])))[:80]
+    except (AttributeError, OverflowError, TypeError, ValueError, IndexError):
+        named = "no token"
+    size = f", its tokenizer {len(tokenizer)}" if hasattr(tokenizer, "__len__") else ""
+    raise InputError(
+        f"token {odd} ({named}) is not one of {model}'s: its embedding has {rows} tokens{size}; leave it out"
+    )
+
+
+def tokenizer_notes(tokenizer: Any, rows: int, label: str) -> list[str]:
+    """What a user should hear about a tokenizer once: end tokens that are left out, tokens that the model lacks."""
+    notes: list[str] = []
+    ends = appended(tokenizer)
+    if ends:
+        names = " ".join(tokenizer.convert_ids_to_tokens(list(ends)))
+        notes.append(f"{label}: its tokenizer ends every text with {names}, which is left out: texts go on here")
+    if tokenizer is not None and hasattr(tokenizer, "__len__") and len(tokenizer) > rows:
+        notes.append(
+            f"{label}: its tokenizer has {len(tokenizer)} tokens, its embedding {rows}: a text that needs one of the "
+            "others is refused"
+        )
+    return notes
