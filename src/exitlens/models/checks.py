@@ -41,6 +41,7 @@ class Checkable(Protocol):
     accepts: frozenset[str]
     offset: int | None
     takes_masks: bool
+    length_ropes: tuple[nn.Module, ...]  # rotary tables that depend on the longest text of a pass
     cache_trial: CacheKind | None  # the use of the cache that is being tried
 
     def run_whole(self, ids: Tensor) -> Any:
@@ -167,6 +168,8 @@ def takes_masks(lm: Checkable, ids: Tensor, bare: dict[int, Tensor]) -> bool:
 
 def cache_kind(lm: Checkable, ids: Tensor, bare: dict[int, Tensor]) -> CacheKind:
     """Which use of the model's cache gives the numbers of one pass; "runs again" when none does."""
+    if lm.length_ropes:
+        return "runs again"  # keys of a cache begun under another table would be turned by other angles
     kinds: tuple[CacheKind, ...] = ("own", "steps")
     try:
         for kind in kinds:
@@ -212,7 +215,12 @@ def _cache_works(lm: Checkable, ids: Tensor, bare: dict[int, Tensor]) -> bool:
 def pads_exactly(lm: Checkable, ids: Tensor, bare: dict[int, Tensor]) -> bool:
     """True when padding, left or right, changes nothing at real positions, at any layer's output."""
     blocks = any(word in kind for kind in _kinds(lm.config) for word in _BLOCKWISE)
-    if not lm.takes_masks or blocks or any(isinstance(getattr(lm.config, name, None), int) for name in _BLOCK_SIZES):
+    if (
+        lm.length_ropes
+        or not lm.takes_masks
+        or blocks
+        or any(isinstance(getattr(lm.config, name, None), int) for name in _BLOCK_SIZES)
+    ):
         return False  # longer texts than the one measured on would tell
     return all(_padding_exact(lm, ids, bare, side) for side in ("left", "right"))
 

@@ -18,6 +18,7 @@ from exitlens.models.head_matrix import HeadMatrix
 from exitlens.models.layout.final_path import FinalPath
 from exitlens.models.layout.find import Layout, find_layout
 from exitlens.models.layout.hooks import eval_mode, first_tensor, record_blocks
+from exitlens.models.length_rope import length_ropes, start_anew
 from exitlens.models.protocol import LogitTransform, Parity, Pass
 from exitlens.models.replay import Replay, movable
 
@@ -81,6 +82,7 @@ class Layered:
         self.body, self.accepts = self._find_body()
         self.held_runner: tuple[Any, Any] | None = None  # weights and the runner that models.native made of them
         self._copy = False
+        self.length_ropes = length_ropes(self.model)
         self.offset: int | None = None
         self.takes_masks = True
         self.cache_trial: checks.CacheKind | None = None
@@ -226,6 +228,7 @@ class Layered:
             if (self.cache_trial or self.cache_kind) == "steps" and new > 1 and getattr(cache, "begun", False):
                 return self._steps(input_ids, attention_mask, list(wanted), positions, cache)
             cache.begun = True
+        start_anew(self.length_ropes)
         kwargs = self._arguments(input_ids, attention_mask, cache)
         with (
             eval_mode(self.model),

@@ -140,14 +140,15 @@ class LlamaLike:
             raise ValueError("this rotary embedding depends on the length of the text")
         small = small_enough(lm)
         self._qkv, self._out, self._up, self._down = [], [], [], []
-        self._norm1, self._norm2, self._qk_norm, self._windows = [], [], [], []
+        self._norm2, self._qk_norm, self._windows = [], [], []
+        self.norms: list[Callable[[Tensor], Tensor]] = []  # of attention
         for block in blocks:
             a, m = block.self_attn, block.mlp
             self._qkv.append(_fused([a.q_proj, a.k_proj, a.v_proj], small))
             self._out.append(one_product(a.o_proj, small))
             self._up.append(_fused([m.gate_proj, m.up_proj], small))
             self._down.append(one_product(m.down_proj, small))
-            self._norm1.append(norm_of(block.input_layernorm))
+            self.norms.append(norm_of(block.input_layernorm))
             self._norm2.append(norm_of(block.post_attention_layernorm))
             q_norm = getattr(a, "q_norm", None)
             self._qk_norm.append(None if q_norm is None else (norm_of(q_norm), norm_of(a.k_norm)))
@@ -163,7 +164,7 @@ class LlamaLike:
         """See :class:`Family`."""
         r, s, _ = x.shape
         heads, kv = self._heads, self.kv_heads
-        all_heads = self._qkv[j](self._norm1[j](x)).view(r, s, heads + 2 * kv, self.head_dim)
+        all_heads = self._qkv[j](self.norms[j](x)).view(r, s, heads + 2 * kv, self.head_dim)
         norms = self._qk_norm[j]
         if norms is None:
             turn = all_heads[:, :, : heads + kv]

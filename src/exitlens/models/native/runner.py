@@ -21,8 +21,10 @@ from exitlens.models.layered import Layered
 from exitlens.models.layout.final_path import FinalPath
 from exitlens.models.layout.hooks import eval_mode
 from exitlens.models.native import families as native_families
+from exitlens.models.native.agreement import agrees
 from exitlens.models.native.attention import attend, attend_shared
 from exitlens.models.native.families import Family, norm_of, small_enough
+from exitlens.models.native.known import unknown_field
 from exitlens.models.native.kv_cache import KV, Shared, Where
 from exitlens.models.protocol import LayeredModel
 
@@ -85,6 +87,13 @@ class Runner:
         at = torch.from_numpy(positions).to(device)
         own = None if rows is None else rows.to(device)
         return self._turned(Where(at[:, 0], positions.shape[1], own, at, int(positions.max()) + 1))
+
+    def moved(self, start: int, width: int) -> Where:
+        """Positions 0..width − 1 whose rotation is that of ``start``..: what a model does late, without a long text."""
+        where, rotary = self.where(0, width), self.family.rotary
+        if rotary is not None:
+            where.cos, where.sin = (t.view(width, 1, -1) for t in self._tables(rotary, start, width))
+        return where
 
     def _turned(self, where: Where) -> Where:
         """With the rotary tables of its positions."""
@@ -156,14 +165,19 @@ class Runner:
         if self.family.rotary is None or capacity <= self._table_for:
             return
         size = max(256, 1 << (capacity - 1).bit_length())
-        at = torch.arange(size, device=self.lm.device)[None]
+        (self._cos, self._sin), self._table_for = self._tables(self.family.rotary, 0, size), size
+
+    def _tables(
+        self, rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], start: int, size: int
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of ``size`` positions from ``start``, the sign of the first half of the sines turned."""
+        at = torch.arange(start, start + size, device=self.lm.device)[None]
         # The model computes its angles in float32 whatever its dtype, then rounds.
         like = torch.zeros(1, 1, dtype=self.lm.dtype, device=self.lm.device)
         with eval_mode(self.lm.model):
-            cos, sin = self.family.rotary(like, at)
+            cos, sin = rotary(like, at)
         half = sin.shape[-1] // 2
-        turned = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
-        self._cos, self._sin, self._table_for = cos[0], turned[0], size
+        return cos[0], torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)[0]
 
 
 def runner_of(lm: LayeredModel) -> Runner | None:
@@ -184,34 +198,16 @@ def logits_of(lm: LayeredModel) -> Callable[..., Tensor]:
 
 
 def native(lm: Layered) -> Runner | None:
-    """A runner for ``lm``, or None when its family is not known or a layer does not come out equal.
+    """A runner for ``lm``, or None when its family or a field of its configuration is not known, or a layer
+    does not come out equal (see :mod:`exitlens.models.native.agreement`).
 
     Without one nothing but leaving early is lost: everything else works through the model's own pass.
     """
+    if unknown_field(lm.config) is not None:
+        return None
     family = native_families.family_of(lm)
     if family is None:
         return None
     with eval_mode(lm.model):
         runner = Runner(lm, family, 64)
-        ids = (torch.arange(48, device=lm.device).view(2, 24) * 37 + 5) % lm.vocab_size
-        want = lm.forward(ids, layers="all").hidden
-        kv = runner.new_kv(2, ids.shape[1])
-        split = max(1, ids.shape[1] // 2)
-        got: list[dict[int, Tensor]] = []
-        for a, b in ((0, split), (split, ids.shape[1] - 1), (ids.shape[1] - 1, ids.shape[1])):
-            if b > a:
-                at = runner.where(a, b - a)
-                got.append(runner.run(runner.embed(ids[:, a:b], at), kv, at, keep=range(lm.n_layers + 1)))
-    bound = 5e-2 if lm.dtype in (torch.bfloat16, torch.float16) else 1e-4
-    for j, state in want.items():
-        ours = torch.cat([part[j] for part in got], dim=1).float()
-        if not _alike(ours, state.float(), bound):
-            return None
-    last = want[lm.n_layers][:, -1]
-    if not _alike(runner.logits(last, lm.n_layers).float(), lm.logits(last, lm.n_layers).float(), bound):
-        return None
-    return runner
-
-
-def _alike(ours: Tensor, theirs: Tensor, bound: float) -> bool:
-    return float((ours - theirs).abs().max()) <= bound * max(1.0, float(theirs.abs().max()))
+    return runner if agrees(lm, runner) else None

@@ -1,0 +1,145 @@
+"""Are our own blocks the model's? Compared on a short text, on large activations, and past every threshold named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from exitlens.models.layout.hooks import eval_mode, stopping_at
+from exitlens.models.native.known import thresholds
+
+if TYPE_CHECKING:
+    from exitlens.models.layered import Layered
+    from exitlens.models.native.runner import Runner
+
+__all__ = ["agrees"]
+
+_WIDTH = 24
+_INFLATED = 8.0  # times the usual input of a block: what is clipped or capped shows
+_LONGEST = 4096  # tokens that are really run to look past a window; larger windows rest on the list of known fields
+_SPAN = 9
+
+
+def agrees(lm: Layered, runner: Runner) -> bool:
+    """True when every layer and the logits come out equal: short, large, and late."""
+    with eval_mode(lm.model):
+        ids = (torch.arange(2 * _WIDTH, device=lm.device).view(2, _WIDTH) * 37 + 5) % lm.vocab_size
+        want = lm.forward(ids, layers="all").hidden
+        got = _ours(runner, ids)
+        if not all(_alike(got[j], state, _bound(lm)) for j, state in want.items()):
+            return False
+        last = want[lm.n_layers][:, -1]
+        if not _alike(runner.logits(last, lm.n_layers), lm.logits(last, lm.n_layers), _bound(lm)):
+            return False
+        return _large(lm, runner, ids) and _late(lm, runner, ids) and _past_windows(lm, runner)
+
+
+def _ours(runner: Runner, ids: Tensor) -> dict[int, Tensor]:
+    """All layers of our own blocks, in three pieces: a long one, the rest but one token, and that token."""
+    n, seq = runner.n_layers, ids.shape[1]
+    kv = runner.new_kv(ids.shape[0], seq)
+    parts: list[dict[int, Tensor]] = []
+    for a, b in ((0, seq // 2), (seq // 2, seq - 1), (seq - 1, seq)):
+        at = runner.where(a, b - a)
+        parts.append(runner.run(runner.embed(ids[:, a:b], at), kv, at, keep=range(n + 1)))
+    return {j: torch.cat([part[j] for part in parts], dim=1) for j in parts[0]}
+
+
+def _large(lm: Layered, runner: Runner, ids: Tensor) -> bool:
+    with _inflated(lm, runner) as possible:
+        if not possible:
+            return True
+        want = lm.forward(ids, layers="all").hidden
+        got = _ours(runner, ids)
+    # A softmax near saturation magnifies rounding, so the bound is on the whole; clipping changes all of it.
+    return all(_close(got[j], state) for j, state in want.items())
+
+
+@contextmanager
+def _inflated(lm: Layered, runner: Runner) -> Iterator[bool]:
+    """While open, what each block's attention is given is larger, in the model and in our own blocks."""
+    norms = [getattr(block, "input_layernorm", None) or getattr(block, "ln_1", None) for block in lm.blocks]
+    modules = [norm for norm in norms if isinstance(norm, nn.Module)]
+    if len(modules) != len(norms):
+        yield False
+        return
+    handles = [norm.register_forward_hook(lambda _m, _a, out: out * _INFLATED) for norm in modules]
+    fused: Any = getattr(runner.family, "norms", None)  # norms run by one kernel do not see the hooks
+    before = None if fused is None else list(fused)
+    try:
+        if fused is not None:
+            fused[:] = modules
+        yield True
+    finally:
+        for handle in handles:
+            handle.remove()
+        if before is not None:
+            fused[:] = before
+
+
+def _late(lm: Layered, runner: Runner, ids: Tensor) -> bool:
+    """Positions before, at and after each threshold, given to the model as such: no text of that length is run."""
+    rotary, offset = runner.family.rotary, lm.offset
+    marks = thresholds(lm.config)
+    if not marks or rotary is None:
+        return True
+    if offset is None:
+        return False
+    mask = torch.ones_like(ids)
+    for start in dict.fromkeys(place for t in marks for place in (t - _WIDTH // 2, 2 * t)):
+        lm.offset = offset + max(0, start)
+        try:
+            want = lm.forward(ids, mask, layers="all").hidden
+        finally:
+            lm.offset = offset
+        at = runner.moved(max(0, start), _WIDTH)
+        kv = runner.new_kv(ids.shape[0], _WIDTH)
+        got = runner.run(runner.embed(ids, at), kv, at, keep=range(lm.n_layers + 1))
+        if not all(_alike(got[j], state, _bound(lm)) for j, state in want.items()):
+            return False
+    return True
+
+
+def _past_windows(lm: Layered, runner: Runner) -> bool:
+    """A text longer than each window, as far as the first block of each kind."""
+    windows = [runner.family.window(j) for j in range(lm.n_layers)]
+    kinds = {window for window in windows if window is not None and window <= _LONGEST}
+    if not kinds:
+        return True
+    deep = max(windows.index(window) for window in kinds) + 1
+    seq = max(kinds) + _SPAN
+    if lm.context is not None:
+        seq = min(seq, lm.context)
+    ids = (torch.arange(seq, device=lm.device)[None] * 37 + 5) % lm.vocab_size
+    found: list[Tensor] = []
+    if deep == lm.n_layers:
+        found.append(lm.forward(ids, layers=(deep,)).hidden[deep])
+    else:
+        with stopping_at(lm.blocks[deep], found):
+            lm.forward(ids)
+    kv, parts = runner.new_kv(1, seq), []
+    for a, b in ((0, seq - _SPAN), (seq - _SPAN, seq - 1), (seq - 1, seq)):
+        at = runner.where(a, b - a)
+        x = runner.embed(ids[:, a:b], at)
+        for j in range(1, deep + 1):
+            x = runner.block(j, x, kv, at)
+        parts.append(x)
+    return bool(found) and _alike(torch.cat(parts, dim=1), found[0], _bound(lm))
+
+
+def _bound(lm: Layered) -> float:
+    return 5e-2 if lm.dtype in (torch.bfloat16, torch.float16) else 1e-4
+
+
+def _alike(ours: Tensor, theirs: Tensor, bound: float) -> bool:
+    ours, theirs = ours.float(), theirs.float()
+    return float((ours - theirs).abs().max()) <= bound * max(1.0, float(theirs.abs().max()))
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    ours, theirs = ours.float(), theirs.float()
+    return float((ours - theirs).abs().mean()) <= 0.1 * float(theirs.abs().mean())

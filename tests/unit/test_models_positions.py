@@ -1,0 +1,195 @@
+"""What acts only at long positions or on large values: own blocks that know it or are not used, rows that run apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+import exitlens
+from exitlens.models import wrap
+from exitlens.models.native import agreement
+from exitlens.models.native.known import thresholds, unknown_field
+from exitlens.models.native.runner import native
+
+from .. import tiny
+
+SIZES: dict[str, Any] = tiny._BASE | {"num_hidden_layers": 2}
+
+
+def _built(config: Any) -> Any:
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(config)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+        elif "norm" in name:
+            torch.nn.init.normal_(parameter, mean=1.0, std=0.2)
+    return model.eval()
+
+
+def _rope(kind: str, **more: Any) -> dict[str, Any]:
+    return {"rope_type": kind, "rope_theta": 1e4} | more
+
+
+YARN = _rope("yarn", factor=4.0, original_max_position_embeddings=64)
+UNKNOWN: dict[str, tuple[Any, str]] = {
+    "llama 4's query scale": (
+        lambda: tf.Ministral3Config(**SIZES, head_dim=8, rope_parameters=YARN | {"llama_4_scaling_beta": 0.5}),
+        "rope_parameters.llama_4_scaling_beta",
+    ),
+    "clipped projections": (lambda: tf.OlmoConfig(**SIZES, clip_qkv=2.0), "clip_qkv"),
+    "a residual scale": (lambda: tf.GraniteConfig(**SIZES, residual_multiplier=0.5), "residual_multiplier"),
+    "layers without rotation": (lambda: tf.SmolLM3Config(**SIZES, no_rope_layer_interval=2), "no_rope_layers"),
+    "a field of tomorrow": (lambda: tf.LlamaConfig(**SIZES, attention_sharpness=2.0), "attention_sharpness"),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_an_unknown_field_means_the_models_own_blocks(kind: str) -> None:
+    config, name = UNKNOWN[kind][0](), UNKNOWN[kind][1]
+    assert unknown_field(config) == name
+    model = _built(config)
+    assert native(wrap(model, tiny.tokenizer())) is None
+    # What is decoded past the threshold is what the model's own whole passes give there.
+    ids = (torch.arange(80) * 7 % 320).tolist()
+    answer = exitlens.generate(wrap(model, tiny.tokenizer()), [ids], max_new_tokens=6)[0]  # type: ignore[arg-type]
+    for token in answer.token_ids:
+        with torch.no_grad():
+            logits = model(torch.tensor([ids]), use_cache=False).logits[0, -1]
+        assert float(logits.max() - logits[token]) < 1e-3
+        ids.append(token)
+
+
+KNOWN: dict[str, Any] = {
+    "llama": lambda: tf.LlamaConfig(**SIZES),
+    "linear": lambda: tf.LlamaConfig(**SIZES, rope_parameters=_rope("linear", factor=2.0)),
+    "yarn": lambda: tf.LlamaConfig(**SIZES, rope_parameters=YARN),
+    "llama 3": lambda: tf.LlamaConfig(
+        **SIZES,
+        rope_parameters=_rope(
+            "llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64
+        ),
+    ),
+    "a window": lambda: tf.MistralConfig(**SIZES, sliding_window=40),
+    "windows in some layers": lambda: tf.Qwen2Config(
+        **SIZES, use_sliding_window=True, sliding_window=24, max_window_layers=1
+    ),
+    "qwen 3": lambda: tf.Qwen3Config(**SIZES, head_dim=8),
+    "gpt 2": tiny.FAMILIES["gpt2"],
+    "neox": tiny.FAMILIES["gpt-neox"],
+}
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+def test_known_configurations_keep_the_own_blocks(kind: str) -> None:
+    config = KNOWN[kind]()
+    assert unknown_field(config) is None
+    assert native(wrap(_built(config), tiny.tokenizer())) is not None
+
+
+def test_thresholds_are_found_wherever_they_stand() -> None:
+    assert thresholds(tf.LlamaConfig(**SIZES)) == []
+    assert thresholds(KNOWN["llama 3"]()) == [64]
+    nested = tf.Gemma3TextConfig(
+        **SIZES, rope_parameters={"full_attention": YARN, "sliding_attention": _rope("default")}
+    )
+    assert thresholds(nested) == [64]
+
+
+def _scaled_late(model: Any) -> None:
+    """Queries grow from position 64 on, as with llama 4's scale; no field of the configuration says so."""
+    inner = model.model.rotary_emb.forward
+
+    def late(x: Any, position_ids: Any, **kwargs: Any) -> Any:
+        cos, sin = inner(x, position_ids, **kwargs)
+        return cos, sin
+
+    model.model.rotary_emb.forward = late
+    for layer in model.model.layers:
+        attention = layer.self_attn
+        attention.register_forward_pre_hook(
+            lambda _m, args, kwargs: (
+                args,
+                kwargs | {"position_embeddings": tuple(
+                    t * (1 + 0.5 * (kwargs["position_ids"] >= 64).to(t.dtype)[..., None])
+                    for t in kwargs["position_embeddings"]
+                )},
+            ),
+            with_kwargs=True,
+        )  # fmt: skip
+
+
+def _clipped(model: Any) -> None:
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda _m, args: (args[0].clamp(-15, 15),))
+
+
+@pytest.mark.parametrize(("change", "caught"), [(_scaled_late, "_late"), (_clipped, "_large")])
+def test_what_a_short_text_does_not_show_is_seen(change: Any, caught: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _built(KNOWN["yarn"]())
+    for layer in model.model.layers:
+        torch.nn.init.normal_(layer.self_attn.v_proj.weight, std=0.05)
+    change(model)
+    lm = wrap(model, tiny.tokenizer())
+    # The hooks themselves do not keep the blocks from being run apart: only the comparison does.
+    monkeypatch.setattr("exitlens.models.native.families.plain_linear", lambda module: "clamp" in str(module))
+    assert native(lm) is None
+    monkeypatch.setattr(agreement, caught, lambda *_: True)
+    if caught == "_late":
+        assert native(lm) is not None
+
+
+# ---- tables that depend on the longest text of a pass
+
+
+LENGTH: dict[str, Any] = {
+    "longrope": lambda: tf.Phi3Config(
+        **SIZES, original_max_position_embeddings=16,
+        rope_parameters=_rope(
+            "longrope", short_factor=[1.0] * 4, long_factor=[4.0, 8.0, 16.0, 32.0], original_max_position_embeddings=16,
+            factor=16.0,
+        ),
+    ),
+    "dynamic": lambda: tf.LlamaConfig(
+        **SIZES | {"max_position_embeddings": 16}, rope_parameters=_rope("dynamic", factor=4.0)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LENGTH)
+def test_a_text_is_the_same_beside_a_longer_one_and_after_it(kind: str) -> None:
+    config = LENGTH[kind]()
+    lm = wrap(_built(config), tiny.tokenizer())
+    if kind == "dynamic":
+        lm.context = None  # the table grows past it
+    assert not lm.pads_exactly
+    assert native(lm) is None
+    texts = [
+        "What is true?",
+        "a b c d e f g h i j k l m n o p q r s t u v w x y z" * 2,
+        "The capital of France is Paris",
+    ]
+    texts += [texts[1][:40], texts[1][:30]]
+    alone = []
+    for text in texts:
+        fresh = wrap(_built(config), tiny.tokenizer())
+        fresh.context = lm.context
+        with torch.no_grad():
+            alone.append(_built(config)(torch.tensor([fresh.encode(text)])).logits[0])
+    together = exitlens.read(lm, texts, stats=("entropy",)).to_pandas()
+    for i, logits in enumerate(alone):
+        logp = logits.double().log_softmax(-1)
+        want = -(logp.exp() * logp).sum(-1)
+        rows = together[(together["text"] == i) & (together["layer"] == 2)].sort_values("position")
+        torch.testing.assert_close(torch.tensor(rows["entropy"].to_numpy()).double(), want, atol=1e-4, rtol=1e-4)
+    answers = exitlens.generate(lm, texts, max_new_tokens=12)  # type: ignore[arg-type]
+    for text, answer in zip(texts, answers, strict=True):
+        ids = lm.encode(text)
+        for token in answer.token_ids:
+            with torch.no_grad():
+                logits = _built(config)(torch.tensor([ids]), use_cache=False).logits[0, -1]
+            assert float(logits.max() - logits[token]) < 1e-4
+            ids.append(token)
