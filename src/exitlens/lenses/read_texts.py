@@ -155,7 +155,7 @@ def read_windows(
 
     ``ids[window.text]`` are the tokens of a whole text. ``options`` are those of :func:`.read_hidden.readout`.
     """
-    for batch in window_batches(windows, batch_tokens):
+    for batch in window_batches(windows, batch_tokens, apart=lm.rows_apart):
         hidden, following = _run(lm, ids, batch, layers)
         goal = following if targets == "next" else None
         yield batch, readout(lm, hidden, lens=lens, stats=stats, targets=goal, **options)

@@ -171,15 +171,16 @@ def plan_windows(
     return out
 
 
-def window_batches(windows: Sequence[Window], limit: int) -> Iterator[list[Window]]:
+def window_batches(windows: Sequence[Window], limit: int, *, apart: bool = False) -> Iterator[list[Window]]:
     """Windows of like length together, so that little is padding: at most ``limit`` padded tokens, or one window.
 
-    The longest come first, so that memory fails early.
+    The longest come first, so that memory fails early. ``apart``: windows of one length only, for models whose numbers
+    depend on the longest row of a pass, or that take no padding.
     """
     batch: list[Window] = []
     for window in sorted(windows, key=lambda w: w.start - w.stop):
         widest = batch[0].stop - batch[0].start if batch else 0
-        if batch and widest * (len(batch) + 1) > limit:
+        if batch and (widest * (len(batch) + 1) > limit or (apart and window.stop - window.start != widest)):
             yield batch
             batch = []
         batch.append(window)

@@ -148,6 +148,11 @@ class Layered:
         return self._matrix.bias
 
     @property
+    def rows_apart(self) -> bool:
+        """True when rows of different lengths must not share a pass: see :mod:`exitlens.models.length_rope`."""
+        return bool(self.length_ropes) or not self.takes_masks
+
+    @property
     def tied(self) -> bool:
         """True when the unembedding matrix is the input embedding's."""
         return self.weight.data_ptr() == self.embed.weight.data_ptr()  # type: ignore[no-any-return]

@@ -122,6 +122,13 @@ class LayeredModel(Protocol):
         ...
 
     @property
+    def rows_apart(self) -> bool:
+        """True when rows of different lengths must not share a pass: it takes no padding, or a row's numbers depend
+        on the longest.
+        """
+        ...
+
+    @property
     def tied(self) -> bool:
         """True when the unembedding matrix is the input embedding's: its rows are tokens' layer 0."""
         ...

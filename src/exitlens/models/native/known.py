@@ -71,7 +71,7 @@ def thresholds(config: Any) -> list[int]:
     return sorted({value for value in _positions(config.to_dict()) if value > 0})
 
 
-def _positions(values: Mapping[str, Any]) -> Iterator[int]:
+def _positions(values: Mapping[Any, Any]) -> Iterator[int]:
     for name, value in values.items():
         if isinstance(value, dict):
             yield from _positions(value)
