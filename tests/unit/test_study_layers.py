@@ -166,5 +166,5 @@ def test_the_study_as_a_function_gives_what_look_gives_and_counts_it() -> None:
         one.sort_values(["layer", "choice"])["probability"].to_numpy()
     )
     assert found.accuracy[["layer", "n"]].to_numpy().tolist() == [[0, 3], [2, 3]]
-    with pytest.raises(InputError, match="none of 1 questions has choices"):
+    with pytest.raises(InputError, match="none of 1 question has choices"):
         layers_study(lm, [Question("0", "Why?", "red", ("red",), ())])

@@ -19,6 +19,7 @@ from exitlens.report.frames import Results
 from exitlens.report.gallery import plates as all_plates
 from exitlens.report.page import write_report
 from exitlens.report.token_map import token_map
+from exitlens.report.words import counted, set_text
 from exitlens.studies.decoding.chapter import DecodingChapter
 from exitlens.studies.entropy.chapter import EntropyChapter
 from exitlens.studies.exits.chapter import ExitsChapter
@@ -264,6 +265,24 @@ def test_quality_stands_beside_cost() -> None:
         ["vanilla", "20.0", "0", "0.300", "0.300"],
         ["dola:low", "25.0", "7", "0.300 ▲", "0.300 ▲"],
     ]
+
+
+def test_the_noun_agrees_with_its_number_and_what_was_set_is_shown_as_it_was_set() -> None:
+    assert [counted(n, "layer") for n in (0, 1, 2)] == ["0 layers", "1 layer", "2 layers"]
+    assert [set_text(value) for value in (3.0, 0.999, 0.5, None, float("nan"))] == ["3", "0.999", "0.5", "–", "–"]
+    fixed = pd.DataFrame(
+        {"policy": ["fixed", "cosine"], "threshold": [3.0, 0.999], "agreement": [0.99, 0.96], "flops_saved": [0.1, 0.2]}
+    )
+    # A cosine of 0.999 once read as 1.00, and a layer as 3.00.
+    first, second = ExitsChapter().headline(Results({"exits": fixed}))
+    assert "fixed at 3 saves most" in first
+    assert "cosine at 0.999 saves most" in second
+    assert [row[1] for row in ExitsChapter().tables(Results({"exits": fixed}))[0].rows] == ["3", "0.999"]
+    one = entropy(("J",))
+    one = one[one["layer"] == 0].assign(p_holm=0.9, difference_low=-1.0)
+    assert "at the one layer read after" in EntropyChapter().headline(Results({"entropy_layers": one}))[0]
+    alone = decoding().assign(difference_low=-0.1).groupby("decoder", sort=False).head(1)
+    assert "on the one metric: its 95% CI covers 0." in DecodingChapter().headline(Results({"decoding": alone}))[0]
 
 
 def test_a_probe_within_the_models_interval_is_not_called_better() -> None:

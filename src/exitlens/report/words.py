@@ -12,7 +12,20 @@ from collections.abc import Iterable, Sequence
 from exitlens.report.frames import Row
 from exitlens.report.text import interval_text, is_number, p_text, to_float
 
-__all__ = ["LEVEL", "apart", "count", "excludes", "join", "layers_text", "p_equals", "ranges", "shown", "sizes"]
+__all__ = [
+    "LEVEL",
+    "apart",
+    "count",
+    "counted",
+    "excludes",
+    "join",
+    "layers_text",
+    "p_equals",
+    "ranges",
+    "set_text",
+    "shown",
+    "sizes",
+]
 
 LEVEL = 0.05  # of every test
 
@@ -31,6 +44,16 @@ def ranges(numbers: Iterable[int]) -> str:
 def layers_text(numbers: Sequence[int]) -> str:
     """``layer 3``, ``layers 3–5``."""
     return f"layer {numbers[0]}" if len(numbers) == 1 else f"layers {ranges(numbers)}"
+
+
+def counted(number: int | str, noun: str) -> str:
+    """``1 layer``, ``30 layers``, ``40 and 38 questions``: the noun agrees with the number before it."""
+    return f"{number} {noun}" if str(number) == "1" else f"{number} {noun}s"
+
+
+def set_text(value: object) -> str:
+    """A number as somebody set it: ``3`` for 3.0, ``0.999`` with every digit that it has, ``–`` when missing."""
+    return f"{to_float(value):.6g}" if is_number(value) else "–"
 
 
 def join(names: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from exitlens.data.prompts import qa_prompt, read_prompts
 from exitlens.data.records import Dataset, Question, Statement
 from exitlens.errors import DataError, InputError
 from exitlens.models.protocol import LayeredModel
+from exitlens.report.words import counted
 from exitlens.studies.config import RunConfig
 from exitlens.studies.layers.choices import Rule, plan_choices
 from exitlens.studies.layers.stage import LookRecord
@@ -117,9 +118,11 @@ def look_records(
         records.append(record)
     notes = []
     if unfit:
-        notes.append(f"layers: {_count(unfit)} left out, without both a correct and an incorrect choice")
+        notes.append(
+            f"layers: {counted(len(unfit), 'question')} left out, without both a correct and an incorrect choice"
+        )
     if collide:
-        notes.append(f"layers: {_count(collide)} left out, their choices collide")
+        notes.append(f"layers: {counted(len(collide), 'question')} left out, their choices collide")
     return records, notes
 
 
@@ -157,7 +160,3 @@ def _distinct(choices: Sequence[str]) -> tuple[str, ...]:
 
 def _fold(text: str) -> str:
     return " ".join(text.split()).casefold().rstrip(".")
-
-
-def _count(ids: Sequence[str]) -> str:
-    return "1 question" if len(ids) == 1 else f"{len(ids)} questions"

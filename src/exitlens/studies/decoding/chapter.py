@@ -8,7 +8,7 @@ from functools import partial
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet, plain_rows
 from exitlens.report.frames import Results, Row, distinct, groups, layers_of
 from exitlens.report.text import Column, is_number, number_text, p_text, to_float, visible
-from exitlens.report.words import count, excludes, join, ranges, shown, sizes
+from exitlens.report.words import count, counted, excludes, join, ranges, shown, sizes
 from exitlens.scoring import PROTOCOLS
 from exitlens.studies.answers.chapter import answers_judged
 from exitlens.studies.decoding import figures as draw
@@ -52,9 +52,11 @@ class DecodingChapter(Chapter):
             else:
                 alike.setdefault((len(compared), n), []).append(visible(name))
         for (metrics, n), same in alike.items():
+            several = f"any of {metrics} metrics: every 95% CI covers 0"
+            where = "the one metric: its 95% CI covers 0" if metrics == 1 else several
             out.append(
                 f"{join(same)} relative to {visible(first[0])}, paired by question (n = {n}): no significant "
-                f"difference on any of {metrics} metrics: every 95% CI covers 0."
+                f"difference on {where}."
             )
         used = [row.get("repetition_penalty") for row in items if is_number(row.get("repetition_penalty"))]
         penalties = sorted({number_text(value, 2) for value in used})
@@ -111,8 +113,8 @@ class DecodingChapter(Chapter):
         frame = results.frame("decoding")
         if frame is not None:
             items = results.rows("decoding")
-            note = f"{model} · n = {sizes(items, 'n')} questions{_protocol(items)}"
-            where = f"Model {model}, n = {sizes(items, 'n')} questions{_protocol(items)}."
+            note = f"{model} · n = {counted(sizes(items, 'n'), 'question')}{_protocol(items)}"
+            where = f"Model {model}, n = {counted(sizes(items, 'n'), 'question')}{_protocol(items)}."
             out.append(Plate("decoding-scores", f"{_SCORES} {where}", _SCORES, partial(draw.scores, frame, note=note)))
             if any(is_number(row.get("difference")) for row in items):
                 drawn = partial(draw.differences, frame, note=note)
@@ -199,5 +201,5 @@ def _differing(results: Results) -> list[Sheet]:
         given = {row.get("decoder"): str(row.get("answer", "")).strip(" ") for row in group}
         if len(set(given.values())) > 1:
             side.append([str(group[0].get("question", "")), *(given.get(name, "–") for name in names)])
-    caption = f"Answers that differ between decoders, of {len(answers)} questions"
+    caption = f"Answers that differ between decoders, of {counted(len(answers), 'question')}"
     return [Sheet(caption, ["question", *(str(name) for name in names)], side, "answers", True)]

@@ -8,7 +8,7 @@ from functools import partial
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet
 from exitlens.report.frames import Results, Row, distinct, groups, layers_of, spread
 from exitlens.report.text import Column, is_number, number_text, p_text, to_float, visible
-from exitlens.report.words import LEVEL, count, excludes, join, layers_text, p_equals, shown
+from exitlens.report.words import LEVEL, count, counted, excludes, join, layers_text, p_equals, shown
 from exitlens.studies.answers.chapter import answers_judged
 from exitlens.studies.entropy import figures as draw
 
@@ -123,13 +123,13 @@ def _difference(measured: Sequence[Row], layers: int) -> str:
     if not significant:
         alone = excludes(largest, "difference", 0.0)
         rest = "whose 95% CI excludes 0 but which does not survive the correction" if alone else "whose 95% CI covers 0"
-        none = f"no significant difference at any of {layers} layers after Holm correction"
+        none = f"no significant difference at {_any(layers)} after Holm correction"
         return f"{none}; the largest is {value}, {rest}."
     higher = {to_float(row.get("difference")) > 0 for row in significant}
     direction = "higher" if higher == {True} else "lower" if higher == {False} else "different"
     text = (
         f"the entropy of incorrect answers is {direction} at {layers_text(layers_of(significant))} "
-        f"(Holm-corrected over {layers} layers, p < {LEVEL:g}); the largest difference is {value}."
+        f"(Holm-corrected over {counted(layers, 'layer')}, p < {LEVEL:g}); the largest difference is {value}."
     )
     if is_number(largest.get("adjusted_p")):
         adjusted = number_text(largest.get("adjusted_difference"), 2)
@@ -137,6 +137,10 @@ def _difference(measured: Sequence[Row], layers: int) -> str:
         text += f"\nWith answer length as a covariate it is {adjusted} nats (p {p_equals(largest.get('adjusted_p'))})"
         text += "." if kept else ": not significant once length is accounted for."
     return text
+
+
+def _any(layers: int) -> str:
+    return "the one layer read" if layers == 1 else f"any of {layers} layers"
 
 
 def _ranking(items: Sequence[Row]) -> str:

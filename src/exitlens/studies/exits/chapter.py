@@ -11,7 +11,7 @@ import pandas as pd
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet, plain_rows
 from exitlens.report.frames import Results, Row
 from exitlens.report.text import Column, is_number, number_text, to_float, visible
-from exitlens.report.words import excludes, join, shown
+from exitlens.report.words import counted, excludes, join, set_text, shown
 from exitlens.studies.exits import figures as draw
 
 __all__ = ["ExitsChapter"]
@@ -74,8 +74,8 @@ class ExitsChapter(Chapter):
             kept = frame["policy"] != "fixed" if len(frame) > 40 else kept | True
         names = ["policy", "threshold", "agreement", "agreement_low", "agreement_high", "layers_saved", "flops_saved"]
         names += ["predicted_time"] if whole else []
-        columns = [Column(name.replace("_", " "), ".3f") for name in names]
-        title = f"{int(frame['n'].iloc[0])} tokens" if "n" in frame else ""
+        columns = [Column(name.replace("_", " "), ".6g" if name == "threshold" else ".3f") for name in names]
+        title = counted(int(frame["n"].iloc[0]), "token") if "n" in frame else ""
         parts = [Part(title, columns, plain_rows(frame[kept][names]))]
         chosen = results.frame("exits_calibration")
         if whole and chosen is not None:
@@ -108,7 +108,7 @@ def _saving(row: Row | None, levels: list[float]) -> str:
         return f"{asked} with the full model or more, no policy measured saves compute."
     strictest = max(levels)
     bound = "" if excludes(row, "agreement", strictest) else f" (its 95% CI reaches below {strictest:.0%})"
-    policy = f"{visible(row.get('policy'))} at {number_text(row.get('threshold'), 2)}"
+    policy = f"{visible(row.get('policy'))} at {set_text(row.get('threshold'))}"
     saved = f"{to_float(row['flops_saved']):.1%} of the FLOPs"
     return f"{asked} or more, {policy} saves most: {saved}, agreement {shown(row, 'agreement')}{bound}."
 
@@ -135,7 +135,7 @@ def _policies(results: Results) -> Sheet:
     body = [
         [
             row.get("policy"),
-            number_text(row.get("threshold"), 2),
+            set_text(row.get("threshold")),
             shown(row, "agreement"),
             *(number_text(row.get(name)) for name in ("flops_saved", "layers_saved")),
             number_text(time),
@@ -150,7 +150,7 @@ def _guarantees(results: Results) -> Sheet:
     body = [
         [
             row.get("policy"),
-            number_text(row.get("delta"), 2),
+            set_text(row.get("delta")),
             row.get("outcome") if not is_number(row.get("threshold")) else number_text(row.get("threshold"), 4),
             number_text(row.get("calibration_risk")),
             shown(row, "test_risk"),
@@ -168,7 +168,7 @@ def _kinds(results: Results) -> Sheet:
             row.get("kind"),
             row.get("group"),
             row.get("policy"),
-            number_text(row.get("threshold"), 2),
+            set_text(row.get("threshold")),
             shown(row, "agreement"),
             number_text(row.get("mean_exit"), 1),
             number_text(row.get("n"), 0),

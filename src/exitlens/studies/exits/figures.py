@@ -20,7 +20,8 @@ from exitlens.report.figure_style import (
     title,
 )
 from exitlens.report.frames import column, errors, groups, layers_of, rows
-from exitlens.report.text import figure_text, number_text, shorten, to_float
+from exitlens.report.text import figure_text, shorten, to_float
+from exitlens.report.words import set_text
 
 __all__ = ["exit_layers", "pareto"]
 
@@ -85,7 +86,7 @@ def exit_layers(exits_layers: DataFrame, *, note: str = "") -> Figure:
     figure, places = panels(len(systems), 2, 1.6, extra=0.7, sharex=True, sharey=True)
     for place, (axes, ((policy, threshold), group)) in enumerate(zip(places, systems.items(), strict=False)):
         axes.bar(column(group, "layer"), column(group, "share"), width=0.8, color=BLUE)
-        at = "" if to_float(threshold) != to_float(threshold) else f", threshold {number_text(threshold, 2)}"
+        at = "" if to_float(threshold) != to_float(threshold) else f", threshold {set_text(threshold)}"
         axes.set_title(shorten(figure_text(policy), 30) + at)
         layer_axis(axes, label=place + 2 >= len(systems))
         axes.yaxis.set_major_formatter(percent)

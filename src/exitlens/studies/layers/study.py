@@ -13,6 +13,7 @@ from exitlens.layer_range import Layers
 from exitlens.lenses.lens import Lens, lens_name
 from exitlens.lenses.lens_names import check_lens_word, open_lens
 from exitlens.models.protocol import LayeredModel
+from exitlens.report.words import counted
 from exitlens.studies.base import Study
 from exitlens.studies.config import RunConfig
 from exitlens.studies.context import Context
@@ -69,7 +70,7 @@ def layers_study(
     records, notes = look_records(lm, questions, rule=rule)
     if not records:
         raise InputError(
-            f"none of {len(questions)} questions has choices to compare: give correct and incorrect answers"
+            f"none of {counted(len(questions), 'question')} has choices to compare: give correct and incorrect answers"
         )
     tables = LayersStage((lens,), tuple(check_layers(lm, layers)), rule, top_k).run(lm, records)
     accuracy = accuracy_by_layer(tables["layers"], seed=seed)
