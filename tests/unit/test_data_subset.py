@@ -11,6 +11,7 @@ import pytest
 
 from exitlens.data import Dataset, Statement, limited
 from exitlens.data import sources as sources_module
+from exitlens.errors import DataError
 from exitlens.studies.config import RunConfig
 from exitlens.studies.inputs import load_inputs
 
@@ -81,12 +82,23 @@ def test_the_order_of_the_source_does_not_decide() -> None:
     assert set(kept(shuffled, 10)) == set(kept(SINGLE, 10))
 
 
+def test_statements_are_no_questions(tmp_path: Path) -> None:
+    (tmp_path / "s.csv").write_text("statement,label\n" + "".join(f"Thing {i} is good.,{i % 2}\n" for i in range(20)))
+    config = RunConfig(data=(str(tmp_path / "s.csv"),))
+    for studies in ({"questions", "entropies"}, {"questions"}):
+        with pytest.raises(DataError, match=r"s\.csv' holds statements, not questions: give questions with --data"):
+            load_inputs(config, studies)
+    both = load_inputs(config, {"questions", "statements"})
+    assert len(both.statements) == 20
+    assert "facts-qa is asked instead" in both.notes[0]
+
+
 def test_a_run_reads_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "s.csv").write_text("statement,label\n" + "".join(f"Thing {i} is good.,{i % 2}\n" for i in range(20)))
     opened: list[Path] = []
     original = sources_module.Path.read_bytes
     monkeypatch.setattr(sources_module.Path, "read_bytes", lambda path: opened.append(path) or original(path))
     config = RunConfig(only=("probes",), statements=(str(tmp_path / "s.csv"),), limit_statements=6)
-    inputs = load_inputs(config)
+    inputs = load_inputs(config, {"statements"})
     assert len(inputs.statements) == 6
     assert [path for path in opened if path.name == "s.csv"] == [tmp_path / "s.csv"]

@@ -235,6 +235,17 @@ def test_auroc_that_covers_half_is_no_significant_ranking() -> None:
     assert "covers 0.5: no significant ranking" in EntropyChapter().headline(Results({"entropy_layers": frame}))[0]
 
 
+def test_numbers_of_pooled_weights_carry_their_warning_wherever_they_stand() -> None:
+    results = Results({"entropy_layers": entropy(("J",))})
+    warning = "the smaller group looks lower at every layer whatever its entropy"
+    parts = EntropyChapter().terminal(results, True)
+    assert [(part.title, warning in (part.note or "")) for part in parts] == [
+        ("J (per-group)", False), ("J (pooled-weights)", True)
+    ]  # fmt: skip
+    captions = [sheet.caption for sheet in EntropyChapter().tables(results) if sheet.source == "entropy_layers"]
+    assert [warning in caption for caption in captions] == [False, True]
+
+
 def test_an_empty_group_is_not_compared() -> None:
     frame = entropy(("J",)).assign(difference=None, n_correct=0)
     assert "nothing can be compared" in EntropyChapter().headline(Results({"entropy_layers": frame}))[0]

@@ -29,11 +29,12 @@ __all__ = ["Chapter", "Part", "Plate", "Sheet", "plain_rows"]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A table for the terminal: what it is of, its columns, its rows (None where a value is missing)."""
+    """A table for the terminal: what it is of, its columns, its rows (None where a value is missing), a line below."""
 
     title: str
     columns: Sequence[Column | str]
     rows: Sequence[Sequence[Any]]
+    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,10 +55,10 @@ class Inputs:
 def load_inputs(config: RunConfig, needs: Collection[str]) -> Inputs:
     """Read the kinds of data that ``needs`` names (questions, statements).
 
-    Raises DataError for what cannot be read or has no usable rows.
+    Raises DataError for what cannot be read or has no usable rows, and for data of which nothing would be used.
 
     ``--data`` takes both kinds: statements found there take the place of the default statements, and where it holds no
-    questions the default ones are asked.
+    questions a run of both kinds asks the default ones, which is said.
     """
     wants_questions = "questions" in needs
     wants_statements = "statements" in needs
@@ -67,6 +67,11 @@ def load_inputs(config: RunConfig, needs: Collection[str]) -> Inputs:
     statements = [d for d in given if d.kind == "statements"]
     notes: list[str] = []
     if wants_questions and not questions:
+        if not wants_statements:  # a run of both kinds may bring one of them; here nothing given would be used
+            raise DataError(
+                f"'{', '.join(config.data)[:80]}' holds statements, not questions: give questions with --data, or "
+                "leave it out for the built-in ones"
+            )
         default = RunConfig.model_fields["data"].default
         questions = [_limited(spec, config) for spec in default]
         notes.append(f"no questions in {', '.join(config.data)}: {', '.join(default)} is asked instead")

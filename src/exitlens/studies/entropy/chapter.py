@@ -58,7 +58,7 @@ class EntropyChapter(Chapter):
                 items = sorted(items, key=lambda row: int(row["layer"]))
                 items = items if whole else spread(items, 5)
                 body = [[int(row["layer"]), *(row.get(name) for name in names)] for row in items]
-                parts.append(Part(f"{judge} ({estimator})", columns, body))
+                parts.append(Part(f"{judge} ({estimator})", columns, body, _warning(estimator)))
         return parts
 
     def tables(self, results: Results) -> list[Sheet]:
@@ -79,7 +79,8 @@ class EntropyChapter(Chapter):
                     ]
                     for row in sorted(lines, key=lambda row: int(row["layer"]))
                 ]
-                caption = f"By layer, judge {judge}, estimator {estimator}"
+                warning = _warning(estimator)
+                caption = f"By layer, judge {judge}, estimator {estimator}" + (f". {warning}" if warning else "")
                 out.append(Sheet(caption, headers, body, "entropy_layers", True))
         return [*out, answers_judged(results)]
 
@@ -101,6 +102,11 @@ class EntropyChapter(Chapter):
             where = f"{_POOLED} Model {model}; judge and n in each panel's title."
             made.append(Plate("entropy-pooled-weights", where, _POOLED, pooled))
         return made
+
+
+def _warning(estimator: object) -> str | None:
+    """What stands below numbers that support no conclusion, wherever they are shown."""
+    return _POOLED if estimator == "pooled-weights" else None
 
 
 def _finding(judge: object, items: Sequence[Row]) -> str:
