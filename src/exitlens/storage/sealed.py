@@ -23,7 +23,7 @@ __all__ = ["Seal", "Sealed"]
 class Seal(BaseModel):
     """What a seal says. ``files``: sha256 by the name that ends a file's path; a name never leads out of the folder."""
 
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str
     files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$")], str]
