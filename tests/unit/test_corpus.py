@@ -274,3 +274,95 @@ def test_one_endless_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "b.txt").write_text(("x" * 100_000 + "\n") * 12)
     with pytest.raises(DataError, match="paragraph longer than 1 MiB"):
         TextFile(tmp_path / "b.txt", split="paragraphs").survey()
+
+
+def test_a_parquet_file_that_unpacks_to_gigabytes_is_refused_before_it_does(tmp_path: Path) -> None:
+    one_long = pa.table({"text": ["x" * 200_000_000]})
+    many = pa.table({"text": ["x" * 7_000_000] * 12})
+    pq.write_table(one_long, tmp_path / "one.parquet", compression="zstd")
+    pq.write_table(many, tmp_path / "many.parquet", compression="zstd", use_dictionary=False)
+    for name in ("one", "many"):
+        file = TextFile(tmp_path / f"{name}.parquet")
+        assert file.path.stat().st_size < 10_000
+        assert python_and_arrow_peak(file) < 8 << 20
+        with pytest.raises(DataError, match=r"row group 0 unpacks from [\d,]+ to [\d,]+ bytes: write it again"):
+            file.survey()
+    # The same texts in a group each may be read: no group is large.
+    pq.write_table(many, tmp_path / "many.parquet", compression="zstd", use_dictionary=False, row_group_size=1)
+    assert TextFile(tmp_path / "many.parquet").survey().characters == 84_000_000
+
+
+def python_and_arrow_peak(file: TextFile) -> int:
+    """Bytes that Arrow took at most while the file was refused, above what it held."""
+    pool = pa.proxy_memory_pool(pa.default_memory_pool())
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        with pytest.raises(DataError):
+            file.survey()
+    finally:
+        pa.set_memory_pool(before)
+    return int(pool.max_memory())
+
+
+def test_a_text_that_stands_in_many_rows_is_held_once(tmp_path: Path) -> None:
+    # 500 bytes on disk, 1.8 GB as 256 rows of Arrow.
+    pq.write_table(pa.table({"text": ["x" * 7_000_000] * 256}), tmp_path / "same.parquet", compression="zstd")
+    assert (tmp_path / "same.parquet").stat().st_size < 2_000
+    pool = pa.proxy_memory_pool(pa.default_memory_pool())
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    try:
+        assert sum(len(text) for _, text in TextFile(tmp_path / "same.parquet").texts()) == 256 * 7_000_000
+    finally:
+        pa.set_memory_pool(before)
+    assert pool.max_memory() < 100 << 20
+
+
+def test_a_text_longer_than_a_line_may_be_is_refused_in_parquet_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exitlens.data.texts.LONGEST", 1000)
+    for dictionary in (True, False):
+        pq.write_table(pa.table({"text": ["x" * 1000, None, "x" * 1001]}), tmp_path / "t", use_dictionary=dictionary)
+        (tmp_path / "t").rename(tmp_path / "t.parquet")
+        file = TextFile(tmp_path / "t.parquet")
+        assert next(file.texts()) == (0, "x" * 1000)
+        with pytest.raises(DataError, match="row 2 has a text of 1,001 bytes"):
+            file.survey()
+
+
+def test_large_ordinary_groups_are_read_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exitlens.data.texts.UNPACKED", 10_000)
+    rng = np.random.default_rng(0)
+    texts = ["".join(map(chr, rng.integers(33, 126, 5_000))) for _ in range(40)]
+    pq.write_table(pa.table({"other": range(40), "text": texts}), tmp_path / "t.parquet", use_dictionary=False)
+    sizes: list[int] = []
+    iterate = pq.ParquetFile.iter_batches
+
+    def counted(self: Any, batch_size: int, **options: Any) -> Any:
+        sizes.append(batch_size)
+        return iterate(self, batch_size=batch_size, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    assert [text for _, text in TextFile(tmp_path / "t.parquet").texts()] == texts
+    assert sizes == [1]
+
+
+def test_parquet_columns_of_other_kinds_and_columns_that_stand_twice(tmp_path: Path) -> None:
+    file = tmp_path / "t.parquet"
+    for values, says in (
+        ([1, 2], "'text' is '1', not a text"),
+        ([["a"], ["b"]], "not a text"),
+        ([b"\xff"], "not a text"),
+    ):
+        pq.write_table(pa.table({"text": values}), file)
+        with pytest.raises(DataError, match=says):
+            TextFile(file).survey()
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), file)
+    with pytest.raises(DataError, match="several columns 'text'"):
+        TextFile(file).survey()
+    wrong = pa.StringArray.from_buffers(1, pa.array([0, 1], pa.int32()).buffers()[1], pa.py_buffer(b"\xff"))
+    pq.write_table(pa.table({"text": wrong}), file)
+    with pytest.raises(DataError, match="not a whole Parquet file"):
+        TextFile(file).survey()

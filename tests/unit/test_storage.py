@@ -24,6 +24,7 @@ from exitlens.storage.atomic import (
     sweep,
     write_bytes,
     write_file,
+    write_folder,
     write_json,
     write_parquet,
     write_tensors,
@@ -128,7 +129,7 @@ def test_what_a_dead_process_left_is_swept_and_what_a_live_one_writes_is_not(tmp
         assert other.exists()
         sweep(tmp_path)
         assert part.exists(), "a writer of this process lost its file"
-    a_day = time.time() - 86401
+    a_day = time.time() - 86400.5
     os.utime(foreign, (a_day, a_day))
     sweep(tmp_path)
     assert not foreign.exists()
@@ -145,6 +146,8 @@ def test_a_half_unpacked_folder_is_swept_too_and_links_in_it_are_not_followed(tm
     (left / "link").symlink_to(tmp_path / "kept")
     link = tmp_path / "cache" / f".x.{atomic._HOST}-{dead()}-0123abcd.tmp"
     link.symlink_to(tmp_path / "kept")
+    sweep(tmp_path)
+    assert len(names(tmp_path / "cache")) == 2
     sweep(tmp_path, below=True)
     assert names(tmp_path / "cache") == []
     assert names(tmp_path / "kept") == ["file"]
@@ -174,14 +177,73 @@ def test_json_that_cannot_be_read_is_none(tmp_path: Path, content: bytes) -> Non
     assert atomic.read_json(tmp_path / "a.json") is None
 
 
+def test_keys_are_of_contents_and_not_of_order() -> None:
+    assert atomic.canonical({"b": [1, "ü"], "a": Path("x")}) == '{"a":"x","b":[1,"\\u00fc"]}'
+    assert atomic.key_of({"b": 1, "a": 2}, "x") == atomic.key_of({"a": 2, "b": 1}, "x") == "7567bd486e64baf5"
+    assert atomic.key_of("x", "y") != atomic.key_of("xy")
+    assert atomic.text_hash("abc") == "ba7816bf8f01cfea"
+    assert atomic.text_hash("\ud800") != atomic.text_hash("\ud801")
+
+
+def test_a_folder_is_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Path] = []
+    monkeypatch.setattr(atomic, "sweep", looked.append)
+    for name in ("a", "b", "very/deep/c"):
+        write_bytes(tmp_path / name, b"x")
+    assert looked == [tmp_path, tmp_path / "very" / "deep"]
+
+
+def test_a_folder_is_filled_file_by_file(tmp_path: Path) -> None:
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    (folder / "notes").write_text("mine")
+    (folder / "weights").write_text("old")
+
+    def make(part: Path) -> None:
+        (part / "deep").mkdir(parents=True)
+        (part / "weights").write_text("new")
+        (part / "deep" / "config").write_text("c")
+        assert (folder / "weights").read_text() == "old"
+
+    write_folder(folder, make)
+    assert names(folder) == ["deep", "notes", "weights"]
+    assert ((folder / "weights").read_text(), (folder / "deep" / "config").read_text()) == ("new", "c")
+
+    def fail(part: Path) -> None:
+        make_none = part / "weights"
+        part.mkdir()
+        make_none.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunError, match="no space left"):
+        write_folder(folder, fail)
+    assert (folder / "weights").read_text() == "new"
+    assert names(folder) == ["deep", "notes", "weights"]
+
+
 def test_odd_values_are_stored(tmp_path: Path) -> None:
     column = pd.Series(["a\ud800", None, pd.NA, float("nan"), "b"], dtype=object)
     write_parquet(tmp_path / "t", pd.DataFrame({"text": column, "flag": [True] * 5, "n": range(5)}))
     table = pq.read_table(tmp_path / "t")
     assert table["text"].to_pylist() == ["a\ufffd\ufffd\ufffd", None, None, None, "b"]
     assert table.schema.metadata is None
+    lists, flags = pd.Series([[1, 2], None], dtype=object), pd.Series([True, None], dtype=object)
+    mixed = pd.DataFrame({"lists": lists, "flags": flags})
+    write_parquet(tmp_path / "t", mixed)
+    assert pq.read_table(tmp_path / "t").to_pydict() == {"lists": [[1, 2], None], "flags": [True, None]}
+    write_parquet(tmp_path / "t", pd.DataFrame({"text": ["a", None]}).convert_dtypes(dtype_backend="pyarrow"))
+    assert str(pq.read_table(tmp_path / "t").schema.field("text").type) == "string"
     write_json(tmp_path / "j", {"path": Path("x"), "word": "ü\ud800"})
-    assert json.loads((tmp_path / "j").read_bytes()) == {"path": "x", "word": "ü?"}
+    assert (tmp_path / "j").read_text("utf-8") == '{\n  "path": "x",\n  "word": "ü?"\n}\n'
+    assert atomic.read_json(tmp_path / "j") == {"path": "x", "word": "ü?"}
+
+
+def test_tables_are_written_in_one_way(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"text": ["a", "b"], "n": [1, 2]})
+    assert write_parquet(tmp_path / "t", frame) == write_parquet(tmp_path / "u", frame.set_index(pd.Index([7, 9])))
+    assert (tmp_path / "t").read_bytes() == (tmp_path / "u").read_bytes()
+    column = pq.ParquetFile(tmp_path / "t").metadata.row_group(0).column(0)
+    assert (column.compression, column.has_dictionary_page, column.is_stats_set) == ("ZSTD", True, True)
 
 
 # tensors

@@ -92,7 +92,8 @@ def test_a_second_holder_is_refused_and_a_dead_one_taken_over(tmp_path: Path) ->
 
 
 def test_another_run_is_refused_with_what_differs_and_the_remedy(tmp_path: Path) -> None:
-    opened(tmp_path / "run").close()
+    with opened(tmp_path / "run") as run:
+        kept(run)
     with pytest.raises(RunError, match=r"its seed is 1, this one's is 2.*--out.*--fresh"):
         RunDirectory.open(tmp_path / "run", {"seed": 2})
     (tmp_path / "run/tables").mkdir()
@@ -162,7 +163,8 @@ def test_reading_what_is_no_run(tmp_path: Path) -> None:
 
 
 def test_a_run_of_another_format_is_refused(tmp_path: Path) -> None:
-    opened(tmp_path / "run").close()
+    with opened(tmp_path / "run") as run:
+        kept(run)
     manifest = tmp_path / "run" / "manifest.json"
     held = json.loads(manifest.read_bytes())
     atomic.write_json(manifest, {**held, "version": FORMAT + 1})
@@ -225,6 +227,7 @@ def test_a_table_is_assembled_from_units(tmp_path: Path) -> None:
 
 def test_what_the_manifest_says_of_a_stage_adds_up(tmp_path: Path) -> None:
     with opened(tmp_path / "run", data="d") as run:
+        kept(run)
         run.stage_state("generate", "running", batches=2)
         run.stage_state("generate", "done", seconds=1.5)
         run.note(finished="now")
@@ -233,3 +236,80 @@ def test_what_the_manifest_says_of_a_stage_adds_up(tmp_path: Path) -> None:
         assert run.manifest["identity"] == {"seed": 1, "data": "d", "statements": "s"}
         assert (run.manifest["command"], run.manifest["finished"]) == ("again", "now")
     assert RunDirectory.read(tmp_path / "run").manifest["command"] == "again"
+
+
+@pytest.mark.parametrize("left", ["nothing", "work/stage/00000-key.seal.json", "seals/00000.seal.json",
+                                  "states/bare/shards/00000.seal.json", "tables/t.parquet"])  # fmt: skip
+def test_only_finished_work_belongs_to_another_run(tmp_path: Path, left: str) -> None:
+    # The first try misspelt the model: it wrote its manifest and then could not load anything.
+    RunDirectory.open(tmp_path / "run", {"model": "smolm"}).close()
+    if left != "nothing":
+        atomic.write_bytes(tmp_path / "run" / left, b"{}")
+        with pytest.raises(RunError, match="its model is 'smolm', this one's is 'smollm2'"):
+            RunDirectory.open(tmp_path / "run", {"model": "smollm2"})
+        return
+    with RunDirectory.open(tmp_path / "run", {"model": "smollm2"}, command="again") as run:
+        assert run.manifest["identity"] == {"model": "smollm2"}
+        assert run.manifest["command"] == "again"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": "2"}, {"version": True}, {"version": None}, {"identity": []}, {"stages": {"generate": 7}},
+        {"stages": []}, {"data": "d"}, {"data": [1]}, {"made": "answers"}, {"made": [1]}, {"model": []},
+        {"notes": {}}, {"config": None}, {"exit_times": {}}, {"tokens_per_second": []}, {"probe_verdict": 3},
+    ],
+)  # fmt: skip
+def test_a_wrongly_typed_manifest_is_not_believed(tmp_path: Path, change: dict[str, object]) -> None:
+    with opened(tmp_path / "run") as run:
+        kept(run)
+        run.stage_state("stage", "done")
+    manifest = tmp_path / "run" / "manifest.json"
+    atomic.write_json(manifest, {**json.loads(manifest.read_bytes()), **change})
+    with pytest.raises(RunError, match="holds no run"):
+        RunDirectory.read(tmp_path / "run")
+    with opened(tmp_path / "run") as run:  # the units are found again by their keys
+        assert run.manifest["stages"] == {}
+        assert run.manifest["version"] == FORMAT
+        assert run.units("stage").whole(0, "key") is not None
+
+
+@pytest.mark.parametrize("content", ["7", "null", "[]", '"x"', "{}", "[" * 100_000])
+def test_a_manifest_that_is_none_is_somebody_elses(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(RunError, match="holds no run"):
+        RunDirectory.read(tmp_path)
+    for fresh in (False, True):
+        with pytest.raises(RunError, match=r"not a run directory .*manifest\.json"):
+            RunDirectory.open(tmp_path, {}, fresh=fresh)
+    assert (tmp_path / "manifest.json").read_text() == content
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 half", b"PAR1" + b"\0" * 50 + b"PAR1"])
+def test_a_damaged_table_counts_as_not_made(tmp_path: Path, content: bytes) -> None:
+    with opened(tmp_path / "run") as run:
+        run.write_table("a", TABLE)
+        run.write_table("b", TABLE)
+        (run.path / "tables" / "a.parquet").write_bytes(content)
+        assert run.table("a") is None
+        assert list(run.tables()) == ["b"]
+
+
+def test_what_clearing_left_behind_is_still_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(tmp_path / "run") as run:
+        kept(run)
+        run.write_table("t", TABLE)
+        (run.path / "report.html").write_text("old")
+    unlink = Path.unlink
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "report.html":
+            raise KeyboardInterrupt
+        unlink(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            RunDirectory.open(tmp_path / "run", {"seed": 2}, fresh=True)
+    RunDirectory.open(tmp_path / "run", {"seed": 2}).close()

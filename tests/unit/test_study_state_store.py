@@ -19,7 +19,7 @@ from exitlens.models import wrap
 from exitlens.models.forward import common_prefix, passes
 from exitlens.runs.engine import LocalEngine
 from exitlens.runs.hidden_states import Origin, StateStore
-from exitlens.storage.atomic import write_json
+from exitlens.storage.atomic import write_json, write_parquet
 from exitlens.studies.probes import extraction
 from exitlens.studies.probes.extraction import extract, label_tokens
 
@@ -145,6 +145,62 @@ def test_a_store_that_lost_its_plan_is_planned_again(tmp_path: Path) -> None:
     assert again.unfinished() == []
     with pytest.raises(ProbeError, match="no hidden states in"):
         StateStore.read(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layers": "012"},
+        {"layers": [0, "1"]},
+        {"d_model": "4"},
+        {"model": None},
+        {"more": 1},
+        {"layers": None},
+        {"prompt": 7},
+    ],
+)
+def test_a_wrongly_typed_store_is_extracted_again(tmp_path: Path, change: dict[str, Any]) -> None:
+    filled(tmp_path, "1", "2")
+    known = json.loads((tmp_path / "store.json").read_bytes())
+    write_json(tmp_path / "store.json", {**known, **change})
+    if change != {"more": 1}:
+        with pytest.raises(ProbeError, match=r"no hidden states in .*: extract them first"):
+            StateStore.read(tmp_path)
+    store = StateStore.open(tmp_path, ORIGIN)
+    assert store.unfinished() == []  # the shards' keys say that they are of this origin
+    assert store.layer(2)[:, 0].tolist() == [201, 202]
+    assert json.loads((tmp_path / "store.json").read_bytes()).items() >= known.items()
+
+
+@pytest.mark.parametrize("name", ["plan.parquet", "index.parquet"])
+@pytest.mark.parametrize("change", ["text", "negative", "lacking", "half"])
+def test_a_table_of_places_that_makes_no_sense_is_made_again(tmp_path: Path, name: str, change: str) -> None:
+    filled(tmp_path, "1", "2", "3")
+    file = tmp_path / name
+    before = file.read_bytes()
+    table = pd.read_parquet(file)
+    if change == "half":
+        file.write_bytes(before[: len(before) // 2])
+    elif change == "lacking":
+        write_parquet(file, table.drop(columns="row"))
+    else:
+        write_parquet(file, table.assign(shard="0" if change == "text" else -1))
+    store = filled(tmp_path, "1", "2", "3")
+    assert store.layer(1)[:, 0].tolist() == [101, 102, 103]
+    assert StateStore.read(tmp_path).index()["id"].tolist() == ["1", "2", "3"]
+    assert file.read_bytes() == before
+
+
+def test_an_index_that_is_damaged_is_made_from_the_shards(tmp_path: Path) -> None:
+    filled(tmp_path, "1", "2", "3")
+    before = (tmp_path / "index.parquet").read_bytes()
+    (tmp_path / "index.parquet").write_bytes(b"half")
+    assert StateStore.read(tmp_path).layer(0, ["3"])[:, 0].tolist() == [3]
+    assert (tmp_path / "index.parquet").read_bytes() == before
+    # A shard whose rows are damaged is not in it.
+    (tmp_path / "index.parquet").unlink()
+    (tmp_path / "shards" / "00000.rows.parquet").write_bytes(b"half")
+    assert StateStore.read(tmp_path).index()["id"].tolist() == ["3"]
 
 
 def test_a_few_rows_and_many_rows_of_a_shard_are_the_same(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from exitlens.errors import DataError
-from exitlens.parsing import parse_json
+from exitlens.parsing import cut, parse_json
 
 __all__ = ["SPLITS", "Split", "Survey", "TextFile"]
 
@@ -30,7 +30,8 @@ Split = Literal["lines", "paragraphs"]
 SPLITS: tuple[str, ...] = get_args(Split)
 
 LONGEST = 8 << 20  # bytes of one line or paragraph: more than that is no text but a file without line breaks
-ROWS = 256  # rows of a Parquet file in memory
+ROWS = 256  # rows of a Parquet file in memory, fewer where they are long
+UNPACKED = 64 << 20  # bytes of a Parquet file's rows in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,20 +155,45 @@ class TextFile:
         import pyarrow.parquet as pq
 
         try:
-            file = pq.ParquetFile(self.path)
-            if self.field not in file.schema_arrow.names:
-                names = ", ".join(map(repr, file.schema_arrow.names))
+            schema = pq.read_schema(self.path)
+            count = schema.names.count(self.field)
+            if count == 0:
+                names = cut(", ".join(map(repr, schema.names)))
                 raise DataError(
-                    f"'{self.path}' has no column '{self.field}' (it has {names[:80]}): name the column of the text "
-                    "with --field"
+                    f"'{self.path}' has no column '{self.field}' (it has {names}): name the column of the text with "
+                    "--field"
                 )
+            if count > 1:
+                raise DataError(f"'{self.path}' has several columns '{self.field}': name one of its own with --field")
+            kind = schema.field(self.field).type
+            # Column chunks are streamed, and a text that stands in many rows is held once.
+            once = [self.field] if pa.types.is_string(kind) or pa.types.is_large_string(kind) else []
+            file = pq.ParquetFile(self.path, buffer_size=1 << 20, pre_buffer=False, read_dictionary=once)
             number = 0
-            for batch in file.iter_batches(batch_size=ROWS, columns=[self.field]):
-                for value in batch.column(0).to_pylist():
-                    yield number, self._text(value, f"row {number}")
-                    number += 1
-        except pa.ArrowInvalid as error:
-            raise DataError(f"'{self.path}' is not a whole Parquet file ({str(error).splitlines()[0]})") from None
+            for group in range(file.num_row_groups):
+                rows = self._batch_rows(file.metadata.row_group(group), group)
+                for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=[self.field]):
+                    for value in batch.column(0):
+                        yield number, self._text(_short(value, self.path, number), f"row {number}")
+                        number += 1
+        except (pa.ArrowException, UnicodeDecodeError) as error:
+            raise DataError(f"'{self.path}' is not a whole Parquet file ({cut(str(error).splitlines()[0])})") from None
+
+    def _batch_rows(self, group: Any, number: int) -> int:
+        """How many rows of a row group are read at once, by what it says of its size.
+
+        Raises DataError for a group of which a few bytes unpack to gigabytes: pages are unpacked as a whole.
+        """
+        chunks = [group.column(i) for i in range(group.num_columns)]
+        mine = [c for c in chunks if c.path_in_schema.split(".")[0] == self.field]
+        packed = sum(int(chunk.total_compressed_size) for chunk in mine)
+        size = sum(int(chunk.total_uncompressed_size) for chunk in mine)
+        if size > UNPACKED and size > 100 * packed:
+            raise DataError(
+                f"'{self.path}' row group {number} unpacks from {packed:,} to {size:,} bytes: write it again with "
+                "fewer rows in a group, or as JSON lines"
+            )
+        return max(1, min(ROWS, UNPACKED * int(group.num_rows) // max(1, size)))
 
     def _text(self, value: Any, where: str) -> str:
         if value is None:
@@ -179,6 +205,18 @@ class TextFile:
             )
         # Half a surrogate pair, which JSON can carry, is no character: no tokenizer and no table takes it.
         return value if value.isascii() else value.encode("utf-8", "replace").decode("utf-8")
+
+
+def _short(value: Any, path: Path, row: int) -> Any:
+    """A Parquet value as Python's. Raises DataError for a text that is longer than a line may be."""
+    import pyarrow as pa
+
+    inner = value.value if isinstance(value, pa.DictionaryScalar) and value.is_valid else value
+    if isinstance(inner, pa.StringScalar | pa.LargeStringScalar) and inner.is_valid:
+        size = inner.as_buffer().size
+        if size > LONGEST:
+            raise DataError(f"'{path}' row {row} has a text of {size:,} bytes, over {LONGEST >> 20} MiB: cut it up")
+    return value.as_py()
 
 
 def _kind(path: Path) -> Literal["json", "parquet", "plain"]:

@@ -14,7 +14,7 @@ from filelock import FileLock
 
 from exitlens.errors import ExitlensError
 from exitlens.models.identity import file_hash
-from exitlens.storage.atomic import aside, read_json, write_json
+from exitlens.storage.atomic import aside, read_json, sweep, write_json
 from exitlens.storage.cache_folder import cache_dir
 
 __all__ = ["alone", "copy_folder", "keep", "what_is_wrong"]
@@ -66,6 +66,7 @@ def alone(folder: Path) -> Iterator[None]:
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        sweep(folder.parent)  # half-unpacked copies of killed processes, hundreds of megabytes each
         lock.acquire()
     except OSError:
         yield

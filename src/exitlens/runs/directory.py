@@ -25,8 +25,11 @@ from types import TracebackType
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from exitlens.errors import RunError
+from exitlens.parsing import cut
 from exitlens.storage.atomic import canonical, guarded, read_json, sweep, write_json, write_parquet
 from exitlens.storage.joined_tables import write_joined
 from exitlens.storage.lock import DirectoryLock
@@ -69,7 +72,7 @@ class RunDirectory:
             _refuse_links(folder)
             sweep(folder, below=True, alone=True)
             manifest = None if fresh else _earlier(folder)
-            if manifest is None:
+            if manifest is None or not _begun(folder):
                 manifest = _new_manifest(identity, command)
             else:
                 _refuse_other(folder, manifest, identity)
@@ -140,13 +143,17 @@ class RunDirectory:
         write_joined(self.path / "tables" / f"{name}.parquet", files)
 
     def table(self, name: str) -> pd.DataFrame | None:
-        """A result table, or None when this run has not made it (yet)."""
-        file = self.path / "tables" / f"{name}.parquet"
-        return pd.read_parquet(file) if file.is_file() else None
+        """A result table, or None when this run has not made it (yet), or it is damaged: its study makes it again."""
+        try:
+            return pd.read_parquet(self.path / "tables" / f"{name}.parquet")
+        except (OSError, ValueError, pa.ArrowException):
+            return None
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Every result table that is there, by name."""
-        return {file.stem: pd.read_parquet(file) for file in sorted((self.path / "tables").glob("*.parquet"))}
+        """Every result table that is there and whole, by name."""
+        names = sorted(file.stem for file in (self.path / "tables").glob("*.parquet"))
+        found = {name: self.table(name) for name in names}
+        return {name: table for name, table in found.items() if table is not None}
 
 
 def versions() -> dict[str, str]:
@@ -181,9 +188,39 @@ def _new_manifest(identity: Mapping[str, Any], command: str) -> dict[str, Any]:
     }
 
 
+class _Manifest(BaseModel):
+    """What a manifest may say; fields that are not named here are a study's own."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    version: int
+    identity: dict[str, Any]
+    stages: dict[str, dict[str, Any]]
+    command: str = ""
+    config: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
+    versions: dict[str, str] = {}
+    hardware: dict[str, Any] = {}
+    started: str = ""
+    finished: str | None = None
+    model: dict[str, Any] = {}
+    data: list[dict[str, Any]] | dict[str, Any] = []
+    notes: list[str] = []
+    made: list[str] = []
+    exit_times: list[dict[str, Any]] = []
+    tokens_per_second: dict[str, float | None] = {}
+    probe_verdict: str = ""
+    probe_notes: list[str] = []
+
+
 def _manifest_of(folder: Path) -> dict[str, Any] | None:
+    """The manifest; None where there is none, and where a value is of another kind than a run writes."""
     value = read_json(folder / "manifest.json")
-    return value if isinstance(value, dict) and "identity" in value and "stages" in value else None
+    try:
+        _Manifest.model_validate(value)
+    except ValidationError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _earlier(folder: Path) -> dict[str, Any] | None:
@@ -214,7 +251,14 @@ def _refuse_links(folder: Path) -> None:
 
 
 def _sealed(folder: Path) -> bool:
-    return any((folder / "work").glob("*/*.seal.json")) or any((folder / "seals").glob("*.json"))
+    """Whether a unit of work was ever finished here."""
+    places = ("work/*/*.seal.json", "seals/*.seal.json", "states/*/shards/*.seal.json")
+    return any(any(folder.glob(place)) for place in places)
+
+
+def _begun(folder: Path) -> bool:
+    """Whether there is anything that another run could spoil: a run whose model could not be loaded left nothing."""
+    return _sealed(folder) or any((folder / "tables").glob("*.parquet"))
 
 
 def _refuse_other(folder: Path, earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
@@ -228,14 +272,13 @@ def _refuse_other(folder: Path, earlier: Mapping[str, Any], identity: Mapping[st
     for name in sorted(set(before) & set(identity)):
         if canonical(before.get(name)) != canonical(identity.get(name)):
             raise RunError(
-                f"'{folder}' belongs to another run: its {name} is {_short(before.get(name))}, this one's is "
-                f"{_short(identity.get(name))}; choose another folder with --out, or start over with --fresh"
+                f"'{folder}' belongs to another run: its {name} is {_shown(before.get(name))}, this one's is "
+                f"{_shown(identity.get(name))}; choose another folder with --out, or start over with --fresh"
             )
 
 
-def _short(value: Any, width: int = 80) -> str:
-    text = "not set" if value is None else repr(value)
-    return text if len(text) <= width else text[: width - 1] + "…"
+def _shown(value: Any) -> str:
+    return "not set" if value is None else cut(repr(value))
 
 
 def _clear(folder: Path) -> None:

@@ -23,13 +23,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 from safetensors import safe_open
 from torch import Tensor
 
 from exitlens.errors import LayerError, ProbeError
-from exitlens.storage.atomic import canonical, key_of, read_json, sha256_file, write_json, write_parquet, write_tensors
+from exitlens.parsing import cut
+from exitlens.storage.atomic import canonical, key_of, sha256_file, write_json, write_parquet, write_tensors
 from exitlens.storage.sealed import Seal, Sealed
 
 __all__ = ["SHARD_ROWS", "Origin", "StateStore"]
@@ -69,18 +72,19 @@ class StateStore:
         Layers that it does not hold yet are added: its shards then count as unfinished, for those layers only.
         """
         folder = Path(path)
-        known = read_json(folder / "store.json")
+        known = _origin_of(folder)
         layers = origin.layers
-        if isinstance(known, dict):
-            layers = tuple(sorted({*known.get("layers", ()), *origin.layers}))
+        if known is not None:
+            layers = tuple(sorted({*known.layers, *origin.layers}))
+            before = asdict(known)
             for name, value in asdict(origin).items():
-                if name != "layers" and canonical(known.get(name)) != canonical(value):
+                if name != "layers" and before[name] != value:
                     raise ProbeError(
-                        f"'{folder}' holds hidden states with {name} {_short(known.get(name))}, not {_short(value)}: "
-                        "use another folder, or remove it to extract them again"
+                        f"'{folder}' holds hidden states with {name} {cut(repr(before[name]))}, not "
+                        f"{cut(repr(value))}: use another folder, or remove it to extract them again"
                     )
         whole = replace(origin, layers=layers)
-        if known is None or tuple(known.get("layers", ())) != layers:
+        if known != whole:
             write_json(folder / "store.json", asdict(whole))
         return cls(folder, whole, _read_plan(folder), origin.layers)
 
@@ -88,11 +92,10 @@ class StateStore:
     def read(cls, path: str | Path) -> StateStore:
         """An existing store; ProbeError when there is none."""
         folder = Path(path)
-        known = read_json(folder / "store.json")
-        if not isinstance(known, dict):
+        known = _origin_of(folder)
+        if known is None:
             raise ProbeError(f"no hidden states in '{folder}': extract them first (exitlens probe --data ...)")
-        known["layers"] = tuple(known["layers"])
-        return cls(folder, Origin(**known), _read_plan(folder))
+        return cls(folder, known, _read_plan(folder))
 
     # writing
 
@@ -169,8 +172,8 @@ class StateStore:
 
     def index(self) -> pd.DataFrame:
         """One row per stored example, in the order of shards and rows."""
-        file = self.path / "index.parquet"
-        return pd.read_parquet(file) if file.is_file() else self.finish()
+        index = _read_table(self.path / "index.parquet", (*_PLAN, "shard", "row"))
+        return index if index is not None else self.finish()
 
     def layer(self, layer: int, ids: Sequence[str] | None = None) -> NDArray[np.float32]:
         """States of one layer ``[n, d_model]``, float32: of all examples, or of ``ids`` in their order."""
@@ -251,13 +254,29 @@ def _rows(file: Any, key: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 def _read_plan(folder: Path) -> pd.DataFrame:
-    file = folder / "plan.parquet"
-    if file.is_file():
-        try:
-            return pd.read_parquet(file)
-        except (OSError, ValueError):
-            pass  # damaged: plan again; shards are found by the key of their rows
-    return pd.DataFrame({name: [] for name in (*_PLAN, "shard", "row")})
+    # Damaged: planned again; shards are found by the key of their rows.
+    plan = _read_table(folder / "plan.parquet", (*_PLAN, "shard", "row"))
+    return plan if plan is not None else pd.DataFrame({name: [] for name in (*_PLAN, "shard", "row")})
+
+
+def _read_table(file: Path, columns: Sequence[str]) -> pd.DataFrame | None:
+    """A table of examples; None where it is missing, damaged, or its places are no numbers of shards and rows."""
+    try:
+        found = pd.read_parquet(file)
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+    whole = set(columns) <= set(found.columns) and all(
+        pd.api.types.is_integer_dtype(found[name]) and bool((found[name] >= 0).all()) for name in ("shard", "row")
+    )
+    return found if whole else None
+
+
+def _origin_of(folder: Path) -> Origin | None:
+    """What a store says of itself; None where it says nothing, or nothing that makes sense."""
+    try:
+        return TypeAdapter(Origin).validate_json((folder / "store.json").read_bytes(), strict=True)
+    except (OSError, ValidationError):
+        return None
 
 
 def _name(layer: int) -> str:
@@ -268,8 +287,3 @@ def _range(layers: Sequence[int]) -> str:
     if list(layers) == list(range(layers[0], layers[-1] + 1)):
         return f"layers {layers[0]} to {layers[-1]}"
     return "layers " + ", ".join(str(layer) for layer in layers)
-
-
-def _short(value: Any, width: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= width else text[: width - 1] + "…"

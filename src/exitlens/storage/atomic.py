@@ -42,6 +42,7 @@ __all__ = [
     "text_hash",
     "write_bytes",
     "write_file",
+    "write_folder",
     "write_json",
     "write_parquet",
     "write_table",
@@ -66,22 +67,29 @@ def aside(path: Path) -> Iterator[Path]:
 
     No two writers are ever given the same name. When the block raises, what was written is removed. Raises OSError.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.parent not in _swept:
-        _swept.add(path.parent)
-        sweep(path.parent)
-    part = path.with_name(f".{path.name[:80]}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    _open.add(part.name)
-    try:
+    with _scratch(path) as part:
         yield part
         for written in (*(part.rglob("*") if part.is_dir() else ()), part):
             _flush(written)
         part.replace(path)
         # A rename is only durable once the folder's own entry is on disk.
         _flush(path.parent)
-    finally:
-        _remove(part)
-        _open.discard(part.name)
+
+
+def write_folder(folder: Path, make: Callable[[Path], Any]) -> None:
+    """Let ``make`` fill the folder that it is given, then put the files into ``folder``, each whole or not at all.
+
+    Files of other names that ``folder`` holds stay. Raises RunError when it cannot be written.
+    """
+
+    def put() -> None:
+        with _scratch(folder / "files") as made:
+            make(made)
+            for file in sorted(path for path in made.rglob("*") if path.is_file()):
+                with aside(folder / file.relative_to(made)) as part:
+                    file.replace(part)
+
+    guarded(put, folder)
 
 
 def sweep(folder: Path, *, below: bool = False, alone: bool = False) -> None:
@@ -206,6 +214,22 @@ class _Probed(Exception):
     """Ends a trial of writing."""
 
 
+@contextlib.contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` that nobody else is given; whatever stands under it afterwards is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.parent not in _swept:
+        _swept.add(path.parent)
+        sweep(path.parent)
+    part = path.with_name(f".{path.name[:80]}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    _open.add(part.name)
+    try:
+        yield part
+    finally:
+        _remove(part)
+        _open.discard(part.name)
+
+
 def _abandoned(left: Path) -> bool:
     """Whether the process that wrote ``left`` is gone; a file of another kind is nobody's to remove."""
     named = _ASIDE.fullmatch(left.name)
@@ -236,21 +260,15 @@ def _storable(frame: pd.DataFrame) -> pd.DataFrame:
         column = frame[name]
         # Arrow holds nothing but whole UTF-8; to look at each of its strings would make millions of Python objects.
         whole = getattr(column.dtype, "storage", None) == "pyarrow"
-        if whole or pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
-            continue
-        changed[str(name)] = pd.Series([_whole(v) for v in column], index=column.index, dtype=object)
-    return frame.assign(**changed) if changed else frame
+        if not (whole or pd.api.types.is_numeric_dtype(column)):
+            changed[str(name)] = pd.Series([_whole(v) for v in column], index=column.index, dtype=object)
+    return frame.assign(**changed)
 
 
 def _whole(value: Any) -> Any:
-    if isinstance(value, str):
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError:
-            return value.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
-        return value
-    missing = value is None or value is pd.NA or (isinstance(value, float) and value != value)
-    return None if missing else value
+    if isinstance(value, str) and not value.isascii():
+        return value.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    return value
 
 
 def _flush(path: Path) -> None:

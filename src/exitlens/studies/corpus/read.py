@@ -106,9 +106,8 @@ def read_corpus(
     _try(lm, layers, settings)
     folder = Path(out).expanduser()
     _refuse_other_task(folder)
-    begun = any((folder / "seals").glob("*.json"))
     identity = _identity(lm, source, survey, layers, settings)
-    with RunDirectory.open(folder, identity, command=command, fresh=fresh or not begun) as directory:
+    with RunDirectory.open(folder, identity, command=command, fresh=fresh) as directory:
         directory.note(
             model={"name": lm.name, "fingerprint": lm.fingerprint, "dtype": identity["dtype"],
                    "device": str(lm.device), "n_layers": lm.n_layers, "d_model": lm.d_model},

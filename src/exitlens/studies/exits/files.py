@@ -21,7 +21,7 @@ from exitlens.exits.heads import ExitHeads
 from exitlens.models import wrap
 from exitlens.models.forward import cut_tokens
 from exitlens.models.protocol import LayeredModel
-from exitlens.storage.atomic import read_json, write_json, write_tensors
+from exitlens.storage.atomic import read_json, write_folder, write_json, write_tensors
 from exitlens.storage.tensors import read_tensors
 
 __all__ = [
@@ -137,11 +137,14 @@ def read_state(path: Path) -> State | None:
 def save_adapter(model: Any, folder: str | Path, lm: LayeredModel, provenance: Mapping[str, Any]) -> Path:
     """Write an adapter as peft does (safetensors), and ``exitlens.json`` with the model it belongs to."""
     place = Path(folder)
-    place.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.save_pretrained(str(place), safe_serialization=True)
-    write_json(place / "exitlens.json", {"model": lm.name, "fingerprint": lm.fingerprint, **_stamped(provenance)})
+
+    def make(part: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model.save_pretrained(str(part), safe_serialization=True)
+        write_json(part / "exitlens.json", {"model": lm.name, "fingerprint": lm.fingerprint, **_stamped(provenance)})
+
+    write_folder(place, make)
     return place
 
 
