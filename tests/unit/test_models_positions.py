@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,6 +89,11 @@ def test_known_configurations_keep_the_own_blocks(kind: str) -> None:
     config = KNOWN[kind]()
     assert unknown_field(config) is None
     assert native(wrap(_built(config), tiny.tokenizer())) is not None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_built_in_model_keeps_the_own_blocks(dtype: str, builtin_path: Path) -> None:
+    assert native(exitlens.load(builtin_path, dtype=dtype)) is not None
 
 
 def test_thresholds_are_found_wherever_they_stand() -> None:

@@ -54,9 +54,11 @@ def _large(lm: Layered, runner: Runner, ids: Tensor) -> bool:
         if not possible:
             return True
         want = lm.forward(ids, layers="all").hidden
-        got = _ours(runner, ids)
-    # A softmax near saturation magnifies rounding, so the bound is on the whole; clipping changes all of it.
-    return all(_close(got[j], state) for j, state in want.items())
+        at, kv = runner.where(0, ids.shape[1]), runner.new_kv(*ids.shape)
+        # Block by block, each on what the model gave it: rounding that a softmax near saturation magnifies does not add
+        # up over blocks (measured on the built-in model, of what a block adds: 0.7% in bf16, 4e-7 in float32).
+        blocks = range(1, lm.n_layers + 1)
+        return all(_adds_alike(lm, runner.block(j, want[j - 1], kv, at), want[j - 1], want[j]) for j in blocks)
 
 
 @contextmanager
@@ -140,6 +142,8 @@ def _alike(ours: Tensor, theirs: Tensor, bound: float) -> bool:
     return float((ours - theirs).abs().max()) <= bound * max(1.0, float(theirs.abs().max()))
 
 
-def _close(ours: Tensor, theirs: Tensor) -> bool:
-    ours, theirs = ours.float(), theirs.float()
-    return float((ours - theirs).abs().mean()) <= 0.1 * float(theirs.abs().mean())
+def _adds_alike(lm: Layered, ours: Tensor, given: Tensor, theirs: Tensor) -> bool:
+    """What a block adds to its input is the same on the whole; clipping a part of its values changes more."""
+    bound = 5e-2 if lm.dtype in (torch.bfloat16, torch.float16) else 1e-4
+    added = float((theirs.float() - given.float()).abs().mean())
+    return float((ours.float() - theirs.float()).abs().mean()) <= bound * added
