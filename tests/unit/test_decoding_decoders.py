@@ -96,20 +96,20 @@ def acd(z: np.ndarray, early: np.ndarray, alpha: float) -> np.ndarray:
     return out
 
 
-def end(z: np.ndarray, early: np.ndarray, weight: float, alpha: float) -> np.ndarray:
+def end(z: np.ndarray, early: np.ndarray, weight: float, alpha: float, final: bool = False) -> np.ndarray:
     out = z.copy()
     for v in np.flatnonzero(kept(z, alpha)):
-        growth = log_softmax(np.array([*early[:, v], z[v]]))
+        growth = log_softmax(np.array([*early[:, v], z[v]] if final else early[:, v]))
         out[v] -= weight * -sum(math.exp(x) * x for x in growth)
     return out
 
 
 def delta(z: np.ndarray, early: np.ndarray, layers: list[int], at: float, n: int, alpha: float) -> np.ndarray:
-    out = np.full(len(z), -INF)
-    for v in np.flatnonzero(kept(z, alpha)):
+    line = np.empty(len(z))
+    for v in range(len(z)):
         slope, base = np.polyfit([*layers, n], [*early[:, v], z[v]], 1)
-        out[v] = slope * at + base
-    return out
+        line[v] = slope * at + base
+    return np.where(kept(line, alpha), log_softmax(line), -INF)
 
 
 def expected(text: str, z: np.ndarray, early: np.ndarray, layers: list[int], n: int) -> np.ndarray:
@@ -134,6 +134,8 @@ def expected(text: str, z: np.ndarray, early: np.ndarray, layers: list[int], n: 
             return end(z, early, 1.0, 0.01)
         case "end:weight=2.5,top=0.2":
             return end(z, early, 2.5, 0.2)
+        case "end:final=yes":
+            return end(z, early, 1.0, 0.01, final=True)
         case "delta":
             return delta(z, early, layers, 1.1 * n, n, 0.1)
         case "delta:from=9,at=14":
@@ -144,7 +146,7 @@ def expected(text: str, z: np.ndarray, early: np.ndarray, layers: list[int], n: 
 DECODERS = [
     "vanilla", "dola:high", "dola:low", "static:5", "dola:high,top=0", "dola:high,choice=reference",
     "dola:high,choice=reference,top=0", "sled", "sled:k=5,rate=0.5,layers=2/4", "acd", "acd:layer=4", "end",
-    "end:weight=2.5,top=0.2", "delta", "delta:from=9,at=14",
+    "end:weight=2.5,top=0.2", "end:final=yes", "delta", "delta:from=9,at=14",
 ]  # fmt: skip
 
 
@@ -397,6 +399,7 @@ def test_no_candidates_left() -> None:
         ("sled:rate=0", "out of range"),
         ("sled:rate=inf", "not a number"),
         ("end:weight=nan", "not a number"),
+        ("end:final=maybe", "use no or yes"),
         ("vanilla:3", "takes no value by itself"),
         ("delta:15", "write delta:from"),
     ],

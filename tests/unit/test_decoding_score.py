@@ -12,7 +12,7 @@ from tests import tiny
 
 from exitlens.data.prompts import BARE_PROMPT
 from exitlens.data.records import Question
-from exitlens.decoding import parse_decoder
+from exitlens.decoding import DoLa, parse_decoder
 from exitlens.decoding.score import FLOOR, ContinuationScorer, score
 from exitlens.errors import ContextError, InputError
 from exitlens.models import wrap
@@ -155,3 +155,54 @@ def test_a_question_without_wrong_answers() -> None:
 def test_the_longest_continuation_that_fits() -> None:
     lm = model("llama")
     assert len(score(lm, [5] * 250, [[6] * 7])[0]) == 7
+
+
+def log_p_and_q(lm: Any, context: list[int], answer: list[int], layer: int) -> tuple[np.ndarray, np.ndarray]:
+    """``log p`` and ``log q`` ``[tokens, vocab]`` in float64 at the places that an answer's tokens are chosen from."""
+    ids = torch.tensor([[*context, *answer]])
+    with torch.no_grad():
+        hidden = lm.forward(ids, layers=[layer, lm.n_layers]).hidden
+        rows = [lm.logits(hidden[j], j, "raw")[0, len(context) - 1 : -1].double() for j in (lm.n_layers, layer)]
+    log_p, log_q = (z.log_softmax(-1).numpy() for z in rows)
+    return log_p, log_q
+
+
+@pytest.mark.parametrize("post_softmax", [True, False])
+def test_answers_scored_as_the_published_code_does_sum_log_probabilities_not_raw_logits(post_softmax: bool) -> None:
+    """``choice=reference,top=0``: generation subtracts raw logits, scores of answers do not."""
+    lm = model("llama")
+    for context, answer in zip(CONTEXTS, ANSWERS, strict=True):
+        log_p, log_q = log_p_and_q(lm, context, answer, 1)
+        contrast = log_p - log_q
+        if post_softmax:
+            contrast = contrast - np.log(np.exp(contrast).sum(-1, keepdims=True))
+        got = score(lm, context, [answer], "dola:1,choice=reference,top=0", post_softmax=post_softmax)[0]
+        np.testing.assert_allclose(got, contrast[np.arange(len(answer)), answer], rtol=1e-4, atol=1e-4)
+
+
+def test_in_reference_mode_the_softmax_comes_before_the_filter() -> None:
+    lm = model("llama")
+    kept = 0
+    for context, answer in zip(CONTEXTS, ANSWERS, strict=True):
+        log_p, log_q = log_p_and_q(lm, context, answer, 1)
+        contrast = log_p - log_q
+        over_all = contrast - np.log(np.exp(contrast).sum(-1, keepdims=True))
+        mask = log_p >= log_p.max(-1, keepdims=True) + np.log(0.02)
+        want = np.where(mask, over_all, FLOOR)[np.arange(len(answer)), answer]
+        got = score(lm, context, [answer], "dola:1,choice=reference,top=0.02")[0]
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+        kept += int((want > FLOOR).sum())
+        # By the paper's divergence the kept tokens share all of the mass: another number.
+        paper = score(lm, context, [answer], "dola:1,top=0.02")[0]
+        assert (paper[want > FLOOR] > want[want > FLOOR]).all()
+    assert kept > 2
+
+
+def test_generation_in_reference_mode_is_the_published_one() -> None:
+    """What scores answers is not what writes them: the next token still comes from raw logits."""
+    final, early = torch.randn(2, 9), torch.randn(1, 2, 9)
+    decoder = parse_decoder("dola:1,choice=reference,top=0")
+    assert isinstance(decoder, DoLa)
+    torch.testing.assert_close(decoder(final, early, 4).scores, final - early[0])
+    want = final.log_softmax(-1) - early[0].log_softmax(-1)
+    torch.testing.assert_close(decoder.for_scoring()(final, early, 4).scores, want)

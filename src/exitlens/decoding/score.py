@@ -50,7 +50,8 @@ class ContinuationScorer:
 
     ``post_softmax``: log-probabilities of the decoder's own distribution (the softmax of its scores). Otherwise the
     scores themselves, of whatever size they are (for DoLa ``log p − log q``); vanilla gives log-probabilities either
-    way. Filtered tokens count :data:`FLOOR`.
+    way. Filtered tokens count :data:`FLOOR`. The filter comes before the softmax, except for DoLa with
+    ``choice=reference``, where it comes after it, as in the published evaluation.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class ContinuationScorer:
         post_softmax: bool = True,
     ) -> None:
         self.lm = lm
-        self._scores = BoundDecoder(lm, decoder)
+        self._scores = BoundDecoder(lm, decoder, scoring=True)
         self.decoder = self._scores.decoder
         self.shared = tuple(shared)
         self._layers = sorted({*self._scores.early, lm.n_layers})
@@ -151,10 +152,13 @@ class ContinuationScorer:
         for a in range(0, len(targets), self._block):
             b = slice(a, a + self._block)
             final = self._logits(hidden[lm.n_layers][b], lm.n_layers).float()
-            scores = self._scores.scores(final, {j: h[b] for j, h in hidden.items()}).scores
-            best.append((scores.argmax(-1) == targets[b]).cpu().numpy())
+            scored = self._scores.scores(final, {j: h[b] for j, h in hidden.items()})
+            scores, late = scored.scores, scored.late_filter
             if self._softmax:
                 scores = scores.log_softmax(-1)
+            if late is not None:
+                scores = scores.masked_fill(~late, -torch.inf)
+            best.append((scores.argmax(-1) == targets[b]).cpu().numpy())
             found = scores.gather(-1, targets[b, None]).squeeze(-1)
             values.append(found.clamp_min(FLOOR).cpu().double().numpy())
         return np.concatenate(values), np.concatenate(best)

@@ -38,10 +38,15 @@ Kind = Literal["number", "whole", "layer", "layers", "word"]
 
 @dataclass(slots=True)
 class Scores:
-    """Scores ``[batch, vocab]`` (−inf: never), and what the step reports: one value or row of values a row."""
+    """Scores ``[batch, vocab]`` (−inf: never), and what the step reports: one value or row of values a row.
+
+    ``late_filter [batch, vocab]``: tokens to keep, where a filter belongs after the softmax of the scores instead of
+    before it (given answers scored as DoLa's code does); None elsewhere.
+    """
 
     scores: Tensor
     info: dict[str, Tensor] = field(default_factory=dict)
+    late_filter: Tensor | None = None
 
 
 @runtime_checkable
@@ -165,6 +170,10 @@ class ContrastDecoder:
     def layers(self, n_layers: int, tied: bool) -> tuple[int, ...]:  # noqa: ARG002 (the protocol's arguments)
         """See :class:`Decoder`: none, unless a decoder says so."""
         return ()
+
+    def for_scoring(self) -> ContrastDecoder:
+        """The decoder that scores given answers: itself, unless its published evaluation differs from generation."""
+        return self
 
     def __call__(self, final: Tensor, early: Tensor, n_layers: int) -> Scores:
         """See :class:`Decoder`."""

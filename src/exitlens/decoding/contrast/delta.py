@@ -1,7 +1,8 @@
 """DeLTa: decoding by the trajectory of logits over layers (He et al. 2025, arXiv 2503.02343).
 
 For each token a least-squares line through its logits of layers M..N, read off at a virtual layer L > N:
-``score = Σ_j w_j Z_j`` with ``w_j = 1/n + (L − x̄)(x_j − x̄) / Σ_i (x_i − x̄)²``, on plausible tokens.
+``ẑ = Σ_j w_j Z_j`` with ``w_j = 1/n + (L − x̄)(x_j − x̄) / Σ_i (x_i − x̄)²``. The scores are ``log softmax ẑ``, and the
+filter keeps the tokens that are plausible under that distribution, not under the model's own.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class DeLTa(ContrastDecoder):
         return candidate_layers(tuple(range(start, n_layers)) or (start,), n_layers, tied)
 
     def __call__(self, final: Tensor, early: Tensor, n_layers: int) -> Scores:
-        """The line's value at the virtual layer, for plausible tokens only."""
+        """Log-probabilities of the virtual layer, for the tokens that are plausible there."""
         k = early.shape[0]
         # Layers are N−k..N; distances from N keep the formula free of N itself.
         x = torch.arange(-k, 1, dtype=torch.float64)
@@ -56,5 +57,7 @@ class DeLTa(ContrastDecoder):
         scores = final * w[-1]
         for weight, z in zip(w[:-1].tolist(), early, strict=True):
             scores = scores.add_(z.to(final.dtype), alpha=weight)
-        mask = plausible(final.log_softmax(-1), self.relative_top)
-        return Scores(scores.masked_fill_(~mask, -math.inf), {"kept": mask.sum(-1)})
+        # A token that no layer can emit is −inf times a negative weight somewhere: never, not always.
+        log_p = scores.masked_fill_(final.isneginf(), -math.inf).log_softmax(-1)
+        mask = plausible(log_p, self.relative_top)
+        return Scores(log_p.masked_fill_(~mask, -math.inf), {"kept": mask.sum(-1)})

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -33,8 +33,10 @@ _LEAST = -650.0  # its exponential is as good as 0, but can be taken the logarit
 class DoLa(ContrastDecoder):
     """``log p − log q_j`` within the plausible tokens, ``j`` the candidate furthest from the final layer.
 
-    ``choice``: ``jsd`` (the paper's Jensen–Shannon divergence) or ``reference`` (what the published code computes:
-    ``½[mean KL(m‖p) + mean KL(m‖q_j)]``, and raw logits subtracted when α = 0). One candidate makes it static.
+    ``choice``: ``jsd`` (the paper's Jensen–Shannon divergence) or ``reference``, what the published code computes. Its
+    divergence is ``½[mean KL(m‖p) + mean KL(m‖q_j)]``. Its generation subtracts raw logits when α = 0; its scores of
+    given answers are ``log p − log q_j`` with any α, and their filter acts after the softmax, if there is one. One
+    candidate makes it static.
     """
 
     name: str = "dola"
@@ -44,6 +46,11 @@ class DoLa(ContrastDecoder):
     )
     relative_top: float = filter_option(0.1)
     lens: Lens = lens_option("raw")
+    scoring: bool = False  # of given answers, not of the next token to write: see for_scoring
+
+    def for_scoring(self) -> DoLa:
+        """See :class:`ContrastDecoder`."""
+        return replace(self, scoring=self.choice == "reference")
 
     def layers(self, n_layers: int, tied: bool) -> tuple[int, ...]:
         """The candidate layers."""
@@ -58,8 +65,12 @@ class DoLa(ContrastDecoder):
         else:
             divergence = self.divergence(log_p, early)
             index, info = divergence.argmax(-1), {"divergence": divergence}
-        raw = self.relative_top == 0.0 and self.choice == "reference"
-        found = contrast_with(final, log_p, early, index, self.relative_top, raw=raw)
+        if self.scoring:
+            found = contrast_with(final, log_p, early, index, 0.0)
+            found.late_filter = plausible(log_p, self.relative_top)
+        else:
+            raw = self.relative_top == 0.0 and self.choice == "reference"
+            found = contrast_with(final, log_p, early, index, self.relative_top, raw=raw)
         found.info |= info
         return found
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitlens.decoding.contrast.base import Decoder, Scores
+from exitlens.decoding.contrast.base import ContrastDecoder, Decoder, Scores
 from exitlens.decoding.contrast.parse import parse_decoder
 from exitlens.errors import InputError
 from exitlens.models.native.runner import logits_of
@@ -23,10 +23,14 @@ def early_layers(lm: LayeredModel, decoder: str | Decoder) -> tuple[int, ...]:
 
 
 class BoundDecoder:
-    """``decoder`` on ``lm``: ``early`` are the layers whose states it needs. Raises as :func:`parse_decoder`."""
+    """``decoder`` on ``lm``: ``early`` are the layers whose states it needs.
 
-    def __init__(self, lm: LayeredModel, decoder: str | Decoder) -> None:
+    ``scoring``: it scores given answers, instead of choosing the next token. Raises as :func:`parse_decoder`."""
+
+    def __init__(self, lm: LayeredModel, decoder: str | Decoder, *, scoring: bool = False) -> None:
         self.decoder = parse_decoder(decoder)
+        if scoring and isinstance(self.decoder, ContrastDecoder):
+            self.decoder = self.decoder.for_scoring()
         self.early = early_layers(lm, self.decoder)
         self._lm, self._logits = lm, logits_of(lm)
 
