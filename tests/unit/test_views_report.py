@@ -296,6 +296,17 @@ def test_the_noun_agrees_with_its_number_and_what_was_set_is_shown_as_it_was_set
     assert "on the one metric: its 95% CI covers 0." in DecodingChapter().headline(Results({"decoding": alone}))[0]
 
 
+def test_a_guarantee_is_said_to_hold_for_one_kind_of_policy() -> None:
+    """Choosing the best of several kinds afterwards is not covered: the remedy stands beside the table."""
+    assert "best of K kinds afterwards, ask for epsilon / K (Bonferroni)" in ExitsChapter.how
+    exits = pd.DataFrame([{"policy": "never", "threshold": None, "agreement": 1.0, "agreement_low": 1.0,
+                           "agreement_high": 1.0, "layers_saved": 0.0, "flops_saved": 0.0, "n": 5}])  # fmt: skip
+    columns = dict.fromkeys(["outcome", "threshold", "calibration_risk", "test_risk", "flops_saved"])
+    kept = pd.DataFrame([{"policy": kind, "delta": 0.1, "epsilon": 0.05, **columns} for kind in ("margin", "cosine")])
+    parts = ExitsChapter().terminal(Results({"exits": exits, "exits_calibration": kept}), True)
+    assert "epsilon 0.05 for each kind; 0.05/2 for the best of these 2" in parts[-1].title
+
+
 def test_a_probe_within_the_models_interval_is_not_called_better() -> None:
     said = ProbesChapter().headline(Results({"probes": probes()}))
     assert all("no significant difference" in line for line in said)

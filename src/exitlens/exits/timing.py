@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +18,14 @@ import torch
 from exitlens.decoding.loop import BatchRun
 from exitlens.errors import UnsupportedModel
 from exitlens.exits.depth_cache import Depths
-from exitlens.exits.policies import RULES, ExitPolicy
+from exitlens.exits.policies import RULES, ExitPolicy, Kind
 from exitlens.exits.replay_policies import Array, Outcome
 from exitlens.exits.session import ExitPrefix, ExitSession
 from exitlens.exits.shortlist import ExitReader
 from exitlens.models.native.runner import runner_of
 from exitlens.models.protocol import LayeredModel
 
-__all__ = ["TimeModel", "measure_times"]
+__all__ = ["TimeModel", "consistent", "measure_times"]
 
 _ROW = np.array([0])
 _WIDTHS = (1, 2, 4, 6, 8, 12)  # tokens in a block: a product's time does not grow evenly with them
@@ -43,7 +43,7 @@ class TimeModel:
     block: tuple[float, ...]
     unembed: float
     step: float
-    check: Mapping[str, float]
+    check: Mapping[Kind, float]
     exit_logits: float
 
     def full(self, n_layers: int) -> float:
@@ -53,7 +53,7 @@ class TimeModel:
     def seconds(self, outcome: Outcome, kind: str, widths: Array) -> float:
         """Mean seconds a token under a policy of ``kind``; ``widths [T, w]``: see :func:`block_widths`."""
         blocks = widths @ self._at(np.arange(widths.shape[1]))
-        checks = outcome.checks * self.check.get(kind, 0.0)
+        checks = outcome.checks * next((seconds for name, seconds in self.check.items() if name == kind), 0.0)
         shown = any(name == kind and rule.needs_logits for name, rule in RULES.items())
         last = np.where(outcome.exited, 0.0 if shown else self.exit_logits, self.unembed)
         return float((self.step + blocks + checks + last).mean())
@@ -97,7 +97,7 @@ def measure_times(
 
     depths = started(ExitPolicy("never")).depths
     block = _block_times(depths, context, few)
-    checks: dict[str, float] = {}
+    checks: dict[Kind, float] = {}
     layer = _timed_layer(n, reader)
     for kind, rule in RULES.items():
         if kind == "never" or (kind == "classifier" and (reader is None or reader.classifier is None)):
@@ -107,15 +107,25 @@ def measure_times(
         checks[kind] = _check_time(started(ExitPolicy(kind, threshold, (layer,))), layer, few, token)
     state = depths.last(_ROW)
     unembed = _best(lambda: runner.logits(state, n).float().argmax(-1).cpu(), few, token)
-    return TimeModel(
-        widths=_WIDTHS,
-        block=block,
-        unembed=unembed,
-        step=max(0.0, _short_generation(lm, ids) - n * block[0] - unembed),
-        # The exit's logits are part of what was timed for ``fixed``.
-        check={**checks, "fixed": 0.0},
-        exit_logits=checks["fixed"],
-    )
+    step = _short_generation(lm, ids) - n * block[0] - unembed
+    return consistent(block, unembed, step, checks, whole_vocabulary=reader is None or reader.heads is None)
+
+
+def consistent(
+    block: Sequence[float], unembed: float, step: float, checks: Mapping[Kind, float], *, whole_vocabulary: bool
+) -> TimeModel:
+    """A time model in which more work never takes less time, whatever noise the pieces were measured with.
+
+    A block with more tokens takes no less; logits at an exit take no less than at layer N where both are
+    ``whole_vocabulary``; a check that looks at logits takes no less than those logits, nor than one that does not.
+    ``checks["fixed"]`` is the exit's logits alone.
+    """
+    exit_logits = max(checks["fixed"], unembed) if whole_vocabulary else checks["fixed"]
+    bare = [seconds for kind, seconds in checks.items() if kind != "fixed" and not RULES[kind].needs_logits]
+    least = max([exit_logits, *bare])
+    check = {kind: max(seconds, least) if RULES[kind].needs_logits else seconds for kind, seconds in checks.items()}
+    rising = tuple(np.maximum.accumulate(np.asarray(block)).tolist())
+    return TimeModel(_WIDTHS, rising, unembed, max(0.0, step), {**check, "fixed": 0.0}, exit_logits)
 
 
 def _timed_layer(n_layers: int, reader: ExitReader | None) -> int:

@@ -23,19 +23,12 @@ __all__ = ["Answers", "Context", "answer_all", "slug"]
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """One decoder's answers to all questions (``answers``), what its layers said, and its speed."""
+    """One decoder's answers to all questions (``answers``), and what its layers said."""
 
     spec: DecoderSpec
     answers: pd.DataFrame
     entropy_tokens: pd.DataFrame | None
     decoding_layers: pd.DataFrame | None
-    seconds: float
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        """Answer tokens over seconds of work (readouts included)."""
-        tokens = int(self.answers["n_tokens"].sum())
-        return tokens / self.seconds if self.seconds > 0 and tokens else None
 
 
 def answer_all(
@@ -55,7 +48,7 @@ def answer_all(
     chosen = done.tables.get("decoding_layers")
     if chosen is not None and len(chosen):
         chosen = chosen.groupby(["decoder", "layer"], sort=True)["count"].sum().reset_index()
-    return Answers(spec, done.tables["answers"], done.tables.get("entropy_tokens"), chosen, done.seconds)
+    return Answers(spec, done.tables["answers"], done.tables.get("entropy_tokens"), chosen)
 
 
 @dataclass

@@ -164,7 +164,7 @@ def _cost_sheet(costs: list[Row]) -> Sheet:
         "tokens per second": ("tokens_per_second", 1),
     }
     body = [[row.get("decoder"), *(number_text(row.get(name), n) for name, n in columns.values())] for row in costs]
-    caption = "What each decoder costs (speed as measured in this run)"
+    caption = "What each decoder costs (speed on a few questions, decoders in turn, without the prompt's pass)"
     return Sheet(caption, ["decoder", *columns], body, "decoding_cost")
 
 

@@ -22,6 +22,7 @@ from exitlens.studies.decoding.analysis import compare, cost_table, score
 from exitlens.studies.decoding.chapter import DecodingChapter
 from exitlens.studies.decoding.columns import DECODING_TABLES
 from exitlens.studies.decoding.multiple_choice import ChooseStage
+from exitlens.studies.decoding.speed import writing_speed
 from exitlens.studies.inputs import Inputs
 
 __all__ = ["STUDY", "DecodingResult", "DecodingStudy", "analyse", "decoding_study"]
@@ -142,9 +143,7 @@ class DecodingStudy(Study):
         for spec in specs:
             found = ctx.answers(spec)
             # The same answers under the name that this study gives the decoder.
-            made.append(
-                Answers(spec, found.answers.assign(decoder=spec.text), None, found.decoding_layers, found.seconds)
-            )
+            made.append(Answers(spec, found.answers.assign(decoder=spec.text), None, found.decoding_layers))
         chosen = choose_all(ctx.engine, questions, specs, config.mc, batch_size=config.batch_size)
         ctx.say("scoring answers")
         metrics = ctx.scorers().metrics()
@@ -158,9 +157,11 @@ class DecodingStudy(Study):
         ctx.write("decoding_layers", study.decoding_layers, ["decoder", "layer"])
         ctx.write("decoding_cost", cost_table(ctx.engine.lm, made))
         directory = ctx.engine.directory
-        if directory is not None:
+        if directory is not None and set(directory.manifest.get("tokens_per_second") or ()) != {s.text for s in specs}:
             # Speed is no result: two runs with the same seed have the same tables, never the same seconds.
-            directory.note(tokens_per_second={a.spec.text: a.tokens_per_second for a in made})
+            ctx.say("timing decoders")
+            speed = writing_speed(ctx.engine.lm, specs, questions, batch_size=config.batch_size)
+            directory.note(tokens_per_second=speed)
 
 
 def _texts(made: Answers, questions: Sequence[Question]) -> list[str]:

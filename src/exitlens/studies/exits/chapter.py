@@ -36,7 +36,8 @@ class ExitsChapter(Chapter):
         "an answer comes from the prompt's own pass and is not counted. The oracle exits at the saturation layer, the "
         "first layer from which the top-1 token no longer changes; exit checks and catching up cost it nothing. "
         "Guarantee (Learn then Test): with probability 1 - epsilon over calibration answers, the share of tokens that "
-        "differ is at most the risk asked for."
+        "differ is at most the risk asked for. Each guarantee is for one kind of policy, chosen beforehand; to choose "
+        "the best of K kinds afterwards, ask for epsilon / K (Bonferroni)."
     )
     own = ("exits", "exits_layers", "exits_kinds", "exits_calibration")
 
@@ -81,7 +82,9 @@ class ExitsChapter(Chapter):
         if whole and chosen is not None:
             names = ["policy", "delta", "outcome", "threshold", "calibration_risk", "test_risk", "flops_saved"]
             epsilon = f"{chosen['epsilon'].iloc[0]:g}"
-            title = f"thresholds that keep the share of differing tokens within delta (epsilon {epsilon})"
+            kinds = chosen["policy"].nunique()
+            title = f"thresholds that keep the share of differing tokens within delta (epsilon {epsilon} for each kind"
+            title += f"; {epsilon}/{kinds} for the best of these {kinds})" if kinds > 1 else ")"
             columns = [Column(name.replace("_", " "), ".3g") for name in names]
             parts.append(Part(title, columns, plain_rows(chosen[names])))
         return parts
