@@ -72,6 +72,24 @@ def test_stopped_and_resumed_is_the_same(tmp_path: Path) -> None:
         trained(lm, state=state, rank=4)
 
 
+def test_a_damaged_checkpoint_is_one_line() -> None:
+    lm = model()
+    kept: list[State] = []
+    trained(lm, steps=2, check_every=1, save=kept.append)
+    tensors, text = kept[0]
+    name = next(key for key in tensors if key.startswith("exp_avg/"))
+    changes: list[tuple[dict[str, Any], dict[str, str]]] = [
+        ({name: None}, {}), ({name: torch.zeros(1)}, {}), ({"now" + name.removeprefix("exp_avg"): None}, {}),
+        ({}, {"step": "two"}), ({}, {"beta": ""}), ({}, {"curve": "{}}"}), ({}, {"curve": '[{"step": 1}]'}),
+        ({}, {"curve": "7"}),
+    ]  # fmt: skip
+    for lost, said in changes:
+        forged = {key: value for key, value in {**tensors, **lost}.items() if value is not None}
+        with pytest.raises(InputError, match=r"the checkpoint is (damaged|of another rank)") as caught:
+            trained(lm, steps=2, state=(forged, {**text, **said}))
+        assert "\n" not in str(caught.value)
+
+
 def test_checkpointing_gives_the_same_curve() -> None:
     lm = model()
     _, plain = trained(lm, steps=10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from exitlens.exits.shortlist import ExitReader
 from exitlens.exits.speculation import SpeculationTally, speculate
 from exitlens.exits.timing import measure_times
 from exitlens.models import wrap
+from exitlens.storage.atomic import write_tensors
+from exitlens.studies.exits.files import load_heads, save_heads
 
 
 @lru_cache
@@ -263,3 +266,34 @@ def test_what_cannot_be_is_refused() -> None:
         train_heads(model(), {j: h[:100] for j, h in hidden.items()}, layers=[1])
     with pytest.raises(ProbeError, match="tuned-lens"):
         ExitHeads.from_tensors({}, {"kind": "tuned-lens"})
+
+
+@pytest.mark.parametrize(
+    ("name", "forged"),
+    [
+        ("down", torch.zeros(2, 3)), ("down", torch.zeros(2, 16, 7)), ("up", torch.zeros(3, 32, 16)),
+        ("shift", torch.zeros(2, 32, dtype=torch.long)), ("offset", torch.full((2,), torch.nan)),
+        ("direction", torch.zeros(2)), ("shortlist", torch.zeros(4)), ("shortlist", torch.tensor([-1])),
+        ("shortlist", torch.zeros(0, dtype=torch.long)), ("shortlist", torch.tensor([tiny.VOCAB])),
+        ("layers", torch.tensor([1.0, 2.0])), ("layers", torch.tensor([1, 1])), ("layers", torch.tensor([1, 9])),
+        ("layers", torch.tensor([[1, 2]])), ("more", torch.zeros(1)), ("up", None),
+    ],
+)  # fmt: skip
+def test_forged_heads_are_refused_in_one_line(tmp_path: Path, name: str, forged: Tensor | None) -> None:
+    tensors, text = planted()[1].to_tensors()
+    whole = {**tensors, name: forged} if forged is not None else {k: v for k, v in tensors.items() if k != name}
+    write_tensors(tmp_path / "heads", {k: v for k, v in whole.items() if v is not None}, text)
+    with pytest.raises(
+        ProbeError, match=r"not a whole file of exit heads|another width, depth or vocabulary"
+    ) as caught:
+        load_heads(tmp_path / "heads", model())
+    assert "\n" not in str(caught.value)
+
+
+def test_heads_come_back_as_they_were_saved(tmp_path: Path) -> None:
+    heads = planted()[1]
+    save_heads(heads, tmp_path / "heads", {"text": "own"})
+    again = load_heads(tmp_path / "heads", model())
+    assert again.layers == heads.layers
+    assert torch.equal(again.up, heads.up)
+    assert again.notes.items() >= heads.notes.items()

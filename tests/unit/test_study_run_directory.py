@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
@@ -313,3 +314,37 @@ def test_what_clearing_left_behind_is_still_ours(tmp_path: Path, monkeypatch: py
         with pytest.raises(KeyboardInterrupt):
             RunDirectory.open(tmp_path / "run", {"seed": 2}, fresh=True)
     RunDirectory.open(tmp_path / "run", {"seed": 2}).close()
+
+
+def test_fresh_removes_what_a_run_makes_and_nothing_else(tmp_path: Path) -> None:
+    ours = ("work", "shards", "seals", "tables", "states", "figures")
+    with opened(tmp_path / "run") as run:
+        for name in (*ours, "mine"):
+            atomic.write_bytes(run.path / name / "deep" / "file", b"x")
+        for name in ("report.html", "probe.safetensors", "mine.txt"):
+            atomic.write_bytes(run.path / name, b"x")
+    RunDirectory.open(tmp_path / "run", {"seed": 2}, fresh=True).close()
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {".lock", "manifest.json", "mine", "mine.txt"}
+
+
+def test_a_new_manifest_says_who_made_it_and_with_what(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "run", {"seed": 1}, command="exitlens run") as run:
+        found = run.manifest
+    assert set(found) == {
+        "version", "command", "config", "identity", "versions", "hardware", "stages", "started", "finished",
+    }  # fmt: skip
+    assert (found["command"], found["config"], found["stages"], found["finished"]) == ("exitlens run", {}, {}, None)
+    packages = (
+        "exitlens",
+        "torch",
+        "transformers",
+        "tokenizers",
+        "safetensors",
+        "numpy",
+        "pandas",
+        "pyarrow",
+        "python",
+    )
+    assert set(found["versions"]) == set(packages)
+    assert "not installed" not in found["versions"].values()
+    assert datetime.fromisoformat(found["started"]).tzinfo is not None

@@ -19,7 +19,7 @@ from exitlens.models import wrap
 from exitlens.models.forward import common_prefix, passes
 from exitlens.runs.engine import LocalEngine
 from exitlens.runs.hidden_states import Origin, StateStore
-from exitlens.storage.atomic import write_json, write_parquet
+from exitlens.storage.atomic import write_json, write_parquet, write_tensors
 from exitlens.studies.probes import extraction
 from exitlens.studies.probes.extraction import extract, label_tokens
 
@@ -189,6 +189,20 @@ def test_a_table_of_places_that_makes_no_sense_is_made_again(tmp_path: Path, nam
     assert store.layer(1)[:, 0].tolist() == [101, 102, 103]
     assert StateStore.read(tmp_path).index()["id"].tolist() == ["1", "2", "3"]
     assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "forged", [{"layer.00": torch.zeros(2, 4)}, {"layer.01": torch.zeros(2, 7)}, {"layer.01": torch.zeros(1, 4)}]
+)
+def test_tensors_that_are_not_as_the_seal_says_are_one_line(tmp_path: Path, forged: dict[str, torch.Tensor]) -> None:
+    filled(tmp_path, "1", "2")
+    write_tensors(tmp_path / "shards" / "00000.safetensors", forged)
+    with pytest.raises(ProbeError, match="is not as its seal says") as caught:
+        StateStore.read(tmp_path).layer(1)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "shards" / "00000.safetensors").unlink()
+    with pytest.raises(ProbeError, match="is not as its seal says"):
+        StateStore.read(tmp_path).layer(1)
 
 
 def test_an_index_that_is_damaged_is_made_from_the_shards(tmp_path: Path) -> None:

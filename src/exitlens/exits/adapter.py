@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from exitlens.errors import InputError, MissingExtra, layer_range_error
 from exitlens.models.protocol import LayeredModel
+from exitlens.parsing import cut
 
 __all__ = ["AdaptReport", "Check", "State", "adapt"]
 
@@ -264,15 +265,20 @@ class _Trainer:
         tensors, text = state
         if text.get("fingerprint") != self.lm.fingerprint or text.get("layers") != json.dumps(self.layers):
             raise InputError("the checkpoint is of another model or of other exit layers: remove it, or start afresh")
-        with torch.no_grad():
-            for name, p in self.params.items():
-                if f"now/{name}" not in tensors or tensors[f"now/{name}"].shape != p.shape:
+        for name, p in self.params.items():
+            for key in ("now", "best", "exp_avg", "exp_avg_sq"):
+                if f"{key}/{name}" in tensors and tensors[f"{key}/{name}"].shape != p.shape:
                     raise InputError("the checkpoint is of another rank: remove it, or start afresh")
-                p.copy_(tensors[f"now/{name}"])
-                self.best[name] = tensors[f"best/{name}"].to(p.device)
-                self.optimiser.state[p] = {
-                    key: tensors[f"{key}/{name}"].to("cpu" if key == "step" else p.device)
-                    for key in ("step", "exp_avg", "exp_avg_sq")
-                }
-        self.step, self.beta = int(text["step"]), float(text["beta"])
-        self.curve = [Check(**c) for c in json.loads(text["curve"])]
+        try:
+            with torch.no_grad():
+                for name, p in self.params.items():
+                    p.copy_(tensors[f"now/{name}"])
+                    self.best[name] = tensors[f"best/{name}"].to(p.device)
+                    self.optimiser.state[p] = {
+                        key: tensors[f"{key}/{name}"].to("cpu" if key == "step" else p.device)
+                        for key in ("step", "exp_avg", "exp_avg_sq")
+                    }
+            self.step, self.beta = int(text["step"]), float(text["beta"])
+            self.curve = [Check(**c) for c in json.loads(text["curve"])]
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"the checkpoint is damaged ({cut(error)}): remove it, or start afresh") from None

@@ -27,7 +27,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from exitlens.errors import LayerError, ProbeError
@@ -198,9 +198,14 @@ class StateStore:
                 mine = [(i, layer) for i, layer in enumerate(layers) if layer in held]
                 if not mine:
                     continue
-                with safe_open(file, framework="pt") as tensors:
-                    for i, layer in mine:
-                        out[i, wanted] = _rows(tensors, _name(layer), rows[wanted])
+                try:
+                    with safe_open(file, framework="pt") as tensors:
+                        for i, layer in mine:
+                            out[i, wanted] = _rows(tensors, _name(layer), rows[wanted])
+                except (OSError, SafetensorError, ValueError, IndexError) as error:
+                    raise ProbeError(
+                        f"'{file}' is not as its seal says ({cut(error)}): extract the hidden states again"
+                    ) from None
         return out
 
     def _files(self, shard: int) -> dict[Path, list[int]]:

@@ -21,6 +21,7 @@ from exitlens.exits.heads import ExitHeads
 from exitlens.models import wrap
 from exitlens.models.forward import cut_tokens
 from exitlens.models.protocol import LayeredModel
+from exitlens.parsing import cut
 from exitlens.storage.atomic import read_json, write_folder, write_json, write_tensors
 from exitlens.storage.tensors import read_tensors
 
@@ -112,11 +113,38 @@ def load_heads(path: str | Path, lm: LayeredModel | None = None) -> ExitHeads:
     tensors, text = read_tensors(Path(path))
     try:
         heads = ExitHeads.from_tensors(tensors, text)
+        wrong = _misfit(tensors)
     except (KeyError, TypeError) as error:
-        raise ProbeError(f"'{path}' is not a whole file of exit heads ({error}): train them again") from None
+        wrong = cut(error)
+    if wrong is not None:
+        raise ProbeError(f"'{path}' is not a whole file of exit heads ({wrong}): train them again")
     if lm is not None:
         heads.check(lm)
+        size, deepest, last = heads.shift.shape[1], max(heads.layers), int(heads.shortlist.max())
+        if size != lm.d_model or deepest > lm.n_layers or last >= lm.vocab_size:
+            raise ProbeError(f"'{path}' holds exit heads of another width, depth or vocabulary than {lm.name}'s")
     return heads
+
+
+def _misfit(tensors: Mapping[str, Tensor]) -> str | None:
+    """The first tensor of exit heads that has not the shape and type that the others ask for: a file may be forged."""
+    e, d = len(tensors["layers"].flatten()), tensors["shift"].shape[-1]
+    r = tensors["down"].shape[1] if tensors["down"].ndim == 3 else 0
+    for name, shape in {
+        "down": (e, r, d),
+        "up": (e, d, r),
+        "shift": (e, d),
+        "direction": (e, d),
+        "offset": (e,),
+    }.items():
+        tensor = tensors[name]
+        if tensor.shape != shape or not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+            return name
+    for name in ("layers", "shortlist"):
+        ids = tensors[name]
+        if ids.ndim != 1 or ids.dtype != torch.long or not len(ids) or bool((ids < 0).any()):
+            return name
+    return None if len(set(tensors["layers"].tolist())) == e else "layers"
 
 
 def write_state(path: Path, state: State) -> None:
