@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -15,7 +17,7 @@ from exitlens.errors import InputError, LayerError
 from exitlens.lenses import train_tuned as training
 from exitlens.lenses.read_hidden import readout
 from exitlens.lenses.train_tuned import split_texts, train_tuned_lens
-from exitlens.lenses.tuned import TunedLens
+from exitlens.lenses.tuned import TunedLens, from_published
 from exitlens.models.protocol import LogitTransform
 
 
@@ -175,3 +177,37 @@ def test_other_models_lens_and_damage(tmp_path: Path) -> None:
         TunedLens.load(tmp_path / "none.safetensors")
     with pytest.raises(InputError, match="pickle"):
         TunedLens.load(tmp_path / "params.pt")
+
+
+def published(model: SmallModel, **config: object) -> TunedLens:
+    g = torch.Generator().manual_seed(5)
+    tensors = {f"{j}.weight": 0.1 * torch.randn(24, 24, generator=g) for j in range(4)}
+    tensors |= {f"{j}.bias": torch.zeros(24) for j in range(4)}
+    return from_published({"num_hidden_layers": 4, "base_model_name_or_path": "org/small"} | config, tensors, "pub")
+
+
+def test_a_published_lens_is_used_with_the_unembedding_it_names(caplog: pytest.LogCaptureFixture) -> None:
+    model, other = SmallModel(), SmallModel(seed=9)
+    hashed = hashlib.sha256(str.encode(np.array_str(model.weight.float().numpy(), precision=1))).hexdigest()
+    lens = published(model, unembed_hash=hashed)
+    lens.check(model)
+    model.name = "./a/folder"  # the hash knows better than the name
+    lens.check(model)
+    assert not caplog.text
+    with pytest.raises(InputError, match=r"published for 'org/small', whose unembedding is not that of small"):
+        lens.check(other)
+    with pytest.raises(InputError, match="published for"):
+        readout(other, states(other), lens=lens, stats=("entropy",))
+    half = SmallModel(seed=9, dtype=torch.bfloat16)
+    lens.check(half)
+    assert "load it in float32" in caplog.text
+
+
+def test_a_published_lens_without_a_hash_is_compared_by_name(caplog: pytest.LogCaptureFixture) -> None:
+    model = SmallModel()
+    published(model).check(model)
+    model.name = "org/Small@main"
+    published(model).check(model)
+    assert not caplog.text
+    published(model, base_model_name_or_path="org/large").check(model)
+    assert "published for 'org/large', not for org/Small@main" in caplog.text

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,9 +24,11 @@ from exitlens.models.protocol import LayeredModel
 from exitlens.storage.atomic import write_tensors
 from exitlens.storage.tensors import read_tensors
 
-__all__ = ["TunedLens", "from_published"]
+__all__ = ["TunedLens", "from_published", "unembedding_hash"]
 
 FORMAT = "exitlens-tuned-lens-1"
+_PUBLISHED = "published checkpoint"
+_LOG = logging.getLogger("exitlens")
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +106,21 @@ class TunedLens(Lens):
                 f"lens {self.name!r} is for {self.n_layers} layers of width {self.d_model}, but {lm.name} has "
                 f"{lm.n_layers} of width {lm.d_model}: train one with exitlens lens train"
             )
+        self._check_published(lm)
+
+    def _check_published(self, lm: LayeredModel) -> None:
+        """A published lens says of which unembedding it is; without that, the name of its model is all there is."""
+        said, named = self.provenance.get("unembed_hash"), self.provenance.get("model", "")
+        if said and said == unembedding_hash(lm.weight):
+            return
+        where = f"lens {self.name!r} was published for {named[:80]!r}"
+        if said and lm.weight.dtype == torch.float32:
+            raise InputError(f"{where}, whose unembedding is not that of {lm.name}: use that model, or train a lens")
+        if said:
+            # Its hash is of printed digits, which rounding to half precision can change.
+            _LOG.warning("%s; whether %s is it cannot be told in %s: load it in float32", where, lm.name, lm.dtype)
+        elif self.provenance.get("source") == _PUBLISHED and _last(named) != _last(lm.name):
+            _LOG.warning("%s, not for %s, and carries no hash of its unembedding", where, lm.name)
 
     @property
     def identity(self) -> str:
@@ -182,8 +201,8 @@ class TunedLens(Lens):
 def from_published(config: Mapping[str, object], tensors: Mapping[str, Tensor], name: str) -> TunedLens:
     """A checkpoint of the ``tuned-lens`` package: ``config.json``, tensors ``{j}.weight`` and ``{j}.bias``.
 
-    Such files name a model but carry no fingerprint, so only the shape is checked against the model.
-    Raises :class:`InputError`.
+    Such files carry no fingerprint, but name a model and (newer ones) hold a hash of its unembedding's printed digits:
+    both are compared when the lens is used. Raises :class:`InputError`.
     """
     n = config.get("num_hidden_layers")
     if not isinstance(n, int) or n < 1:
@@ -194,8 +213,20 @@ def from_published(config: Mapping[str, object], tensors: Mapping[str, Tensor], 
     weight = torch.stack([tensors[f"{j}.weight"].float() for j in range(n)])
     zero = torch.zeros(weight.shape[1])
     bias = torch.stack([tensors.get(f"{j}.bias", zero).float() for j in range(n)])
-    source = str(config.get("base_model_name_or_path", "unknown"))
-    return TunedLens(name, "", bias, weight, provenance={"model": source, "source": "published checkpoint"})
+    notes = {"model": str(config.get("base_model_name_or_path") or "unknown"), "source": _PUBLISHED}
+    if config.get("unembed_hash"):
+        notes["unembed_hash"] = str(config["unembed_hash"])
+    return TunedLens(name, "", bias, weight, provenance=notes)
+
+
+def unembedding_hash(weight: Tensor) -> str:
+    """The ``tuned-lens`` package's own: sha256 of the matrix ``[vocab, d]`` as numpy prints it with one digit."""
+    digits = np.array_str(weight.detach().float().cpu().numpy(), precision=1)
+    return hashlib.sha256(digits.encode()).hexdigest()
+
+
+def _last(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2].partition("@")[0].lower()
 
 
 def _from_folder(path: Path) -> TunedLens:

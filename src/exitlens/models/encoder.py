@@ -44,6 +44,10 @@ class LoadedEncoder:
         self.layer = self.n_layers if layer is None else layer
         # Some tokenizers say 10^30; the positions that the model has decide then.
         positions = int(getattr(config, "max_position_embeddings", 512) or 512)
+        # RoBERTa's kin begin to count after the padding token's id, so their table has fewer places for tokens.
+        table = getattr(getattr(self._model, "embeddings", None), "position_embeddings", None)
+        if isinstance(table, nn.Embedding) and table.padding_idx is not None:
+            positions -= table.padding_idx + 1
         limit = int(tokenizer.model_max_length)
         self.max_tokens = limit if limit <= positions else positions
         self._special = [i for i in (tokenizer.cls_token_id, tokenizer.sep_token_id) if i is not None]

@@ -106,6 +106,8 @@ class Layered:
         self.parity = checks.check_parity(self, probe, bare)
         checks.check_causal(self, probe, bare, bare if self._copy else again)
         self.offset = checks.position_offset(self, probe, bare)
+        if self.context is not None and self.offset:
+            self.context -= self.offset  # RoBERTa's kin count positions from 2, in a table that is no longer for it
         self.takes_masks = checks.takes_masks(self, probe, bare)
 
     parity: Parity

@@ -14,6 +14,7 @@ from torch import nn
 from exitlens.compute import hardware
 from exitlens.errors import ExitlensError, InputError, ModelError, UnsupportedModel
 from exitlens.models import adapters, pretrained
+from exitlens.models.generation_settings import settings_not_applied
 from exitlens.models.hub import catalog
 from exitlens.models.hub.online import hub_name, local
 from exitlens.models.identity import folder_hash, model_hash
@@ -84,10 +85,18 @@ def _layered(model: Any, inner: Any, tokenizer: Any, label: str, fingerprint: st
         raise
     except Exception as error:  # a configuration or tokenizer with values of the wrong kind fails anywhere
         raise UnsupportedModel(f"{label}: it is here, but does not run: {one_line(error)}") from error
-    lm.notes = (*notes, *tokenizer_notes(tokenizer, len(lm.embed.weight), label))
+    lm.notes = (*notes, *tokenizer_notes(tokenizer, len(lm.embed.weight), label), *_settings_note(inner, label))
     for note in lm.notes:
         _LOG.warning("%s", note)
     return lm
+
+
+def _settings_note(model: Any, label: str) -> list[str]:
+    settings = settings_not_applied(model)
+    if not settings:
+        return []
+    said = ", ".join(f"{name}={str(value)[:40]}" for name, value in settings.items())
+    return [f"{label}: its generation settings {said[:200]} are not applied to answers"]
 
 
 def _read(text: str, dtype: torch.dtype, revision: str | None, remote: bool, base: str | None) -> Raw:
