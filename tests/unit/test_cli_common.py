@@ -269,3 +269,17 @@ sys.exit(code)
         said = process.stderr.read()
     assert process.returncode == 130
     assert said.strip().count("\n") == 0, said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--out", ""], ["run", "--out="], ["read", "--text", "x", "--out", ""], ["look", "hi", "-o", ""],
+        ["generate", "--model", "", "hi"], ["exits", "train", "--out", ""],
+    ],
+)  # fmt: skip
+def test_an_option_that_is_given_nothing(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert "is given ''" in said
+    assert said.count("\n") == 1

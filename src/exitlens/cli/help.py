@@ -48,6 +48,17 @@ class Command(TyperCommand):
         """Write arguments, common options, then each heading."""
         _write_sections(self, ctx, formatter)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse an option that is given nothing (``--out ''``): an empty path would be the current folder."""
+        filled = {name for param in self.get_params(ctx) if param.default != "" for name in param.opts}
+        flags = {name for param in self.get_params(ctx) if getattr(param, "is_flag", False) for name in param.opts}
+        for given, following in zip(args, [*args[1:], None], strict=True):
+            option = given.removesuffix("=")
+            empty = given.endswith("=") or (following == "" and given not in flags)
+            if option in filled and empty:
+                raise InputError(f"{option} is given '': use a value, or leave it out; see {ctx.command_path} --help")
+        return super().parse_args(ctx, args)
+
 
 class Group(TyperGroup):
     """A group of commands; without one it prints its help on the error stream and ends with exit code 2."""
