@@ -14,7 +14,7 @@ from torch import Tensor
 from exitlens.decoding.contrast import BoundDecoder, Decoder
 from exitlens.decoding.sampling import Sampling, penalise, row_generator
 from exitlens.decoding.session import Prefix, open_prefix
-from exitlens.decoding.stopping import StopStrings, undecided
+from exitlens.decoding.stopping import StopStrings, continued, special_token, undecided
 from exitlens.errors import ContextError, InputError
 from exitlens.layer_range import Layers, resolve_layers
 from exitlens.lenses import readout
@@ -155,10 +155,10 @@ def stream(
     for _ in run.batch([row], open_prefix(lm, ())):
         if alive is not None and not alive():
             return
-        text = lm.decode(row.new)
+        text = run.text(row)
         if text.endswith("\ufffd") or row.finish is not None:
             continue
-        safe = len(text) - undecided(text, stop)
+        safe = len(text) - undecided(text, run.stop)
         if safe > sent:
             yield text[sent:safe]
             sent = safe
@@ -193,8 +193,11 @@ class BatchRun:
             raise InputError(f"repetition_penalty {repetition_penalty} is out of range: above 0 (1 is none)")
         self.lm, self.limit, self.penalty, self.seed = lm, max_new_tokens, repetition_penalty, seed
         self.sampling, self.trace = sampling or Sampling(), trace
-        self.stops = StopStrings(stop, lm.decode, lambda text: lm.encode(text, special=False))
-        self.eos = frozenset(lm.eos_ids)
+        # A special token as stop string is never part of a text: it ends an answer as end-of-text tokens do.
+        ends = {text: special_token(lm.tokenizer, text) for text in stop}
+        self.eos = frozenset((*lm.eos_ids, *(i for i in ends.values() if i is not None)))
+        self.stop = tuple(text for text in stop if ends[text] is None)
+        self.stops = StopStrings(self.stop, lm.decode, lambda text: lm.encode(text, special=False))
         self.decoder = BoundDecoder(lm, decoder)
 
     def rows(self, prompts: Sequence[str | Sequence[int]], *, chat: bool = False) -> list[Row]:
@@ -302,13 +305,17 @@ class BatchRun:
             if states is not None:
                 row.hidden.append(states[i])
 
+    def text(self, row: Row, count: int | None = None) -> str:
+        """The text of a row's first ``count`` new tokens (all of them), as it goes on after the prompt."""
+        return continued(self.lm.decode, row.ids, row.new[:count])
+
     def accept(self, row: Row, token: int) -> bool:
         """Add a chosen token to its row and see whether the row has finished; False for an end-of-text token."""
         if token in self.eos:
             row.finish = "eos"
             return False
         row.new.append(token)
-        if self.stops.found(row.new):
+        if self.stops.found(row.new, row.ids):
             row.finish = "stop"
         elif len(row.new) >= self.limit:
             row.finish = "length"
@@ -316,7 +323,7 @@ class BatchRun:
 
     def result(self, row: Row, reads: Mapping[str, np.ndarray] | None = None) -> Generation:
         """The answer of a finished row, cut at its stop string."""
-        text, n = self.stops.cut(row.new)
+        text, n = self.stops.cut(row.new, row.ids)
         ids = row.new[:n]
         steps = {}
         if row.steps:
@@ -339,7 +346,7 @@ def _read(
     """Statistics of each row's own answer tokens, all rows in one readout."""
     if not layers:
         return [{} for _ in rows]
-    counts = [run.stops.cut(row.new)[1] for row in rows]
+    counts = [run.stops.cut(row.new, row.ids)[1] for row in rows]
     if sum(counts) == 0:
         return [{} for _ in rows]
     states = torch.cat([torch.stack(row.hidden[:n]) for row, n in zip(rows, counts, strict=True) if n])

@@ -1,12 +1,40 @@
-"""Where an answer ends: end-of-text tokens and stop strings, also when a stop string is split over tokens."""
+"""Where an answer ends, and how its tokens read as text: end-of-text tokens, stop strings, spaces after the prompt."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from exitlens.errors import InputError
 
-__all__ = ["StopStrings", "undecided"]
+__all__ = ["StopStrings", "continued", "special_token", "undecided"]
+
+_CONTEXT = 4  # tokens before an answer that it is decoded after; more where they begin within a character
+_HALF = "\ufffd"  # what half a character is decoded to
+
+
+def continued(decode: Callable[[Sequence[int]], str], before: Sequence[int], ids: Sequence[int]) -> str:
+    """The text of ``ids`` as it goes on after the tokens ``before``.
+
+    Decoded by itself, a SentencePiece text loses the space that it begins with (``▁sciences`` after ``is`` would read
+    ``issciences``), so a few tokens before it are decoded along and taken off again.
+    """
+    if not before:
+        return decode(ids)
+    for count in range(_CONTEXT, 2 * _CONTEXT):  # a character takes at most four byte tokens
+        context = list(before[-count:])
+        known = decode(context)
+        if not known.startswith(_HALF):
+            break
+    # A character that begins in the context and ends in the answer is the answer's.
+    known, whole = known.rstrip(_HALF), decode([*context, *ids])
+    return whole[len(known) :] if whole.startswith(known) else decode(ids)
+
+
+def special_token(tokenizer: Any, text: str) -> int | None:
+    """The id of the special token that is written ``text``, or None: decoding leaves it out, so it is no text."""
+    added = getattr(tokenizer, "added_tokens_decoder", None) or {}
+    return next((int(i) for i, token in added.items() if token.special and token.content == text), None)
 
 
 class StopStrings:
@@ -28,7 +56,7 @@ class StopStrings:
             # Between letters, since tokenizers may treat spaces at either end of a text apart.
             if encode is not None and stop not in (written := decode(encode(f"a{stop}a"))):
                 raise InputError(
-                    f"the stop string {stop!r} cannot be written by this tokenizer (it gives {written!r}): "
+                    f"the stop string {stop[:80]!r} cannot be written by this tokenizer (it gives {written[:80]!r}): "
                     "use one that it keeps as it is"
                 )
         self._stops = tuple(stops)
@@ -37,16 +65,22 @@ class StopStrings:
         # share a token with at either end.
         self._window = max((len(stop.encode()) for stop in stops), default=0) + 2
 
-    def found(self, ids: Sequence[int]) -> bool:
-        """True when the last tokens of ``ids`` complete a stop string."""
+    def found(self, ids: Sequence[int], before: Sequence[int] = ()) -> bool:
+        """True when the last tokens of ``ids``, which go on after ``before``, complete a stop string."""
         if not self._stops:
             return False
-        tail = self._decode(ids[-self._window :])
+        begin = max(0, len(ids) - self._window)
+        context = ids[max(0, begin - _CONTEXT) : begin] if begin else before
+        tail = continued(self._decode, context, ids[begin:])
         return any(stop in tail for stop in self._stops)
 
-    def cut(self, ids: Sequence[int]) -> tuple[str, int]:
+    def cut(self, ids: Sequence[int], before: Sequence[int] = ()) -> tuple[str, int]:
         """The text before the first stop string, and how many tokens it takes to write it."""
-        text = self._decode(ids)
+
+        def text_of(count: int) -> str:
+            return continued(self._decode, before, ids[:count])
+
+        text = text_of(len(ids))
         at = min((i for stop in self._stops if (i := text.find(stop)) >= 0), default=-1)
         if at < 0:
             return text, len(ids)
@@ -55,12 +89,12 @@ class StopStrings:
         low, high = 0, len(ids)
         while low < high:  # the fewest tokens whose text reaches the stop
             middle = (low + high) // 2
-            if len(self._decode(ids[:middle])) >= at:
+            if len(text_of(middle)) >= at:
                 high = middle
             else:
                 low = middle + 1
         # Half a character counts as one until the rest of it comes: take the tokens that complete it.
-        while low < len(ids) and not self._decode(ids[:low]).startswith(text[:at]):
+        while low < len(ids) and not text_of(low).startswith(text[:at]):
             low += 1
         return text[:at], low
 

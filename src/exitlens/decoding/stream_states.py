@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from exitlens.decoding.contrast import Decoder
-from exitlens.decoding.loop import BatchRun, Generation
+from exitlens.decoding.loop import BatchRun, Generation, Row
 from exitlens.decoding.sampling import Sampling
 from exitlens.decoding.session import open_prefix
 from exitlens.decoding.stopping import undecided
@@ -52,7 +52,7 @@ def watch(
     sent = 0
     for _ in run.batch([row], open_prefix(lm, ()), wanted):
         # What was recorded beside a token is the state that it was chosen from: that of the token before it.
-        while row.finish is None and sent < len(row.hidden) - 1 and _certain(lm, row.new, sent + 1, stop):
+        while row.finish is None and sent < len(row.hidden) - 1 and _certain(run, row, sent + 1):
             yield Watched(lm.token(row.new[sent]), row.hidden[sent + 1].float().cpu())
             sent += 1
     answer = run.result(row)
@@ -67,9 +67,9 @@ def watch(
     yield answer
 
 
-def _certain(lm: LayeredModel, new: Sequence[int], count: int, stop: Sequence[str]) -> bool:
-    """Whether the first ``count`` of the tokens ``new`` stay, whatever comes next."""
-    if not stop:
+def _certain(run: BatchRun, row: Row, count: int) -> bool:
+    """Whether the first ``count`` of a row's new tokens stay, whatever comes next."""
+    if not run.stop:
         return True
-    text = lm.decode(new).rstrip("\ufffd")  # half a character: its rest is yet to come
-    return len(lm.decode(new[:count])) <= len(text) - undecided(text, stop)
+    text = run.text(row).rstrip("\ufffd")  # half a character: its rest is yet to come
+    return len(run.text(row, count)) <= len(text) - undecided(text, run.stop)
