@@ -112,6 +112,14 @@ def test_odd_text_comes_through_unchanged(whole: Path) -> None:
     assert counted.to_dict() == vanilla[vanilla > 0].to_dict()
 
 
+def test_a_misspelt_model_blocks_nothing(work: Path, tmp_path: Path) -> None:
+    for name in ("no-such-model", "another-such-model"):
+        done = run(work, tmp_path / "out", "--model", name)
+        assert done.returncode == 2
+        assert f"no model named '{name}'" in done.stderr
+        assert "belongs to another run" not in done.stderr
+
+
 @pytest.mark.slow
 def test_killed_again_and_again_it_ends_with_the_same_bytes(work: Path, whole: Path) -> None:
     out = work / "killed"
@@ -146,6 +154,8 @@ def test_damaged_units_are_redone_and_a_second_run_gives_the_same_bytes(work: Pa
     shard = next(iter(sorted((whole / "states" / "bare" / "shards").glob("*.safetensors"))))
     shard.write_bytes(b"")
     (whole / "tables" / "decoding.parquet").unlink()
+    for name in ("answers", "layers"):
+        (whole / "tables" / f"{name}.parquet").write_bytes(b"PAR1 half")
     assert run(work, whole).returncode == 0
     assert digests(whole) == before
     apart = run(work, work / "apart", "--only", "entropy")

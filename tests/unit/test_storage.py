@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from exitlens.errors import InputError, ProbeError, RunError
+from exitlens.models import unpacked
 from exitlens.storage import atomic, joined_tables
 from exitlens.storage.atomic import (
     aside,
@@ -151,6 +152,14 @@ def test_a_half_unpacked_folder_is_swept_too_and_links_in_it_are_not_followed(tm
     sweep(tmp_path, below=True)
     assert names(tmp_path / "cache") == []
     assert names(tmp_path / "kept") == ["file"]
+
+
+def test_a_half_unpacked_model_is_swept_when_the_next_one_is_looked_for(tmp_path: Path) -> None:
+    left = tmp_path / f".abc-t5.{atomic._HOST}-{dead()}-0123abcd.tmp"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    with unpacked.alone(tmp_path / "other-t5"):
+        assert not left.exists()
 
 
 def test_writing_to_a_link_replaces_the_link(tmp_path: Path) -> None:
