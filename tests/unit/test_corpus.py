@@ -135,6 +135,38 @@ def test_a_damaged_shard_alone_is_made_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"tokens": "5"}, {"end": [1]}, {"last": 0}, {"notes": "none"}, {"sums": {"entropy": [[1.0, 1]]}},
+        {"sums": {"entropy": 7}}, {"sums": {"saturation": []}}, {"split": 1, "overlap": 3}, {"more": 1}, {"end": None},
+    ],
+)  # fmt: skip
+def test_a_seal_that_makes_no_sense_is_made_again(tmp_path: Path, change: dict[str, Any]) -> None:
+    model, source = SmallModel(), lines(tmp_path)
+    first = read_corpus(LocalEngine(model), source, tmp_path / "out", settings())
+    before = shards(tmp_path / "out")
+    seal = tmp_path / "out" / "seals" / "00001.seal.json"
+    held = json.loads(seal.read_bytes())
+    seal.write_text(json.dumps({**held, "facts": {**held["facts"], **change}}))
+    again = read_corpus(LocalEngine(model), source, tmp_path / "out", settings())
+    assert 0 < again.fresh_tokens < first.tokens
+    assert shards(tmp_path / "out") == before
+    assert json.loads(seal.read_bytes()) == held
+    pd.testing.assert_frame_equal(again.by_layer, first.by_layer)
+
+
+def test_shards_of_another_reading_are_not_taken_when_the_manifest_is_lost(tmp_path: Path) -> None:
+    model, source = SmallModel(), lines(tmp_path)
+    read_corpus(LocalEngine(model), source, tmp_path / "out", settings())
+    (tmp_path / "out" / "manifest.json").write_text("{ half")
+    again = read_corpus(LocalEngine(model), source, tmp_path / "out", settings())
+    assert again.fresh_tokens == 0
+    (tmp_path / "out" / "manifest.json").write_text("{ half")
+    other = read_corpus(LocalEngine(model), source, tmp_path / "out", settings(lens="raw"))
+    assert other.fresh_tokens == other.tokens
+
+
+@pytest.mark.parametrize(
     ("changed", "says"),
     [
         ({"stats": ("entropy",)}, r"its stats is \['entropy', 'top_k'.*this one's is \['entropy'\].*--fresh"),

@@ -193,7 +193,7 @@ def _fill(
         while not last:
             number = len(keys)
             keys.append(key_of(VERSION, base, place))
-            facts = _facts(shards.whole(number, keys[-1]), settings)
+            facts = _facts(shards.whole(number, keys[-1]), len(layers), settings)
             if facts is not None:
                 tick(facts.characters)
                 place, last = facts.end, facts.last
@@ -210,7 +210,7 @@ def _fill(
         tick(job.characters)
     totals = _Totals(layers)
     for number, key in enumerate(keys):
-        facts = _facts(shards.claimed(number, key), settings)
+        facts = _facts(shards.claimed(number, key), len(layers), settings)
         if facts is None:
             raise RunError(f"'{directory.path}' was changed while it was read: run the same command again")
         totals.add(facts)
@@ -223,7 +223,7 @@ def _fill(
     )
 
 
-def _facts(seal: Seal | None, settings: CorpusSettings) -> _Facts | None:
+def _facts(seal: Seal | None, layers: int, settings: CorpusSettings) -> _Facts | None:
     """What a seal says, None where there is none or it makes no sense."""
     if seal is None:
         return None
@@ -231,7 +231,8 @@ def _facts(seal: Seal | None, settings: CorpusSettings) -> _Facts | None:
         facts = _Facts.model_validate_json(canonical(seal.facts))
     except ValidationError:
         return None
-    return facts if not facts.split or facts.overlap == settings.overlap else None
+    fits = all(len(pairs) == (1 if name == "saturation" else layers) for name, pairs in facts.sums.items())
+    return facts if fits and (not facts.split or facts.overlap == settings.overlap) else None
 
 
 class _Stream:
@@ -306,14 +307,14 @@ class _Totals:
         means = {
             name: [s / n if n else float("nan") for s, n in pairs]
             for name, pairs in self._sums.items()
-            if len(pairs) == len(self.layers) and name != "saturation"
+            if name != "saturation"
         }
         return pd.DataFrame({"layer": list(self.layers), "tokens": self.tokens, **means})
 
     @property
     def saturation(self) -> float | None:
         found = self._sums.get("saturation")
-        return found[0][0] / found[0][1] if found else None
+        return found[0][0] / found[0][1] if found and found[0][1] else None
 
 
 def _try(lm: LayeredModel, layers: tuple[int, ...], settings: CorpusSettings) -> None:
