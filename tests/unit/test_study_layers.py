@@ -12,7 +12,7 @@ from tests import tiny
 from exitlens.data.records import Question
 from exitlens.errors import InputError, LayerError
 from exitlens.models import wrap
-from exitlens.studies.layers.choices import plan_choices
+from exitlens.studies.layers.choices import plan_choices, spellings
 from exitlens.studies.layers.look import look, question_record
 from exitlens.studies.layers.stage import LayersStage, LookRecord, accuracy_by_layer, pick_interesting
 from exitlens.studies.layers.study import layers_study
@@ -62,14 +62,54 @@ def test_choices_that_collide_are_one_line(lm: Any, choices: list[str], expected
 
 @pytest.mark.parametrize("lens", ["logit", "raw"])
 def test_first_token_probabilities_are_those_of_the_plain_pass(lm: Any, lens: str) -> None:
-    found = LayersStage((lens,)).run(lm, [record("none", "two", "4", right="none")])["layers"]
-    plan = plan_choices(lm, PROMPT, ["none", "two", "4"])
+    found = LayersStage((lens,)).run(lm, [record("none", "is", "4", right="none")])["layers"]
+    plan = plan_choices(lm, PROMPT, ["none", "is", "4"])
     assert set(found["rule"]) == {"first-token"}
     for layer, rows in found.groupby("layer"):
         p = log_p(lm, plan.context, int(str(layer)), lens)[-1].exp()
-        expected = torch.tensor([float(p[target[0]]) for target in plan.targets], dtype=torch.float64)
+        tokens = spellings(lm, PROMPT, ["none", "is", "4"], plan)
+        assert [len(ids) for ids in tokens] == [1, 2, 2]
+        expected = torch.tensor([float(p[list(ids)].sum()) for ids in tokens], dtype=torch.float64)
         assert rows["probability"].tolist() == pytest.approx(expected.tolist(), rel=1e-4)
         assert rows["share"].tolist() == pytest.approx((expected / expected.sum()).tolist(), rel=1e-4)
+        assert rows["mass"].tolist() == pytest.approx([float(expected.sum())] * 3, rel=1e-4)
+
+
+def texts(lm: Any, choices: list[str], prompt: str = PROMPT) -> list[list[str]]:
+    found = spellings(lm, prompt, choices, plan_choices(lm, prompt, choices))
+    assert len({token for tokens in found for token in tokens}) == sum(map(len, found)), "a token is counted once"
+    return [[lm.decode([token]) for token in tokens] for tokens in found]
+
+
+def test_spellings_of_a_choice_differ_in_case_and_leading_space_alone(lm: Any) -> None:
+    assert texts(lm, ["a", "is"]) == [[" a", "A", "a", " A"], [" is", "is"]]
+    assert texts(lm, ["a true story", "4"]) == [[" a", "A", "a", " A"], [" 4", "4"]]
+
+
+def test_a_part_of_a_word_is_no_spelling_of_it(lm: Any) -> None:
+    # " no" stands for "none" and " Pa" for "Paris"; "No" or "PA" would be other words.
+    assert texts(lm, ["none", "Paris"]) == [[" no"], [" Pa"]]
+
+
+def test_a_spelling_that_two_choices_could_claim_counts_for_neither(lm: Any) -> None:
+    assert texts(lm, ["a", "A"]) == [[" a"], [" A"]]
+    assert texts(lm, ["a", "A and", "4"]) == [[" a"], [" A"], [" 4", "4"]]
+    assert texts(lm, ["No", "4"]) == [[" No", "No", "no", " no"], [" 4", "4"]]
+    # Every spelling of "none" begins with a token that is a spelling of "No".
+    assert texts(lm, ["No", "none"]) == [[" No"], [" no"]]
+
+
+def test_after_a_shared_beginning_and_for_sequences_no_spelling_is_guessed(lm: Any) -> None:
+    assert [len(tokens) for tokens in texts(lm, ["the a", "the 4"])] == [1, 1]
+    assert texts(lm, ["true", "true and false", "none"]) == []
+
+
+def test_look_names_the_spellings_and_mass_counts_a_choice_within_a_choice_once(lm: Any) -> None:
+    assert look(lm, record("is", "4")).spellings == {"is": [" is", "is"], "4": [" 4", "4"]}
+    nested = look(lm, record("true", "true and false", "4"))
+    assert nested.spellings == {}
+    last = nested.layers[nested.layers["layer"] == lm.n_layers].set_index("choice")
+    assert last["mass"].tolist() == pytest.approx([last.loc[["true", "4"], "probability"].sum()] * 3)
 
 
 def test_sequence_probabilities_are_products_over_the_tokens(lm: Any) -> None:
@@ -114,7 +154,8 @@ def layers_table(question: str, shares: list[float], right: bool = True) -> pd.D
         for choice, value, correct in (("good", share, right), ("bad", 1 - share, False)):
             rows.append(
                 {"question_id": question, "question": question, "lens": "logit", "layer": layer, "choice": choice,
-                 "correct": correct, "rule": "first-token", "probability": value, "share": value}
+                 "correct": correct, "rule": "first-token", "spellings": "[]", "probability": value / 2, "share": value,
+                 "mass": 0.5}
             )  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -142,6 +183,7 @@ def test_accuracy_counts_questions_whose_best_choice_is_right() -> None:
     found = accuracy_by_layer(table).set_index("layer")
     assert found["accuracy"].to_dict() == {0: pytest.approx(1 / 3), 1: pytest.approx(2 / 3)}
     assert found.loc[0, "correct_share"] == pytest.approx(0.3)
+    assert found["mass"].tolist() == [0.5, 0.5]
     assert (found["low"] <= found["accuracy"]).all()
 
 

@@ -38,6 +38,7 @@ def layers(question: str = "How many?", choices: tuple[str, ...] = ("two", "none
             "rule": "first-token",
             "probability": 0.1 + 0.01 * layer,
             "share": 1 / len(choices),
+            "mass": 0.2 + 0.02 * layer,
         }
         for layer in range(last + 1)
         for choice in choices

@@ -23,6 +23,7 @@ from exitlens.report.words import counted, set_text
 from exitlens.studies.decoding.chapter import DecodingChapter
 from exitlens.studies.entropy.chapter import EntropyChapter
 from exitlens.studies.exits.chapter import ExitsChapter
+from exitlens.studies.layers.chapter import LayersChapter
 from exitlens.studies.probes.chapter import ProbesChapter
 from exitlens.studies.registry import chapters
 
@@ -305,6 +306,26 @@ def test_a_guarantee_is_said_to_hold_for_one_kind_of_policy() -> None:
     kept = pd.DataFrame([{"policy": kind, "delta": 0.1, "epsilon": 0.05, **columns} for kind in ("margin", "cosine")])
     parts = ExitsChapter().terminal(Results({"exits": exits, "exits_calibration": kept}), True)
     assert "epsilon 0.05 for each kind; 0.05/2 for the best of these 2" in parts[-1].title
+
+
+def test_the_first_of_the_choices_is_not_called_the_models_answer() -> None:
+    picks = pd.DataFrame([{
+        "question_id": "q1", "question": "Which city?", "verdict": "incorrect", "answer": "two",
+        "correct_choice": "none", "interest": 0.4, "lens": "logit",
+    }])  # fmt: skip
+    top = pd.DataFrame(
+        {"question_id": "q1", "lens": "logit", "layer": layer, "rank": 0, "token": " Japan", "probability": 0.3}
+        for layer in (5, 6)
+    )
+    results = Results({"layers": layers(), "layers_picks": picks, "layers_top": top})
+    [said] = LayersChapter().headline(results)
+    assert "“two” ranks first among the choices (incorrect: the correct choice is “none”)" in said
+    assert "together they have 0.32 of the probability. The model's own top-1 token is “·Japan” (0.30)." in said
+    assert "answers" not in said
+    sheet = LayersChapter().tables(results)[0]
+    layer_names = [int(head.removeprefix("layer ")) for head in sheet.headers[1:-1]]
+    masses = [f"{0.2 + 0.02 * layer:.3f}" for layer in layer_names]
+    assert sheet.rows[-1] == ["all choices, of the vocabulary", *masses, masses[-1]]
 
 
 def test_a_probe_within_the_models_interval_is_not_called_better() -> None:

@@ -169,18 +169,22 @@ def _print(found: Look) -> None:
         if choices:
             here = found.layers[found.layers["layer"] == layer]
             share = dict(zip(here["choice"], here["share"], strict=True))
-            rows.append([layer, *(float(share[c]) for c in choices), tokens])
+            rows.append([layer, *(float(share[c]) for c in choices), float(here["mass"].iloc[0]), tokens])
         else:
             rows.append([layer, tokens])
-    columns = [Column("layer", "d"), *(Column(name, ".3f") for name in marked), Column("top tokens", shrink=True)]
+    columns = [Column("layer", "d"), *(Column(name, ".3f") for name in marked)]
+    columns += [Column("mass", ".3f")] if choices else []
+    columns.append(Column("top tokens", shrink=True))
     if choices:
-        last = found.layers[found.layers["layer"] == found.layers["layer"].max()]
-        mass = float(last["probability"].sum())
         note = (
-            f"share of each choice among the choices; by {found.rule}, {found.lens} lens; together they have "
-            f"{mass:.3g} of the probability at the last layer" + ("; * correct" if any(found.record.correct) else "")
+            f"share of each choice among the choices; by {found.rule}, {found.lens} lens; mass: all choices "
+            "together, of the vocabulary's probability" + ("; * correct" if any(found.record.correct) else "")
         )
     else:
         note = f"top next tokens, {found.lens} lens"
     print_table(columns, rows, title=found.record.question, note=note)
+    if found.rule == "first-token":
+        several = {choice: tokens for choice, tokens in found.spellings.items() if len(tokens) > 1}
+        told = "; ".join(f"{choice}: {' + '.join(map(repr, tokens))}" for choice, tokens in several.items())
+        echo(f"spellings summed: {told}" if told else "each choice is one token: no other spelling was summed")
     echo()

@@ -25,15 +25,18 @@ class LayersChapter(Chapter):
     how = (
         "At every layer j the residual stream is read out to a distribution over the vocabulary: lens raw is W·h, "
         "lens logit is W·norm(h); at the last layer both are the model itself. Rule first-token compares choices "
-        "by their first distinguishing token, rule sequence by the probability of the whole choice. Share is the "
-        "probability divided by the sum over the choices. The questions were picked by the program as the most "
-        "interesting correct and incorrect answers, so they illustrate and prove nothing."
+        "by their first distinguishing token, summed over its spellings (case, leading space) that begin the text "
+        "after the prompt and that no other choice could claim. Where choices share a beginning, or the token is a "
+        "part of a word, nothing is added. The table's column spellings names the tokens. Rule sequence compares "
+        "the probability of the whole choice. Share is the probability divided by the sum over the choices; mass is "
+        "what all choices together have of the vocabulary's probability. The questions were picked by the program as "
+        "the most interesting correct and incorrect answers, so they illustrate and prove nothing."
     )
     own = ("layers", "layers_picks", "layers_top")
 
     def headline(self, results: Results) -> list[str]:
-        """One or two sentences for each question picked."""
-        return [_finding(pick, rows(mine)) for pick, mine in _picked(results) if "answer" in pick]
+        """For each question picked: which choice ranks first, how much all have, and since when it leads."""
+        return [_finding(results, pick, rows(mine)) for pick, mine in _picked(results) if "answer" in pick]
 
     def terminal(self, results: Results, whole: bool) -> list[Part]:
         """Accuracy by layer through the first lens."""
@@ -43,8 +46,8 @@ class LayersChapter(Chapter):
         lens = frame["lens"].iloc[0]
         items = sorted(rows(frame, lens=lens), key=lambda row: int(row["layer"]))
         items = items if whole else spread(items, 7)
-        names = ("n", "accuracy", "low", "high", "correct_share")
-        heads = ("correct choice first", "low", "high", "share of the correct choices")
+        names = ("n", "accuracy", "low", "high", "correct_share", "mass")
+        heads = ("correct choice first", "low", "high", "share of the correct choices", "mass of all choices")
         columns: list[Column | str] = [Column("layer", "d"), "questions", *(Column(head, ".3f") for head in heads)]
         return [Part(f"{lens} lens", columns, [[int(row["layer"]), *(row[name] for name in names)] for row in items])]
 
@@ -82,11 +85,12 @@ def _picked(results: Results) -> Iterator[tuple[Row, DataFrame]]:
             yield {**pick, "lens": lens}, mine[mine["lens"] == lens]
 
 
-def _finding(pick: Row, items: Sequence[Row]) -> str:
+def _finding(results: Results, pick: Row, items: Sequence[Row]) -> str:
     answer, correct = visible(pick.get("answer")), visible(pick.get("correct_choice"))
     is_correct = pick.get("verdict") == "correct"
     verdict = "correct" if is_correct else f"incorrect: the correct choice is “{correct}”"
-    text = f"“{visible(pick.get('question'))}”: the model answers “{answer}” ({verdict})."
+    text = f"“{visible(pick.get('question'))}”: “{answer}” ranks first among the choices ({verdict})"
+    text += _beside(results, pick, items)
     leaders = {layer: _leader(items, layer) for layer in layers_of(items)}
     since = _since(sorted(leaders), {layer for layer, (name, _) in leaders.items() if name == str(pick.get("answer"))})
     if since is not None:
@@ -95,6 +99,19 @@ def _finding(pick: Row, items: Sequence[Row]) -> str:
         led = [layer for layer, (_, truth) in leaders.items() if truth]
         text += f" The correct choice leads at {layers_text(led) if led else 'no layer'}."
     return text
+
+
+def _beside(results: Results, pick: Row, items: Sequence[Row]) -> str:
+    """What ranking first is worth: the mass of all choices at the last layer, and the model's own top-1 token there."""
+    last = [row for row in items if int(row["layer"]) == max(layers_of(items))]
+    mass = last[0].get("mass") if last else None
+    text = f"; together they have {to_float(mass):.2g} of the probability." if is_number(mass) else "."
+    top = results.rows("layers_top", question_id=pick["question_id"], lens=pick["lens"], rank=0)
+    best = max(top, key=lambda row: int(row["layer"]), default=None)
+    if best is None:
+        return text
+    own = f"“{token_text(best.get('token'))}” ({number_text(best.get('probability'), 2)})"
+    return f"{text} The model's own top-1 token is {own}."
 
 
 def _leader(items: Sequence[Row], layer: int) -> tuple[str, bool]:
@@ -123,6 +140,9 @@ def _sheets(results: Results, pick: Row, mine: list[Row]) -> list[Sheet]:
         shares = [number_text(at[layer].get("share"), 3) if layer in at else "–" for layer in shown]
         probability = number_text(at[shown[-1]].get("probability"), 3) if shown and shown[-1] in at else "–"
         body.append([f"{'✓ ' if items[0].get('correct') else ''}{choice}", *shares, probability])
+    masses = {int(row["layer"]): row.get("mass") for row in mine}
+    whole = [number_text(masses.get(layer), 3) for layer in shown]
+    body.append(["all choices, of the vocabulary", *whole, whole[-1] if whole else "–"])
     question = str(mine[0].get("question", "")) if mine else ""
     top = results.rows("layers_top", question_id=pick["question_id"], lens=pick["lens"])
     best = [
@@ -147,7 +167,7 @@ def _plates(results: Results, pick: Row, mine: DataFrame, tag: str) -> Iterator[
     verdict, lens = visible(pick["verdict"]), visible(pick["lens"])
     question = visible(mine["question"].iloc[0]) if "question" in mine else ""
     rule = join([visible(name) for name in distinct(rows(mine), "rule")])
-    answered = f"answered {verdict}ly · " if verdict in ("correct", "incorrect") else ""
+    answered = f"{verdict} choice first · " if verdict in ("correct", "incorrect") else ""
     note: dict[str, Any] = {"note": f"{answered}{results.model} · {lens} lens · choices by {rule}"}
     where = f"Model {results.model}, {lens} lens, choices by {rule}, n = 1 question: “{question}”."
     yield Plate(

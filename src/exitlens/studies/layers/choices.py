@@ -1,8 +1,9 @@
-"""What stands for an answer choice: its first distinguishing token, or the whole sequence of its tokens."""
+"""What stands for an answer choice: its first distinguishing token in every spelling, or the sequence of its tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
@@ -10,7 +11,7 @@ from typing import Literal
 from exitlens.errors import InputError
 from exitlens.models.protocol import LayeredModel
 
-__all__ = ["ChoicePlan", "Rule", "plan_choices"]
+__all__ = ["ChoicePlan", "Rule", "plan_choices", "spellings"]
 
 Rule = Literal["auto", "first-token", "sequence"]
 
@@ -66,6 +67,52 @@ def plan_choices(lm: LayeredModel, prompt: str, choices: Sequence[str], rule: Ru
                 f"choices '{texts[i]}' and '{texts[j]}' collide: no first token tells them apart; use --rule sequence"
             )
     return ChoicePlan("sequence", tuple(whole[0][:start]), tuple(map(tuple, tails)))
+
+
+def spellings(lm: LayeredModel, prompt: str, choices: Sequence[str], plan: ChoicePlan) -> tuple[tuple[int, ...], ...]:
+    """The tokens that stand for each choice: the plan's own first, then those that differ in case or leading space.
+
+    A model may begin its answer with ``Tokyo``, `` Tokyo`` or `` tokyo``; what it gives a choice is the sum over them.
+    Nothing is guessed: another token counts only where the text after the prompt, spelt that way, begins with it, and
+    where both it and the choice's own token are the choice's whole first word (``OS`` is no spelling of ``Osaka``,
+    though `` Os`` may stand for it). A token with which two choices may begin counts for neither, unless it is the own
+    token of one. After a beginning that all choices share, each choice keeps its own token alone.
+
+    Args:
+        lm: The model.
+        prompt: The text before the choices.
+        choices: The choices, in the plan's order.
+        plan: What :func:`plan_choices` made of them.
+
+    Returns:
+        For each choice its tokens, none twice and none in two choices; under rule ``sequence`` nothing.
+    """
+    if plan.rule == "sequence":
+        return ()
+    own = [target[0] for target in plan.targets]
+    if plan.context != tuple(lm.encode(prompt)):
+        return tuple((token,) for token in own)
+    texts = [choice.strip() for choice in choices]
+    begins = [{token, *_beginnings(lm, prompt, text, plan.context)} for text, token in zip(texts, own, strict=True)]
+    claims = Counter(token for tokens in begins for token in tokens)
+    out: list[tuple[int, ...]] = []
+    for text, token, tokens in zip(texts, own, begins, strict=True):
+        word = text.split()[0].casefold()
+        whole = sorted(t for t in tokens if claims[t] == 1 and lm.decode([t]).strip().casefold() == word)
+        alone = lm.decode([token]).strip().casefold() != word  # its own token is a part of the word
+        out.append((token,) if alone else (token, *(t for t in whole if t != token)))
+    return tuple(out)
+
+
+def _beginnings(lm: LayeredModel, prompt: str, choice: str, context: tuple[int, ...]) -> Iterator[int]:
+    """The token after the prompt of every spelling of ``choice``, where the prompt's own tokens stay as they are."""
+    first, rest = choice[:1], choice[1:]
+    cases = dict.fromkeys([choice, first.upper() + rest, first.lower() + rest, choice.lower(), choice.upper()])
+    for gap in (" ", ""):
+        for spelt in cases:
+            ids = lm.encode(prompt + gap + spelt)
+            if tuple(ids[: len(context)]) == context and len(ids) > len(context):
+                yield ids[len(context)]
 
 
 def _shared(texts: Sequence[Sequence[int]]) -> int:

@@ -22,8 +22,12 @@ LAYERS_TABLES = (
             Field("choice", "text of the choice"),
             Field("correct", "whether the choice is correct (False for all: not known)"),
             Field("rule", "what stands for a choice: first-token or sequence"),
-            Field("probability", "of the choice, over the whole vocabulary", "0–1"),
+            Field("spellings", "JSON list: texts of the tokens summed for the choice (empty for sequence)"),
+            Field("probability", "of the choice, over the whole vocabulary: the sum over its spellings", "0–1"),
             Field("share", "the same over the sum of the choices", "0–1"),
+            Field(
+                "mass", "of all choices together, over the whole vocabulary (a choice in another counts once)", "0–1"
+            ),
         ),
     ),
     TableSpec(
@@ -45,7 +49,7 @@ LAYERS_TABLES = (
         (
             _ID,
             Field("question", "its text"),
-            Field("verdict", "correct or incorrect: the choice with the largest share at the last layer"),
+            Field("verdict", "correct or incorrect: the choice that ranks first among the choices at the last layer"),
             Field("answer", "that choice"),
             Field("correct_choice", "the first correct choice"),
             Field("interest", "how far the correct choices' share moves between some layer and the last", "0–1"),
@@ -64,6 +68,7 @@ LAYERS_TABLES = (
             Field("low", "lower end of the 95% interval of `accuracy`", "0–1"),
             Field("high", "upper end of the 95% interval of `accuracy`", "0–1"),
             Field("correct_share", "mean share of the correct choices", "0–1"),
+            Field("mass", "mean probability of all choices together, over the whole vocabulary", "0–1"),
         ),
         printed=True,
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,15 @@ class Look:
     top: pd.DataFrame
     map: pd.DataFrame | None = None
 
+    @property
+    def spellings(self) -> dict[str, list[str]]:
+        """Texts of the tokens that were summed for each choice; empty under rule ``sequence`` and without choices."""
+        if not len(self.layers):
+            return {}
+        firsts = self.layers.drop_duplicates("choice")
+        found = {choice: json.loads(texts) for choice, texts in zip(firsts["choice"], firsts["spellings"], strict=True)}
+        return {choice: texts for choice, texts in found.items() if texts}
+
 
 def look(
     lm: LayeredModel,
@@ -52,9 +62,24 @@ def look(
 ) -> Look:
     """Probability of each choice at each layer, and the top next tokens.
 
-    ``record``: a question (put under the six few-shot examples) or a record of one's own. Probabilities are of the
-    whole vocabulary (``probability``) and among the choices (``share``). Raises InputError for choices that collide,
-    LayerError, ContextError.
+    Args:
+        lm: The model.
+        record: A question, put under the six few-shot examples, or a record of one's own.
+        choices: The answers to compare, where ``record`` is a question.
+        lens: How a layer is read.
+        layers: Which layers, in the grammar of :mod:`exitlens.layer_range` or as numbers.
+        rule: What stands for a choice: see :func:`~exitlens.studies.layers.choices.plan_choices`. Under
+            ``first-token`` the spellings of a choice are summed: see
+            :func:`~exitlens.studies.layers.choices.spellings`.
+        top_k: How many top tokens a layer are kept.
+
+    Returns:
+        Tables in which ``probability`` and ``mass`` are of the whole vocabulary, ``share`` among the choices.
+
+    Raises:
+        InputError: Choices that collide, an empty question.
+        LayerError: A layer that the model does not have.
+        ContextError: A prompt that does not fit the model's context.
     """
     if isinstance(record, str):
         record = question_record(record, choices, None)
@@ -88,9 +113,9 @@ def check_rule(text: str) -> Rule:
 
 
 def map_of(lm: LayeredModel, record: LookRecord, *, lens: str | Lens = "logit", layers: Layers = "all") -> pd.DataFrame:
-    """Token × layer: what each layer expects after each token of the text, with how sure it is of it.
+    """Token × layer: what each layer expects after each token of the text, and with what probability.
 
-    Columns: question_id, lens, layer, position, context (the token read there), token_id, token, probability. Worked
+    Columns: question_id, lens, layer, position, context (the token read there), token_id, token, probability. Few-shot
     examples before the question are read but not listed. Raises ContextError, LayerError.
     """
     ids = list(lm.encode(record.prompt))
@@ -100,7 +125,7 @@ def map_of(lm: LayeredModel, record: LookRecord, *, lens: str | Lens = "logit", 
     before = record.prompt.rfind(record.question) if record.question else 0
     first = common_prefix([lm.encode(record.prompt[:before]), ids]) if before > 0 else 0
     trace = read_ids(lm, [ids], layers=numbers, lens=lens, stats=("top_k",), top_k=1)
-    top, sure = trace["top_ids"][0, :, :, 0], np.exp(trace["top_logprobs"][0, :, :, 0].astype(np.float64))
+    top, probability = trace["top_ids"][0, :, :, 0], np.exp(trace["top_logprobs"][0, :, :, 0].astype(np.float64))
     rows = [
         {
             "question_id": record.id,
@@ -110,7 +135,7 @@ def map_of(lm: LayeredModel, record: LookRecord, *, lens: str | Lens = "logit", 
             "context": trace.tokens[0][place],
             "token_id": int(top[k, place]),
             "token": lm.decode([int(top[k, place])]) or f"<{int(top[k, place])}>",
-            "probability": float(sure[k, place]),
+            "probability": float(probability[k, place]),
         }
         for k, layer in enumerate(numbers)
         for place in range(first, len(ids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from exitlens.lenses.lens import Lens, as_lens, lens_name
 from exitlens.lenses.read_hidden import readout
 from exitlens.models.forward import Batch, passes
 from exitlens.models.protocol import LayeredModel
-from exitlens.studies.layers.choices import ChoicePlan, Rule, plan_choices
+from exitlens.studies.layers.choices import ChoicePlan, Rule, plan_choices, spellings
 
 __all__ = ["LayersStage", "LookRecord", "check_layers", "pick_interesting"]
 
@@ -42,7 +43,7 @@ class LayersStage:
     """
 
     name: ClassVar[str] = "layers"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # spellings of a choice are summed
 
     lenses: tuple[str | Lens, ...] = ("logit",)
     layers: tuple[int, ...] | str = "all"
@@ -65,14 +66,13 @@ class LayersStage:
     def run(self, lm: LayeredModel, batch: Sequence[LookRecord]) -> dict[str, pd.DataFrame]:
         """See :class:`exitlens.runs.engine.Stage`. Raises InputError for choices that collide, ContextError."""
         layers = check_layers(lm, self.layers)
-        plans = [_plan(lm, record, self.rule) for record in batch]
-        reads = [read for place, plan in enumerate(plans) for read in _reads(place, plan)]
+        found = [_found(lm, record, self.rule, len(self.lenses), len(layers)) for record in batch]
+        reads = [read for place, each in enumerate(found) for read in _reads(place, each)]
         needed = min(read.first for read in reads)
-        found = [_Found(len(self.lenses), len(layers), plan) for plan in plans]
         for part in passes(lm, [read.text for read in reads], layers=layers, positions="all", needed=needed):
             self._read(lm, part, reads, found)
         return {
-            "layers": _frame([row for r, f in zip(batch, found, strict=True) for row in self._rows(r, f, layers)]),
+            "layers": _frame([row for r, f in zip(batch, found, strict=True) for row in self._rows(lm, r, f, layers)]),
             "layers_top": _frame(
                 [row for r, f in zip(batch, found, strict=True) for row in self._tops(lm, r, f, layers)]
             ),
@@ -97,16 +97,25 @@ class LayersStage:
                 begin, end = end, end + len(read.targets)
                 here = found[read.owner]
                 if read.choice is None:
-                    count = here.scores.shape[2]
-                    here.scores[lens_index] = log_p[:, begin, :count]
+                    # p(choice) = Σ p(token) over its spellings; the tokens lie side by side in the columns.
+                    stops = np.cumsum([len(tokens) for tokens in here.tokens])
+                    for choice, (stop, tokens) in enumerate(zip(stops, here.tokens, strict=True)):
+                        columns = log_p[:, begin, stop - len(tokens) : stop]
+                        here.scores[lens_index, :, choice] = np.logaddexp.reduce(columns, axis=1)
                 else:
                     here.scores[lens_index, :, read.choice] = log_p[:, begin:end, 0].sum(axis=1)
                 here.tops.setdefault(lens_index, (ids[:, begin], probabilities[:, begin]))
 
-    def _rows(self, record: LookRecord, found: _Found, layers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    def _rows(
+        self, lm: LayeredModel, record: LookRecord, found: _Found, layers: Sequence[int]
+    ) -> Iterator[dict[str, Any]]:
         correct = record.correct or (False,) * len(record.choices)
+        spelt = [json.dumps([lm.decode([t]) for t in tokens], ensure_ascii=False) for tokens in found.tokens]
+        apart = _disjoint(found.plan.targets)
         for lens_index, lens in enumerate(self.lenses):
             share = _softmax(found.scores[lens_index])
+            probability = np.exp(found.scores[lens_index])
+            mass = probability[:, apart].sum(axis=1)
             for row, layer in enumerate(layers):
                 for column, choice in enumerate(record.choices):
                     yield {
@@ -117,8 +126,10 @@ class LayersStage:
                         "choice": choice,
                         "correct": bool(correct[column]),
                         "rule": found.plan.rule,
-                        "probability": float(np.exp(found.scores[lens_index, row, column])),
+                        "spellings": spelt[column] if spelt else "[]",
+                        "probability": float(probability[row, column]),
                         "share": float(share[row, column]),
+                        "mass": float(mass[row]),
                     }
 
     def _tops(
@@ -184,7 +195,8 @@ def pick_interesting(layers: pd.DataFrame, *, lens: str | None = None, most: int
 def accuracy_by_layer(layers: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Share of questions whose top choice is correct, at each layer, with an interval by question.
 
-    Columns: lens, layer, n, accuracy, low, high, correct_share (mean share of the correct choices).
+    Columns: lens, layer, n, accuracy, low, high, correct_share (mean share of the correct choices), mass (mean
+    probability of all choices together).
     """
     from exitlens.stats import mean_interval
 
@@ -204,9 +216,10 @@ def accuracy_by_layer(layers: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
                 "low": interval.low,
                 "high": interval.high,
                 "correct_share": float(share.mean()),
+                "mass": float(best["mass"].mean()),
             }
         )
-    return pd.DataFrame(rows, columns=["lens", "layer", "n", "accuracy", "low", "high", "correct_share"])
+    return pd.DataFrame(rows, columns=["lens", "layer", "n", "accuracy", "low", "high", "correct_share", "mass"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +238,8 @@ class _Found:
     lenses: int
     layers: int
     plan: ChoicePlan
+    tokens: tuple[tuple[int, ...], ...]
+    """The tokens summed for each choice; none where choices are whole sequences."""
     scores: NDArray[np.float64] = field(init=False)
     tops: dict[int, tuple[NDArray[Any], NDArray[Any]]] = field(init=False, default_factory=dict)
 
@@ -232,19 +247,28 @@ class _Found:
         self.scores = np.zeros((self.lenses, self.layers, len(self.plan.targets)))
 
 
-def _plan(lm: LayeredModel, record: LookRecord, rule: Rule) -> ChoicePlan:
+def _found(lm: LayeredModel, record: LookRecord, rule: Rule, lenses: int, layers: int) -> _Found:
     if record.choices:
-        return plan_choices(lm, record.prompt, record.choices, rule)
+        plan = plan_choices(lm, record.prompt, record.choices, rule)
+        return _Found(lenses, layers, plan, spellings(lm, record.prompt, record.choices, plan))
     context = tuple(lm.encode(record.prompt))
     if not context:
         raise InputError(f"prompt '{record.id}' is empty: give a text")
-    return ChoicePlan("first-token", context, ())
+    return _Found(lenses, layers, ChoicePlan("first-token", context, ()), ())
 
 
-def _reads(owner: int, plan: ChoicePlan) -> list[_Read]:
+def _disjoint(targets: Sequence[tuple[int, ...]]) -> list[int]:
+    """The choices that begin with no other choice: a sequence's probability holds all of its continuations'."""
+    return [
+        i for i, whole in enumerate(targets) if not any(t == whole[: len(t)] for j, t in enumerate(targets) if j != i)
+    ]
+
+
+def _reads(owner: int, found: _Found) -> list[_Read]:
+    plan = found.plan
     first = len(plan.context) - 1
     if plan.rule == "first-token":
-        together = tuple(target[0] for target in plan.targets)
+        together = tuple(token for tokens in found.tokens for token in tokens)
         return [_Read(owner, None, plan.context, first, (together or (0,),))]
     return [
         _Read(owner, i, (*plan.context, *target[:-1]), first, tuple((token,) for token in target))
