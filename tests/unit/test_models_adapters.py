@@ -17,6 +17,7 @@ import exitlens
 from exitlens.errors import CorruptModel, ExitlensError, InputError, MissingExtra, ModelNotFound, UnsupportedModel
 
 from .. import tiny
+from ..commands import call, done
 
 pytestmark = [  # what PEFT itself warns of
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
@@ -155,3 +156,17 @@ def test_a_damaged_configuration_is_one_line(text: str, tmp_path: Path) -> None:
     with pytest.raises(ExitlensError, match=r"adapter_config\.json") as caught:
         _load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_the_base_is_given_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _adapter(tmp_path / "adapter", tmp_path / "base")
+    config = tmp_path / "adapter" / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": None}))
+    common = ["generate", "What is", "--model", tmp_path / "adapter", "--dtype", "float32", "--max-new-tokens", "4"]
+    code, _, error = call(capsys, *common)
+    assert code == 2
+    assert "--base" in error
+    said = done(capsys, *common, "--base", tmp_path / "base")
+    lm = _load(tmp_path / "adapter", base=str(tmp_path / "base"))
+    want = lm.generate(["What is"], max_new_tokens=4)[0]
+    assert said[0]["token_ids"] == list(want.token_ids)

@@ -19,13 +19,21 @@ _DEPTH = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 def load_model(
-    name: str, device: str, dtype: str, revision: str | None, trust: bool, quiet: bool, *, adapter: Path | None = None
+    name: str,
+    device: str,
+    dtype: str,
+    revision: str | None,
+    trust: bool,
+    quiet: bool,
+    *,
+    base: str | None = None,
+    adapter: Path | None = None,
 ) -> LayeredModel:
     """The model of the shared options, with a LoRA adapter where one is given. Raises ModelError, InputError."""
     from exitlens.models import load
 
     say(f"loading {name}", quiet)
-    lm = load(name, device=device, dtype=dtype, revision=revision, trust_remote_code=trust)
+    lm = load(name, device=device, dtype=dtype, revision=revision, trust_remote_code=trust, base=base)
     if adapter is None:
         return lm
     from exitlens.studies.exits.files import load_adapted

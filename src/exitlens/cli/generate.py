@@ -15,6 +15,7 @@ from exitlens.cli.help import add_command
 from exitlens.cli.options import (
     DEFAULT_MODEL,
     AdapterOption,
+    BaseOption,
     BatchSizeOption,
     DecoderOption,
     DeviceOption,
@@ -70,6 +71,10 @@ def generate_command(
     top_p: Annotated[
         float, typer.Option("--top-p", help="Sample from this share of the probability.", rich_help_panel=SAMPLING)
     ] = 1.0,
+    generation_config: Annotated[
+        Literal["model"] | None,
+        typer.Option("--generation-config", help="The checkpoint's own penalties.", rich_help_panel=SAMPLING),
+    ] = None,
     top_k: Annotated[
         int, typer.Option("--top-k", min=0, help="Sample from this many tokens (0: all).", rich_help_panel=SAMPLING)
     ] = 0,
@@ -103,11 +108,13 @@ def generate_command(
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
+    base: BaseOption = None,
 ) -> None:
     """Continue a text. One prompt is written as it comes; many are batched.
 
     --json prints a list, an object a prompt: prompt, text, tokens, token_ids, finish (stop, eos or length), decoder,
-    repetition_penalty; with --exit or --speculate also what was run; with --watch p_true, one a token.
+    repetition_penalty, generation_config; with --exit or --speculate also what was run; with --watch p_true, one a
+    token.
     """
     from exitlens.data.prompts import QA_PROMPT, qa_prompt, read_prompts
     from exitlens.decoding import generate
@@ -123,6 +130,8 @@ def generate_command(
     spec = DecoderSpec.parse(decoder, repetition_penalty)
     sampling = _sampling(temperature, top_p, top_k, quiet)
     check_options(exit_, speculate, spec.decoder, spec.penalty, heads)
+    if generation_config is not None and (speculate is not None or watch is not None):
+        raise InputError("--generation-config cannot go with --speculate or --watch: leave one out")
     saved = None
     if watch is not None:
         from exitlens.cli._generate_watch import open_watcher
@@ -132,7 +141,7 @@ def generate_command(
     stops = [*(stop or ()), *(QA_PROMPT.stop if qa else ())]
     StopStrings(stops, lambda _: "")  # an empty one is refused before the model is loaded
 
-    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, adapter=adapter)
+    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base, adapter=adapter)
     options: dict[str, Any] = {
         "decoder": spec.decoder,
         "max_new_tokens": max_new_tokens,
@@ -141,6 +150,7 @@ def generate_command(
         "sampling": sampling,
         "seed": seed,
         "chat": chat,
+        **({} if generation_config is None else {"generation_config": generation_config}),
     }
     if saved is not None:
         from exitlens.cli._generate_watch import write_watched
@@ -170,6 +180,7 @@ def generate_command(
                     "finish": answer.finish,
                     "decoder": spec.decoder,
                     "repetition_penalty": spec.penalty,
+                    "generation_config": generation_config,
                     **facts,
                 }
                 for text, answer in zip(texts, answers, strict=True)

@@ -13,6 +13,7 @@ from exitlens.cli.console import Column, echo, print_json, print_table, say
 from exitlens.cli.help import add_command, new_group
 from exitlens.cli.options import (
     DEFAULT_MODEL,
+    BaseOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -67,6 +68,7 @@ def train_command(
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
+    base: BaseOption = None,
 ) -> None:
     """Train affine translators for all layers together: KL to the last layer, measured on held-out text.
 
@@ -92,7 +94,7 @@ def train_command(
     if source is not None:
         source.survey()
 
-    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet)
+    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base)
     path = lens_files.own_path(lm) if path is None else path
     if source is not None:
         pieces, origin = lens_training.pieces_of_file(lm, source, tokens)

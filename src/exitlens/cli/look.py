@@ -15,6 +15,7 @@ from exitlens.cli.console import Column, echo, print_json, print_table, say
 from exitlens.cli.help import add_command
 from exitlens.cli.options import (
     DEFAULT_MODEL,
+    BaseOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -83,6 +84,7 @@ def look_command(
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
+    base: BaseOption = None,
 ) -> None:
     """What every layer would have said: after each token of a text, or the probability of each choice.
 
@@ -105,7 +107,7 @@ def look_command(
         records = [question_record(prompt, listed, correct, plain=not listed if plain is None else plain)]
     wanted = check_depth(model, layers)
     check_lens_word(lens)
-    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet)
+    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base)
     numbers = wanted.resolve(lm.n_layers, owner=lm.name)
     chosen_lens = open_lens(lens, lm)
     found = []

@@ -10,7 +10,15 @@ import typer
 from exitlens.cli._load import load_model
 from exitlens.cli.console import Column, echo, print_json, print_table, say
 from exitlens.cli.help import add_command, new_group
-from exitlens.cli.options import DeviceOption, DtypeOption, JsonOption, QuietOption, RevisionOption, TrustOption
+from exitlens.cli.options import (
+    BaseOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    QuietOption,
+    RevisionOption,
+    TrustOption,
+)
 
 if TYPE_CHECKING:
     from exitlens.models import LayeredModel
@@ -80,6 +88,7 @@ def check_model(
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
+    base: BaseOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -99,7 +108,7 @@ def check_model(
         found["sha256"] = entry.members[0].sha256
         found["kind"] = entry.kind
     if entry is None or entry.kind == "causal-lm":
-        found |= _loaded(load_model(model, device, dtype, revision, trust_remote_code, quiet), quiet)
+        found |= _loaded(load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base), quiet)
     if as_json:
         print_json(found)
         return

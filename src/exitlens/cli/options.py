@@ -21,6 +21,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "MODEL",
     "AdapterOption",
+    "BaseOption",
     "BatchSizeOption",
     "BertscoreLayerOption",
     "BertscoreModelOption",
@@ -58,9 +59,9 @@ _METAVAR = {
     "states": "FOLDER", "layers": "LAYERS", "probed_layers": "LAYERS", "probe_layers": "LAYERS",
     "exit_layers": "LAYERS", "lens": "LENS", "decoders": "LIST", "judges": "LIST", "kinds": "LIST", "only": "LIST",
     "entropy_estimators": "LIST", "device": "DEVICE", "dtype": "DTYPE", "revision": "REF", "bertscore_model": "NAME",
-    "exit_heads": "FILE", "adapter": "FOLDER",
+    "exit_heads": "FILE", "adapter": "FOLDER", "base": "NAME",
 }  # fmt: skip
-_HEADING = {"device": MODEL, "dtype": MODEL, "revision": MODEL, "trust_remote_code": MODEL}
+_HEADING = {"device": MODEL, "dtype": MODEL, "revision": MODEL, "trust_remote_code": MODEL, "base": MODEL}
 
 
 def described(field: str) -> str:
@@ -113,6 +114,7 @@ DeviceOption = Annotated[str, option("device", **CHECKS["device"])]
 DtypeOption = Annotated[str, option("dtype", **CHECKS["dtype"])]
 RevisionOption = Annotated[str | None, option("revision")]
 TrustOption = Annotated[bool, option("trust_remote_code")]
+BaseOption = Annotated[str | None, option("base")]
 
 DataOption = Annotated[str, option("data", help="Questions: built-in name, file, folder or Hub id.")]
 LimitOption = Annotated[int | None, option("limit", min=1)]

@@ -9,7 +9,16 @@ import typer
 
 from exitlens.cli._load import load_model
 from exitlens.cli.console import Column, echo, print_json, print_table
-from exitlens.cli.options import DeviceOption, DtypeOption, JsonOption, QuietOption, RevisionOption, TrustOption, option
+from exitlens.cli.options import (
+    BaseOption,
+    DeviceOption,
+    DtypeOption,
+    JsonOption,
+    QuietOption,
+    RevisionOption,
+    TrustOption,
+    option,
+)
 
 __all__ = ["predict_command"]
 
@@ -33,6 +42,7 @@ def predict_command(
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
+    base: BaseOption = None,
 ) -> None:
     """P(true) of each text, by a probe on the hidden states of the model that it was fitted on.
 
@@ -51,7 +61,7 @@ def predict_command(
     if not name:
         raise InputError(f"'{probe}' does not name its model: give it with --model")
 
-    lm = load_model(name, device, dtype, revision, trust_remote_code, quiet)
+    lm = load_model(name, device, dtype, revision, trust_remote_code, quiet, base=base)
     judged = judge_texts(lm, saved, texts, position=position)
     known = [(j.label, j.p_true) for j in judged if j.label is not None and j.p_true is not None]
     accuracy = auroc = None

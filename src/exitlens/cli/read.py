@@ -13,6 +13,7 @@ from exitlens.cli.console import Column, echo, print_json, print_table, say
 from exitlens.cli.help import add_command
 from exitlens.cli.options import (
     DEFAULT_MODEL,
+    BaseOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -94,6 +95,7 @@ def read_command(
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
+    base: BaseOption = None,
 ) -> None:
     """Read any amount of text layer by layer into Parquet: a row a text, position and layer, a column a statistic.
 
@@ -122,7 +124,7 @@ def read_command(
     say(f"looking through {text}", quiet)
     survey = source.survey(limit)
 
-    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet)
+    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base)
     settings = CorpusSettings(
         layers=wanted.resolve(lm.n_layers, owner=lm.name), stats=names, lens=open_lens(lens, lm), top_k=top_k,
         precision=precision, long=how, overlap=overlap, limit=limit, shard_tokens=shard_tokens,

@@ -33,7 +33,7 @@ _HEADINGS = {
     "Exits (help: exitlens exits)": (
         "exit_layers", "exit_heads", "exit_delta", "exit_epsilon", "adapter",
     ),
-    MODEL: ("device", "dtype", "revision", "trust_remote_code"),
+    MODEL: ("device", "dtype", "revision", "trust_remote_code", "base"),
 }  # fmt: skip
 _PROBES = "Probes (help: exitlens probe)"
 

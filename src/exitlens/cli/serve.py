@@ -11,6 +11,7 @@ from exitlens.cli.console import say
 from exitlens.cli.help import add_command
 from exitlens.cli.options import (
     DEFAULT_MODEL,
+    BaseOption,
     DecoderOption,
     DeviceOption,
     DtypeOption,
@@ -57,6 +58,7 @@ def serve_command(
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
+    base: BaseOption = None,
 ) -> None:
     """Serve a model to OpenAI's clients: /v1/models, /v1/completions and /v1/chat/completions, streamed too.
 
@@ -86,7 +88,7 @@ def serve_command(
     from exitlens.server import create_app, make_server
 
     with bound:
-        lm = load_model(model, device, dtype, revision, trust_remote_code, quiet)
+        lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base)
         app = create_app(lm, token=token, decoder=decoder, limits=limits)
         where = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}/v1"
         say(f"serving {lm.name} at {where} (decoder {decoder}); stop with Ctrl-C", quiet)

@@ -19,7 +19,7 @@ from exitlens.progress import StageProgress
 
 __all__ = ["ANSWERS", "LOADING", "OUT", "keyword", "run_one", "study_command", "under"]
 
-LOADING = {name: Own() for name in ("device", "dtype", "revision", "trust_remote_code")}
+LOADING = {name: Own() for name in ("device", "dtype", "revision", "trust_remote_code", "base")}
 OUT = Own(help="Keep everything, figures and report too, in this run directory.", default="")
 
 

@@ -13,6 +13,7 @@ from exitlens.cli.options import (
     CHECKS,
     DEFAULT_MODEL,
     AdapterOption,
+    BaseOption,
     DeviceOption,
     DtypeOption,
     JsonOption,
@@ -59,6 +60,7 @@ def train_command(
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
+    base: BaseOption = None,
 ) -> None:
     """Fit exit heads on the frozen model: cheap logits at each exit, and a classifier that says when they are final.
 
@@ -72,7 +74,7 @@ def train_command(
     _one_text(text, self_text)
     _may_write(out.parent)
     wanted = None if layers is None else check_depth(model, layers, first=1, what="exit layer")
-    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, adapter=adapter)
+    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base, adapter=adapter)
     chosen = _exits(wanted, lm.n_layers) or _default_heads(lm.n_layers)
     ExitPolicy("probability", 1.0, tuple(chosen)).exits(lm.n_layers, last=True)  # refuses layers outside 1..N
     found, source = _windows(lm, text, self_text, windows, seed, quiet)
@@ -106,6 +108,7 @@ def adapt_command(
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
+    base: BaseOption = None,
 ) -> None:
     """Train a LoRA adapter that makes exits agree with the last layer, which may change by --kl-bound at most.
 
@@ -121,7 +124,7 @@ def adapt_command(
     _one_text(text, self_text)
     _may_write(out)
     wanted = None if layers is None else check_depth(model, layers, first=1, what="exit layer")
-    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet)
+    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base)
     chosen = tuple(_exits(wanted, lm.n_layers) or _default_exits(lm.n_layers))
     ExitPolicy("probability", 1.0, chosen).exits(lm.n_layers)  # refuses layers outside 1..N−1
     found, source = _windows(lm, text, self_text, windows, seed, quiet)

@@ -15,6 +15,7 @@ from exitlens.decoding.contrast import BoundDecoder, Decoder
 from exitlens.decoding.sampling import Sampling, penalise, row_generator
 from exitlens.decoding.session import Prefix, open_prefix
 from exitlens.decoding.stopping import StopStrings, continued, special_token, undecided
+from exitlens.decoding.token_rules import rules_of
 from exitlens.errors import ContextError, InputError
 from exitlens.layer_range import Layers, resolve_layers
 from exitlens.lenses import readout
@@ -74,6 +75,7 @@ def generate(
     batch_size: int = 8,
     repetition_penalty: float = 1.0,
     sampling: Sampling | None = None,
+    generation_config: str | None = None,
     seed: int = 0,
     read: Sequence[str] = (),
     read_lens: Any = "logit",
@@ -94,6 +96,7 @@ def generate(
         batch_size: rows that are answered side by side.
         repetition_penalty: acts on prompt and output, after the decoder's own scores; 1 is none.
         sampling: None is greedy.
+        generation_config: ``"model"`` applies the checkpoint's own repetition penalty and forbidden tokens.
         seed: of the rows' random streams.
         read: statistics (:func:`exitlens.lenses.readout`) of every layer at every answer token, at no second pass.
         read_lens: the lens that they are read through.
@@ -111,7 +114,7 @@ def generate(
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size} is out of range: at least 1")
     run = BatchRun(lm, decoder, max_new_tokens=max_new_tokens, stop=stop, repetition_penalty=repetition_penalty,
-                   sampling=sampling, seed=seed, trace=trace)  # fmt: skip
+                   sampling=sampling, generation_config=generation_config, seed=seed, trace=trace)  # fmt: skip
     rows = run.rows([prompts] if isinstance(prompts, str) else prompts, chat=chat)
     layers = list(resolve_layers(read_layers, lm.n_layers, owner=lm.name)) if read else []
     out: list[Generation | None] = [None] * len(rows)
@@ -139,6 +142,7 @@ def stream(
     stop: Sequence[str] = (),
     repetition_penalty: float = 1.0,
     sampling: Sampling | None = None,
+    generation_config: str | None = None,
     seed: int = 0,
     chat: bool = False,
     alive: Callable[[], bool] | None = None,
@@ -149,7 +153,7 @@ def stream(
     called after each token; when it says no, nothing more is computed or given. The rest as in :func:`generate`.
     """
     run = BatchRun(lm, decoder, max_new_tokens=max_new_tokens, stop=stop, repetition_penalty=repetition_penalty,
-                   sampling=sampling, seed=seed)  # fmt: skip
+                   sampling=sampling, generation_config=generation_config, seed=seed)  # fmt: skip
     (row,) = run.rows([prompt], chat=chat)
     sent = 0
     for _ in run.batch([row], open_prefix(lm, ())):
@@ -184,6 +188,7 @@ class BatchRun:
         stop: Sequence[str] = (),
         repetition_penalty: float = 1.0,
         sampling: Sampling | None = None,
+        generation_config: str | None = None,
         seed: int = 0,
         trace: bool = False,
     ) -> None:
@@ -191,6 +196,9 @@ class BatchRun:
             raise InputError(f"max_new_tokens={max_new_tokens} is out of range: at least 1")
         if not repetition_penalty > 0:
             raise InputError(f"repetition_penalty {repetition_penalty} is out of range: above 0 (1 is none)")
+        self.rules = rules_of(lm, generation_config)
+        if self.rules is not None and repetition_penalty == 1.0:
+            repetition_penalty = self.rules.penalty
         self.lm, self.limit, self.penalty, self.seed = lm, max_new_tokens, repetition_penalty, seed
         self.sampling, self.trace = sampling or Sampling(), trace
         # A special token as stop string is never part of a text: it ends an answer as end-of-text tokens do.
@@ -258,6 +266,8 @@ class BatchRun:
             final, report = session.final(hidden)
             scored = self.decoder.scores(final, hidden)
             scores = scored.scores if seen is None else penalise(scored.scores, seen, self.penalty)
+            if self.rules is not None:
+                scores = self.rules.apply(scores, [(row.ids, row.new) for row in active])
             tokens = self.sampling.choose(scores, [row.generator for row in active])
             if seen is not None:
                 seen[torch.arange(len(active), device=seen.device), tokens] = True

@@ -48,6 +48,7 @@ class RunConfig(BaseModel):
     model: str = Field("smollm2-135m", description="catalogue name, Hub id, local folder or .gguf file")
     revision: str | None = Field(None, description="branch, tag or commit of a Hub model")
     trust_remote_code: bool = Field(False, description="run the Python code that a Hub model brings along")
+    base: str | None = Field(None, description="base model of an adapter folder, where not the one that it names")
     device: Annotated[str, AfterValidator(check_device_name)] = Field(
         "auto", description="where the model runs: cpu, cuda, cuda:N, mps or auto"
     )

@@ -96,6 +96,7 @@ def run(
                 dtype=config.dtype,
                 revision=config.revision,
                 trust_remote_code=config.trust_remote_code,
+                base=config.base,
             )
         if config.adapter is not None:
             lm = load_adapted(lm, config.adapter)
