@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+
 import typer
 
+from exitlens.cli.console import echo
 from exitlens.cli.help import add_command
 
 __all__ = ["register"]
@@ -21,6 +24,18 @@ def lm_eval_command(context: typer.Context) -> None:
     Everything after lm-eval goes to the harness itself: exitlens lm-eval run --model exitlens
     --model_args pretrained=smollm2-135m,decoder=sled --tasks exitlens_truthfulqa_mc1 --metadata csv=TruthfulQA.csv
     """
+    from importlib.util import find_spec
+
+    if find_spec("lm_eval") is None and {"--help", "-h"} & set(context.args):  # of the harness's own help there is none
+        for line in (
+            "Usage: exitlens lm-eval [ARGS]...",
+            "",
+            *inspect.cleandoc(str(lm_eval_command.__doc__)).split("\n"),
+            "",
+        ):
+            echo(line)
+        echo("Needs the harness: pip install 'exitlens[lm-eval]'. With it, --help is the harness's own.")
+        return
     from exitlens.integrations.lm_eval import main
 
     main(context.args)

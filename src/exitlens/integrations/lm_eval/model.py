@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +14,9 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from exitlens.decoding import Sampling, generate
 from exitlens.decoding.score import ContinuationScorer
 from exitlens.errors import InputError, MissingExtra
+from exitlens.models import load
 from exitlens.models.forward import shared_prefix
+from exitlens.studies.exits.files import load_adapted
 
 try:
     from lm_eval import utils
@@ -37,7 +42,10 @@ class ExitlensLM(TemplateLM):  # type: ignore[misc] # the harness ships no types
     ``pretrained``: a catalogue name, Hub id, folder or GGUF file, or a model that :func:`exitlens.load` has made.
     ``decoder``: as everywhere (options of a decoder are parted by ``;`` here, since the harness splits at commas:
     ``decoder=dola:high;top=0``). ``post_softmax``: log-probabilities of the decoder's distribution (default) or its
-    scores. ``repetition_penalty`` is for generation only.
+    scores. ``repetition_penalty`` is for generation only. As the harness's own ``hf`` model: ``peft`` (an adapter's
+    folder), ``gguf_file`` (a file of the folder or Hub id ``pretrained``), ``enable_thinking`` and
+    ``chat_template_args`` (for the chat template), ``think_end_token`` (what comes before it is no answer),
+    ``prefix_token_id`` (what stands before a text without context). Raises :class:`InputError` for another argument.
     """
 
     def __init__(
@@ -56,25 +64,40 @@ class ExitlensLM(TemplateLM):  # type: ignore[misc] # the harness ships no types
         max_length: int | None = None,
         max_gen_toks: int = 256,
         add_bos_token: bool | None = None,
+        prefix_token_id: int | None = None,
+        peft: str | None = None,
+        gguf_file: str | None = None,
+        enable_thinking: bool | None = None,
+        chat_template_args: dict[str, Any] | None = None,
+        think_end_token: str | int | None = None,
         seed: int = 0,
+        **unknown: Any,
     ) -> None:
         super().__init__()
+        for name in unknown:
+            raise InputError(_unknown(name))
+        if enable_thinking and think_end_token is None:
+            raise InputError("enable_thinking=True needs think_end_token=TEXT, after which the answer begins")
         if isinstance(pretrained, str):
-            from exitlens.models import load
-
-            pretrained = load(
-                pretrained,
-                device=_device(device),
-                dtype=dtype,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
-            )
-        self.lm = pretrained
+            path = pretrained if gguf_file is None else _gguf(pretrained, gguf_file, revision)
+            more: dict[str, Any] = {"device": _device(device), "dtype": dtype, "trust_remote_code": trust_remote_code}
+            if peft is None:
+                self.lm = load(path, revision=None if gguf_file else revision, **more)
+            else:
+                self.lm = load(peft, base=path, **more)
+        else:
+            self.lm = pretrained if peft is None else load_adapted(pretrained, peft)
         self.tokenizer = self.lm.tokenizer
         self.decoder = str(decoder).replace(";", ",")
         self.post_softmax = post_softmax
         self.repetition_penalty = repetition_penalty
         self.add_bos_token = add_bos_token
+        self.chat_template_args = dict(chat_template_args or {})
+        if enable_thinking is not None:
+            self.chat_template_args["enable_thinking"] = enable_thinking
+        self.enable_thinking = enable_thinking
+        self.think_end_token = self._think_end(think_end_token)
+        self._prefix = prefix_token_id
         self.max_gen_toks = max_gen_toks
         self.max_length = max_length or self.lm.context or _DEFAULT_LENGTH
         self.batch_size = _batch_size(batch_size, max_batch_size)
@@ -86,13 +109,20 @@ class ExitlensLM(TemplateLM):  # type: ignore[misc] # the harness ships no types
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text."""
-        return int(self.tokenizer.eos_token_id)
+        """The token that ends a text: the tokenizer's, else the model's. Raises :class:`InputError` without one."""
+        found = self.tokenizer.eos_token_id
+        ends = [found] if found is not None else list(self.lm.eos_ids)
+        if not ends:
+            raise InputError(
+                f"{self.lm.name} has no end-of-text token, nor one that begins a text: give prefix_token_id=ID in "
+                "--model_args"
+            )
+        return int(ends[0])
 
     @property
     def prefix_token_id(self) -> int:
-        """What stands before a text without context."""
-        bos = self.tokenizer.bos_token_id
+        """What stands before a text without context: as asked for, else the token that begins or ends a text."""
+        bos = self.tokenizer.bos_token_id if self._prefix is None else self._prefix
         return self.eot_token_id if bos is None else int(bos)
 
     @property
@@ -108,6 +138,7 @@ class ExitlensLM(TemplateLM):  # type: ignore[misc] # the harness ships no types
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
+                **self.chat_template_args,
             )
         )
 
@@ -126,7 +157,8 @@ class ExitlensLM(TemplateLM):  # type: ignore[misc] # the harness ships no types
         """Token ids as the harness's own ``hf`` model makes them."""
         if add_special_tokens is None:
             add_special_tokens = self.add_bos_token
-            if has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
+            begins = self.tokenizer.bos_token_id is not None or self.tokenizer.eos_token_id is not None
+            if begins and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
                 add_special_tokens = False
         return list(self.lm.encode(string, special=add_special_tokens is None or add_special_tokens))
 
@@ -198,7 +230,7 @@ class ExitlensLM(TemplateLM):  # type: ignore[misc] # the harness ships no types
                         f"max_gen_toks={settings['max_gen_toks']} leaves no room for a prompt in max_length="
                         f"{self.max_length}: lower it"
                     )
-                stops = self._stops(settings["until"])
+                stops = [stop for stop in settings["until"] if stop]
                 done = 0
 
                 def tick(count: int, _total: int) -> None:
@@ -219,14 +251,44 @@ class ExitlensLM(TemplateLM):  # type: ignore[misc] # the harness ships no types
                     progress=tick,
                 )
                 for i, answer in zip(members, answers, strict=True):
-                    texts[i] = postprocess_generated_text(answer.text, stops, None)
+                    texts[i] = postprocess_generated_text(answer.text, stops, self.think_end_token)
                     self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])
         return [texts[i] for i in range(len(requests))]
 
-    def _stops(self, until: Sequence[str]) -> list[str]:
-        """The stop strings; end-of-text tokens end an answer by themselves and are never part of its text."""
-        ends = {self.tokenizer.decode([i]) for i in self.lm.eos_ids}
-        return [stop for stop in until if stop and stop not in ends]
+    def _think_end(self, given: str | int | None) -> str | None:
+        """The end of thinking as text; the harness takes a token id too."""
+        if given is None or (isinstance(given, str) and not given.isdigit()):
+            return given
+        return str(self.lm.token(int(given)))
+
+
+def _unknown(name: str) -> str:
+    """The error for an argument that the model does not have, with the nearest that it has."""
+    known = [each for each, kind in inspect.signature(ExitlensLM.__init__).parameters.items()
+             if each != "self" and kind.kind is not inspect.Parameter.VAR_KEYWORD]  # fmt: skip
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"unknown model argument {name[:80]!r}: " + (
+        f"did you mean {' or '.join(close)}?" if close else f"use {', '.join(known)}"
+    )
+
+
+def _gguf(place: str, file: str, revision: str | None) -> str:
+    """A GGUF file of a folder, or of a Hub repository, as a local path. Raises :class:`InputError` without one."""
+    local = Path(place) / file
+    if local.is_file():
+        return str(local)
+    if Path(place).exists():
+        raise InputError(f"gguf_file={file[:80]!r}: there is no such file in '{place}'")
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return str(huggingface_hub.hf_hub_download(place, file, revision=revision))
+    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise InputError(
+            f"gguf_file={file[:80]!r} of {place[:80]!r} cannot be had ({str(error).splitlines()[0][:80]}): "
+            "give a local folder"
+        ) from None
 
 
 def _sampling(settings: dict[str, Any]) -> Sampling | None:
