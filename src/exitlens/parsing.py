@@ -1,14 +1,28 @@
-"""JSON that others wrote: any text gives a value or one line that says what is wrong and where."""
+"""Files, JSON and TOML that others wrote: any of them gives a value, or one line that says what is wrong and where."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import stat
+import tomllib
+from pathlib import Path
 from typing import Any
 
-from exitlens.errors import DataError, ExitlensError
+from exitlens.errors import DataError, ExitlensError, InputError
 
-__all__ = ["cut", "parse_first", "parse_json"]
+__all__ = ["bound", "check_plain", "cut", "parse_first", "parse_json", "parse_toml", "read_bytes"]
+
+#: Bounds on what is read whole, MiB, and the environment variables that raise them.
+BOUNDS = {"file": ("EXITLENS_MAX_FILE_MIB", 256), "line": ("EXITLENS_MAX_LINE_MIB", 8)}
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFDIR: "a folder",
+}
 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _DECODER = json.JSONDecoder()
@@ -18,6 +32,64 @@ def cut(text: object, most: int = 80) -> str:
     """``text`` as an error quotes it: no longer than ``most`` characters."""
     whole = str(text)
     return whole if len(whole) <= most else whole[: most - 1] + "…"
+
+
+def bound(what: str) -> tuple[int, str]:
+    """Bytes that a ``file`` or a ``line`` may have, and how a message says that they can be raised.
+
+    Raises:
+        InputError: The environment variable is no positive number.
+    """
+    variable, standard = BOUNDS[what]
+    given = os.environ.get(variable, str(standard))
+    if not given.isdecimal() or not int(given[:12]) > 0:
+        raise InputError(f"{variable} is {cut(given)!r}: give a positive number of MiB")
+    return int(given[:12]) << 20, f"the limit is {given[:12]} MiB; {variable} raises it"
+
+
+def check_plain(path: Path, *, error: type[ExitlensError] = DataError, holds: str = "text") -> int:
+    """The size of a plain file in bytes, asked for before it is opened: a pipe would wait for ever.
+
+    Raises:
+        ExitlensError: Of the kind ``error``: it is missing, a folder, a pipe, a device or a socket.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise error(f"no such data file or folder: {str(path)!r}; check the path") from None
+    except (OSError, ValueError) as why:
+        reason = getattr(why, "strerror", None) or why
+        raise error(f"cannot read {cut(repr(str(path)), 200)}: {reason}; check its name and permissions") from None
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "no plain file")
+        raise error(f"{str(path)!r} is {kind}; give a file with {holds}")
+    return found.st_size
+
+
+def read_bytes(path: Path, *, error: type[ExitlensError] = DataError, holds: str = "text") -> bytes:
+    """All bytes of a plain file; one over the bound on files is refused. Raises as :func:`check_plain`."""
+    most, remedy = bound("file")
+    size = check_plain(path, error=error, holds=holds)
+    try:
+        with path.open("rb") as handle:
+            raw = handle.read(most + 1)  # it may have grown since
+    except OSError as why:
+        raise error(f"cannot read {str(path)!r}: {why.strerror or why}; check its permissions") from None
+    if len(raw) > most:
+        raise error(f"{str(path)!r} has {max(size, len(raw)):,} bytes, too many to be read whole: {remedy}")
+    return raw
+
+
+def parse_toml(raw: bytes, where: str, *, error: type[ExitlensError]) -> dict[str, Any]:
+    """The table that UTF-8 TOML spells; a byte-order mark and CRLF are met. Raises ``error`` in one line."""
+    try:
+        return tomllib.loads(raw.decode("utf-8-sig").replace("\r\n", "\n"))
+    except UnicodeDecodeError as why:
+        raise error(f"{where} is not UTF-8 (byte 0x{raw[why.start]:02x}); save it as UTF-8") from None
+    except RecursionError:
+        raise error(f"{where} is nested too deeply to be read") from None
+    except ValueError as why:  # no TOML, or a number of more than 4,300 digits
+        raise error(f"{where} is not TOML: {cut(why)}") from None
 
 
 def parse_json(
@@ -58,9 +130,7 @@ def parse_first(
     except ValueError as why:  # Python refuses to read numbers of more than 4,300 digits: they take quadratic time
         raise error(_line(f"{where} holds a number that cannot be read ({cut(why)})", remedy)) from None
     if halves and not replace and whole != value:
-        raise error(
-            f"{where} holds half of a surrogate pair (\\ud800 to \\udfff), which is no character: write it whole"
-        )
+        raise error(f"{where} holds half a surrogate pair (\\ud800 to \\udfff), which is no character: write it whole")
     return whole, end
 
 

@@ -205,7 +205,7 @@ def test_models_check_says_how_fast(work: Path, capsys: pytest.CaptureFixture[st
     ("arguments", "says"),
     [
         (("read", "--text", "empty.txt"), "'empty.txt' holds no text"),
-        (("read", "--text", "none.txt"), "no such file: 'none.txt'; check the path"),
+        (("read", "--text", "none.txt"), "no such data file or folder: 'none.txt'; check the path"),
         (("read", "--text", "long.txt"), "over the context of 1024: shorten it, or ask for long='split'"),
         (
             ("read", "--text", "long.txt", "--overlap", "1024"),

@@ -267,7 +267,7 @@ def test_files_that_are_no_text(tmp_path: Path, name: str, content: bytes, says:
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
-    for path, says in ((tmp_path / "none.txt", "no such file"), (tmp_path, "is a folder")):
+    for path, says in ((tmp_path / "none.txt", "no such data file"), (tmp_path, "is a folder")):
         with pytest.raises(DataError, match=says):
             TextFile(path).survey()
     pq.write_table(pa.table({"body": ["a"]}), tmp_path / "b.parquet")
@@ -299,12 +299,12 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
 
 
 def test_one_endless_line_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exitlens.data.texts.LONGEST", 1 << 20)
+    monkeypatch.setenv("EXITLENS_MAX_LINE_MIB", "1")
     (tmp_path / "a.txt").write_text("x" * (1 << 20) + "yy")
-    with pytest.raises(DataError, match="line 1 is longer than 1 MiB"):
+    with pytest.raises(DataError, match=r"line 1 is too long.*the limit is 1 MiB; EXITLENS_MAX_LINE_MIB raises"):
         TextFile(tmp_path / "a.txt").survey()
     (tmp_path / "b.txt").write_text(("x" * 100_000 + "\n") * 12)
-    with pytest.raises(DataError, match="paragraph longer than 1 MiB"):
+    with pytest.raises(DataError, match="too long a paragraph before line"):
         TextFile(tmp_path / "b.txt", split="paragraphs").survey()
 
 
@@ -354,13 +354,15 @@ def test_a_text_that_stands_in_many_rows_is_held_once(tmp_path: Path) -> None:
 def test_a_text_longer_than_a_line_may_be_is_refused_in_parquet_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exitlens.data.texts.LONGEST", 1000)
+    monkeypatch.setenv("EXITLENS_MAX_LINE_MIB", "1")
+    most = 1 << 20
     for dictionary in (True, False):
-        pq.write_table(pa.table({"text": ["x" * 1000, None, "x" * 1001]}), tmp_path / "t", use_dictionary=dictionary)
+        table = pa.table({"text": ["x" * most, None, "x" * (most + 1)]})
+        pq.write_table(table, tmp_path / "t", use_dictionary=dictionary)
         (tmp_path / "t").rename(tmp_path / "t.parquet")
         file = TextFile(tmp_path / "t.parquet")
-        assert next(file.texts()) == (0, "x" * 1000)
-        with pytest.raises(DataError, match="row 2 has a text of 1,001 bytes"):
+        assert next(file.texts()) == (0, "x" * most)
+        with pytest.raises(DataError, match=r"row 2 has a text of 1,048,577 bytes: cut it up .the limit is 1 MiB"):
             file.survey()
 
 

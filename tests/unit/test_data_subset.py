@@ -96,8 +96,13 @@ def test_statements_are_no_questions(tmp_path: Path) -> None:
 def test_a_run_reads_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "s.csv").write_text("statement,label\n" + "".join(f"Thing {i} is good.,{i % 2}\n" for i in range(20)))
     opened: list[Path] = []
-    original = sources_module.Path.read_bytes
-    monkeypatch.setattr(sources_module.Path, "read_bytes", lambda path: opened.append(path) or original(path))
+    original = sources_module.read_bytes
+
+    def counted(path: Path, holds: str) -> bytes:
+        opened.append(path)
+        return original(path, holds=holds)
+
+    monkeypatch.setattr(sources_module, "read_bytes", counted)
     config = RunConfig(only=("probes",), statements=(str(tmp_path / "s.csv"),), limit_statements=6)
     inputs = load_inputs(config, {"statements"})
     assert len(inputs.statements) == 6

@@ -21,7 +21,7 @@ def _file(folder: Path, text: str) -> Source:
 
 
 def _labels(folder: Path, text: str) -> dict[str, int]:
-    return scoring.parse_labels(table_rows(_file(folder, text)))
+    return scoring.parse_labels(table_rows(_file(folder, text), scoring.LABEL_COLUMNS))
 
 
 def _predictions(folder: Path, text: str) -> tuple[scoring.Prediction, ...]:
@@ -129,6 +129,7 @@ def test_labels_from_file(tmp_path: Path) -> None:
         ('{"id": "a", "right": 1}\nnonsense', "line 2.*nonsense"),
         ("question_id,right\na,maybe\n", "line 2.*maybe"),
         ("id,right\na\n", "line 2"),
+        ("id,right,Right\na,1,0\n", "the column 'right' twice"),
     ],
 )
 def test_bad_labels_name_the_line(tmp_path: Path, text: str, says: str) -> None:

@@ -13,7 +13,6 @@ be scored on what it remembers of Lima. Published true-false files carry no such
 
 from __future__ import annotations
 
-import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -26,6 +25,9 @@ __all__ = ["groups", "leading_entity", "with_groups"]
 
 SIMILAR = 0.65  # any two statements this alike are twins (measured on the published "facts"; docs/data.md has counts)
 OPPOSITE = 0.35  # so is a statement's nearest neighbour of the other label, when at least this alike
+EXACT = 2_000  # texts of a topic up to which every word counts; more than any published file has
+WORK = 2_000  # products a text beyond that: 100,000 texts take 5 to 8 s of one core
+BLOCK = 1_000  # texts compared with all others at once
 FREE_TEXT = 0.75  # a topic is free text when fewer of its statements than this share their entity with another
 
 _VERB_LIST = (
@@ -44,6 +46,9 @@ _FIXED = (
 )
 _EMPTY = frozenset({"there", "it", "this", "that", "these", "they", "we", "you", "one", "some", "most", "all"})
 _WORD = re.compile(r"\w+(?:['’]\w+)?", re.UNICODE)
+_ARTICLE = re.compile(r"^(the|a|an)\s+")
+_POSSESSIVE = re.compile(r"['’]s\b.*$")
+_AROUND = " .,;:\"'"
 
 
 def _plain(text: str) -> str:
@@ -52,8 +57,7 @@ def _plain(text: str) -> str:
 
 
 def _normal_entity(text: str) -> str:
-    text = re.sub(r"^(the|a|an)\s+", "", _plain(text))
-    text = re.sub(r"['’]s\b.*$", "", text).strip(" .,;:\"'")
+    text = _POSSESSIVE.sub("", _ARTICLE.sub("", _plain(text))).strip(_AROUND)
     last = text.rsplit(" ", 1)[-1]
     if len(last) > 3 and last.endswith("s") and not last.endswith(("ss", "us", "is")):
         text = text[:-1]
@@ -109,8 +113,13 @@ def groups(statements: Iterable[Statement]) -> list[int]:
     return [numbers.setdefault(union.find(("row", at)), len(numbers)) for at in range(len(rows))]
 
 
-def _prefix_entity(statement: str, known: frozenset[str]) -> str | None:
-    words = re.sub(r"^(the|a|an)\s+", "", _plain(statement)).split()
+def _prefix_entity(statement: str, known: frozenset[str], starts: frozenset[str]) -> str | None:
+    """The longest opening of a statement that is one of the ``known`` entities, whose first words ``starts`` holds."""
+    words = _ARTICLE.sub("", _plain(statement)).split()
+    first = words[0].strip(_AROUND) if words else ""
+    # Most statements open with no known entity's first word: eight openings a statement need not be looked up.
+    if first not in {"", "the", "a", "an"} and not {first, _normal_entity(first)} & starts:
+        return None
     for length in range(min(len(words), 8), 0, -1):
         candidate = _normal_entity(" ".join(words[:length]))
         if candidate in known:
@@ -118,35 +127,48 @@ def _prefix_entity(statement: str, known: frozenset[str]) -> str | None:
     return None
 
 
-def _weights(texts: Sequence[str]) -> list[dict[str, float]]:
-    """Unit vectors of inverse document frequency over word stems (first six letters), one dict a text."""
-    bags = [{w[:6] for w in _WORD.findall(_plain(t))} for t in texts]
+def _twins(rows: Sequence[Statement]) -> list[tuple[int, int]]:
+    """Index pairs of twins in free text: cosine of inverse document frequencies over word stems (first six letters).
+
+    A word that half of all texts share costs time quadratic in their number, and tells little. Beyond ``EXACT`` texts
+    words count from the rarest on, until the products they ask for come to ``WORK`` a text: near-linear time. A common
+    word's part is then missing from a similarity, never from the length it is divided by, so no pair is added.
+    """
+    import numpy as np
+    from scipy.sparse import csr_array
+
+    n = len(rows)
+    # Sorted: the order of additions, and with it the last bits of a similarity, must not depend on a set's order.
+    bags = [sorted({word[:6] for word in _WORD.findall(_plain(row.statement))}) for row in rows]
     seen = Counter(stem for bag in bags for stem in bag)
-    vectors = []
-    for bag in bags:
-        raw = {stem: math.log(1 + len(texts) / seen[stem]) for stem in bag}
-        norm = math.sqrt(sum(v * v for v in raw.values())) or 1.0
-        vectors.append({stem: v / norm for stem, v in raw.items()})
-    return vectors
-
-
-def _twins(rows: Sequence[Statement]) -> Iterable[tuple[int, int]]:
-    """Index pairs of twins in free text, by an inverted index (only texts that share a word meet)."""
-    vectors = _weights([row.statement for row in rows])
-    index: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for at, vector in enumerate(vectors):
-        for stem, weight in vector.items():
-            index[stem].append((at, weight))
-    for at, vector in enumerate(vectors):
-        score: dict[int, float] = defaultdict(float)
-        for stem, weight in vector.items():
-            for other, other_weight in index[stem]:
-                score[other] += weight * other_weight
-        del score[at]
-        nearest = max((o for o in score if rows[o].label != rows[at].label), key=lambda o: (score[o], -o), default=None)
-        for other in sorted(score):
-            if score[other] >= SIMILAR or (other == nearest and score[other] >= OPPOSITE):
-                yield at, other
+    order = sorted(seen, key=lambda stem: (seen[stem], stem))
+    number = {stem: at for at, stem in enumerate(order)}
+    weight = np.log(1 + n / np.array([seen[stem] for stem in order] or [1], dtype=np.float64))
+    at = np.array([number[stem] for bag in bags for stem in bag], dtype=np.int64)
+    sizes = np.array([len(bag) for bag in bags])
+    owner = np.repeat(np.arange(n), sizes)
+    norm = np.sqrt(np.bincount(owner, weight[at] ** 2, minlength=n))
+    products = np.cumsum(np.array([seen[stem] for stem in order], dtype=np.float64) ** 2)
+    used = len(order) if n <= EXACT else int(np.searchsorted(products, WORK * n, side="right"))
+    kept = at < used
+    unit = csr_array((weight[at[kept]] / norm[owner[kept]], (owner[kept], at[kept])), shape=(n, max(1, len(order))))
+    label = np.array([row.label for row in rows])
+    pairs: list[tuple[int, int]] = []
+    turned = unit.T.tocsr()
+    for begin in range(0, n, BLOCK):
+        block = (unit[begin : begin + BLOCK] @ turned).tocoo()
+        # Rounded: equal similarities, added in another order, must tie.
+        one, other, score = block.row + begin, block.col, np.round(block.data, 12)
+        near = (score >= OPPOSITE) & (one != other)
+        one, other, score = one[near], other[near], score[near]
+        alike = score >= SIMILAR
+        against = np.flatnonzero(label[one] != label[other])
+        # The nearest of the other label: largest similarity, then lowest number, first of each text.
+        against = against[np.lexsort((other[against], -score[against], one[against]))]
+        _, first = np.unique(one[against], return_index=True)
+        alike[against[first]] = True
+        pairs.extend(zip(one[alike].tolist(), other[alike].tolist(), strict=True))
+    return pairs
 
 
 def with_groups(statements: Sequence[Statement]) -> list[Statement]:
@@ -163,10 +185,11 @@ def with_groups(statements: Sequence[Statement]) -> list[Statement]:
         entities = {at: leading_entity(out[at].statement) for at in rows}
         count = Counter(e for e in entities.values() if e is not None)
         shared = frozenset(e for e, n in count.items() if n > 1)
+        starts = frozenset(e.split(" ", 1)[0] for e in shared)
         for at in rows:
             own = entities[at]
             if own is None or own not in shared:
-                entities[at] = _prefix_entity(out[at].statement, shared) or own
+                entities[at] = _prefix_entity(out[at].statement, shared, starts) or own
         count = Counter(e for e in entities.values() if e is not None)
         lonely = sum(1 for e in entities.values() if e is None or count[e] == 1)
         union = _Union()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exitlens.errors import DataError
+from exitlens.parsing import cut, read_bytes
 
 __all__ = ["Source", "csv_header", "csv_rows", "folder_sha256", "quote_columns", "read_source"]
 
@@ -29,18 +30,16 @@ class Source:
 
 
 def read_source(path: Path, holds: str = "questions or statements") -> Source:
-    """Reads ``path`` as UTF-8; raises DataError when it is missing, unreadable, empty or not UTF-8.
+    """Reads ``path`` as UTF-8.
 
-    ``holds``: what should be in it, for the message about an empty file.
+    Args:
+        path: A plain file.
+        holds: What should be in it, for messages.
+
+    Raises:
+        DataError: It is missing, no plain file, over the bound on files, unreadable, empty or not UTF-8.
     """
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"no such data file or folder: {str(path)!r}; check the path") from None
-    except IsADirectoryError:
-        raise DataError(f"{str(path)!r} is a folder; give a file with {holds}") from None
-    except OSError as error:
-        raise DataError(f"cannot read {str(path)!r}: {error.strerror or error}; check its permissions") from None
+    raw = read_bytes(path, holds=holds)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -57,7 +56,7 @@ def folder_sha256(paths: Sequence[Path]) -> str:
     """One hash over a folder's files: each name, a NUL, its length, a NUL, its bytes; in order of name."""
     digest = hashlib.sha256()
     for path in sorted(paths, key=lambda p: p.name):
-        raw = path.read_bytes()
+        raw = read_bytes(path)
         digest.update(f"{path.name}\0{len(raw)}\0".encode())
         digest.update(raw)
     return digest.hexdigest()
@@ -78,11 +77,14 @@ def csv_header(source: Source) -> list[str]:
         raise DataError(f"{str(source.path)!r} line 1 is not readable as CSV ({error}); check its quotes") from None
 
 
-def csv_rows(source: Source) -> Iterator[tuple[int, dict[str, str]]]:
+def csv_rows(source: Source, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows of a CSV with a header: (line number where the row ends, {lower-case column: cell}).
 
-    Empty lines are skipped. NUL bytes and any other text pass through. Raises DataError for a broken quote and for
-    a row with more or fewer cells than the header.
+    Empty lines are skipped. NUL bytes and any other text pass through.
+
+    Raises:
+        DataError: A broken quote, a row with more or fewer cells than the header, or one of ``columns``, those that are
+            read, standing twice.
     """
     reader = csv.reader(io.StringIO(source.text, newline=""), strict=True)
     header: list[str] | None = None
@@ -92,6 +94,7 @@ def csv_rows(source: Source) -> Iterator[tuple[int, dict[str, str]]]:
                 continue
             if header is None:
                 header = [cell.strip().casefold() for cell in cells]
+                _check_header(source, header, columns)
                 continue
             if len(cells) != len(header):
                 raise DataError(
@@ -104,3 +107,10 @@ def csv_rows(source: Source) -> Iterator[tuple[int, dict[str, str]]]:
             f"{str(source.path)!r} line {reader.line_num} is not readable as CSV ({error});"
             " check the double quotes around its cells"
         ) from None
+
+
+def _check_header(source: Source, header: Sequence[str], columns: Sequence[str]) -> None:
+    """A name that stands twice could mean either column: labels from the wrong one would be inverted in silence."""
+    twice = next((name for name in columns if header.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{str(source.path)!r} has the column {cut(twice)!r} twice; leave one of them out")

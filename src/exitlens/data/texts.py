@@ -22,14 +22,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from exitlens.errors import DataError
-from exitlens.parsing import cut, parse_json
+from exitlens.parsing import bound, check_plain, cut, parse_json
 
 __all__ = ["SPLITS", "Split", "Survey", "TextFile"]
 
 Split = Literal["lines", "paragraphs"]
 SPLITS: tuple[str, ...] = get_args(Split)
 
-LONGEST = 8 << 20  # bytes of one line or paragraph: more than that is no text but a file without line breaks
 ROWS = 256  # rows of a Parquet file in memory, fewer where they are long
 UNPACKED = 64 << 20  # bytes of a Parquet file's rows in memory
 
@@ -84,6 +83,7 @@ class TextFile:
         return Survey(texts, characters, seen - texts, digest)
 
     def _numbered(self) -> Iterator[tuple[int, str]]:
+        check_plain(self.path, holds="texts")
         try:
             if self.kind == "parquet":
                 yield from self._rows()
@@ -93,21 +93,16 @@ class TextFile:
                 yield from self._paragraphs()
             else:
                 yield from ((number, line.rstrip("\n")) for number, line in self._lines())
-        except FileNotFoundError:
-            raise DataError(f"no such file: '{self.path}'; check the path") from None
-        except IsADirectoryError:
-            raise DataError(f"'{self.path}' is a folder: give one file of texts") from None
         except OSError as error:
             raise DataError(f"cannot read '{self.path}': {error.strerror or error}; check that you may") from None
 
     def _lines(self) -> Iterator[tuple[int, str]]:
+        most, remedy = bound("line")
         with self.path.open("rb") as handle:
             number = 0
-            while raw := handle.readline(LONGEST + 1):
-                if len(raw) > LONGEST:
-                    raise DataError(
-                        f"'{self.path}' line {number + 1} is longer than {LONGEST >> 20} MiB: break it into lines"
-                    )
+            while raw := handle.readline(most + 1):
+                if len(raw) > most:
+                    raise DataError(f"'{self.path}' line {number + 1} is too long: break it into lines ({remedy})")
                 try:
                     line = raw.decode("utf-8-sig" if number == 0 else "utf-8")
                 except UnicodeDecodeError as error:
@@ -119,16 +114,17 @@ class TextFile:
                 number += 1
 
     def _paragraphs(self) -> Iterator[tuple[int, str]]:
+        most, remedy = bound("line")
         number, size = 0, 0
         lines: list[str] = []
         for place, line in self._lines():
             if line.strip():
                 lines.append(line)
                 size += len(line)
-                if size > LONGEST:
+                if size > most:
                     raise DataError(
-                        f"'{self.path}' has a paragraph longer than {LONGEST >> 20} MiB before line {place + 1}: "
-                        "break it with blank lines, or read a text a line (--split lines)"
+                        f"'{self.path}' has too long a paragraph before line {place + 1}: break it with blank lines, "
+                        f"or read a text a line with --split lines ({remedy})"
                     )
             elif lines:
                 yield number, "".join(lines).rstrip("\n")
@@ -176,8 +172,11 @@ class TextFile:
                     for value in batch.column(0):
                         yield number, self._text(_short(value, self.path, number), f"row {number}")
                         number += 1
-        except (pa.ArrowException, UnicodeDecodeError) as error:
-            raise DataError(f"'{self.path}' is not a whole Parquet file ({cut(str(error).splitlines()[0])})") from None
+        except DataError:
+            raise
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            first = cut((str(error).splitlines() or [type(error).__name__])[0])
+            raise DataError(f"'{self.path}' is not a whole Parquet file ({first})") from None
 
     def _batch_rows(self, group: Any, number: int) -> int:
         """How many rows of a row group are read at once, by what it says of its size.
@@ -214,8 +213,9 @@ def _short(value: Any, path: Path, row: int) -> Any:
     inner = value.value if isinstance(value, pa.DictionaryScalar) and value.is_valid else value
     if isinstance(inner, pa.StringScalar | pa.LargeStringScalar) and inner.is_valid:
         size = inner.as_buffer().size
-        if size > LONGEST:
-            raise DataError(f"'{path}' row {row} has a text of {size:,} bytes, over {LONGEST >> 20} MiB: cut it up")
+        most, remedy = bound("line")
+        if size > most:
+            raise DataError(f"'{path}' row {row} has a text of {size:,} bytes: cut it up ({remedy})")
     return value.as_py()
 
 

@@ -3,6 +3,7 @@
 from exitlens.scoring.bertscore import DEFAULT_ENCODER, BertScorer, Encoder
 from exitlens.scoring.choice import ChoiceScores, binary, choice_scores, mc1, mc2, mc3
 from exitlens.scoring.judges import (
+    LABEL_COLUMNS,
     ExactChoice,
     Judge,
     Judgement,
@@ -17,6 +18,7 @@ from exitlens.scoring.truthfulqa import PROTOCOLS, best_answer_scores, protocol_
 
 __all__ = [
     "DEFAULT_ENCODER",
+    "LABEL_COLUMNS",
     "PROTOCOLS",
     "BertScorer",
     "Bleu",

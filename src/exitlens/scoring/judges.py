@@ -20,6 +20,7 @@ from exitlens.scoring.text import Bleu, TextMetric, check_aligned
 from exitlens.scoring.truthfulqa import nearest, protocol_named, score_rows
 
 __all__ = [
+    "LABEL_COLUMNS",
     "ExactChoice",
     "Judge",
     "Judgement",
@@ -141,6 +142,10 @@ class LabelsFromFile:
         return Judgement(value == 1.0, ~np.isnan(value), value)
 
 
+#: What a labels file names: the question, by either of two names, and the label, by any of three.
+LABEL_COLUMNS = ("question_id", "id", "correct", "right", "label")
+
+
 def parse_labels(rows: Iterable[Row]) -> dict[str, int]:
     """Question id → 0/1 from rows with ``question_id`` (or ``id``) and ``correct`` (or ``right``, ``label``).
 
@@ -151,8 +156,8 @@ def parse_labels(rows: Iterable[Row]) -> dict[str, int]:
     """
     out: dict[str, int] = {}
     for where, row in rows:
-        key = next((row[k] for k in ("question_id", "id") if k in row), None)
-        label = next((row[k] for k in ("correct", "right", "label") if k in row), None)
+        key = next((row[k] for k in LABEL_COLUMNS[:2] if k in row), None)
+        label = next((row[k] for k in LABEL_COLUMNS[2:] if k in row), None)
         if key is None or label is None:
             raise DataError(f"{where} has no question_id and correct, only {quote_columns(list(row))}")
         found = _LABELS.get(str(label).strip().lower())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from exitlens.compute.names import check_device_name, dtype_name
 from exitlens.errors import ConfigError
 from exitlens.layer_range import parse_layers
+from exitlens.parsing import cut, parse_toml, read_bytes
 from exitlens.studies.names import HOMES
 
 __all__ = ["RunConfig", "load_config"]
@@ -157,7 +157,7 @@ def load_config(file: str | Path | None = None, overrides: Mapping[str, Any] | N
         where = f"'{file}'"
         for name in values:
             if name not in RunConfig.model_fields:
-                raise ConfigError(f"{where}: unknown setting {name!r}{_nearest(name, RunConfig.model_fields)}")
+                raise ConfigError(f"{where}: unknown setting {cut(name)!r}{_nearest(name, RunConfig.model_fields)}")
     values = {k: _listed(k, v) for k, v in values.items()}
     values.update({k: _listed(k, v) for k, v in (overrides or {}).items() if v is not None})
     for name, (source, count) in BUILT_IN_LIMITS.items():
@@ -170,20 +170,15 @@ def load_config(file: str | Path | None = None, overrides: Mapping[str, Any] | N
         name = str(first["loc"][0]) if first["loc"] else "?"
         message = str(first["msg"]).removeprefix("Value error, ")
         value = values.get(name)
-        raise ConfigError(f"setting '{name}' = {value!r} (from {where}): {message[:1].lower()}{message[1:]}") from error
+        raise ConfigError(
+            f"setting '{name}' = {cut(repr(value))} (from {where}): {message[:1].lower()}{message[1:]}"
+        ) from error
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError:
-        raise ConfigError(f"no configuration file '{path}': check --config") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the configuration file '{path}': {error}") from error
-    try:
-        values = tomllib.loads(text.replace("\r\n", "\n"))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"'{path}' is not TOML: {error}") from error
+    if not path.exists():
+        raise ConfigError(f"no configuration file '{path}': check --config")
+    values = parse_toml(read_bytes(path, error=ConfigError, holds="settings"), f"'{path}'", error=ConfigError)
     # A table [run] is accepted, so that a project may keep other tools' settings in the same file.
     run = values.get("run")
     return run if isinstance(run, dict) and len(values) == 1 else values

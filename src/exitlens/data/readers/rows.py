@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from exitlens.data.sources import Source, csv_rows
@@ -41,11 +41,14 @@ def json_rows(source: Source) -> list[Row]:
     return [(where, _object(where, whole))]
 
 
-def table_rows(source: Source) -> list[Row]:
-    """Rows of JSON (as :func:`json_rows`) or of a CSV with a header, told apart by content. Raises DataError."""
+def table_rows(source: Source, columns: Sequence[str]) -> list[Row]:
+    """Rows of JSON (as :func:`json_rows`) or of a CSV with a header, told apart by content.
+
+    ``columns`` are those that are read. Raises DataError.
+    """
     if source.text.lstrip()[:1] in {"{", "["}:
         return json_rows(source)
-    return [(f"{str(source.path)!r} line {line}", dict(cells)) for line, cells in csv_rows(source)]
+    return [(f"{str(source.path)!r} line {line}", dict(cells)) for line, cells in csv_rows(source, columns)]
 
 
 def _object(where: str, value: Any) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def read_statements(sources: Sequence[Source]) -> tuple[list[Statement], list[st
 
 
 def _rows(source: Source) -> Iterable[Row]:
-    for number, (line, cells) in enumerate(csv_rows(source), start=1):
+    for number, (line, cells) in enumerate(csv_rows(source, REQUIRED), start=1):
         text, label = cells["statement"].strip(), cells["label"].strip()
         if label not in {"0", "1"}:
             raise DataError(f"{str(source.path)!r} line {line}: label {label!r} is neither 0 nor 1; use 1 for true")

@@ -52,7 +52,7 @@ def build(
 def read_questions(source: Source) -> tuple[list[Question], list[str]]:
     """Questions of one CSV with the lines to report; raises DataError for an empty question or best answer."""
     questions = []
-    for number, (line, cells) in enumerate(csv_rows(source), start=1):
+    for number, (line, cells) in enumerate(csv_rows(source, (*REQUIRED, "category", "type")), start=1):
         questions.append(
             build(
                 number,

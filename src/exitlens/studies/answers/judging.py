@@ -13,6 +13,7 @@ from exitlens.data.records import Question
 from exitlens.data.sources import read_source
 from exitlens.errors import ConfigError
 from exitlens.scoring import (
+    LABEL_COLUMNS,
     ExactChoice,
     Judge,
     LabelsFromFile,
@@ -78,7 +79,7 @@ class Scorers:
         if head == "choice":
             return ExactChoice()
         source = read_source(Path(rest).expanduser(), "labels")
-        return LabelsFromFile(parse_labels(table_rows(source)), source.path.name)
+        return LabelsFromFile(parse_labels(table_rows(source, LABEL_COLUMNS)), source.path.name)
 
 
 def check_judges(names: Sequence[str], encoder: str | None) -> None:
