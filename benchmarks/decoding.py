@@ -83,9 +83,9 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
 
 
 def prompts(questions: Sequence[Any], n: int) -> list[str]:
-    from exitlens.data.prompts import BARE_PROMPT, qa_prompt
+    from exitlens.data.prompts import ZERO_SHOT_PROMPT, qa_prompt
 
-    texts = ["".join(qa_prompt(q, BARE_PROMPT)) for q in questions]
+    texts = ["".join(qa_prompt(q, ZERO_SHOT_PROMPT)) for q in questions]
     return [texts[i % len(texts)] + " " * (i // len(texts)) for i in range(n)]
 
 

@@ -173,7 +173,7 @@ def probes_ours(args: argparse.Namespace) -> dict[str, Any]:
     rows = _statements(args, 1.0)
     with tempfile.TemporaryDirectory() as folder:
         begin = time.perf_counter()
-        original_probes(lm, rows, Path(folder), settings=("prompted",))
+        original_probes(lm, rows, Path(folder), settings=("few-shot",))
         return _result(
             time.perf_counter() - begin, len(rows), note="every layer kept, baselines and test scores included"
         )

@@ -63,7 +63,7 @@ def probe(work: Path, *more: str) -> list[str]:
 @pytest.fixture(scope="module")
 def saved(work: Path) -> Path:
     """A probe of bare statements, with its run directory beside it."""
-    arguments = probe(work, "--kinds", "logistic,mass-mean", "--bare", "--layers", "1-3")
+    arguments = probe(work, "--kinds", "logistic,mass-mean", "--zero-shot", "--layers", "1-3")
     assert main([*arguments, "--save", str(work / "bare.safetensors"), "--out", str(work / "run")]) == 0
     return work / "bare.safetensors"
 
@@ -91,7 +91,7 @@ def test_a_saved_probe_says_where_it_comes_from(work: Path, saved: Path) -> None
     where = found.probe.provenance
     assert (where.model, where.position, where.lens) == (lm.fingerprint, "last", "raw")
     assert where.layer in (1, 2, 3)
-    assert where.prompt.startswith("bare-")
+    assert where.prompt.startswith("zero-shot-")
     assert len(where.data) == 16
     assert found.about["held_out"]["accuracy"] > 0.9
 
@@ -191,7 +191,7 @@ def test_watch_refuses_a_probe_of_prompted_statements(
     assert {row["kind"] for row in json.loads(out)["probe_best"]} >= {"LM next token", "LM token probability"}
     code, _, err = exitlens(capsys, "generate", "Thing", "--watch", str(file), *options(work))
     assert (code, err.count("\n")) == (2, 1)
-    assert "--bare --save" in err
+    assert "--zero-shot --save" in err
 
 
 def test_transfer_to_answers_of_questions_and_its_refusals(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,7 +228,7 @@ def test_bad_statements_are_named_in_one_line(
 
 
 def test_states_of_another_model_are_refused(work: Path, saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = probe(work, "--kinds", "mass-mean", "--bare", "--layers", "2")
+    arguments = probe(work, "--kinds", "mass-mean", "--zero-shot", "--layers", "2")
     arguments[arguments.index(str(work / "model"))] = str(work / "other")
     code, _, err = exitlens(capsys, *arguments)
     assert (code, err.count("\n")) == (2, 1)

@@ -151,7 +151,7 @@ def test_damaged_units_are_redone_and_a_second_run_gives_the_same_bytes(work: Pa
     before = digests(whole)
     unit = next(iter(sorted((whole / "work" / "generate-vanilla").glob("*.answers.parquet"))))
     unit.write_bytes(unit.read_bytes()[:100])
-    shard = next(iter(sorted((whole / "states" / "bare" / "shards").glob("*.safetensors"))))
+    shard = next(iter(sorted((whole / "states" / "zero-shot" / "shards").glob("*.safetensors"))))
     shard.write_bytes(b"")
     (whole / "tables" / "decoding.parquet").unlink()
     for name in ("answers", "layers"):

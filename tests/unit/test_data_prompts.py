@@ -21,18 +21,18 @@ def test_prefix_is_shared_and_holds_six_worked_questions() -> None:
     assert not prefix.endswith("\n\n")
     assert suffixes[0] == f"Q: {questions[0].question}\nA:"
     assert prompts.QA_PROMPT.stop == ("\nQ:",)
-    assert prompts.qa_prompt("{question} {0}?", "bare") == ("", "Q: {question} {0}?\nA:")
+    assert prompts.qa_prompt("{question} {0}?", "zero-shot") == ("", "Q: {question} {0}?\nA:")
     worked = {line[3:] for line in prefix.splitlines() if line.startswith("Q: ")}
     assert not worked & {q.question for q in questions}, "a worked question must not be one that is asked"
 
 
 def test_truth_prompt() -> None:
-    prefix, suffix = prompts.truth_prompt("Ice is cold.", prompted=True)
+    prefix, suffix = prompts.truth_prompt("Ice is cold.", few_shot=True)
     assert prefix.count("\nS: ") == 2
     assert "A: true\n" in prefix
     assert "A: false\n" in prefix
     assert suffix == "S: Ice is cold.\nA:"
-    assert prompts.truth_prompt("Ice is cold.", prompted=False) == ("", "Ice is cold.")
+    assert prompts.truth_prompt("Ice is cold.", few_shot=False) == ("", "Ice is cold.")
     assert [w.strip().casefold() for w in prompts.LABEL_WORDS[1]] == ["true"] * 6
     assert [w.strip().casefold() for w in prompts.LABEL_WORDS[0]] == ["false"] * 6
     assert prompts.LABEL_WORDS[1][0] == " true"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests import tiny
 
-from exitlens.data.prompts import BARE_PROMPT
+from exitlens.data.prompts import ZERO_SHOT_PROMPT
 from exitlens.data.records import Question
 from exitlens.decoding import DoLa, parse_decoder
 from exitlens.decoding.score import FLOOR, ContinuationScorer, score
@@ -113,10 +113,10 @@ def test_multiple_choice_is_computed_from_the_answers_scores() -> None:
     questions = [question(), question(id="q2", question="What is false?", incorrect=("Paris, and", "A", "human"))]
     steps: list[tuple[int, int]] = []
     one_by_one = mc_scores(
-        lm, questions, "dola:0/2,top=0", style=BARE_PROMPT, batch_size=1, progress=lambda *a: steps.append(a)
+        lm, questions, "dola:0/2,top=0", style=ZERO_SHOT_PROMPT, batch_size=1, progress=lambda *a: steps.append(a)
     )
     assert steps == [(1, 2), (2, 2)]
-    got = mc_scores(lm, questions, "dola:0/2,top=0", style=BARE_PROMPT)  # answers of both side by side
+    got = mc_scores(lm, questions, "dola:0/2,top=0", style=ZERO_SHOT_PROMPT)  # answers of both side by side
     for a, b in zip((*got.correct, *got.incorrect), (*one_by_one.correct, *one_by_one.incorrect), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-3)
     for i, q in enumerate(questions):

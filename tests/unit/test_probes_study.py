@@ -234,11 +234,11 @@ def test_original_study_table() -> None:
     topics = [data.topic_names[t] for t in data.topics]
     p = np.random.default_rng(0).random(data.n)
     study = original_study(
-        {"prompted": data.states, "bare": data.states},
+        {"few-shot": data.states, "zero-shot": data.states},
         data.labels,
         topics,
-        {"prompted": p < 0.6},
-        {"prompted": p},
+        {"few-shot": p < 0.6},
+        {"few-shot": p},
         layers=range(9),
         probed_layers=(4, 6, 8),
         test_topic="cities",
@@ -246,19 +246,19 @@ def test_original_study_table() -> None:
         resamples=200,
     )
     table = study.to_frame("probes")
-    assert list(table.method[table.setting == "prompted"]) == [
+    assert list(table.method[table.setting == "few-shot"]) == [
         "LM next token", "LM token probability", "MLP", "MLP", "MLP", "majority",
     ]  # fmt: skip
     assert list(table.layer[table.method == "MLP"]) == [4, 6, 8] * 2
     assert (table.n_test == 200).all()
-    mlp = table[(table.method == "MLP") & (table.setting == "prompted")]
+    mlp = table[(table.method == "MLP") & (table.setting == "few-shot")]
     assert mlp.test_accuracy.iloc[2] > 0.75 > mlp.test_accuracy.iloc[0]
-    last = study.curves.groupby(["setting", "layer"]).last().loc["prompted"]
+    last = study.curves.groupby(["setting", "layer"]).last().loc["few-shot"]
     np.testing.assert_allclose(mlp.train_accuracy, last.train_accuracy)
     np.testing.assert_allclose(mlp.train_loss, last.train_loss)
     assert len(study.curves) == 2 * 3 * 5
     with pytest.raises(ProbeError, match="probed layer 40"):
-        original_study({"bare": data.states}, data.labels, topics, layers=range(9), probed_layers=(40,))
+        original_study({"zero-shot": data.states}, data.labels, topics, layers=range(9), probed_layers=(40,))
 
 
 @pytest.mark.parametrize(

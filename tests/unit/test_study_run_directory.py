@@ -176,7 +176,7 @@ def test_a_run_of_another_format_is_refused(tmp_path: Path) -> None:
     opened_again.close()
 
 
-@pytest.mark.parametrize("place", ["tables", "work", "work/stage", "states/prompted", "figures"])
+@pytest.mark.parametrize("place", ["tables", "work", "work/stage", "states/few-shot", "figures"])
 def test_nothing_is_written_through_a_link(tmp_path: Path, place: str) -> None:
     with opened(tmp_path / "run") as run:
         kept(run)
@@ -240,7 +240,7 @@ def test_what_the_manifest_says_of_a_stage_adds_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("left", ["nothing", "work/stage/00000-key.seal.json", "seals/00000.seal.json",
-                                  "states/bare/shards/00000.seal.json", "tables/t.parquet"])  # fmt: skip
+                                  "states/zero-shot/shards/00000.seal.json", "tables/t.parquet"])  # fmt: skip
 def test_only_finished_work_belongs_to_another_run(tmp_path: Path, left: str) -> None:
     # The first try misspelt the model: it wrote its manifest and then could not load anything.
     RunDirectory.open(tmp_path / "run", {"model": "smolm"}).close()

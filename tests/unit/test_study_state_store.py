@@ -23,7 +23,7 @@ from exitlens.storage.atomic import write_json, write_parquet, write_tensors
 from exitlens.studies.probes import extraction
 from exitlens.studies.probes.extraction import extract, label_tokens
 
-ORIGIN = Origin("m", "f", "float32", 4, (0, 1, 2), "last", "bare", "{}")
+ORIGIN = Origin("m", "f", "float32", 4, (0, 1, 2), "last", "zero-shot", "{}")
 
 
 def rows(*ids: str) -> pd.DataFrame:
@@ -87,7 +87,7 @@ def test_a_damaged_shard_is_found_and_only_it_is_redone(tmp_path: Path, damage: 
 def test_states_of_another_model_and_states_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     store = filled(tmp_path, "1", "2")
     with pytest.raises(ProbeError, match="with fingerprint 'f', not 'other'"):
-        StateStore.open(tmp_path, Origin("m", "other", "float32", 4, (0, 1, 2), "last", "bare", "{}"))
+        StateStore.open(tmp_path, Origin("m", "other", "float32", 4, (0, 1, 2), "last", "zero-shot", "{}"))
     store.plan(rows("3"), 2)
     states = {j: torch.zeros(1, 4) for j in ORIGIN.layers}
     states[2][0, 1] = torch.nan
@@ -235,13 +235,13 @@ def statements(count: int) -> list[Statement]:
     return [Statement(f"s{i}", texts[i % 3].format(i), i % 2, f"t{i % 2}", pair=f"p{i // 2}") for i in range(count)]
 
 
-@pytest.mark.parametrize("setting", ["prompted", "bare"])
+@pytest.mark.parametrize("setting", ["few-shot", "zero-shot"])
 def test_extracted_states_are_those_of_the_plain_pass(tmp_path: Path, lm: Any, setting: Any) -> None:
     items = statements(7)
     store = extract(LocalEngine(lm), items, tmp_path, setting=setting, shard_rows=3)
     index = store.index().set_index("id")
     for item in items:
-        ids = lm.encode("".join(extraction.truth_prompt(item.statement, setting == "prompted")))
+        ids = lm.encode("".join(extraction.truth_prompt(item.statement, setting == "few-shot")))
         hidden = lm.forward(torch.tensor([ids]), layers="all").hidden
         stored = store.states(range(lm.n_layers + 1), [item.id])[:, 0]
         plain = np.stack([hidden[j][0, -1].numpy() for j in range(lm.n_layers + 1)])

@@ -38,7 +38,7 @@ def plain(lm: Any, text: str) -> tuple[list[int], np.ndarray]:
     return ids, np.stack([hidden[j][0].numpy() for j in range(lm.n_layers + 1)])
 
 
-@pytest.mark.parametrize("setting", ["prompted", "bare"])
+@pytest.mark.parametrize("setting", ["few-shot", "zero-shot"])
 def test_positions_are_those_of_the_statement_s_own_tokens(tmp_path: Path, lm: Any, setting: Any) -> None:
     items = statements(6)
     every = extract(LocalEngine(lm), items, tmp_path / "every", setting=setting, position="every", shard_rows=16)
@@ -46,7 +46,7 @@ def test_positions_are_those_of_the_statement_s_own_tokens(tmp_path: Path, lm: A
     answer = extract(LocalEngine(lm), items, tmp_path / "answer", setting=setting, position="answer")
     layers = range(lm.n_layers + 1)
     for item in items:
-        ids, states = plain(lm, "".join(truth_prompt(item.statement, setting == "prompted")))
+        ids, states = plain(lm, "".join(truth_prompt(item.statement, setting == "few-shot")))
         places = [int(n.split("@")[1]) for n in every.index()["id"] if n.startswith(f"{item.id}@")]
         assert sorted(places) == list(range(min(places), max(places) + 1))
         # The tokens write the statement, but for what one of them shares with its neighbour.

@@ -36,7 +36,9 @@ def statements(count: int = 96, topics: int = 3, seed: int | None = None) -> lis
 
 def test_what_the_states_hold_is_found_and_refitted(tmp_path: Path, lm: Any) -> None:
     items = statements()
-    found = probes_study(lm, items, tmp_path, kinds=("mass-mean",), setting="bare", position="answer", resamples=100)
+    found = probes_study(
+        lm, items, tmp_path, kinds=("mass-mean",), setting="zero-shot", position="answer", resamples=100
+    )
     best = found.tables["probe_best"].set_index("kind")
     assert best.loc["mass-mean", "accuracy"] > 0.9
     assert "best probe is mass-mean" in found.sentence
@@ -64,7 +66,7 @@ def test_random_labels_give_chance_at_every_layer(tmp_path: Path, lm: Any) -> No
 def test_every_token_is_a_row_with_its_statement_s_label(tmp_path: Path, lm: Any) -> None:
     items = statements(60)
     found = probes_study(
-        lm, items, tmp_path, kinds=("mass-mean",), layers=(2,), position="every", setting="bare", matrix=False,
+        lm, items, tmp_path, kinds=("mass-mean",), layers=(2,), position="every", setting="zero-shot", matrix=False,
         resamples=20,
     )  # fmt: skip
     assert found.data.n > 5 * len(items)
@@ -77,7 +79,7 @@ def test_a_store_of_another_prompt_or_model_is_refused(tmp_path: Path, lm: Any) 
     items = statements(60)
     probes_study(lm, items, tmp_path, kinds=("mass-mean",), layers=(1,), matrix=False, resamples=10)
     with pytest.raises(ProbeError, match="holds hidden states with"):
-        probes_study(lm, items, tmp_path, kinds=("mass-mean",), layers=(1,), setting="bare")
+        probes_study(lm, items, tmp_path, kinds=("mass-mean",), layers=(1,), setting="zero-shot")
     other = wrap(tiny.model("llama", seed=1), tiny.tokenizer())
     with pytest.raises(ProbeError, match="with fingerprint"):
         probes_study(other, items, tmp_path, kinds=("mass-mean",), layers=(1,))

@@ -67,7 +67,7 @@ def probes() -> pd.DataFrame:
     return pd.DataFrame(
         {"setting": s, "method": m, "layer": layer, "train_accuracy": t, "test_accuracy": 0.7,
          "test_accuracy_low": 0.65, "test_accuracy_high": 0.75, "n_test": 100}
-        for s in ("prompted", "bare") for m, layer, t in (("MLP", 3, 0.9), ("LM next token", None, None))
+        for s in ("few-shot", "zero-shot") for m, layer, t in (("MLP", 3, 0.9), ("LM next token", None, None))
     )  # fmt: skip
 
 
@@ -80,7 +80,13 @@ def decoding() -> pd.DataFrame:
 
 
 CURVES = pd.DataFrame(
-    {"setting": ["bare"] * 2, "layer": [3, 3], "epoch": [1, 2], "train_loss": [0.7, 0.4], "train_accuracy": [0.5, 0.8]}
+    {
+        "setting": ["zero-shot"] * 2,
+        "layer": [3, 3],
+        "epoch": [1, 2],
+        "train_loss": [0.7, 0.4],
+        "train_accuracy": [0.5, 0.8],
+    }
 )
 TOP = pd.DataFrame(
     {

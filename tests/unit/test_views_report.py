@@ -348,7 +348,7 @@ def test_a_probe_within_the_models_interval_is_not_called_better() -> None:
 def test_networks_that_learned_nothing_are_called_that(train_accuracy: float, told: bool) -> None:
     probes = pd.DataFrame(
         {
-            "setting": ["prompted"],
+            "setting": ["few-shot"],
             "method": ["MLP"],
             "layer": [15],
             "n_test": [80],

@@ -19,7 +19,7 @@ __all__ = ["open_watcher", "write_watched"]
 def open_watcher(path: Path, skips: bool) -> SavedProbe:
     """The probe, refused before a model is loaded when it cannot watch a text being written.
 
-    Raises ProbeError for a probe of prompted statements or of another position than last or every.
+    Raises ProbeError for a probe of few-shot statements or of another position than last or every.
     """
     from exitlens.errors import InputError, ProbeError
     from exitlens.probes import load_probe
@@ -27,10 +27,10 @@ def open_watcher(path: Path, skips: bool) -> SavedProbe:
     if skips:
         raise InputError("--watch reads layers that --exit and --speculate may skip: leave one of them out")
     saved = load_probe(path)
-    if saved.setting != "bare":
+    if saved.setting != "zero-shot":
         raise ProbeError(
-            f"'{path}' was fitted on prompted statements, and a text being written has no prompt around it: fit one "
-            "with exitlens probe --kinds logistic --bare --save FILE"
+            f"'{path}' was fitted on few-shot statements, and a text being written has no prompt around it: fit one "
+            "with exitlens probe --kinds logistic --zero-shot --save FILE"
         )
     if saved.position not in ("last", "every"):
         raise ProbeError(

@@ -62,7 +62,9 @@ def generate_command(
     quiet: QuietOption = False,
     watch: Annotated[
         Path | None,
-        typer.Option("--watch", metavar="FILE", help="Each token with P(true) by a probe of `probe --bare --save`."),
+        typer.Option(
+            "--watch", metavar="FILE", help="Each token with P(true) by a probe of `probe --zero-shot --save`."
+        ),
     ] = None,
     repetition_penalty: PenaltyOption = 1.0,
     temperature: Annotated[

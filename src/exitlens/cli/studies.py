@@ -43,9 +43,9 @@ PROBE = {
     "probe_seeds": Own(("--seeds",), heading=_KINDS),
     "original": Own(help="The original study's table [yes, unless --kinds].", heading=_ORIGINAL),
     **under(_ORIGINAL, "probed_layers", "epochs", "test_topic"),
-    "bare": Own(
-        ("--bare/--prompted",),
-        help="Without or with the few-shot prompt [--kinds: prompted; original: both].",
+    "zero_shot": Own(
+        ("--zero-shot/--few-shot",),
+        help="Without or with the few-shot prompt [--kinds: few-shot; original: both].",
         heading=_ORIGINAL,
     ),
     "states": Own(heading=_KINDS),
@@ -113,13 +113,18 @@ def _register_probe(app: typer.Typer) -> None:
 
 
 def _probe_settings(given: dict[str, Any], save: Path | None) -> dict[str, Any]:
-    """What --bare, --kinds, --original and --save mean together."""
+    """What --zero-shot, --kinds, --original and --save mean together."""
     from exitlens.errors import ConfigError
 
-    bare, kinds = given.get("bare"), given.get("kinds")
+    zero_shot, kinds = given.get("zero_shot"), given.get("kinds")
     if save is not None and not kinds:
         raise ConfigError(f"--save '{save}' keeps the best of --kinds: name some, for example --kinds logistic")
-    return {"original": not kinds, **given, "setting": "bare" if bare else "prompted", "bare": bare is not False}
+    return {
+        "original": not kinds,
+        **given,
+        "setting": "zero-shot" if zero_shot else "few-shot",
+        "zero_shot": zero_shot is not False,
+    }
 
 
 def _register_exits(app: typer.Typer) -> None:

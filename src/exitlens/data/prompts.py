@@ -20,11 +20,11 @@ from exitlens.parsing import cut
 from exitlens.storage.atomic import text_hash
 
 __all__ = [
-    "BARE_PROMPT",
     "LABEL_WORDS",
     "POSITIONS",
     "QA_PROMPT",
     "TRUTH_PREFIX",
+    "ZERO_SHOT_PROMPT",
     "Position",
     "Prompt",
     "PromptStyle",
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 
-Setting = Literal["prompted", "bare"]  # a statement after the instruction of TRUTH_PREFIX, or alone
+Setting = Literal["few-shot", "zero-shot"]  # a statement after TRUTH_PREFIX, or alone
 Position = Literal["last", "mean", "answer", "every"]  # the tokens of a statement that its hidden states are read at
 POSITIONS: tuple[str, ...] = get_args(Position)
 
@@ -73,10 +73,10 @@ QA_PROMPT = PromptStyle(
 )
 """An instruction and six worked questions of our own writing; an answer ends where the model opens a next question."""
 
-BARE_PROMPT = PromptStyle(name="bare", prefix="", suffix="Q: {question}\nA:", stop=("\nQ:",))
+ZERO_SHOT_PROMPT = PromptStyle(name="zero-shot", prefix="", suffix="Q: {question}\nA:", stop=("\nQ:",))
 """The question alone, in the same frame."""
 
-_STYLES = {style.name: style for style in (QA_PROMPT, BARE_PROMPT)}
+_STYLES = {style.name: style for style in (QA_PROMPT, ZERO_SHOT_PROMPT)}
 
 TRUTH_PREFIX = (
     "Say whether each statement is true or false.\n"
@@ -97,7 +97,7 @@ counted once. A spelling of several tokens (" TR" + "UE") is left out: its first
 
 
 def qa_prompt(question: Question | str, style: PromptStyle | str = QA_PROMPT) -> tuple[str, str]:
-    """(prefix, suffix) for one question; ``style`` is a `PromptStyle` or a name ("six-shot", "bare").
+    """(prefix, suffix) for one question; ``style`` is a `PromptStyle` or a name ("six-shot", "zero-shot").
 
     Raises InputError for a name that is not known.
     """
@@ -118,17 +118,17 @@ def qa_prompts(questions: Iterable[Question | str], style: PromptStyle | str = Q
     return style.prefix, [qa_prompt(question, style)[1] for question in questions]
 
 
-def truth_prompt(statement: str, prompted: bool = True) -> tuple[str, str]:
+def truth_prompt(statement: str, few_shot: bool = True) -> tuple[str, str]:
     """(prefix, suffix) for a probe: the last token of the whole is where hidden states are read.
 
-    Prompted: instruction, two worked statements, then ``S: {statement}\\nA:``. Not prompted: ("", the bare statement).
+    Few-shot: instruction, two labelled statements, then ``S: {statement}\\nA:``. Else: ("", the statement alone).
     """
-    return (TRUTH_PREFIX, f"S: {statement}\nA:") if prompted else ("", statement)
+    return (TRUTH_PREFIX, f"S: {statement}\nA:") if few_shot else ("", statement)
 
 
 def prompt_name(setting: Setting) -> str:
     """What a probe remembers of the prompt around its statements: the setting, and a hash of the words."""
-    return f"{setting}-{text_hash(''.join(truth_prompt('{}', setting == 'prompted')))}"
+    return f"{setting}-{text_hash(''.join(truth_prompt('{}', setting == 'few-shot')))}"
 
 
 def check_position(position: str) -> Position:

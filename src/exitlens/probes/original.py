@@ -70,7 +70,7 @@ def original_study(
     resamples: int = 2000,
     progress: Progress | None = None,
 ) -> OriginalStudy:
-    """The table of the original study, for each setting ("prompted", "bare").
+    """The table of the original study, for each setting ("few-shot", "zero-shot").
 
     ``states_by_setting[setting]``: ``[layers, n, d]`` with ``layers`` naming axis 0. ``probed_layers``: the layers to
     train on (None: a half, five eighths and three quarters of the depth). ``lm_next_token[setting] [n]`` bool: the
@@ -81,7 +81,7 @@ def original_study(
     Raises :class:`ProbeError` (no such topic, one class only, non-finite states, an unknown layer).
     """
     if not states_by_setting:
-        raise ProbeError("no states: give at least one setting, for example 'prompted'")
+        raise ProbeError("no states: give at least one setting, for example 'few-shot'")
     probed = tuple(probed_layers) if probed_layers is not None else middle_layers(layers)
     for j in probed:
         if j not in layers:

@@ -218,9 +218,9 @@ class SavedProbe:
         return str(self.about.get("model", ""))
 
     @property
-    def setting(self) -> Literal["prompted", "bare"]:
+    def setting(self) -> Literal["few-shot", "zero-shot"]:
         """Whether its statements stood in the instruction's prompt or alone."""
-        return "bare" if self.about.get("setting") == "bare" else "prompted"
+        return "zero-shot" if self.about.get("setting") == "zero-shot" else "few-shot"
 
     @property
     def position(self) -> str:

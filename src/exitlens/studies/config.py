@@ -108,12 +108,14 @@ class RunConfig(BaseModel):
     protocol: str = Field("leave-one-topic-out", description="which statements those are trained and tested on")
     probe_layers: LayerText = Field("all", description="layers that those kinds read; all: from 1")
     original: bool = Field(True, description="the original study's probes too, at the probed layers")
-    setting: Literal["prompted", "bare"] = Field("prompted", description="what stands around those probes' statements")
+    setting: Literal["few-shot", "zero-shot"] = Field(
+        "few-shot", description="what stands around those probes' statements"
+    )
     position: Literal["last", "mean", "answer", "every"] = Field("last", description="where they read a statement")
     test_data: tuple[str, ...] = Field((), description="statements or questions to test on, with protocol transfer")
     states: str | None = Field(None, description="folder of hidden states that runs share; none: the run directory")
     probe_seeds: int = Field(5, ge=1, description="seeds of kinds that need one")
-    bare: bool = Field(True, description="probe the statements without the few-shot prompt too")
+    zero_shot: bool = Field(True, description="probe the statements without the few-shot prompt too")
 
     exit_layers: LayerText | None = Field(None, description="exits; none: those of the heads, or the upper half")
     exit_heads: str | None = Field(None, description="exit heads: a file of `exitlens exits train`")

@@ -24,7 +24,7 @@ PROBES_TABLES = (
         "probes",
         "a setting and method of the original study",
         (
-            Field("setting", "prompted (few-shot) or bare (without the few-shot prompt)"),
+            Field("setting", "few-shot (after the few-shot prompt) or zero-shot (the statement alone)"),
             Field("method", "MLP, majority, or the language model's own answer (LM …)"),
             Field("layer", "the probed layer; missing for a method without one"),
             Field("n_train", "training statements", "statements"),
@@ -41,7 +41,7 @@ PROBES_TABLES = (
         "probe_curves",
         "a setting, layer and epoch of the original study",
         (
-            Field("setting", "prompted or bare"),
+            Field("setting", "few-shot or zero-shot"),
             Field("layer", "the probed layer"),
             Field("epoch", "from 1"),
             Field("train_loss", "mean over the epoch's batches", "nats"),
@@ -126,7 +126,7 @@ PROBES_TABLES = (
         "the run",
         (
             _PROTOCOL,
-            Field("setting", "what stands around the statements: prompted or bare"),
+            Field("setting", "what stands around the statements: few-shot or zero-shot"),
             Field("position", "where a statement is read: last, mean, answer or every"),
             Field("sentence", "whether the best probe beats the text-only floor and the model's own answer"),
         ),

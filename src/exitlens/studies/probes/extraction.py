@@ -51,7 +51,7 @@ def origin_of(
     position: Position = "last",
 ) -> Origin:
     """What a store of these states says about itself."""
-    prefix, suffix = truth_prompt("{}", setting == "prompted")
+    prefix, suffix = truth_prompt("{}", setting == "few-shot")
     return Origin(
         model=lm.name,
         fingerprint=lm.fingerprint,
@@ -69,7 +69,7 @@ def extract(
     statements: Sequence[Statement],
     path: str | Path,
     *,
-    setting: Setting = "prompted",
+    setting: Setting = "few-shot",
     layers: Sequence[int] | Literal["all"] = "all",
     position: Position = "last",
     shard_rows: int = SHARD_ROWS,
@@ -167,7 +167,7 @@ def read_states(
     texts: Sequence[str],
     layers: Sequence[int],
     *,
-    setting: Setting = "prompted",
+    setting: Setting = "few-shot",
     position: Position = "last",
     batch: int = SHARD_ROWS,
 ) -> Tensor:
@@ -225,14 +225,14 @@ def _read(
 
 def _items(lm: LayeredModel, statement: Statement, setting: Setting, position: Position) -> list[_Item]:
     """One item, or with position "every" one a token of the statement."""
-    prefix, suffix = truth_prompt(statement.statement, setting == "prompted")
+    prefix, suffix = truth_prompt(statement.statement, setting == "few-shot")
     ids = lm.encode(prefix + suffix)
     if not ids:
         raise InputError(f"statement '{statement.id}' has no tokens: leave it out")
     whole = _Item(statement, prefix + suffix, ids, len(ids) - 1, len(ids))
     if position == "last":
         return [whole]
-    before, after = truth_prompt("\0", setting == "prompted")[1].split("\0")
+    before, after = truth_prompt("\0", setting == "few-shot")[1].split("\0")
     opening = prefix + before.rstrip(" ")
     first = min(same_beginning(lm.encode(opening), ids), len(ids) - 1)
     body = lm.encode(prefix + before + statement.statement)

@@ -40,7 +40,7 @@ def original_probes(
     statements: Sequence[Statement],
     folder: str | Path,
     *,
-    settings: Sequence[Setting] = ("prompted", "bare"),
+    settings: Sequence[Setting] = ("few-shot", "zero-shot"),
     probed_layers: Layers = PROBED_LAYERS,
     test_topic: str | None = None,
     epochs: int = 5,
@@ -76,8 +76,8 @@ def original_table(
     ids = [statement.id for statement in statements]
     labels = np.array([statement.label for statement in statements])
     next_token, probability = {}, {}
-    if "prompted" in stores:
-        next_token["prompted"], probability["prompted"] = model_answers(lm, stores["prompted"], ids, labels)
+    if "few-shot" in stores:
+        next_token["few-shot"], probability["few-shot"] = model_answers(lm, stores["few-shot"], ids, labels)
     return original_study(
         {setting: store.states(layers, ids) for setting, store in stores.items()},
         labels,
@@ -135,7 +135,7 @@ class ProbesStudy(Study):
             run_kinds(ctx)
         if not config.original:
             return
-        settings: list[Setting] = ["prompted", "bare"] if config.bare else ["prompted"]
+        settings: list[Setting] = ["few-shot", "zero-shot"] if config.zero_shot else ["few-shot"]
         stores: dict[Setting, StateStore] = {}
         for setting in settings:
             label = f"states-{setting}"

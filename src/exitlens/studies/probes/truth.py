@@ -101,7 +101,7 @@ def probes_study(
     layers: Layers = "all",
     seeds: int = 5,
     seed: int = 0,
-    setting: Setting = "prompted",
+    setting: Setting = "few-shot",
     position: Position = "last",
     test_statements: Sequence[Statement] = (),
     test_topic: str | None = None,
@@ -111,7 +111,7 @@ def probes_study(
 ) -> TruthStudy:
     """Extract the states of ``statements`` into ``folder`` (kept, extended when called again), then measure ``kinds``.
 
-    ``layers`` "all" is 1..N: layer 0 holds the embedding of one token, in prompted statements always the same.
+    ``layers`` "all" is 1..N: layer 0 holds the embedding of one token, after the few-shot prompt always the same.
     ``test_statements``: another data set to test on (protocol ``transfer``). ``matrix``: also train on each topic and
     test on each other. Raises ProbeError (one class, a topic too small, NaN states, states of another model),
     LayerError, ContextError.
@@ -126,7 +126,7 @@ def probes_study(
     data, ids = truth_data(store, everything, numbers)
     split = _split(data, ids, protocol, seed, test_topic)
     baselines: Sequence[Baseline] = ()
-    if setting == "prompted":
+    if setting == "few-shot":
         correct, probability = model_answers(lm, store, ids, data.labels)
         baselines = lm_baselines(data.labels, correct, probability)
     clock = Clock("probe-kinds", 1000, report)
