@@ -18,7 +18,7 @@ they are written (`python scripts/tables_page.py`).
 
 A run directory has each table as `tables/NAME.parquet`; `--json` prints those marked *printed* as lists of rows, at
 full precision, with `null` where a value is missing. Layers count from 0 (the embeddings) to N (the model's output).
-Intervals are 95% bootstrap intervals over questions or groups of statements. Two runs with the same seed have the same
+Intervals are 95% intervals over questions or groups of statements. Two runs with the same seed have the same
 tables; measured times stand in `manifest.json`.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -28,7 +29,7 @@ from exitlens.probes import (
     topic_transfer,
     verdict,
 )
-from exitlens.probes.evaluation import measure
+from exitlens.probes.evaluation import fold_auroc, measure
 from exitlens.probes.kinds.logistic import Logistic
 from exitlens.probes.nested import run_kind
 from exitlens.probes.splits import affirmed_to_negated
@@ -149,7 +150,7 @@ def test_metrics_are_those_of_stats_and_the_bootstrap_is_centred() -> None:
         y = (rng.random(300) < p).astype(int)
         counts = stats.resample_counts(np.arange(300) // 3, 400, 0)
         t = torch.from_numpy(p).double()
-        found = measure(t.float()[None], y, np.zeros(300, np.int64), counts)
+        found = measure(t.float()[None], y, np.zeros(300, np.int64), np.arange(300) // 3, counts)
         p32 = t.float().double().numpy()
         confidence = np.abs(t.float().numpy() - np.float32(0.5)).astype(float)
         right = (p32 > 0.5) == (y == 1)
@@ -167,7 +168,9 @@ def test_metrics_are_those_of_stats_and_the_bootstrap_is_centred() -> None:
             assert found[name].value == pytest.approx(value, abs=2e-5), name
         drawn = stats.weighted_mean(right.astype(float), counts)[1:]
         assert drawn.mean() == pytest.approx(want["accuracy"], abs=4 * drawn.std() / 20)
-        assert (found["accuracy"].low, found["accuracy"].high) == tuple(np.quantile(drawn, [0.025, 0.975]))
+        assert (found["accuracy"].low, found["accuracy"].high) == pytest.approx(
+            tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.015
+        )
 
 
 def test_study_finds_the_planted_layer_and_says_so() -> None:
@@ -357,9 +360,33 @@ def test_a_fold_counts_in_the_mean_auroc_by_its_rows() -> None:
     labels = np.array([0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1])
     p = torch.tensor([0.1, 0.2, 0.8, 0.9, 0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9, 0.5, 0.6])
     folds = np.array([0] * 4 + [1] * 8 + [2] * 2)
-    found = measure(p[None], labels, folds, np.ones((14, 1), np.float32), ("auroc",))
+    each = np.arange(14)
+    found = measure(p[None], labels, folds, each, np.ones((14, 1), np.float32), ("auroc",))
     assert found["auroc"].value == pytest.approx(4 / 12)
+    assert math.isnan(found["auroc"].low)
     # In a resample a fold counts by the rows drawn: twice the first fold, none of the last.
     counts = np.ones((14, 2), np.float32)
     counts[:4, 1], counts[12:, 1] = 2, 0
-    assert measure(p[None], labels, folds, counts, ("auroc",))["auroc"].low == pytest.approx(8 / 16)
+    assert fold_auroc(p.double().numpy(), labels == 1, folds, counts).tolist() == pytest.approx([4 / 12, 8 / 16])
+
+
+def test_an_auroc_near_one_keeps_room_above_and_two_groups_of_a_class_give_no_interval() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    p = torch.from_numpy(np.clip(0.5 + 0.25 * (2 * labels - 1) + 0.22 * rng.normal(size=60), 0, 1)).float()
+    groups, folds = np.arange(60) // 2, np.zeros(60, np.int64)
+    found = measure(p[None], labels, folds, groups, stats.resample_counts(groups, 500, 0), ("auroc",))["auroc"]
+    assert 0.8 < found.low < found.value < found.high < 1
+    assert found.value - found.low > 1.5 * (found.high - found.value)
+    assert found.n == 30
+    perfect = measure(
+        torch.from_numpy(labels)[None].float(), labels, folds, groups, stats.resample_counts(groups, 50, 0), ("auroc",)
+    )["auroc"]
+    assert perfect.value == perfect.high == 1.0
+    assert 0.85 < perfect.low < 0.99
+    few = np.arange(60) < 58
+    counts = stats.resample_counts(np.arange(60), 50, 0)
+    alone = measure(p[None], (~few).astype(np.int64), folds, np.arange(60), counts)
+    assert math.isnan(alone["auroc"].low)
+    assert alone["auroc"].note == "no interval: n = 2"
+    assert not math.isnan(alone["accuracy"].low)

@@ -224,7 +224,7 @@ def test_the_largest_difference_is_looked_for_among_significant_layers_only() ->
     )
     (said,) = EntropyChapter().headline(Results({"entropy_layers": frame}))
     assert "higher at layers 0–1" in said
-    assert "the largest difference is 0.50 [0.10, 9.50] nats at layer 1." in said
+    assert "the largest difference is 0.50 [0.10, 9.50] nats at layer 1 (interval too narrow: n = 4)." in said
     assert "9.00" not in said
     (said,) = EntropyChapter().headline(Results({"entropy_layers": frame.assign(p_holm=0.3)}))
     assert "no significant difference at any of 4 layers" in said
@@ -245,6 +245,17 @@ def test_numbers_of_pooled_weights_carry_their_warning_wherever_they_stand() -> 
     ]  # fmt: skip
     captions = [sheet.caption for sheet in EntropyChapter().tables(results) if sheet.source == "entropy_layers"]
     assert [warning in caption for caption in captions] == [False, True]
+
+
+def test_two_answers_have_no_interval_and_the_report_says_so() -> None:
+    few = entropy(("J",)).assign(n_correct=1, n_incorrect=5, auroc=1.0, auroc_low=None, auroc_high=None)
+    few = few.assign(difference=0.4, difference_low=None, difference_high=None, p_holm=0.5)
+    results = Results({"entropy_layers": few})
+    (said,) = EntropyChapter().headline(results)
+    assert "0.40 nats at layer 0 (no interval: n = 1)." in said
+    assert "AUROC furthest from chance: 1.00 at layer 0 (no interval: n = 1)." in said
+    cells = [cell for sheet in EntropyChapter().tables(results)[:1] for row in sheet.rows for cell in row]
+    assert "1.00 (no interval: n = 1)" in cells
 
 
 def test_an_empty_group_is_not_compared() -> None:

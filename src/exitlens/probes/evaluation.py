@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,18 +24,19 @@ from exitlens.stats import (
     Interval,
     holm,
     interval_of,
+    logit_interval,
+    mean_intervals,
     paired_differences,
+    perfect_room,
     resample_counts,
     weighted_auroc,
-    weighted_brier,
     weighted_ece,
-    weighted_mean,
     weighted_risk,
 )
 from exitlens.stats.arrays import Array
 from exitlens.stats.bootstrap import Counts
 
-__all__ = ["METRICS", "evaluate", "measure"]
+__all__ = ["METRICS", "evaluate", "fold_auroc", "measure"]
 
 METRICS = ("accuracy", "auroc", "brier", "ece", "selective_accuracy", "aurc")
 COVERAGE = 0.8
@@ -88,9 +91,10 @@ def evaluate(
         known[FLOOR], roles[FLOOR] = text_floor(data.texts, data.labels, split), "floor"
     predictions |= on_rows(known, rows)
 
-    layers = [m for run in runs for m in _by_layer(run, run.kind, "probe", labels, counts)]
+    layers = [m for run in runs for m in _by_layer(run, run.kind, "probe", labels, groups, counts)]
     best = tuple(
-        Measured(name, roles[name], None, len(p), measure(p, labels, folds, counts)) for name, p in predictions.items()
+        Measured(name, roles[name], None, len(p), measure(p, labels, folds, groups, counts))
+        for name, p in predictions.items()
     )
     control_runs: tuple[KindRun, ...] = ()
     selectivity = {}
@@ -99,7 +103,7 @@ def evaluate(
         shuffled = random_label_data(data, seed)
         run = run_kind(kind, shuffled, split, seeds=seeds[:1], progress=part(len(todo)))
         control_runs = (run,)
-        chance = _by_layer(run, CONTROL, "control", shuffled.labels[rows], counts)
+        chance = _by_layer(run, CONTROL, "control", shuffled.labels[rows], groups, counts)
         layers += chance
         at = {m.layer: m.values["accuracy"].value for m in chance}
         own = next(r for r in runs if r.kind == run.kind)
@@ -132,15 +136,22 @@ def _parts(progress: Progress | None, jobs: int) -> Callable[[int], Progress | N
     return part
 
 
-def _by_layer(run: KindRun, name: str, role: Role, labels: NDArray[np.int64], counts: Counts) -> list[Measured]:
+def _by_layer(
+    run: KindRun, name: str, role: Role, labels: NDArray[np.int64], groups: NDArray[np.int64], counts: Counts
+) -> list[Measured]:
     return [
-        Measured(name, role, j, run.n_seeds, measure(run.by_layer[k], labels, run.folds, counts))
+        Measured(name, role, j, run.n_seeds, measure(run.by_layer[k], labels, run.folds, groups, counts))
         for k, j in enumerate(run.layers)
     ]
 
 
 def measure(
-    p: Tensor, labels: NDArray[np.int64], folds: NDArray[np.int64], counts: Counts, names: Sequence[str] = METRICS
+    p: Tensor,
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    groups: NDArray[np.int64],
+    counts: Counts,
+    names: Sequence[str] = METRICS,
 ) -> dict[str, Interval]:
     """Each metric of P(true), averaged over seeds within each resample.
 
@@ -151,29 +162,56 @@ def measure(
         p: P(true) ``[seeds, m]``.
         labels: 0/1 ``[m]``.
         folds: Test fold of each row ``[m]``.
-        counts: ``[m, 1 + resamples]``, see :func:`~exitlens.stats.bootstrap.resample_counts`.
+        groups: Group of each row ``[m]``.
+        counts: ``[m, 1 + resamples]`` of these groups, see :func:`~exitlens.stats.bootstrap.resample_counts`.
         names: Metrics wanted, of :data:`METRICS`.
     """
-    found = [_metrics(one.float().numpy(), labels == 1, folds, counts, names) for one in p]
-    return {name: interval_of(np.mean([f[name] for f in found], axis=0)) for name in names}
+    true, units = labels == 1, len(np.unique(groups))
+    held = [len(np.unique(groups[side])) for side in (true, ~true)]
+    seeds = p.float().numpy()
+    rows = {  # the metrics that are means over rows
+        "accuracy": ((seeds > 0.5) == true).mean(axis=0),
+        "brier": np.square(seeds.astype(np.float64) - labels).mean(axis=0),
+    }
+    found = [_metrics(one, true, folds, counts, names) for one in seeds]
+    out: dict[str, Interval] = {}
+    for name in names:
+        if name in rows:
+            out[name] = mean_intervals(rows[name], groups, counts=counts)[0]
+        else:
+            values = np.mean([one[name] for one in found], axis=0)
+            out[name] = _auroc_interval(values, *held) if name == "auroc" else interval_of(values, units)
+    return out
+
+
+def _auroc_interval(found: Array, ones: int, zeros: int) -> Interval:
+    """Interval of an AUROC ``found [1 + resamples]`` from its bootstrap error, on the logit scale.
+
+    Percentiles of an AUROC near 1 lie too low; and a perfect one of few groups (``ones`` and ``zeros`` of either label)
+    is not certain, though every resample is perfect too.
+    """
+    whole = interval_of(found, min(ones, zeros))
+    if math.isnan(whole.low):
+        return whole
+    room = perfect_room(ones, zeros)
+    if whole.value in (0.0, 1.0):
+        return replace(whole, low=whole.value * (1 - room), high=whole.value * (1 - room) + room)
+    low, high = logit_interval(found[:1], np.array([np.nanstd(found[1:], ddof=1)]))
+    return replace(whole, low=float(low[0]), high=float(high[0]))
 
 
 def _metrics(
     p: NDArray[np.float32], true: NDArray[np.bool_], folds: NDArray[np.int64], counts: Counts, names: Sequence[str]
 ) -> dict[str, Array]:
-    """Metrics ``{name: [1 + resamples]}`` of one seed."""
+    """The metrics that are no means over rows, of one seed: ``{name: [1 + resamples]}``."""
     y, wide = true.astype(np.float64), p.astype(np.float64)
-    wrong = ((p > 0.5) != true).astype(np.float64)
     out: dict[str, Array] = {}
-    if "accuracy" in names:
-        out["accuracy"] = weighted_mean(1.0 - wrong, counts)
     if "auroc" in names:
-        out["auroc"] = _fold_auroc(wide, true, folds, counts)
-    if "brier" in names:
-        out["brier"] = weighted_brier(wide, y, counts)
+        out["auroc"] = fold_auroc(wide, true, folds, counts)
     if "ece" in names:
         out["ece"] = weighted_ece(wide, y, counts)
     if "selective_accuracy" in names or "aurc" in names:
+        wrong = ((p > 0.5) != true).astype(np.float64)
         # Distances from a half are taken in p's own precision: 0.3 and 0.7 are then equally confident.
         confidence = np.abs(p - np.float32(0.5)).astype(np.float64)
         out["aurc"], risk = weighted_risk(confidence, wrong, counts, [COVERAGE])
@@ -181,7 +219,7 @@ def _metrics(
     return out
 
 
-def _fold_auroc(p: Array, true: NDArray[np.bool_], folds: NDArray[np.int64], counts: Counts) -> Array:
+def fold_auroc(p: Array, true: NDArray[np.bool_], folds: NDArray[np.int64], counts: Counts) -> Array:
     """Mean AUROC over the test folds, each by its number of rows ``[1 + resamples]``; a fold of one class is left out.
 
     A fold counts by its rows because a fold of 20 statements says less than one of 1,500.

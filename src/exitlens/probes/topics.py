@@ -92,5 +92,5 @@ def _cell(
         return []
     p: Tensor = run.best[:1, torch.from_numpy(picked)]
     counts = resample_counts(data.groups[rows], resamples, seed)
-    found = measure(p, data.labels[rows], run.folds[picked], counts, ("accuracy", "auroc"))
+    found = measure(p, data.labels[rows], run.folds[picked], data.groups[rows], counts, ("accuracy", "auroc"))
     return [(name, v.value, v.low, v.high, len(rows)) for name, v in found.items()]

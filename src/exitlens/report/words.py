@@ -22,6 +22,7 @@ __all__ = [
     "layers_text",
     "p_equals",
     "ranges",
+    "reservation",
     "set_text",
     "shown",
     "sizes",
@@ -61,9 +62,19 @@ def join(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def shown(row: Row, name: str, digits: int = 3) -> str:
-    """The row's value of ``name`` with its interval."""
-    return interval_text(row.get(name), row.get(f"{name}_low"), row.get(f"{name}_high"), digits)
+def shown(row: Row, name: str, digits: int = 3, n: Sequence[str] = ()) -> str:
+    """The row's value of ``name`` with its interval, and what :func:`reservation` says of it."""
+    text = interval_text(row.get(name), row.get(f"{name}_low"), row.get(f"{name}_high"), digits)
+    return text + (reservation(row, n) if is_number(row.get(name)) else "")
+
+
+def reservation(row: Row, n: Sequence[str]) -> str:
+    """`` (no interval: n = 2)`` or that it is too narrow; '' when the least of the columns ``n`` is large enough."""
+    from exitlens.stats import interval_note  # scipy stands behind it, and most sentences do without
+
+    known = [int(to_float(row[name])) for name in n if is_number(row.get(name))]
+    note = interval_note(min(known)) if known else ""
+    return f" ({note})" if note else ""
 
 
 def count(row: Row, name: str) -> str:

@@ -4,17 +4,25 @@ from exitlens.stats.bootstrap import (
     Interval,
     Intervals,
     bootstrap_interval,
+    interval_note,
     interval_of,
-    mean_interval,
-    mean_intervals,
     quantiles,
     resample_counts,
     weighted_mean,
 )
 from exitlens.stats.effects import McNemar, adjusted_difference, cohens_d, mcnemar, permutation_p
+from exitlens.stats.means import mean_interval, mean_intervals
 from exitlens.stats.multiple import benjamini_hochberg, holm
 from exitlens.stats.paired import Difference, Differences, paired_difference, paired_differences, sign_flip_p
-from exitlens.stats.ranking import auroc, auroc_columns, auroc_interval, auroc_intervals, weighted_auroc
+from exitlens.stats.ranking import (
+    auroc,
+    auroc_columns,
+    auroc_interval,
+    auroc_intervals,
+    logit_interval,
+    perfect_room,
+    weighted_auroc,
+)
 from exitlens.stats.reliability import (
     Reliability,
     RiskCoverage,
@@ -53,12 +61,15 @@ __all__ = [
     "ece",
     "group_token_mean",
     "holm",
+    "interval_note",
     "interval_of",
+    "logit_interval",
     "mcnemar",
     "mean_interval",
     "mean_intervals",
     "paired_difference",
     "paired_differences",
+    "perfect_room",
     "permutation_p",
     "quantiles",
     "reliability_curve",

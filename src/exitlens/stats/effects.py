@@ -12,6 +12,7 @@ from scipy.stats import t as student
 
 from exitlens.errors import InputError
 from exitlens.stats.arrays import BLOCK, Array, Numbers, check_count, columns, flags, level_of, positive_weights
+from exitlens.stats.bootstrap import MIN_UNITS
 from exitlens.stats.paired import Differences
 
 __all__ = ["McNemar", "adjusted_difference", "cohens_d", "mcnemar", "permutation_p"]
@@ -102,24 +103,27 @@ def adjusted_difference(value: Numbers, group: Numbers, covariate: Numbers, leve
     others = others[:, spread > 0] / spread[spread > 0]
     design = np.column_stack([member.astype(np.float64), np.ones(len(data)), others])
     free = len(data) - design.shape[1]
+    units = np.full(data.shape[1], min(ones, zeros))
     if not ones or not zeros or free < 1:
-        return Differences(nothing, nothing, nothing, nothing)
+        return Differences(nothing, nothing, nothing, nothing, units)
     inverse = np.linalg.pinv(design)  # [parameters, n]
     # The group is identified when its column is not a combination of the others.
     rest = design[:, 1:]
     left = design[:, 0] - rest @ (np.linalg.pinv(rest) @ design[:, 0])
     if np.sqrt(np.mean(left**2)) < 1e-9:
-        return Differences(nothing, nothing, nothing, nothing)
+        return Differences(nothing, nothing, nothing, nothing, units)
     fit = inverse @ data
     residual = data - design @ fit
     room = 1.0 - np.einsum("np,pn->n", design, inverse)
     # A row that the fit must go through (leverage 1) has residual 0 and says nothing about the error.
     scaled = np.where(room[:, None] > 1e-9, residual / np.maximum(room, 1e-9)[:, None], 0.0)
     error = np.sqrt((inverse[0][:, None] ** 2 * scaled**2).sum(axis=0))
-    error = np.where(error > 1e-12 * np.maximum(np.abs(data).max(axis=0), 1e-300), error, np.nan)
+    error = np.where(
+        (error > 1e-12 * np.maximum(np.abs(data).max(axis=0), 1e-300)) & (units >= MIN_UNITS), error, np.nan
+    )
     gap = fit[0]
     p = 2.0 * student.sf(np.abs(gap / error), free)
-    return Differences(gap, gap + error * student.ppf(low, free), gap + error * student.ppf(high, free), p)
+    return Differences(gap, gap + error * student.ppf(low, free), gap + error * student.ppf(high, free), p, units)
 
 
 def mcnemar(first: Numbers, second: Numbers) -> McNemar:

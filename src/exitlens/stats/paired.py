@@ -5,22 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from exitlens.errors import InputError
 from exitlens.stats.arrays import BLOCK, Array, Numbers, check_count, codes, columns, numbers, sum_by
-from exitlens.stats.bootstrap import mean_intervals
+from exitlens.stats.bootstrap import interval_note
+from exitlens.stats.means import signed_intervals
 
 __all__ = ["Difference", "Differences", "paired_difference", "paired_differences", "sign_flip_p"]
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A difference with its interval and two-sided p."""
+    """A difference with its interval, two-sided p, and the ``n`` independent units that it rests on."""
 
     value: float
     low: float
     high: float
     p: float
+    n: int
+
+    @property
+    def note(self) -> str:
+        """What must stand beside the interval; see :func:`~exitlens.stats.bootstrap.interval_note`."""
+        return interval_note(self.n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +39,11 @@ class Differences:
     low: Array
     high: Array
     p: Array
+    n: NDArray[np.int64]
 
     def __getitem__(self, column: int) -> Difference:
-        parts = (self.value, self.low, self.high, self.p)
-        return Difference(*(float(part[column]) for part in parts))
+        value, low, high, p = (float(part[column]) for part in (self.value, self.low, self.high, self.p))
+        return Difference(value, low, high, p, int(self.n[column]))
 
 
 def paired_difference(
@@ -62,7 +71,7 @@ def paired_differences(
 ) -> Differences:
     """``mean(a − b)`` of every column of ``a, b [rows, k]``, paired by row, clustered by ``groups``.
 
-    Interval: :func:`~exitlens.stats.bootstrap.mean_intervals`. p: :func:`sign_flip_p`.
+    Interval: :func:`~exitlens.stats.means.signed_intervals`. p: :func:`sign_flip_p`.
     Raises InputError when a and b differ in shape.
     """
     first, second = columns(a, "a"), columns(b, "b")
@@ -72,8 +81,9 @@ def paired_differences(
             f"{list(second.shape)}): both systems must answer the same questions"
         )
     gap = first - second
-    found = mean_intervals(gap, groups, n, level, seed)
-    return Differences(found.value, found.low, found.high, sign_flip_p(gap, groups, permutations, seed))
+    found = signed_intervals(gap, groups, n, level, seed)
+    p = sign_flip_p(gap, groups, permutations, seed)
+    return Differences(found.value, found.low, found.high, p, found.n)
 
 
 def sign_flip_p(differences: Numbers, groups: Numbers | None = None, n: int = 10_000, seed: int = 0) -> Array:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
 from exitlens.errors import InputError
-from exitlens.stats.arrays import Array, Numbers, check_count, codes, columns, flags, numbers
-from exitlens.stats.bootstrap import Intervals, draws, quantiles
+from exitlens.stats.arrays import Array, Numbers, check_count, codes, columns, flags, level_of, numbers, sum_by
+from exitlens.stats.bootstrap import MIN_UNITS, Intervals, draws
 from exitlens.stats.effects import permutation_p
+from exitlens.stats.means import studentised
 
 __all__ = ["POOLED_WARNING", "TokenMeans", "group_token_mean"]
 
@@ -86,30 +87,13 @@ def group_token_mean(
     check_count(n)
     unit, units = codes(groups, len(data))
     pooled = estimator == "pooled-weights"
-
-    def by_unit(member: Array) -> tuple[Array, Array]:
-        top = np.zeros((units, data.shape[1]))
-        size = np.zeros(units)
-        np.add.at(top, unit, data * (count * member)[:, None])
-        np.add.at(size, unit, count * member)
-        return top, size
-
-    sides = [by_unit(side.astype(np.float64)) for side in (is_correct, ~is_correct)]
-    everything = sides[0][1] + sides[1][1]
-
-    def means(weight: Array) -> list[Array]:
-        """Correct, incorrect, and their difference in resamples with counts ``[b, units]`` → three of ``[b, k]``."""
-        out = []
-        for top, size in sides:
-            below = weight @ size
-            # A group that was not drawn has no mean, whatever it is divided by.
-            below = np.where(below > 0, weight @ everything if pooled else below, np.nan)
-            out.append((weight @ top) / below[:, None])
-        return [*out, out[1] - out[0]]
-
-    seen = [part[0] for part in means(np.ones((1, units)))]
-    found = _resampled(means, units, n, seed) if units > 1 else [np.full((1, data.shape[1]), np.nan)] * 3
-    intervals = [Intervals(value, *quantiles(part, level)) for value, part in zip(seen, found, strict=True)]
+    weight = count[:, None]
+    everything = sum_by(unit, weight, units)[:, 0] if pooled else None
+    sides = [
+        _side(sum_by(unit, data * weight * own, units), sum_by(unit, weight * own, units)[:, 0], everything)
+        for own in (is_correct[:, None], ~is_correct[:, None])
+    ]
+    intervals = _intervals(sides, draws(units, n, seed), level)
     testable = not pooled and units == len(data)
     p = permutation_p(data, ~is_correct, permutations, seed, count) if testable else np.full(data.shape[1], np.nan)
     return TokenMeans(
@@ -124,6 +108,62 @@ def group_token_mean(
     )
 
 
-def _resampled(means: Callable[[Array], list[Array]], units: int, n: int, seed: int) -> list[Array]:
-    blocks = [means(block) for block in draws(units, n, seed)]
-    return [np.concatenate([block[i] for block in blocks]) for i in range(3)]
+@dataclass(frozen=True, slots=True)
+class _Side:
+    """One group: ``mean [k]``; by unit, residual sums ``rest [units, k]``, the divisors ``size [units]``, and whether
+    it holds an answer of the group ``own [units]``."""
+
+    mean: Array
+    rest: Array
+    size: Array
+    own: Array
+
+    def resampled(self, w: Array) -> tuple[Array, Array, Array]:
+        """Residual mean and its squared plug-in error ``[b, k]``, and the divisor ``[b, 1]``; NaN where none is drawn.
+
+        The error is that of a ratio (Cochran 1977, section 2.11): ``Σ w (r − m s)²``, multiplied out into products.
+        """
+        total = np.where(w @ self.own > 0, w @ self.size, np.nan)[:, None]
+        mean = (w @ self.rest) / total
+        square = w @ self.rest**2 - 2 * mean * (w @ (self.rest * self.size[:, None]))
+        square = square + mean**2 * (w @ self.size**2)[:, None]
+        return mean, np.maximum(square, 0.0) / total**2, total
+
+
+def _side(top: Array, own: Array, everything: Array | None) -> _Side:
+    size = own if everything is None else everything
+    held = own.sum() > 0
+    mean = top.sum(axis=0) / size.sum() if held else np.full(top.shape[1], np.nan)
+    return _Side(mean, top - np.nan_to_num(mean) * size[:, None], size, (own > 0).astype(np.float64))
+
+
+def _intervals(sides: list[_Side], blocks: Iterable[Array], level: float) -> list[Intervals]:
+    """Studentised bootstrap intervals of both sides' means and of their difference (second minus first)."""
+    level_of(level)
+    first, second = sides
+    parts = [(*_each(first, second, w),) for w in blocks]
+    found = [np.concatenate([block[i] for block in parts]) for i in range(6)]
+    seen = _each(first, second, np.ones((1, len(first.size))))
+    units = [int(side.own.sum()) for side in sides]
+    least = [*units, min(units)]
+    out = []
+    for i, value in enumerate((first.mean, second.mean, second.mean - first.mean)):
+        low = high = np.full_like(value, np.nan)
+        if least[i] >= MIN_UNITS:
+            # The plug-in error times the small-sample factor of the smaller side: the data's own error.
+            error = seen[2 * i + 1][0] * np.sqrt(least[i] / (least[i] - 1))
+            ends = studentised(np.zeros_like(value), error, found[2 * i], found[2 * i + 1], level)
+            low, high = value + ends[0], value + ends[1]
+        out.append(Intervals(value, low, high, np.full(len(value), least[i])))
+    return out
+
+
+def _each(first: _Side, second: _Side, w: Array) -> tuple[Array, ...]:
+    """Residual mean and plug-in error ``[b, k]`` of the first side, the second, and their difference."""
+    (m1, v1, n1), (m2, v2, n2) = first.resampled(w), second.resampled(w)
+    # Units that hold answers of both sides (a question with several, or pooled divisors) make the two depend.
+    a, b = first.size[:, None], second.size[:, None]
+    shared = w @ (first.rest * second.rest) - m2 * (w @ (first.rest * b)) - m1 * (w @ (a * second.rest))
+    shared = shared + m1 * m2 * (w @ (a * b))
+    both = np.maximum(v1 + v2 - 2 * shared / (n1 * n2), 0.0)
+    return m1, np.sqrt(v1), m2, np.sqrt(v2), m2 - m1, np.sqrt(both)

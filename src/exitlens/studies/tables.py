@@ -51,7 +51,7 @@ class TableSpec:
 
 
 def with_interval(name: str, meaning: str, unit: str = "", *, optional: bool = False) -> tuple[Field, Field, Field]:
-    """A value and the two ends of its 95% bootstrap interval: ``name``, ``name_low``, ``name_high``."""
+    """A value and the two ends of its 95% interval: ``name``, ``name_low``, ``name_high``."""
     return (
         Field(name, meaning, unit, optional),
         Field(f"{name}_low", f"lower end of the 95% interval of `{name}`", unit, optional),

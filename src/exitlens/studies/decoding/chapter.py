@@ -26,7 +26,7 @@ class DecodingChapter(Chapter):
     title = "Contrasting layers while generating"
     question = "Do answers get better when early layers are contrasted with the last one?"
     how = (
-        "Every decoder answered the same questions. Each score is a mean over questions with a bootstrap 95% CI; "
+        "Every decoder answered the same questions. Each score is a mean over questions with a 95% CI; "
         "differences to the first decoder are paired by question, with a paired test. max: similarity to "
         "the best matching correct answer; diff: best correct minus best incorrect; acc: share of questions where "
         "diff is above zero. MC1: the best answer is more probable than every incorrect one; MC2: share of probability "
@@ -91,8 +91,8 @@ class DecodingChapter(Chapter):
             [
                 row.get("decoder"),
                 metric_name(str(row.get("metric", ""))),
-                shown({**row, "mean_low": row.get("low"), "mean_high": row.get("high")}, "mean"),
-                shown(row, "difference"),
+                shown({**row, "mean_low": row.get("low"), "mean_high": row.get("high")}, "mean", n=("n",)),
+                shown(row, "difference", n=("n",)),
                 p_text(row.get("p")),
                 count(row, "n"),
             ]

@@ -49,7 +49,7 @@ def entropy_by_layer(
     if not kept:
         return pd.DataFrame(columns=list(COLUMNS))
     incorrect = ~is_correct
-    auroc = stats.auroc_intervals(values, incorrect, seed=seed)
+    auroc = stats.auroc_intervals(values, incorrect)
     d = stats.cohens_d(values, incorrect)
     adjusted = stats.adjusted_difference(values, incorrect, tokens.astype(np.float64))
     frames = []

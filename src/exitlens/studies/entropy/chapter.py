@@ -8,11 +8,14 @@ from functools import partial
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet
 from exitlens.report.frames import Results, Row, distinct, groups, layers_of, spread
 from exitlens.report.text import Column, is_number, number_text, p_text, to_float, visible
-from exitlens.report.words import LEVEL, count, counted, excludes, join, layers_text, p_equals, shown
+from exitlens.report.words import LEVEL, count, counted, excludes, join, layers_text, p_equals, reservation, shown
 from exitlens.studies.answers.chapter import answers_judged
 from exitlens.studies.entropy import figures as draw
 
 __all__ = ["EntropyChapter"]
+
+_BOTH = ("n_correct", "n_incorrect")
+_RESTS_ON = {"correct": _BOTH[:1], "incorrect": _BOTH[1:], "difference": _BOTH, "auroc": _BOTH}
 
 _MEAN = "Mean entropy over the tokens of correct and of incorrect answers, by layer; bands: 95% CI by question."
 _DIFFERENCE = (
@@ -34,7 +37,8 @@ class EntropyChapter(Chapter):
     how = (
         "Entropy in nats of each layer's distribution at every token of the generated answer, stop string "
         "excluded. Estimator per-group: the sum over a group's tokens divided by the tokens of that group. "
-        "95% CI: bootstrap by question. Tests: corrected over layers by Holm (p Holm) and "
+        "95% CI by question: studentised bootstrap; of the AUROC DeLong's, on the logit scale. "
+        "Tests: corrected over layers by Holm (p Holm) and "
         "Benjamini–Hochberg (p BH). Length-adjusted: the same difference with the answer's length as a covariate. "
         "AUROC: the probability that an incorrect answer has the higher entropy. Which answers are correct is decided "
         "by the judge named with each number."
@@ -71,7 +75,7 @@ class EntropyChapter(Chapter):
                 body: list[list[object]] = [
                     [
                         int(row["layer"]),
-                        *(shown(row, name, 2) for name in ("correct", "incorrect", "difference", "auroc")),
+                        *(shown(row, name, 2, n) for name, n in _RESTS_ON.items()),
                         number_text(row.get("cohens_d"), 2),
                         *(p_text(row.get(name)) for name in ("p", "p_holm", "p_bh")),
                         number_text(row.get("adjusted_difference"), 2),
@@ -125,12 +129,13 @@ def _difference(measured: Sequence[Row], layers: int) -> str:
     """The largest difference among the significant ones; among all only where none is, and then called that."""
     significant = [row for row in measured if to_float(row.get("p_holm")) < LEVEL]
     largest = max(significant or measured, key=lambda row: abs(to_float(row.get("difference"))))
-    value = f"{shown(largest, 'difference', 2)} nats at layer {int(largest['layer'])}"
+    value = f"{shown(largest, 'difference', 2)} nats at layer {int(largest['layer'])}{reservation(largest, _BOTH)}"
     if not significant:
         alone = excludes(largest, "difference", 0.0)
         rest = "whose 95% CI excludes 0 but which does not survive the correction" if alone else "whose 95% CI covers 0"
+        value += f", {rest}" if is_number(largest.get("difference_low")) else ""
         none = f"no significant difference at {_any(layers)} after Holm correction"
-        return f"{none}; the largest is {value}, {rest}."
+        return f"{none}; the largest is {value}."
     higher = {to_float(row.get("difference")) > 0 for row in significant}
     direction = "higher" if higher == {True} else "lower" if higher == {False} else "different"
     text = (
@@ -159,4 +164,6 @@ def _ranking(items: Sequence[Row]) -> str:
         if excludes(best, "auroc", 0.5)
         else "whose 95% CI covers 0.5: no significant ranking."
     )
-    return f"\nAUROC furthest from chance: {shown(best, 'auroc', 2)} at layer {int(best['layer'])}, {told}"
+    told = f", {told}" if is_number(best.get("auroc_low")) else "."
+    place = f"{shown(best, 'auroc', 2)} at layer {int(best['layer'])}{reservation(best, _BOTH)}"
+    return f"\nAUROC furthest from chance: {place}{told}"

@@ -57,7 +57,7 @@ class ProbesChapter(Chapter):
         "Probes are trained on the hidden state of the last token at a layer and tested on statements of other "
         "topics. LM next token: the model's top-1 next token is the correct label word. LM token probability: the "
         "more probable of the two label words. Majority: the vote of the layers probed. Train accuracy is "
-        "measured after training, test loss over the whole test set; 95% CI: bootstrap."
+        "measured after training, test loss over the whole test set; 95% CI: Jeffreys', by group."
     )
     own = ("probes", "probe_curves", "probe_layers", "probe_calibration", "probe_risk", "probe_transfer")
     stages = ("states", "probe")
@@ -138,7 +138,7 @@ def _original_sheet(setting: object, items: Sequence[Row]) -> Sheet:
         [
             method_name(row),
             *(number_text(row.get(name)) for name in ("train_loss", "train_accuracy", "test_loss")),
-            shown(row, "test_accuracy"),
+            shown(row, "test_accuracy", n=("n_test",)),
             number_text(row.get("auroc")),
             *(number_text(int(to_float(row[n])), 0) if is_number(row.get(n)) else "–" for n in ("n_train", "n_test")),
         ]
