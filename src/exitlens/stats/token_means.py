@@ -151,8 +151,11 @@ def _intervals(sides: list[_Side], blocks: Iterable[Array], level: float) -> lis
         low = high = np.full_like(value, np.nan)
         if least[i] >= MIN_UNITS:
             # The plug-in error times the small-sample factor of the smaller side: the data's own error.
-            error = seen[2 * i + 1][0] * np.sqrt(least[i] / (least[i] - 1))
-            ends = studentised(np.zeros_like(value), error, found[2 * i], found[2 * i + 1], level)
+            factor = np.sqrt(least[i] / (least[i] - 1))
+            # The skews of two sides largely cancel: their difference does without the room that the plug-in error of a
+            # mean's resamples leaves (simulated at 20 answers: .977 covered with it).
+            errors = found[2 * i + 1] * (factor if i == 2 else 1.0)
+            ends = studentised(np.zeros_like(value), seen[2 * i + 1][0] * factor, found[2 * i], errors, level)
             low, high = value + ends[0], value + ends[1]
         out.append(Intervals(value, low, high, np.full(len(value), least[i])))
     return out
