@@ -82,3 +82,17 @@ def test_settings_that_are_not_applied_are_said(
     lm = wrap(model, tiny.tokenizer())
     assert any(name in note for note in lm.notes) == told
     assert (f"{name}=" in caplog.text) == told
+
+
+def test_texts_of_different_lengths_where_nothing_can_be_padded() -> None:
+    torch.manual_seed(0)
+    config = tf.XLNetConfig(vocab_size=320, d_model=32, n_layer=2, n_head=4, d_inner=48, attn_type="uni")
+    lm = wrap(tf.XLNetLMHeadModel(config).eval(), tiny.tokenizer())
+    assert not lm.takes_masks
+    texts = ["What is true?", "The capital of France is Paris, and 2 + 2 = 4.", "a"]
+    together = exitlens.read(lm, texts, stats=("entropy",)).to_pandas()
+    for i, text in enumerate(texts):
+        alone = exitlens.read(lm, [text], stats=("entropy",)).to_pandas()
+        rows = together[together["text"] == i]
+        assert len(rows) == len(alone)
+        assert abs(rows["entropy"].to_numpy() - alone["entropy"].to_numpy()).max() < 1e-4

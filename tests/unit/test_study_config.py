@@ -82,3 +82,9 @@ def test_what_is_run_and_where_does_not_make_another_run() -> None:
     one, other = RunConfig(only=("layers",), out="a"), RunConfig(out="b")
     assert one.identity() == other.identity()
     assert one.identity() != RunConfig(seed=1).identity()
+
+
+def test_the_spelling_of_a_models_name_is_no_identity() -> None:
+    one, other = RunConfig(model="./a/model"), RunConfig(model="/elsewhere/model", base="x", revision="main")
+    assert one.identity() == other.identity()
+    assert RunConfig(seed=1).identity() != one.identity()

@@ -286,3 +286,11 @@ def test_sharing_the_beginning_changes_no_number(family: str) -> None:
             for layer, states in batch.hidden.items():
                 torch.testing.assert_close(states[row], plain[layer][0, batch.start :], rtol=1e-4, atol=1e-4)
     assert seen == {0, 1, 2, 3}
+
+
+def test_a_store_goes_on_under_another_name_of_its_model(tmp_path: Path) -> None:
+    first = StateStore.open(tmp_path, ORIGIN)
+    again = StateStore.open(tmp_path, replace(ORIGIN, model="/elsewhere/m"))
+    assert again._identity() == first._identity()
+    with pytest.raises(ProbeError, match="fingerprint"):
+        StateStore.open(tmp_path, replace(ORIGIN, fingerprint="other"))

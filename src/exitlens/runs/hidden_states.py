@@ -38,6 +38,8 @@ from exitlens.storage.sealed import Seal, Sealed
 __all__ = ["SHARD_ROWS", "Origin", "StateStore"]
 
 SHARD_ROWS = 256
+# Layers may grow; a model is known by its fingerprint, not by what it was called.
+_NO_MARKS = ("layers", "model")
 _PLAN = ("id", "label", "topic", "group", "hash", "n_tokens")
 
 
@@ -78,7 +80,7 @@ class StateStore:
             layers = tuple(sorted({*known.layers, *origin.layers}))
             before = asdict(known)
             for name, value in asdict(origin).items():
-                if name != "layers" and before[name] != value:
+                if name not in _NO_MARKS and before[name] != value:
                     raise ProbeError(
                         f"'{folder}' holds hidden states with {name} {cut(repr(before[name]))}, not "
                         f"{cut(repr(value))}: use another folder, or remove it to extract them again"
@@ -234,7 +236,7 @@ class StateStore:
         return lookup.loc[list(ids)]
 
     def _identity(self) -> dict[str, Any]:
-        return {name: value for name, value in asdict(self.origin).items() if name != "layers"}
+        return {name: value for name, value in asdict(self.origin).items() if name not in _NO_MARKS}
 
     def _key(self, rows: pd.DataFrame) -> str:
         return key_of(self._identity(), rows["id"].tolist(), rows["hash"].tolist())

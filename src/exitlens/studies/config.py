@@ -26,7 +26,9 @@ __all__ = ["RunConfig", "load_config"]
 # done in about 4 minutes, of which two decoders with 50-token answers take the most. `limit = "none"` takes all of it.
 BUILT_IN_LIMITS = {"limit": ("data", 40), "limit_statements": ("statements", 560)}
 # Settings that change where or how fast results appear, never what they are: a run may go on with other values.
-_NOT_IDENTITY = frozenset({"only", "out", "figures", "states"})
+# A model is known by its fingerprint, whatever it is called and wherever it lies: see `_introduce` in studies/run.py.
+_NAMES_OF_A_MODEL = frozenset({"model", "revision", "trust_remote_code", "base"})
+_NOT_IDENTITY = frozenset({"only", "out", "figures", "states"}) | _NAMES_OF_A_MODEL
 
 
 def _layer_text(value: Any) -> Any:
