@@ -51,8 +51,23 @@ def mc_scores(
 ) -> McScores:
     """MC1, MC2 and MC3 of ``questions``: an answer's score is the sum over its tokens after ``A:``.
 
-    The few-shot opening is run once, each question once, and ``batch_size`` answers at a time. ``progress(done,
-    total)`` counts questions. Raises :class:`InputError` for a question without correct or incorrect answers.
+    The few-shot opening is run once, each question once.
+
+    Args:
+        lm: The model.
+        questions: With correct and incorrect answers.
+        decoder: Whose scores are summed.
+        post_softmax: Sum log-probabilities, not the decoder's own scores.
+        style: The prompt around a question.
+        batch_size: Answers scored together.
+        progress: Called with questions done and questions in all.
+
+    Returns:
+        The three measures of each question, and the scores that they come from.
+
+    Raises:
+        InputError: A question without correct or incorrect answers.
+        ContextError: A question or answer that does not fit the model's context.
     """
     for question in questions:
         if not question.correct or not question.incorrect:

@@ -54,10 +54,27 @@ def decoding_study(
 ) -> DecodingResult:
     """Answer the questions with every decoder, score the answers, compare each decoder with the first by question.
 
-    ``dola:high@1.2`` gives a decoder a repetition penalty of its own. ``mc``: MC1–3 too, by each decoder's ``softmax``
-    or its ``scores``; the penalty has no part in them. ``protocol``: how answers meet
-    references (:mod:`exitlens.scoring.truthfulqa`). Nothing is written to disk. Raises InputError
-    (no questions or decoders, an unknown decoder), ContextError.
+    Nothing is written to disk.
+
+    Args:
+        lm: The model.
+        questions: Asked under the few-shot prompt.
+        decoders: The first is the one compared with; ``dola:high@1.2`` has a repetition penalty of its own.
+        metrics: How answers meet references.
+        max_new_tokens: Longest answer [tokens].
+        batch_size: Prompts generated together.
+        repetition_penalty: Of decoders that name none; 1 is none.
+        mc: MC1-3 too, by each decoder's ``softmax`` or its ``scores``; the penalty has no part in them.
+        protocol: How references are prepared (:mod:`exitlens.scoring.truthfulqa`).
+        seed: Of resamples and sign flips.
+        report: Called with the progress of every stage.
+
+    Returns:
+        The tables of the study.
+
+    Raises:
+        InputError: No questions or decoders, an unknown decoder.
+        ContextError: A question that does not fit the model's context.
     """
     if not questions or not decoders:
         raise InputError("no questions or no decoders: give both")

@@ -49,8 +49,25 @@ def entropy_study(
 ) -> EntropyResult:
     """Answer the questions, read the entropy of every layer at every answer token, compare incorrect with correct.
 
-    ``judges`` decide which answers are correct (:mod:`exitlens.scoring`); each gives rows of its own. Nothing is
-    written to disk. Raises InputError without questions or judges, ContextError for a question that does not fit.
+    Nothing is written to disk.
+
+    Args:
+        lm: The model.
+        questions: Asked under the few-shot prompt.
+        judges: How answers are judged (:mod:`exitlens.scoring`); each gives rows of its own.
+        max_new_tokens: Longest answer [tokens].
+        batch_size: Prompts generated together.
+        repetition_penalty: Of the greedy decoding; 1 is none.
+        estimators: ``per-group``; ``pooled-weights`` reproduces an artefact and supports no conclusion.
+        seed: Of resamples and permutations.
+        report: Called with the progress of every stage.
+
+    Returns:
+        The tables of the study; entropies are in nats.
+
+    Raises:
+        InputError: No questions or judges.
+        ContextError: A question that does not fit the model's context.
     """
     if not questions:
         raise InputError("no questions: give a data set of questions")

@@ -66,9 +66,29 @@ def exits_study(
 ) -> ExitResult:
     """Answer the questions, run every answer through the model once more, and hold each policy against it.
 
-    ``layers``: the exits (default: those of ``heads``, else every layer of the upper half). ``strict``: raise when the
-    answers are too few for ``deltas`` and ``epsilon`` instead of saying so in the table. Nothing is written to disk.
-    Raises InputError without questions, LayerError, ProbeError for heads of another model, ContextError.
+    Nothing is written to disk.
+
+    Args:
+        lm: The model.
+        questions: Asked under the few-shot prompt.
+        layers: The exits; None: those of ``heads``, else every layer of the upper half.
+        heads: Trained exit heads, read in place of the unembedding.
+        deltas: Shares of differing tokens for which a threshold with a guarantee is looked for.
+        epsilon: How often a guarantee may fail.
+        max_new_tokens: Longest answer [tokens].
+        batch_size: Prompts generated together.
+        strict: Raise where the answers are too few for ``deltas`` and ``epsilon``, instead of saying so in the table.
+        seed: Of resamples and of the calibration half.
+        report: Called with the progress of every stage.
+
+    Returns:
+        The tables of the study, and the time model that predicted times come from.
+
+    Raises:
+        InputError: No questions, or (``strict``) too few.
+        LayerError: A layer that the model does not have.
+        ProbeError: Heads of another model.
+        ContextError: A question that does not fit the model's context.
     """
     if not questions:
         raise InputError("no questions: give a data set of questions")

@@ -111,10 +111,31 @@ def probes_study(
 ) -> TruthStudy:
     """Extract the states of ``statements`` into ``folder`` (kept, extended when called again), then measure ``kinds``.
 
-    ``layers`` "all" is 1..N: layer 0 holds the embedding of one token, after the few-shot prompt always the same.
-    ``test_statements``: another data set to test on (protocol ``transfer``). ``matrix``: also train on each topic and
-    test on each other. Raises ProbeError (one class, a topic too small, NaN states, states of another model),
-    LayerError, ContextError.
+    Args:
+        lm: The model.
+        statements: True and false ones.
+        folder: Where the states are kept; states that it holds are not extracted again.
+        kinds: Kinds of probe, see :data:`exitlens.probes.KINDS`.
+        protocol: Which statements are trained and tested on.
+        layers: Which layers; "all" is 1..N: layer 0 holds the embedding of one token, after the few-shot prompt always
+            the same.
+        seeds: Fits of kinds that start at random.
+        seed: Of splits, fits and resamples.
+        setting: What stands around the statements.
+        position: Where a statement is read.
+        test_statements: Another data set to test on (protocol ``transfer``).
+        test_topic: The topic held out (protocol ``original``); None: cities, or the last.
+        matrix: Also train on each topic and test on each other.
+        resamples: Of the intervals.
+        report: Called with the progress of extraction.
+
+    Returns:
+        Metrics by kind and layer, comparisons, and a verdict in words.
+
+    Raises:
+        ProbeError: One class, a topic too small, NaN states, states of another model.
+        LayerError: A layer that the model does not have.
+        ContextError: A statement that does not fit the model's context.
     """
     check_protocol(kinds, protocol, bool(test_statements))
     check_position(position)
