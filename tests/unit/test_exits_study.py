@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tests import tiny
 
 from exitlens.data.records import Question
@@ -17,6 +18,9 @@ from exitlens.exits.policies import ExitPolicy
 from exitlens.exits.replay_policies import Cost, Signals, block_widths, caught_up, oracle_at
 from exitlens.exits.session import ExitPrefix, Tally
 from exitlens.models import wrap
+from exitlens.runs.engine import LocalEngine
+from exitlens.studies.answers.stage import DecoderSpec
+from exitlens.studies.context import answer_all
 from exitlens.studies.exits.stage import AnswerRecord, ExitStage, signals_from
 from exitlens.studies.exits.study import ExitResult, exits_study
 from exitlens.studies.exits.tables import calibration_table
@@ -106,7 +110,8 @@ def test_caught_up_by_hand() -> None:
 
 def test_a_table_of_signals_comes_back_in_any_batching() -> None:
     lm = model()
-    records = [AnswerRecord(str(i), p, " the answer is") for i, p in enumerate(["Q: a\nA:", "Q: b\nA:", "Paris? A:"])]
+    said = tuple(lm.encode(" the answer is"))
+    records = [AnswerRecord(str(i), p, said[i:]) for i, p in enumerate(["Q: a\nA:", "Q: b\nA:", "Paris? A:"])]
     stage = ExitStage((1, 2))
     together = stage.run(lm, records)["exit_signals"]
     alone = pd.concat([stage.run(lm, [r])["exit_signals"] for r in records], ignore_index=True)
@@ -114,9 +119,29 @@ def test_a_table_of_signals_comes_back_in_any_batching() -> None:
     signals, sure, ids = signals_from(together, lm.n_layers)
     assert ids == ["0", "1", "2"]
     assert signals.top.shape == (3, signals.tokens)
-    assert np.bincount(signals.question).tolist() == [len(lm.encode(r.prompt + r.answer)) - len(lm.encode(r.prompt))
-                                                      for r in records]  # fmt: skip
+    assert np.bincount(signals.question).tolist() == [len(r.token_ids) for r in records]
     assert ((sure > 0) & (sure <= 1)).all()
+
+
+def test_signals_stand_on_the_tokens_that_were_written_not_on_their_text_read_again() -> None:
+    """Letter by letter, as a model may write it; the tokenizer would make fewer tokens of the same text."""
+    lm = model()
+    letters = tuple(lm.encode(letter)[0] for letter in " statement")
+    assert len(lm.encode(lm.decode(letters))) < len(letters)
+    table = ExitStage((1, 2)).run(lm, [AnswerRecord("a", "Q: a\nA:", letters)])["exit_signals"]
+    assert table["step"].nunique() == len(letters)
+    ids = [*lm.encode("Q: a\nA:"), *letters]
+    top = lm.logits(lm.forward(torch.tensor([ids]), layers=[3]).hidden[3][0], 3).argmax(-1)
+    assert table[table["layer"] == 3]["top"].tolist() == top[-len(letters) :].tolist()
+    written = study_answers()
+    assert all(
+        lm.decode(written.token_ids[row.question_id]).strip() == row.answer for row in written.answers.itertuples()
+    )
+
+
+def study_answers() -> Any:
+    engine = LocalEngine(model(), None, None)
+    return answer_all(engine, QUESTIONS, DecoderSpec.parse("vanilla"), max_new_tokens=8, batch_size=2)
 
 
 def made_up(answers: int, tokens: int = 10) -> Signals:

@@ -23,12 +23,13 @@ __all__ = ["Answers", "Context", "answer_all", "slug"]
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """One decoder's answers to all questions (``answers``), and what its layers said."""
+    """One decoder's answers to all questions (``answers``, and their token ids by question), what its layers said."""
 
     spec: DecoderSpec
     answers: pd.DataFrame
     entropy_tokens: pd.DataFrame | None
     decoding_layers: pd.DataFrame | None
+    token_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def answer_all(
@@ -48,7 +49,9 @@ def answer_all(
     chosen = done.tables.get("decoding_layers")
     if chosen is not None and len(chosen):
         chosen = chosen.groupby(["decoder", "layer"], sort=True)["count"].sum().reset_index()
-    return Answers(spec, done.tables["answers"], done.tables.get("entropy_tokens"), chosen)
+    written = done.tables["answer_ids"].groupby("question_id", sort=False)["token_id"]
+    ids = {str(question): tuple(int(token) for token in tokens) for question, tokens in written}
+    return Answers(spec, done.tables["answers"], done.tables.get("entropy_tokens"), chosen, ids)
 
 
 @dataclass

@@ -61,11 +61,12 @@ class DecoderSpec:
 class GenerateStage:
     """Greedy answers of one decoder.
 
-    Tables: ``answers``; with ``entropy`` also ``entropy_tokens``; for other decoders ``decoding_layers``.
+    Tables: ``answers`` and ``answer_ids``; with ``entropy`` also ``entropy_tokens``; for other decoders
+    ``decoding_layers``.
     """
 
     name: ClassVar[str] = "generate"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     spec: DecoderSpec
     max_new_tokens: int = 50
@@ -103,7 +104,7 @@ class GenerateStage:
             read_lens=self.lens,
             trace=not self.spec.plain,
         )
-        tables = {"answers": self._answers(batch, answers)}
+        tables = {"answers": self._answers(batch, answers), "answer_ids": _token_ids(batch, answers)}
         if not self.spec.plain:
             tables["decoding_layers"] = _chosen(self.spec.text, answers)
         if self.entropy:
@@ -126,6 +127,14 @@ class GenerateStage:
 def ask(questions: Sequence[Question], style: str = "six-shot") -> list[AskRecord]:
     """Questions under the shared prompt."""
     return [AskRecord(q.id, q.question, "".join(qa_prompt(q, style))) for q in questions]
+
+
+def _token_ids(batch: Sequence[AskRecord], answers: Sequence[Generation]) -> pd.DataFrame:
+    """A row a token. Text that is tokenised again may come back as other tokens, so what reads them uses these."""
+    counts = [len(answer.token_ids) for answer in answers]
+    ids = [token for answer in answers for token in answer.token_ids]
+    names = np.repeat(np.asarray([record.id for record in batch], dtype=object), counts)
+    return pd.DataFrame({"question_id": names, "token_id": np.asarray(ids, dtype=np.int64)})
 
 
 def _chosen(decoder: str, answers: Sequence[Generation]) -> pd.DataFrame:

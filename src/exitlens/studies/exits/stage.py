@@ -25,11 +25,11 @@ _KINDS = ("probability", "margin", "entropy", "cosine", "patience", "classifier"
 
 @dataclass(frozen=True, slots=True)
 class AnswerRecord:
-    """A question's prompt and the answer given, as it continues the prompt."""
+    """A question's prompt and the tokens of the answer given."""
 
     id: str
     prompt: str
-    answer: str
+    token_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ExitStage:
     """
 
     name: ClassVar[str] = "exits"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     layers: tuple[int, ...]
     heads: ExitHeads | None = None
@@ -51,13 +51,13 @@ class ExitStage:
 
     def identify(self, record: AnswerRecord) -> Any:
         """See :class:`exitlens.runs.engine.Stage`."""
-        return [record.id, record.prompt, record.answer]
+        return [record.id, record.prompt, record.token_ids]
 
     def run(self, lm: LayeredModel, batch: Sequence[AnswerRecord]) -> dict[str, pd.DataFrame]:
         """See :class:`exitlens.runs.engine.Stage`. Raises ContextError for an answer that does not fit."""
         prompts = [lm.encode(record.prompt) for record in batch]
-        texts = [lm.encode(record.prompt + record.answer) for record in batch]
-        starts = [_shared(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        texts = [[*prompt, *record.token_ids] for prompt, record in zip(prompts, batch, strict=True)]
+        starts = [len(prompt) for prompt in prompts]
         reader = ExitReader(lm, self.heads)
         n = lm.n_layers
         frames: dict[int, pd.DataFrame] = {}
@@ -135,16 +135,6 @@ def _final_probability(lm: LayeredModel, states: torch.Tensor) -> NDArray[Any]:
         for at in range(0, len(states), 64)
     ]
     return np.concatenate(out)
-
-
-def _shared(prompt: Sequence[int], text: Sequence[int]) -> int:
-    """First position that belongs to the answer (a token that joins prompt and answer does)."""
-    n = 0
-    for a, b in zip(prompt, text, strict=False):
-        if a != b:
-            break
-        n += 1
-    return max(1, n)
 
 
 def _digest(heads: ExitHeads) -> str:

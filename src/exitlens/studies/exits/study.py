@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,16 +96,24 @@ def exits_study(
         require_units(len(questions) // 2, delta, epsilon)
     engine = LocalEngine(lm, None, report)
     spec = DecoderSpec.parse("vanilla")
-    answers = answer_all(engine, questions, spec, max_new_tokens=max_new_tokens, batch_size=batch_size).answers
+    answers = answer_all(engine, questions, spec, max_new_tokens=max_new_tokens, batch_size=batch_size)
     return analyse(
-        engine, questions, answers, layers=layers, heads=heads, deltas=deltas, epsilon=epsilon, strict=strict, seed=seed
+        engine,
+        questions,
+        answers.token_ids,
+        layers=layers,
+        heads=heads,
+        deltas=deltas,
+        epsilon=epsilon,
+        strict=strict,
+        seed=seed,
     )
 
 
 def analyse(
     engine: Engine,
     questions: Sequence[Question],
-    answers: pd.DataFrame,
+    token_ids: Mapping[str, Sequence[int]],
     *,
     layers: Sequence[int] | None = None,
     heads: ExitHeads | None = None,
@@ -115,11 +123,10 @@ def analyse(
     strict: bool = False,
     seed: int = 0,
 ) -> ExitResult:
-    """The same for answers that were generated (columns question_id, answer)."""
+    """The same for answers that were generated: their token ids by question (none: an empty answer)."""
     lm: LayeredModel = engine.lm
     exits = exit_layers(lm, layers, heads)
-    by_id = dict(zip(answers["question_id"], answers["answer"], strict=True))
-    records = [AnswerRecord(r.id, r.prompt, _continued(r.prompt, str(by_id[r.id]))) for r in ask(questions)]
+    records = [AnswerRecord(r.id, r.prompt, tuple(token_ids.get(r.id, ()))) for r in ask(questions)]
     table = engine.map(ExitStage(exits, heads), records, batch_size=16).tables["exit_signals"]
     if not len(table):
         raise InputError("no answer has a token beyond the first: there is nothing to exit from")
@@ -186,7 +193,7 @@ class ExitsStudy(Study):
         made = analyse(
             ctx.engine,
             questions,
-            found.answers,
+            found.token_ids,
             layers=_exits(ctx),
             heads=_heads(ctx),
             deltas=_deltas(config),
@@ -218,11 +225,6 @@ def _heads(ctx: Context) -> ExitHeads | None:
 
 def _deltas(config: RunConfig) -> tuple[float, ...]:
     return DELTAS if config.exit_delta is None else (config.exit_delta,)
-
-
-def _continued(prompt: str, answer: str) -> str:
-    """The answer as the prompt goes on: answers are kept without the space that they begin with."""
-    return answer if not answer or prompt.endswith((" ", "\n")) else f" {answer}"
 
 
 def _verdicts(judgements: pd.DataFrame | None, ids: Sequence[str], question: NDArray[Any]) -> dict[str, NDArray[Any]]:
