@@ -275,3 +275,32 @@ def test_the_p_of_token_means_is_that_of_token_weighted_means() -> None:
     found = stats.group_token_mean(value, tokens, correct)
     assert found.difference.value[0] == pytest.approx(3.2)
     assert found.p[0] < 0.05
+
+
+def test_sign_flips_are_counted_in_every_block_and_once_for_what_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "exitlens.stats.paired.BLOCK", 20 * 10
+    )  # ten flips of twenty questions a block, the last shorter
+    assert stats.sign_flip_p(np.zeros(20), n=95)[0] == 1.0
+    # That all twenty signs of a random flip agree again happens twice in a million.
+    assert stats.sign_flip_p(np.ones(20), n=99)[0] == 1 / 100
+
+
+def test_one_resample_is_enough_and_rows_may_weigh_nothing() -> None:
+    assert np.isfinite(stats.mean_interval(np.arange(5.0), n=1).low)
+    weighed = stats.mean_intervals([1.0, 2.0, 3.0, 99.0], n=50, weights=[1, 1, 2, 0])
+    assert weighed.value[0] == 9 / 4
+    assert weighed.n[0] == 3
+    with pytest.raises(InputError, match="not all 0"):
+        stats.mean_intervals([1.0, 2.0], weights=[0, 0])
+    with pytest.raises(InputError, match="got 2 from -1"):
+        stats.mean_intervals([1.0, 2.0], weights=[-1, 1])
+
+
+def test_bad_shapes_and_places_are_told() -> None:
+    with pytest.raises(InputError, match=r"values has shape \[1, 1, 1\]: give \[n\] or \[n, k\]"):
+        stats.mean_intervals(np.zeros((1, 1, 1)))
+    with pytest.raises(InputError, match=r"values holds nan at \[1, 0\]"):
+        stats.mean_intervals([[0.0, 1.0], [math.nan, 1.0]])
+    with pytest.raises(InputError, match=r"values holds inf at 1:"):
+        stats.mean_interval([0.0, math.inf])
