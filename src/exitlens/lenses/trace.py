@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, LayerError, MissingExtra
+from exitlens.parsing import cut, parse_json
 from exitlens.storage.atomic import write_tensors
 from exitlens.storage.tensors import read_tensors
 
@@ -143,18 +144,44 @@ class Trace:
     def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Trace:
         """The inverse of :meth:`to_tensors`. Raises :class:`InputError` when it is no trace."""
         if metadata.get("format") != FORMAT:
-            raise InputError(f"not a trace: its format is {metadata.get('format')!r}, expected {FORMAT!r}")
-        try:
-            return cls(
-                {name: tensor.numpy() for name, tensor in tensors.items()},
-                tuple(json.loads(metadata["layers"])),
-                metadata["lens"],
-                metadata["model"],
-                tuple(tuple(ids) for ids in json.loads(metadata["token_ids"])),
-                tuple(tuple(words) for words in json.loads(metadata["tokens"])),
-                tuple(json.loads(metadata["notes"])),
-                metadata["product"],
-                json.loads(metadata["extra"]),
-            )
-        except (KeyError, json.JSONDecodeError) as error:
-            raise InputError(f"this trace is damaged ({error}): write it again") from error
+            raise InputError(f"not a trace: its format is {cut(repr(metadata.get('format')))}, expected {FORMAT!r}")
+        header = {name: parse_json(metadata.get(name, ""), f"a trace's {name}", error=InputError) for name in _LISTS}
+        layers, ids, words = header["layers"], header["token_ids"], header["tokens"]
+        if not (
+            _all(layers, int) and _lists(ids, int) and _lists(words, str) and _all(header["notes"], str)
+            and [len(text) for text in ids] == [len(text) for text in words]
+            and isinstance(header["extra"], dict) and _all([*header["extra"], *header["extra"].values()], str)
+        ):  # fmt: skip
+            raise InputError("this trace is damaged (its header does not fit together): write it again")
+        longest = max((len(text) for text in ids), default=0)
+        fitting: list[tuple[int, ...]] = [(len(ids), rows, longest) for rows in (1, len(layers))]
+        for name, tensor in tensors.items():
+            axes = tuple(tensor.shape[:3])
+            if axes not in fitting or tensor.dtype not in _TYPES:
+                raise InputError(
+                    f"this trace is damaged: {cut(repr(name))} has shape {tuple(tensor.shape)} of {tensor.dtype}, with "
+                    f"{len(ids)} texts, {len(layers)} layers and {longest} positions; write it again"
+                )
+        return cls(
+            {name: tensor.numpy() for name, tensor in tensors.items()},
+            tuple(layers),
+            metadata.get("lens", ""),
+            metadata.get("model", ""),
+            tuple(tuple(text) for text in ids),
+            tuple(tuple(text) for text in words),
+            tuple(header["notes"]),
+            metadata.get("product", ""),
+            header["extra"],
+        )
+
+
+_LISTS = ("layers", "token_ids", "tokens", "notes", "extra")
+_TYPES = (torch.float32, torch.float64, torch.int64, torch.bool)
+
+
+def _all(values: Any, kind: type) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
+
+
+def _lists(values: Any, kind: type) -> bool:
+    return isinstance(values, list) and all(_all(value, kind) for value in values)

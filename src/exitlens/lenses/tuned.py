@@ -21,6 +21,7 @@ from torch import Tensor
 from exitlens.errors import InputError, layer_range_error
 from exitlens.lenses.lens import Lens
 from exitlens.models.protocol import LayeredModel
+from exitlens.parsing import cut, parse_json, read_bytes
 from exitlens.storage.atomic import write_tensors
 from exitlens.storage.tensors import read_tensors
 
@@ -49,19 +50,23 @@ class TunedLens(Lens):
     provenance: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        n, d = self.bias.shape
-        if self.weight is not None:
-            right = self.weight.shape == (n, d, d)
-        else:
-            right = self.up is not None and self.down is not None and self.up.shape == self.down.transpose(1, 2).shape
-            right = right and self.up is not None and self.up.shape[:2] == (n, d)
-        if not right:
-            raise InputError(
-                f"tuned lens {self.name!r}: its tensors do not fit {n} layers of width {d}: train it again"
-            )
-        for tensor in (self.bias, self.weight, self.up, self.down):
-            if tensor is not None and not bool(torch.isfinite(tensor).all()):
-                raise InputError(f"tuned lens {self.name!r} holds NaN or infinity: train it again")
+        """Raise :class:`InputError` unless the tensors are numbers of shapes that fit together: files may be forged."""
+        name = cut(repr(self.name))
+        given = {"bias": self.bias, "weight": self.weight, "up": self.up, "down": self.down}
+        parts = {key: tensor for key, tensor in given.items() if tensor is not None}
+        n, d = self.bias.shape if self.bias.dim() == 2 else (0, 0)
+        rank = self.up.shape[2] if self.up is not None and self.up.dim() == 3 else 0
+        shapes = {"bias": (n, d), "weight": (n, d, d), "up": (n, d, rank), "down": (n, rank, d)}
+        if n * d == 0 or parts.keys() not in ({"bias", "weight"}, {"bias", "up", "down"}):
+            raise InputError(f"tuned lens {name} needs bias [layers, d] with weight, or up and down: train it again")
+        for key, tensor in parts.items():
+            if tuple(tensor.shape) != shapes[key]:
+                raise InputError(
+                    f"tuned lens {name}: {key} has shape {tuple(tensor.shape)}, which does not fit {n} layers of width "
+                    f"{d}: train it again"
+                )
+            if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+                raise InputError(f"tuned lens {name}: {key} holds NaN, infinity or no floats: train it again")
         object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -180,13 +185,13 @@ class TunedLens(Lens):
     def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> TunedLens:
         """The inverse of :meth:`to_tensors`. Raises :class:`InputError` when it is no tuned lens."""
         if metadata.get("format") != FORMAT or "bias" not in tensors:
-            raise InputError(f"not a tuned lens: its format is {metadata.get('format')!r}, expected {FORMAT!r}")
-        try:
-            provenance = json.loads(metadata.get("provenance", "{}"))
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"tuned lens {metadata.get('name')!r}: its provenance is damaged: train it again"
-            ) from error
+            kind = cut(repr(metadata.get("format")))
+            raise InputError(f"not a tuned lens: its format is {kind}, expected {FORMAT!r}")
+        where = f"the provenance of tuned lens {cut(repr(metadata.get('name')))}"
+        provenance = parse_json(metadata.get("provenance", "{}"), where, error=InputError, remedy="train it again")
+        texts = provenance.items() if isinstance(provenance, dict) else [(provenance, provenance)]
+        if not all(isinstance(k, str) and isinstance(v, str) for k, v in texts):
+            raise InputError(f"{where} is no object of texts: train it again")
         return cls(
             metadata.get("name", "tuned"),
             metadata.get("fingerprint", ""),
@@ -204,15 +209,23 @@ def from_published(config: Mapping[str, object], tensors: Mapping[str, Tensor], 
     Such files carry no fingerprint, but name a model and (newer ones) hold a hash of its unembedding's printed digits:
     both are compared when the lens is used. Raises :class:`InputError`.
     """
-    n = config.get("num_hidden_layers")
-    if not isinstance(n, int) or n < 1:
-        raise InputError(f"lens {name!r}: config.json has no num_hidden_layers: it is not a tuned-lens checkpoint")
-    missing = [f"{j}.weight" for j in range(n) if f"{j}.weight" not in tensors]
-    if missing:
-        raise InputError(f"lens {name!r} has no tensor {missing[0]!r}, though config.json says {n} layers")
-    weight = torch.stack([tensors[f"{j}.weight"].float() for j in range(n)])
-    zero = torch.zeros(weight.shape[1])
-    bias = torch.stack([tensors.get(f"{j}.bias", zero).float() for j in range(n)])
+    n, shown = config.get("num_hidden_layers"), cut(repr(name))
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise InputError(f"lens {shown}: config.json has no num_hidden_layers: it is not a tuned-lens checkpoint")
+    # The number of tensors bounds the search: a number of layers is easily forged.
+    missing = next((j for j in range(min(n, len(tensors) + 1)) if f"{j}.weight" not in tensors), None)
+    if missing is not None:
+        raise InputError(f"lens {shown} has no tensor '{missing}.weight', though config.json says {cut(n)} layers")
+    d = tensors["0.weight"].shape[-1] if tensors["0.weight"].dim() else 0
+    weights = [tensors[f"{j}.weight"] for j in range(n)]
+    biases = [tensors.get(f"{j}.bias", torch.zeros(d)) for j in range(n)]
+    for what, parts, shape in (("weight", weights, (d, d)), ("bias", biases, (d,))):
+        for j, tensor in enumerate(parts):
+            if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+                found = f"shape {tuple(tensor.shape)} of {tensor.dtype}"
+                raise InputError(f"lens {shown}: '{j}.{what}' has {found}, expected {shape} floats")
+    weight = torch.stack([tensor.float() for tensor in weights])
+    bias = torch.stack([tensor.float() for tensor in biases])
     notes = {"model": str(config.get("base_model_name_or_path") or "unknown"), "source": _PUBLISHED}
     if config.get("unembed_hash"):
         notes["unembed_hash"] = str(config["unembed_hash"])
@@ -235,10 +248,14 @@ def _from_folder(path: Path) -> TunedLens:
         if (path / "params.pt").exists():
             raise _pickled(path / "params.pt")
         raise InputError(f"'{path}' holds no params.safetensors: give a lens file or a tuned-lens folder")
+    where = f"'{path / 'config.json'}'"
     try:
-        config = json.loads((path / "config.json").read_text("utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"'{path / 'config.json'}' cannot be read as JSON: {error}") from error
+        text = read_bytes(path / "config.json", error=InputError, holds="a lens's settings").decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{where} is not UTF-8: fetch the lens again") from None
+    config = parse_json(text, where, error=InputError, remedy="fetch the lens again")
+    if not isinstance(config, dict):
+        raise InputError(f"{where} is {cut(repr(config))}, no object: fetch the lens again")
     return from_published(config, read_tensors(params)[0], path.name)
 
 
