@@ -230,13 +230,17 @@ def test_what_the_manifest_says_of_a_stage_adds_up(tmp_path: Path) -> None:
     with opened(tmp_path / "run", data="d") as run:
         kept(run)
         run.stage_state("generate", "running", batches=2)
+        assert RunDirectory.read(run.path).manifest["stages"] == {"generate": {"state": "running", "batches": 2}}
         run.stage_state("generate", "done", seconds=1.5)
         run.note(finished="now")
     with RunDirectory.open(tmp_path / "run", {"seed": 1, "statements": "s"}, command="again") as run:
         assert run.manifest["stages"] == {"generate": {"state": "done", "batches": 2, "seconds": 1.5}}
         assert run.manifest["identity"] == {"seed": 1, "data": "d", "statements": "s"}
         assert (run.manifest["command"], run.manifest["finished"]) == ("again", "now")
-    assert RunDirectory.read(tmp_path / "run").manifest["command"] == "again"
+    finished = RunDirectory.read(tmp_path / "run")
+    assert finished.manifest["command"] == "again"
+    finished.close()  # it holds no lock
+    run.close()  # and neither does a run that was closed
 
 
 @pytest.mark.parametrize("left", ["nothing", "work/stage/00000-key.seal.json", "seals/00000.seal.json",
