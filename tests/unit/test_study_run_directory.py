@@ -68,6 +68,18 @@ def test_equal_tables_give_equal_bytes_whatever_their_order(tmp_path: Path) -> N
     assert (tmp_path / "a/tables/t.parquet").read_bytes() == (tmp_path / "b/tables/t.parquet").read_bytes()
 
 
+def test_tables_without_rows_or_without_the_columns_of_the_order_stay_as_they_are(tmp_path: Path) -> None:
+    with opened(tmp_path / "run") as run:
+        assert run.manifest["command"] == ""
+        run.write_table("t", TABLE, ["none"])
+        run.write_table("none", TABLE.iloc[:0], ["id"])
+        found, none = run.table("t"), run.table("none")
+    assert found is not None
+    assert found["id"].tolist() == ["b", "a"]
+    assert none is not None
+    assert list(none.columns) == list(TABLE.columns)
+
+
 def test_half_a_surrogate_pair_is_stored_as_a_replacement_character(tmp_path: Path) -> None:
     with opened(tmp_path / "run") as run:
         run.write_table("t", pd.DataFrame({"text": pd.Series(["a\ud800b", "whole"], dtype=object)}))

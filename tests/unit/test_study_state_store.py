@@ -109,6 +109,20 @@ def test_a_shard_of_other_examples_is_not_taken_for_the_one_planned(tmp_path: Pa
     assert filled(tmp_path, "1", "2", "3", "4").layer(1)[:, 0].tolist() == [101, 102, 103, 104]
 
 
+def test_shards_of_another_origin_are_not_taken_where_the_store_forgot_what_it_holds(tmp_path: Path) -> None:
+    filled(tmp_path, "1", "2")
+    (tmp_path / "store.json").unlink()
+    assert StateStore.open(tmp_path, replace(ORIGIN, model="other", fingerprint="g")).unfinished() == [0]
+    (tmp_path / "store.json").unlink()
+    assert StateStore.open(tmp_path, ORIGIN).unfinished() == []
+
+
+def test_layers_that_are_not_stored_are_named(tmp_path: Path) -> None:
+    store = StateStore.open(tmp_path, replace(ORIGIN, layers=(0, 2, 7)))
+    with pytest.raises(LayerError, match=r"layer 1 is not in .*: it holds layers 0, 2, 7"):
+        store.layer(1)
+
+
 def test_a_changed_text_under_an_old_id_is_a_new_example(tmp_path: Path) -> None:
     store = filled(tmp_path, "1", "2")
     store.plan(rows("1").assign(hash="another"))
