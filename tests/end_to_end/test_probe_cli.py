@@ -180,10 +180,10 @@ def test_watch_gives_tokens_while_the_answer_is_written_and_none_of_a_stop_strin
     assert 0 < len(seen) < 12
 
 
-def test_watch_refuses_a_probe_of_prompted_statements(
+def test_watch_refuses_a_probe_of_few_shot_statements(
     work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    file = tmp_path / "prompted.safetensors"
+    file = tmp_path / "few-shot.safetensors"
     arguments = probe(work, "--kinds", "mass-mean", "--layers", "2", "--save", str(file), "--json")
     code, out, _ = exitlens(capsys, *arguments)
     assert code == 0
