@@ -158,12 +158,12 @@ def test_watch_gives_tokens_while_the_answer_is_written_and_none_of_a_stop_strin
     whole = generate(lm, ["Thing 5 is"], max_new_tokens=12)[0]
     chosen: list[int] = []
 
-    class Counting(watching.Run):
+    class Counting(watching.BatchRun):
         def accept(self, row: Any, token: int) -> bool:
             chosen.append(token)
             return super().accept(row, token)
 
-    monkeypatch.setattr(watching, "Run", Counting)
+    monkeypatch.setattr(watching, "BatchRun", Counting)
     pieces = watching.watch(lm, "Thing 5 is", (1, 3), max_new_tokens=12)
     first = next(pieces)
     assert len(chosen) == 2
