@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from exitlens.models.native.known import thresholds
 
 if TYPE_CHECKING:
     from exitlens.models.layered import Layered
-    from exitlens.models.native.runner import Runner
+    from exitlens.models.native.families import Family
+    from exitlens.models.native.kv_cache import KV, Where
 
 __all__ = ["agrees"]
 
@@ -22,6 +23,21 @@ _WIDTH = 24
 _INFLATED = 8.0  # times the usual input of a block: what is clipped or capped shows
 _LONGEST = 4096  # tokens that are really run to look past a window; larger windows rest on the list of known fields
 _SPAN = 9
+
+
+class Runner(Protocol):
+    """What is compared of :class:`exitlens.models.native.runner.Runner`, which asks for this and so comes after it."""
+
+    n_layers: int
+    family: Family
+
+    def new_kv(self, rows: int, capacity: int) -> KV: ...
+    def where(self, start: int, width: int) -> Where: ...
+    def moved(self, start: int, width: int) -> Where: ...
+    def embed(self, ids: Tensor, where: Where) -> Tensor: ...
+    def block(self, j: int, x: Tensor, kv: KV, where: Where) -> Tensor: ...
+    def run(self, x: Tensor, kv: KV, where: Where, *, keep: Collection[int]) -> dict[int, Tensor]: ...
+    def logits(self, h: Tensor, layer: int) -> Tensor: ...
 
 
 def agrees(lm: Layered, runner: Runner) -> bool:
