@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any
 
 import typer
@@ -52,7 +53,7 @@ class Command(TyperCommand):
         """Refuse an option that is given nothing (``--out ''``): an empty path would be the current folder."""
         filled = {name for param in self.get_params(ctx) if param.default != "" for name in param.opts}
         flags = {name for param in self.get_params(ctx) if getattr(param, "is_flag", False) for name in param.opts}
-        for given, following in zip(args, [*args[1:], None], strict=True):
+        for given, following in zip_longest(args, args[1:]):
             option = given.removesuffix("=")
             empty = given.endswith("=") or (following == "" and given not in flags)
             if option in filled and empty:
