@@ -201,7 +201,7 @@ def native(lm: Layered) -> Runner | None:
     """A runner for ``lm``, or None when its family or a field of its configuration is not known, or a layer
     does not come out equal (see :mod:`exitlens.models.native.agreement`).
 
-    Without one nothing but leaving early is lost: everything else works through the model's own pass.
+    Without one nothing but early exit is lost: everything else works through the model's own pass.
     """
     if unknown_field(lm.config) is not None:
         return None
