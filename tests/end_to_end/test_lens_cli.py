@@ -110,7 +110,7 @@ def test_a_lens_is_trained_shown_and_used(work: Path, capsys: pytest.CaptureFixt
     assert {row["name"] for row in json.loads(_printed(capsys, "lens", "list", "--json"))["lenses"]} > {"mine"}
     _, out, _ = call(capsys, "lens", "show", "mine")
     assert "12 texts by the model itself" in out
-    assert re.search(r"nats per token to the last layer, on \d+ tokens kept apart", out)
+    assert re.search(r"nats per token to the last layer, on \d+ held-out tokens", out)
     shown = json.loads(_printed(capsys, "lens", "show", str(own), "--json"))
     assert [row["chosen"] for row in shown["layers"]][-1] == "model"
 
@@ -189,7 +189,7 @@ def test_map_and_choices_together(work: Path, capsys: pytest.CaptureFixture[str]
     assert plain["map"] is None
     assert plain["prompt"] == "What is true?"
     _, out, _ = call(capsys, "look", "What is true?", *m, "--no-map", "-q")
-    assert "likeliest next tokens" in out
+    assert "top next tokens" in out
 
 
 def test_models_check_says_how_fast(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,13 +213,13 @@ def test_models_check_says_how_fast(work: Path, capsys: pytest.CaptureFixture[st
         ),
         (("read", "--text", "t.jsonl", "--field", "body"), "no field 'body'"),
         (("read", "--text", "t.jsonl", "--stats", "mood"), "unknown statistic 'mood': use entropy"),
-        (("read", "--text", "t.jsonl", "--stats", ","), "no statistic in --stats"),
+        (("read", "--text", "t.jsonl", "--stats", ","), "no statistic was asked for"),
         (("read", "--text", "t.jsonl", "--stats", "top_k", "--top-k", "999"), "top_k 999 is out of range"),
         (("read", "--text", "t.jsonl", "--layers", "0,9"), "has layers 0 (embeddings) to 3"),
         (("read", "--text", "t.jsonl", "--lens", "focal"), "no lens 'focal': use logit, raw, tuned, a file"),
-        (("read", "--text", "t.jsonl", "--long", "fold"), "--long 'fold' is unknown: use refuse or split"),
-        (("read", "--text", "t.jsonl", "--split", "words"), "no way 'words' to split plain text"),
-        (("read", "--text", "t.jsonl", "--precision", "rough"), "unknown precision 'rough': use exact or fast"),
+        (("read", "--text", "t.jsonl", "--long", "fold"), "'--long': 'fold' is not one of 'refuse', 'split'"),
+        (("read", "--text", "t.jsonl", "--split", "words"), "'--split': 'words' is not one of 'lines', 'paragraphs'"),
+        (("read", "--text", "t.jsonl", "--precision", "rough"), "'--precision': 'rough' is not one of 'fast', 'exact'"),
         (("read", "--text", "t.jsonl", "-o", "t.jsonl/out"), "cannot write 't.jsonl/out/manifest.json'"),
         (("lens", "train", "--text", "empty.txt"), "'empty.txt' holds no text"),
         (("lens", "train", "--text", "one.txt"), "'one.txt' gives 0 pieces of two tokens or more"),

@@ -128,7 +128,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         (("look", "A", "--modle", "m"), "no such option: --modle (Possible options: "),
         (("lok", "A"), "Did you mean 'look'"),
         (("read", "--text", "x.txt"), "missing option '--out'"),
-        (("read", "--text", "none.txt", "-o", "o"), "no such file: 'none.txt'"),
+        (("read", "--text", "none.txt", "-o", "o"), "no such data file or folder: 'none.txt'"),
         (("read", "--text", "none.txt", "-o", "o", "--stats", "mood"), "unknown statistic 'mood'"),
         (("generate", "A", "--decoder", "dolla"), "did you mean dola"),
         (("generate", "A", "--exit", "probability:2"), "threshold 2.0 is out of range"),

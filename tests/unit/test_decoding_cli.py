@@ -47,7 +47,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("A", "--decoder", "dolla"), "unknown decoder 'dolla': did you mean dola"),
         (("A", "--decoder", "dola:hihg"), "did you mean high?"),
         (("A", "--decoder", "vanilla@0"), "repetition penalty '0'"),
-        (("A", "--stop", ""), "a stop string is empty"),
+        (("A", "--stop", ""), "--stop is given ''"),
         (("A", "--top-p", "0"), "top_p 0.0 is out of range"),
         (("A", "--decoder", "dola:9"), "candidate layer 9 is out of range: the model has candidate layers 0 (emb"),
         (("A", "--decoder", "dola:high,layers="), "is empty: write layers=value"),

@@ -200,7 +200,7 @@ def test_bins_of_few_statements_are_left_out_and_the_figure_says_so() -> None:
 def test_an_unwritable_folder_is_one_line_with_its_name(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
-    with pytest.raises(RunError, match=r"file.*choose a writable folder"):
+    with pytest.raises(RunError, match=r"file.*choose a folder you may write to"):
         style.save(style.new_figure(1.0), blocked, "x")
 
 

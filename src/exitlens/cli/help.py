@@ -32,7 +32,7 @@ _OPTIONS = "Options"
 
 def usage_error(error: Any) -> InputError:
     """What the option parser refused, as one line that names the remedy."""
-    message = " ".join(error.format_message().split()).rstrip(".")
+    message = " ".join(error.format_message().split()).rstrip(".").replace(": Value error, ", ": ")
     reasons = getattr(error.__cause__ or error.__context__, "errors", None)
     if callable(reasons):  # typer reads values by pydantic, whose errors hold what was given
         given = str(reasons()[0].get("input"))[:80]

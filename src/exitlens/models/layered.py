@@ -87,6 +87,7 @@ class Layered:
         self.takes_masks = True
         self.cache_trial: checks.CacheKind | None = None
         self._probe = probe
+        _ = self.eos_ids  # settings that are no ids are refused now, not at the first answer
         self._measure(probe)
 
     def _measure(self, probe: Tensor) -> None:
