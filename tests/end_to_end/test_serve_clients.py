@@ -108,11 +108,14 @@ def test_a_harness_scores_through_it(lm: Any, tmp_path: Path) -> None:
             Instance("loglikelihood", {}, (c, a), i) for i, (c, a) in enumerate(zip(contexts, answers, strict=True))
         ]
         got = model.loglikelihood(asked)
+        stop = Instance("generate_until", {}, (contexts[0], {"until": ["\n"], "max_gen_toks": 8}), 0)
+        written = model.generate_until([stop])
     for (value, greedy), context, answer in zip(got, contexts, answers, strict=True):
         ids = lm.encode(context), lm.encode(answer, special=False)
         assert value == pytest.approx(ContinuationScorer(lm, "vanilla").score([ids])[0].total, abs=1e-4)
         best = generate(lm, [list(ids[0])], max_new_tokens=len(ids[1]))[0].token_ids
         assert greedy == (list(best) == list(ids[1]))
+    assert written == [generate(lm, [contexts[0]], max_new_tokens=8, stop=["\n"])[0].text]
 
 
 def test_several_choices_and_prompts(client: OpenAI, lm: Any) -> None:

@@ -117,3 +117,9 @@ def test_bytes_of_one_character_on_both_sides_of_the_border() -> None:
             assert text.endswith(rest)
             assert begun.rstrip("\ufffd") + rest == text
     assert 0 < whole < len(ids) - 1
+
+
+def test_a_token_is_shown_with_its_space() -> None:
+    lm = model()
+    shown = {word: lm.token(WORDS.index(word)) for word in ("▁true", "iss", "ue", "▁is", "</s>", ".")}
+    assert shown == {"▁true": " true", "iss": "iss", "ue": "ue", "▁is": " is", "</s>": "</s>", ".": "."}

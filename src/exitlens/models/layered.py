@@ -339,7 +339,11 @@ class Layered:
 
     def token(self, token_id: int) -> str:
         """One token as text, special tokens by their name."""
-        return str(self.tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+        return tokens.token_text(self.tokenizer, token_id, self._anchor)
+
+    @cached_property
+    def _anchor(self) -> tuple[list[int], str]:
+        return tokens.anchor(self.tokenizer)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:

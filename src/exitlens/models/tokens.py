@@ -37,6 +37,26 @@ def appended(tokenizer: Any) -> tuple[int, ...]:
     return ()
 
 
+def anchor(tokenizer: Any) -> tuple[list[int], str]:
+    """A token to stand before another one (:func:`token_text`), and its text; none where there is no plain one."""
+    ids = list(tokenizer("a", add_special_tokens=False)["input_ids"])[-1:]
+    text = str(tokenizer.decode(ids, clean_up_tokenization_spaces=False)) if ids else ""
+    return (ids, text) if text.strip() else ([], "")
+
+
+def token_text(tokenizer: Any, token: int, before: tuple[list[int], str]) -> str:
+    """One token as text, its leading space kept, special tokens by their name.
+
+    SentencePiece drops the space of whatever stands first, so that ``▁true`` and ``true`` would look alike: the token
+    is decoded behind another one.
+    """
+    ids, text = before
+    whole = str(tokenizer.decode([*ids, token], clean_up_tokenization_spaces=False))
+    if ids and whole.startswith(text):
+        return whole[len(text) :]
+    return str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
+
+
 def check_ids(ids: Sequence[int] | Tensor, rows: int, tokenizer: Any, model: str) -> None:
     """Raise :class:`InputError`, naming the token and both sizes, for an id beyond the ``rows`` of the embedding."""
     if isinstance(ids, Tensor):

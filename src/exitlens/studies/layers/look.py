@@ -134,7 +134,7 @@ def map_of(lm: LayeredModel, record: LookRecord, *, lens: str | Lens = "logit", 
             "position": place,
             "context": trace.tokens[0][place],
             "token_id": int(top[k, place]),
-            "token": lm.decode([int(top[k, place])]) or f"<{int(top[k, place])}>",
+            "token": lm.token(int(top[k, place])) or f"<{int(top[k, place])}>",
             "probability": float(probability[k, place]),
         }
         for k, layer in enumerate(numbers)

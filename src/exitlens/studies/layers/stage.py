@@ -110,7 +110,7 @@ class LayersStage:
         self, lm: LayeredModel, record: LookRecord, found: _Found, layers: Sequence[int]
     ) -> Iterator[dict[str, Any]]:
         correct = record.correct or (False,) * len(record.choices)
-        spelt = [json.dumps([lm.decode([t]) for t in tokens], ensure_ascii=False) for tokens in found.tokens]
+        spelt = [json.dumps([lm.token(t) for t in tokens], ensure_ascii=False) for tokens in found.tokens]
         apart = _disjoint(found.plan.targets)
         for lens_index, lens in enumerate(self.lenses):
             share = _softmax(found.scores[lens_index])
@@ -146,7 +146,7 @@ class LayersStage:
                         "layer": layer,
                         "rank": rank,
                         "token_id": token,
-                        "token": lm.decode([token]) or f"<{token}>",
+                        "token": lm.token(token) or f"<{token}>",
                         "probability": float(probabilities[row, rank]),
                     }
 
