@@ -58,7 +58,7 @@ class TextSplit:
 
 
 def split_texts(n: int, held_out: float, g: torch.Generator) -> TextSplit:
-    """``held_out`` of ``n`` texts, at least two, kept apart: half to choose with, half to report on.
+    """``held_out`` of ``n`` texts, at least two, held out: half to choose with, half to report on.
 
     What chose between identity, start and trained translator would look better than it is on the text it chose with.
     """
@@ -158,7 +158,7 @@ def train_tuned_lens(
     if not time_limit > 0:
         raise InputError(f"a time limit of {time_limit:g} seconds leaves no time to train: give more")
     split = split_texts(len(texts), held_out, g)
-    # The few tokens kept apart come first: what is left of the time decides how many there are to train on.
+    # The few held-out tokens come first: what is left of the time decides how many there are to train on.
     choose = _collect(lm, [texts[i] for i in split.choose], check_tokens, progress)
     report_on = _collect(lm, [texts[i] for i in split.report], test_tokens, progress)
     room = max(64, STORED_BYTES // ((lm.n_layers + 1) * lm.d_model * 4) - check_tokens - test_tokens)

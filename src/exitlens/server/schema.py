@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -59,7 +60,7 @@ class StreamOptions(_Strict):
     continuous_usage_stats: StrictBool | None = None
 
 
-class Request(_Strict):
+class Request(_Strict, ABC):
     """What both kinds of request share."""
 
     usual_tokens: ClassVar[int | None] = None  # answer tokens where none are asked for; None: all that fit
@@ -98,9 +99,9 @@ class Request(_Strict):
         return tuple(stops)
 
     @property
+    @abstractmethod
     def top_logprobs_wanted(self) -> int | None:
         """Alternatives a token whose log-probabilities are asked for; None: no log-probabilities."""
-        raise NotImplementedError
 
 
 class CompletionRequest(Request):
