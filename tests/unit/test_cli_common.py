@@ -245,6 +245,7 @@ def test_a_second_interrupt_changes_nothing() -> None:
     shown = """
 import signal, sys, time
 from exitlens import cli
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 def build():
     def command(**_):
         try:
