@@ -95,6 +95,7 @@ def look_command(
     from exitlens.errors import InputError
     from exitlens.lenses.lens_names import check_lens_word, open_lens
     from exitlens.studies.inputs import prompt_records
+    from exitlens.studies.layers.choices import check_choices
     from exitlens.studies.layers.look import look, map_of, question_record
 
     if (prompt is None) == (prompts is None):
@@ -105,6 +106,9 @@ def look_command(
     if prompt is not None:
         listed = [c.strip() for c in choices.split(separator)] if choices is not None else []
         records = [question_record(prompt, listed, correct, plain=not listed if plain is None else plain)]
+    for record in records:
+        if record.choices:
+            check_choices(record.choices)
     wanted = check_depth(model, layers)
     check_lens_word(lens)
     lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base)

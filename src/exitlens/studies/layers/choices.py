@@ -11,7 +11,7 @@ from typing import Literal
 from exitlens.errors import InputError
 from exitlens.models.protocol import LayeredModel
 
-__all__ = ["ChoicePlan", "Rule", "plan_choices", "spellings"]
+__all__ = ["ChoicePlan", "Rule", "check_choices", "plan_choices", "spellings"]
 
 Rule = Literal["auto", "first-token", "sequence"]
 
@@ -30,12 +30,11 @@ class ChoicePlan:
     targets: tuple[tuple[int, ...], ...]
 
 
-def plan_choices(lm: LayeredModel, prompt: str, choices: Sequence[str], rule: Rule = "auto") -> ChoicePlan:
-    """Tokens by which ``choices`` are told apart after ``prompt``.
+def check_choices(choices: Sequence[str]) -> list[str]:
+    """The choices without white space around them; needs no model.
 
-    ``auto`` takes the first distinguishing token where there is one for every choice, else whole sequences. Raises
-    InputError for empty choices, choices that are the same, and choices that one token cannot tell apart under
-    ``first-token``.
+    Raises:
+        InputError: Fewer than two, an empty one, or one that is given twice.
     """
     texts = [choice.strip() for choice in choices]
     if len(texts) < 2:
@@ -44,7 +43,18 @@ def plan_choices(lm: LayeredModel, prompt: str, choices: Sequence[str], rule: Ru
         raise InputError(f"choice number {texts.index('') + 1} is empty: leave it out")
     for a, b in combinations(texts, 2):
         if a == b:
-            raise InputError(f"choice '{a}' is given twice: the two collide, leave one out")
+            raise InputError(f"choice '{a[:80]}' is given twice: the two collide, leave one out")
+    return texts
+
+
+def plan_choices(lm: LayeredModel, prompt: str, choices: Sequence[str], rule: Rule = "auto") -> ChoicePlan:
+    """Tokens by which ``choices`` are told apart after ``prompt``.
+
+    ``auto`` takes the first distinguishing token where there is one for every choice, else whole sequences. Raises
+    InputError for empty choices, choices that are the same, and choices that one token cannot tell apart under
+    ``first-token``.
+    """
+    texts = check_choices(choices)
     gap = "" if prompt[-1:].isspace() or not prompt else " "
     whole = [lm.encode(prompt + gap + text) for text in texts]
     start = _shared([lm.encode(prompt), *whole])
