@@ -107,7 +107,7 @@ class RunConfig(BaseModel):
     kinds: tuple[str, ...] = Field(
         (), description="probes at every layer: logistic, mass-mean, mass-mean-whitened, lda, mlp, ccs, ttpd"
     )
-    protocol: str = Field("leave-one-topic-out", description="which statements those are trained and tested on")
+    protocol: str = Field("leave-one-topic-out", description="which statements to train and test on")
     probe_layers: LayerText = Field("all", description="layers that those kinds read; all: from 1")
     original: bool = Field(True, description="the original study's probes too, at the probed layers")
     setting: Literal["few-shot", "zero-shot"] = Field(
@@ -115,7 +115,7 @@ class RunConfig(BaseModel):
     )
     position: Literal["last", "mean", "answer", "every"] = Field("last", description="where they read a statement")
     test_data: tuple[str, ...] = Field((), description="statements or questions to test on, with protocol transfer")
-    states: str | None = Field(None, description="folder of hidden states that runs share; none: the run directory")
+    states: str | None = Field(None, description="shared folder of hidden states; none: the run directory")
     probe_seeds: int = Field(5, ge=1, description="seeds of kinds that need one")
     zero_shot: bool = Field(True, description="probe the statements without the few-shot prompt too")
 

@@ -86,7 +86,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def _fused(parts: Sequence[nn.Module], small: bool) -> Callable[[Tensor], Tensor]:
-    """Several projections of one input as one product (kept apart for large, quantised or adapted models)."""
+    """Several projections of one input as one product (left separate for large, quantised or adapted models)."""
     if not small or not all(plain_linear(p) for p in parts):
         return lambda x: torch.cat([p(x) for p in parts], dim=-1)
     weights: list[Tensor] = [p.weight.detach() for p in parts]  # type: ignore[operator]
