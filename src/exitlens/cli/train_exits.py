@@ -197,7 +197,6 @@ def _one_text(text: Path | None, own: int) -> None:
 def _windows(
     lm: LayeredModel, text: Path | None, own: int, most: int, seed: int, quiet: bool
 ) -> tuple[list[list[int]], str]:
-    from exitlens.errors import InputError
     from exitlens.storage.atomic import sha256_file
     from exitlens.studies.exits import files as exit_files
 
@@ -206,10 +205,5 @@ def _windows(
         found = exit_files.read_windows(text, lm, length=length, most=most)
         return found, f"{text.name} sha256:{(sha256_file(text) or '')[:16]}"
     with progress("writing text", own, quiet) as tick:
-        written = exit_files.own_texts(lm, own, tokens=length, seed=seed, progress=counted(tick))
-    found = exit_files.windows_of(written, lm, length=length, most=most)
-    if len(found) < 4:
-        raise InputError(
-            f"{own} texts of the model's own give {len(found)} windows, at least 4 are needed: ask for more"
-        )
+        found = exit_files.own_windows(lm, own, length=length, most=most, seed=seed, progress=counted(tick))
     return found, f"{own} texts by the model itself, seed {seed}"

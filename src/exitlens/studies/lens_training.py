@@ -28,7 +28,7 @@ def pieces_of_file(
 
     Raises DataError for a file that cannot be read or holds too little.
     """
-    found = _pieces(lm, (text for _, text in source.texts()), tokens, tick)
+    found = _pieces(lm, (lm.encode(text) for _, text in source.texts()), tokens, tick)
     if len(found) < LEAST:
         raise DataError(
             f"'{source.path}' gives {len(found)} pieces of two tokens or more, a tuned lens needs {LEAST}: give more "
@@ -74,12 +74,14 @@ def train_and_save(
     return lens, report
 
 
-def _pieces(lm: LayeredModel, texts: Iterable[str], tokens: int, tick: Callable[[int], None]) -> list[list[int]]:
+def _pieces(
+    lm: LayeredModel, texts: Iterable[Sequence[int]], tokens: int, tick: Callable[[int], None]
+) -> list[list[int]]:
     length = min(PIECE, lm.context or PIECE)
     found: list[list[int]] = []
     total = 0
     for text in texts:
-        for piece in cut_tokens(lm.encode(text), length, least=2):
+        for piece in cut_tokens(text, length, least=2):
             found.append(piece)
             total += len(piece)
             tick(len(piece))

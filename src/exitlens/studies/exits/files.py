@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from exitlens.storage.atomic import read_json, write_folder, write_json, write_t
 from exitlens.storage.tensors import read_tensors
 
 __all__ = [
-    "load_adapted", "load_heads", "own_texts", "read_state", "read_windows", "record_states", "save_adapter",
-    "save_heads", "windows_of", "write_state",
+    "load_adapted", "load_heads", "own_texts", "own_windows", "read_state", "read_windows", "record_states",
+    "save_adapter", "save_heads", "windows_of", "write_state",
 ]  # fmt: skip
 
+_LEAST = 4  # windows to fit on and to keep apart
 _BEGINNINGS = (
     "The", "In", "A", "It", "Q: What", "There are", "When", "She", "How to", "One of the", "According to", "I",
     "Today", "The first", "Many people", "In the year",
@@ -46,18 +47,50 @@ def read_windows(path: str | Path, lm: LayeredModel, *, length: int = 128, most:
     except UnicodeDecodeError:
         raise DataError(f"the text '{file}' is not UTF-8: save it as UTF-8") from None
     found = windows_of([part for part in text.split("\n\n") if part.strip()], lm, length=length, most=most)
-    if len(found) < 4:
+    if len(found) < _LEAST:
         raise DataError(
-            f"'{file}' gives {len(found)} windows of {length} tokens, at least 4 are needed: give more text"
+            f"'{file}' gives {len(found)} windows of {length} tokens, at least {_LEAST} are needed: give more text"
         )
     return found
 
 
 def windows_of(texts: Sequence[str], lm: LayeredModel, *, length: int = 128, most: int = 400) -> list[list[int]]:
     """Texts one after the other, cut into windows of ``length`` tokens; the rest is left out."""
+    return _windows((lm.encode(text + "\n\n", special=False) for text in texts), length, most)
+
+
+def own_windows(
+    lm: LayeredModel,
+    count: int,
+    *,
+    length: int = 128,
+    most: int = 400,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[list[int]]:
+    """``count`` texts by the model itself (:func:`own_texts`), one after the other, cut into windows as a file's are.
+
+    Raises InputError where they are too few.
+    """
+    written = own_texts(lm, count, tokens=length, seed=seed, progress=progress)
+    # What the tokenizer puts before a text stands before none of a file's texts either. The blank line between two
+    # texts is that of a text that goes on: SentencePiece writes a space before one that stands alone.
+    lead = len(lm.encode("A")) - len(lm.encode("A", special=False))
+    before, whole = lm.encode("A", special=False), lm.encode("A\n\n", special=False)
+    between = whole[len(before) :] if whole[: len(before)] == before else lm.encode("\n\n", special=False)
+    found = _windows(([*ids[lead:], *between] for ids in written), length, most)
+    if len(found) < _LEAST:
+        raise InputError(
+            f"{count} texts of the model's own give {len(found)} windows, at least {_LEAST} are needed: ask for more"
+        )
+    return found
+
+
+def _windows(texts: Iterable[Sequence[int]], length: int, most: int) -> list[list[int]]:
+    """Token ids one after the other, cut into at most ``most`` windows of ``length``; the rest is left out."""
     ids: list[int] = []
     for text in texts:
-        ids += lm.encode(text + "\n\n", special=False)
+        ids += text
         if len(ids) >= length * most:
             break
     return list(cut_tokens(ids[: length * most], length, least=length))
@@ -70,14 +103,19 @@ def own_texts(
     tokens: int = 128,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
-) -> list[str]:
-    """``count`` texts that the model writes itself (temperature 1), from a few everyday beginnings."""
+) -> list[list[int]]:
+    """``count`` texts that the model writes itself (temperature 1), from a few everyday beginnings, as token ids.
+
+    The ids are those of the prompt and those that were chosen: their text, tokenised again, is often other ids.
+    """
     prompts = [_BEGINNINGS[i % len(_BEGINNINGS)] for i in range(count)]
+    if lm.context is not None:
+        tokens = max(1, min(tokens, lm.context - max(len(lm.encode(text)) for text in _BEGINNINGS)))
     found = generate(
         lm, prompts, max_new_tokens=tokens, batch_size=16, sampling=Sampling(temperature=1.0), seed=seed,
         progress=progress,
     )  # fmt: skip
-    return [g.prompt + g.text for g in found]
+    return [[*g.prompt_ids, *g.token_ids] for g in found]
 
 
 @torch.no_grad()
