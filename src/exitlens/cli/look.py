@@ -33,10 +33,40 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from exitlens.studies.layers.look import Look
+    from exitlens.studies.layers.stage import LookRecord
 
 __all__ = ["register"]
 
 PROMPT, SHOWN = "Prompt", "What is shown"
+
+
+TextArgument = Annotated[str | None, typer.Argument(help="A text, or a question with --choices.")]
+ChoicesOption = Annotated[str | None, typer.Option("--choices", "-c", metavar="LIST", help="Answers to compare.")]
+CorrectOption = Annotated[str | None, typer.Option("--correct", help="The correct choice, marked in the table.")]
+OutOption = Annotated[Path | None, option("out", help="Write figures and tables of each prompt to this folder.")]
+SeparatorOption = Annotated[str, typer.Option("--separator", help="What separates choices.", rich_help_panel=PROMPT)]
+PromptsOption = Annotated[
+    Path | None,
+    option("prompts", help='JSON lines {"prompt": ..., "choices": [...]}, used as they are.', heading=PROMPT),
+]
+PlainOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--plain/--qa", help="As it is, or after six few-shot examples [--qa with choices].", rich_help_panel=PROMPT
+    ),
+]
+MapOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--map/--no-map", help="Token x layer: each layer's top-1 token [without choices].", rich_help_panel=SHOWN
+    ),
+]
+TopOption = Annotated[
+    int, typer.Option("--top", min=1, help="Tokens shown per layer, most probable first.", rich_help_panel=SHOWN)
+]
+NoColorOption = Annotated[
+    bool, typer.Option("--no-color", help="Shades of characters, no colours.", rich_help_panel=SHOWN)
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -45,40 +75,21 @@ def register(app: typer.Typer) -> None:
 
 
 def look_command(
-    prompt: Annotated[str | None, typer.Argument(help="A text, or a question with --choices.")] = None,
-    choices: Annotated[str | None, typer.Option("--choices", "-c", metavar="LIST", help="Answers to compare.")] = None,
-    correct: Annotated[str | None, typer.Option("--correct", help="The correct choice, marked in the table.")] = None,
+    prompt: TextArgument = None,
+    choices: ChoicesOption = None,
+    correct: CorrectOption = None,
     layers: LayersOption = "all",
     lens: LensOption = "logit",
     model: ModelOption = DEFAULT_MODEL,
-    out: Annotated[Path | None, option("out", help="Write figures and tables of each prompt to this folder.")] = None,
+    out: OutOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
-    separator: Annotated[
-        str, typer.Option("--separator", help="What separates choices.", rich_help_panel=PROMPT)
-    ] = ",",
-    prompts: Annotated[
-        Path | None,
-        option("prompts", help='JSON lines {"prompt": ..., "choices": [...]}, used as they are.', heading=PROMPT),
-    ] = None,
-    plain: Annotated[
-        bool | None,
-        typer.Option(
-            "--plain/--qa", help="As it is, or after six few-shot examples [--qa with choices].", rich_help_panel=PROMPT
-        ),
-    ] = None,
-    as_map: Annotated[
-        bool | None,
-        typer.Option(
-            "--map/--no-map", help="Token x layer: each layer's top-1 token [without choices].", rich_help_panel=SHOWN
-        ),
-    ] = None,
-    top: Annotated[
-        int, typer.Option("--top", min=1, help="Tokens shown per layer, most probable first.", rich_help_panel=SHOWN)
-    ] = 3,
-    no_color: Annotated[
-        bool, typer.Option("--no-color", help="Shades of characters, no colours.", rich_help_panel=SHOWN)
-    ] = False,
+    separator: SeparatorOption = ",",
+    prompts: PromptsOption = None,
+    plain: PlainOption = None,
+    as_map: MapOption = None,
+    top: TopOption = 3,
+    no_color: NoColorOption = False,
     rule: RuleOption = "auto",
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -92,23 +103,10 @@ def look_command(
     darker the more confident. --json prints a list, an object a prompt: prompt, question, lens, rule, layers (rows),
     top (rows), map (rows or null); docs/tables.md describes the columns.
     """
-    from exitlens.errors import InputError
     from exitlens.lenses.lens_names import check_lens_word, open_lens
-    from exitlens.studies.inputs import prompt_records
-    from exitlens.studies.layers.choices import check_choices
-    from exitlens.studies.layers.look import look, map_of, question_record
+    from exitlens.studies.layers.look import look, map_of
 
-    if (prompt is None) == (prompts is None):
-        raise InputError(
-            'give one question, or --prompts FILE: exitlens look "How many legs has a cat?" --choices two,four'
-        )
-    records = prompt_records(str(prompts)) if prompts is not None else []
-    if prompt is not None:
-        listed = [c.strip() for c in choices.split(separator)] if choices is not None else []
-        records = [question_record(prompt, listed, correct, plain=not listed if plain is None else plain)]
-    for record in records:
-        if record.choices:
-            check_choices(record.choices)
+    records = _records(prompt, prompts, None if choices is None else choices.split(separator), correct, plain)
     wanted = check_depth(model, layers)
     check_lens_word(lens)
     lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base)
@@ -133,6 +131,29 @@ def look_command(
             _print(each)
         if each.map is not None:
             _print_map(each.map, each.lens, no_color)
+
+
+def _records(
+    prompt: str | None, prompts: Path | None, choices: list[str] | None, correct: str | None, plain: bool | None
+) -> list[LookRecord]:
+    """What is asked for, refused before a model is loaded."""
+    from exitlens.errors import InputError
+    from exitlens.studies.inputs import prompt_records
+    from exitlens.studies.layers.choices import check_choices
+    from exitlens.studies.layers.look import question_record
+
+    if (prompt is None) == (prompts is None):
+        raise InputError(
+            'give one question, or --prompts FILE: exitlens look "How many legs has a cat?" --choices two,four'
+        )
+    records = prompt_records(str(prompts)) if prompts is not None else []
+    if prompt is not None:
+        listed = [choice.strip() for choice in choices or ()]
+        records = [question_record(prompt, listed, correct, plain=not listed if plain is None else plain)]
+    for record in records:
+        if record.choices:
+            check_choices(record.choices)
+    return records
 
 
 def _json(found: Look, model: str) -> dict[str, Any]:
