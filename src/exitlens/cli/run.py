@@ -119,7 +119,7 @@ def print_headlines(
         for place, part in enumerate(parts):
             title = ": ".join(filter(None, (chapter.title if place == 0 else "", part.title)))
             print_table(part.columns, part.rows, title=title, note=part.note)
-        for finding in chapter.headline(finished.results):
+        for finding in chapter.findings(finished.results):
             for line in finding.split("\n"):
                 echo(line)
         echo()

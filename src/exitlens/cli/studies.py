@@ -33,7 +33,7 @@ PROBE = {
     "model": Own(),
     "statements": Own(("--data", "-d")),
     "limit_statements": Own(("--limit",)),
-    "kinds": Own(default="none"),
+    "kinds": Own(),
     "out": OUT,
     "seed": Own(),
     "protocol": Own(heading=_KINDS),
@@ -101,7 +101,7 @@ def _register_probe(app: typer.Typer) -> None:
     probe = study_command(
         "probes",
         PROBE,
-        "Do hidden states tell true statements from false ones? The original study, or --kinds at every layer.\n\n"
+        "Do hidden states tell true statements from false ones? --kinds at every layer, then the original study.\n\n"
         + _JSON.format("probes, probe_best, probe_layers, probe_comparisons and probe_transfer")
         + " With --save also saved, the file.",
         adapt=_probe_settings,
@@ -117,10 +117,12 @@ def _probe_settings(given: dict[str, Any], save: Path | None) -> dict[str, Any]:
     from exitlens.errors import ConfigError
 
     zero_shot, kinds = given.get("zero_shot"), given.get("kinds")
-    if save is not None and not kinds:
-        raise ConfigError(f"--save '{save}' keeps the best of --kinds: name some, for example --kinds logistic")
+    if save is not None:
+        if kinds == "none":
+            raise ConfigError(f"--save '{save}' keeps the best of --kinds: name some, for example --kinds logistic")
+        given = {**given, "kinds": kinds or "logistic"}  # named, so that data that it cannot be fitted on are refused
     return {
-        "original": not kinds,
+        "original": kinds in (None, "none") and save is None,
         **given,
         "setting": "zero-shot" if zero_shot else "few-shot",
         "zero_shot": zero_shot is not False,

@@ -9,7 +9,7 @@ A chapter reads tables and computes no statistic. The smallest one names its tab
         own = ("lengths",)
 
 That is enough for a section with the whole table ``lengths``. The methods below are overridden where there is more to
-say: findings in sentences, chosen columns, figures.
+say: the answer to the question, findings in sentences, chosen columns, figures.
 """
 
 from __future__ import annotations
@@ -75,9 +75,19 @@ class Chapter(Protocol):
     stages: tuple[str, ...] = ()
     """First words of the stages whose trouble is told in this section, besides the study's own name."""
 
+    def answer(self, results: Results) -> str:
+        """The answer to ``question`` in one sentence: a number with its interval, and what to do; details after a line
+        break. Empty where nothing was measured.
+        """
+        return ""
+
     def headline(self, results: Results) -> list[str]:
-        """The findings, a text each: a sentence, and after a line break its details."""
+        """The other findings, a text each: a sentence, and after a line break its details."""
         return []
+
+    def findings(self, results: Results) -> list[str]:
+        """All that is said in sentences: the answer first, then the other findings."""
+        return [text for text in (self.answer(results), *self.headline(results)) if text]
 
     def terminal(self, results: Results, whole: bool) -> list[Part]:
         """The tables that a reader wants first; ``whole``: every row instead of a few. Default: the own tables."""

@@ -51,6 +51,7 @@ class _Section:
     name: str
     chapter: Chapter
     troubles: list[str]
+    answer: str
     findings: list[str]
     figures: list[tuple[str, Markup | None, str]]
     sheets: list[Sheet]
@@ -98,6 +99,7 @@ def render(results: Results, chapters: Mapping[str, Chapter], figures: Mapping[s
                 name,
                 chapter,
                 [text for text in troubles if text],
+                chapter.answer(results),
                 chapter.headline(results),
                 [_figure(figure, figures[figure], made.get(figure)) for figure in drawn],
                 [sheet for sheet in chapter.tables(results) if sheet.rows] if there else [],

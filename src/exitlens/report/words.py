@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from exitlens.report.frames import Row
-from exitlens.report.text import interval_text, is_number, p_text, to_float
+from exitlens.report.text import interval_text, is_number, number_text, p_text, to_float
 
 __all__ = [
     "LEVEL",
@@ -18,12 +18,14 @@ __all__ = [
     "count",
     "counted",
     "excludes",
+    "interval_reservation",
     "join",
     "layers_text",
     "p_equals",
     "ranges",
     "reservation",
     "set_text",
+    "share_text",
     "shown",
     "sizes",
 ]
@@ -68,12 +70,25 @@ def shown(row: Row, name: str, digits: int = 3, n: Sequence[str] = ()) -> str:
     return text + (reservation(row, n) if is_number(row.get(name)) else "")
 
 
+def share_text(value: object, low: object = None, high: object = None, digits: int = 0) -> str:
+    """A share in per cent, with its interval where there is one: ``55% [40, 70]``."""
+    if not is_number(value):
+        return "–"
+    numbers = [number_text(100 * to_float(each), digits) for each in (value, low, high)]
+    return f"{numbers[0]}%" + (f" [{numbers[1]}, {numbers[2]}]" if is_number(low) and is_number(high) else "")
+
+
 def reservation(row: Row, n: Sequence[str]) -> str:
     """`` (no interval: n = 2)`` or that it is too narrow; '' when the least of the columns ``n`` is large enough."""
+    known = [int(to_float(row[name])) for name in n if is_number(row.get(name))]
+    return interval_reservation(min(known)) if known else ""
+
+
+def interval_reservation(n: int) -> str:
+    """What to say behind an interval over ``n`` units: `` (interval too narrow: n = 8)``, '' where they are enough."""
     from exitlens.stats import interval_note  # scipy stands behind it, and most sentences do without
 
-    known = [int(to_float(row[name])) for name in n if is_number(row.get(name))]
-    note = interval_note(min(known)) if known else ""
+    note = interval_note(n)
     return f" ({note})" if note else ""
 
 

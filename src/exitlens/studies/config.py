@@ -105,7 +105,8 @@ class RunConfig(BaseModel):
     epochs: int = Field(5, ge=1, description="epochs of the probes")
     test_topic: str | None = Field(None, description="topic held out; none: cities, or the last topic")
     kinds: tuple[str, ...] = Field(
-        (), description="probes at every layer: logistic, mass-mean, mass-mean-whitened, lda, mlp, ccs, ttpd"
+        ("logistic",),
+        description="probes at every layer: logistic, mass-mean, mass-mean-whitened, lda, mlp, ccs, ttpd, or none",
     )
     protocol: str = Field("leave-one-topic-out", description="which statements to train and test on")
     probe_layers: LayerText = Field("all", description="layers that those kinds read; all: from 1")
@@ -198,6 +199,8 @@ def _listed(name: str, value: Any) -> Any:
         return None
     if "tuple" not in annotation:
         return value
+    if name == "kinds" and isinstance(value, str) and value.strip().lower() == "none":
+        return []
     if isinstance(value, str):
         # A path may hold a comma; data sets are never split, the option is repeated instead.
         # "sled:k=10,rate=0.5" is one decoder: only a comma before a name without a value separates.

@@ -38,8 +38,8 @@ class Finished:
         return Results(self.tables, self.manifest)
 
     def findings(self) -> dict[str, list[str]]:
-        """The findings of each study in sentences; studies without any are left out."""
-        found = {name: chapter.headline(self.results) for name, chapter in chapters().items()}
+        """What each study found in sentences, the answer to its question first; studies without any are left out."""
+        found = {name: chapter.findings(self.results) for name, chapter in chapters().items()}
         return {name: lines for name, lines in found.items() if lines}
 
     def printed(self, only: str | None = None) -> dict[str, list[dict[Hashable, Any]]]:

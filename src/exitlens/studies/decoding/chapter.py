@@ -8,7 +8,7 @@ from functools import partial
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet, plain_rows
 from exitlens.report.frames import Results, Row, distinct, groups, layers_of
 from exitlens.report.text import Column, is_number, number_text, p_text, to_float, visible
-from exitlens.report.words import count, counted, excludes, join, ranges, shown, sizes
+from exitlens.report.words import count, counted, excludes, join, ranges, reservation, shown, sizes
 from exitlens.scoring import PROTOCOLS
 from exitlens.studies.answers.chapter import answers_judged
 from exitlens.studies.decoding import figures as draw
@@ -33,6 +33,10 @@ class DecodingChapter(Chapter):
         "on correct answers; MC3: share of correct answers above every incorrect one."
     )
     own = ("decoding", "scores", "decoding_layers", "decoding_cost")
+
+    def answer(self, results: Results) -> str:
+        """Whether any decoder is significantly better than the first, and which to use."""
+        return _answer(results.rows("decoding"))
 
     def headline(self, results: Results) -> list[str]:
         """For each decoder its significant differences to the first, and whether the penalties were equal."""
@@ -128,6 +132,50 @@ class DecodingChapter(Chapter):
         return out
 
 
+def _answer(items: list[Row]) -> str:
+    """One sentence on all decoders; empty where no decoder was compared with another."""
+    first, *others = groups(items, "decoder") or [None]
+    compared = [row for row in items if row.get("decoder") in others and is_number(row.get("difference"))]
+    if not compared:
+        return ""
+    base = visible(first)
+    names = distinct(compared, "decoder")
+    n = counted(sizes(compared, "n"), "question")
+    better = [row for row in compared if to_float(row.get("difference_low")) > 0]
+    worse = [row for row in compared if to_float(row.get("difference_high")) < 0]
+    largest = max(better or worse or compared, key=lambda row: abs(to_float(row.get("difference"))))
+    value = f"{metric_name(str(largest['metric']))} {_signed(largest)} of {visible(largest.get('decoder'))}"
+    value += f" relative to {base}, {n}{reservation(largest, ('n',))}"
+    if not is_number(largest.get("difference_low")):
+        return f"Too few questions to compare the decoders: the largest difference is {value}: ask more questions."
+    metrics = len(distinct(compared, "metric"))
+    measured = "the one metric" if metrics == 1 else f"any of {metrics} metrics"
+    if not better and not worse:
+        who = f"{visible(names[0])} is not" if len(names) == 1 else f"none of {len(names)} contrasting decoders is"
+        return (
+            f"No: {who} significantly better than {base} on {measured}; the largest difference is {value}: keep {base}."
+        )
+    if not better:
+        told = join([visible(name) for name in distinct(worse, "decoder")])
+        verb = "is" if len(distinct(worse, "decoder")) == 1 else "are"
+        return f"No: {told} {verb} significantly worse than {base}, most in {value}, and none is better: keep {base}."
+    told = join([visible(name) for name in distinct(better, "decoder")])
+    verb = "is" if len(distinct(better, "decoder")) == 1 else "are"
+    both = [name for name in distinct(better, "decoder") if name in distinct(worse, "decoder")]
+    less = f", though {join([visible(name) for name in both])} on others worse" if both else ""
+    advice = f"confirm it on other questions before leaving {base}"
+    many = counted(len(compared), "comparison")
+    return (
+        f"Perhaps: {told} {verb} significantly better in {len(better)} of {many}{less}, most in {value}; the intervals "
+        f"are not corrected for the {many}: {advice}."
+    )
+
+
+def _signed(row: Row) -> str:
+    """A difference with its sign and interval."""
+    return ("+" if to_float(row.get("difference")) > 0 else "") + shown(row, "difference")
+
+
 def _protocol(items: list[Row]) -> str:
     """The protocol of the text metrics, in brackets."""
     named = [str(row["protocol"]) for row in items if row.get("protocol") in PROTOCOLS]
@@ -139,8 +187,7 @@ def _significant(compared: list[Row]) -> str:
     found = [row for row in compared if excludes(row, "difference", 0.0)]
     if not found:
         return ""
-    signed = [("+" if to_float(row.get("difference")) > 0 else "") + shown(row, "difference") for row in found]
-    told = [f"{metric_name(str(row['metric']))} {value}" for row, value in zip(found, signed, strict=True)]
+    told = [f"{metric_name(str(row['metric']))} {_signed(row)}" for row in found]
     rest = len(compared) - len(found)
     text = f"significant differences (95% CI excludes 0): {join(told)}"
     text += f"; no significant difference on the other {rest}." if rest else "."

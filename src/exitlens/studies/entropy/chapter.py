@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet
@@ -44,6 +44,10 @@ class EntropyChapter(Chapter):
         "by the judge named with each number."
     )
     own = ("entropy_layers", "entropy_tokens")
+
+    def answer(self, results: Results) -> str:
+        """Whether the entropy of any layer tells incorrect from correct answers, over all judges."""
+        return _answer(groups(results.rows("entropy_layers", estimator="per-group"), "judge"))
 
     def headline(self, results: Results) -> list[str]:
         """For each judge: is there a significant difference after correction over the layers, and how well it ranks."""
@@ -111,6 +115,46 @@ class EntropyChapter(Chapter):
 def _warning(estimator: object) -> str | None:
     """What stands below numbers that support no conclusion, wherever they are shown."""
     return _POOLED if estimator == "pooled-weights" else None
+
+
+def _answer(judged: Mapping[object, Sequence[Row]]) -> str:
+    """One sentence on all judges: a judge with a significant difference first; empty without judges."""
+    able = {
+        judge: [row for row in items if is_number(row.get("difference")) and is_number(row.get("difference_low"))]
+        for judge, items in judged.items()
+    }
+    able = {judge: items for judge, items in able.items() if items}
+    if not judged:
+        return ""
+    if not able:
+        sizes = [f"{count(items[0], 'n_correct')} correct, {count(items[0], 'n_incorrect')} incorrect by "
+                 f"{visible(judge)}" for judge, items in judged.items()]  # fmt: skip
+        return f"Nothing can be compared ({join(sizes)}): ask more questions, or judge the answers otherwise."
+    found = {judge: [row for row in items if to_float(row.get("p_holm")) < LEVEL] for judge, items in able.items()}
+    found = {judge: items for judge, items in found.items() if items}
+    judge, items = next(iter((found or able).items()))
+    row = max(items, key=lambda row: abs(to_float(row.get("difference"))))
+    told = f"{shown(row, 'difference', 2)} nats at layer {int(row['layer'])}"
+    if is_number(row.get("auroc")):
+        told += f", AUROC {shown(row, 'auroc', 2)}"
+    who = f"{visible(judge)}; {count(row, 'n_correct')} correct, {count(row, 'n_incorrect')} incorrect answers"
+    told += f" ({who}{reservation(row, _BOTH).replace(' (', '; ').rstrip(')')})"
+    if not found:
+        by = "" if len(able) == 1 else f" by any of {len(able)} judges"
+        return (
+            f"No: no layer's entropy differs significantly between incorrect and correct answers{by}; the largest "
+            f"difference is {told}: do not use entropy to find incorrect answers."
+        )
+    signs = {to_float(row.get("difference")) > 0 for items in found.values() for row in items}
+    by = "" if len(judged) == 1 else f" by {len(found)} of {len(judged)} judges"
+    where = layers_text(layers_of(items))
+    if signs == {True}:
+        advice = "a warning sign, to be checked on other questions before it decides anything"
+        return f"Yes{by}: the entropy of incorrect answers is higher at {where}, most by {told}: {advice}."
+    if signs == {False}:
+        advice = "high entropy is no sign of an incorrect answer here"
+        return f"No, the reverse{by}: the entropy of incorrect answers is lower at {where}, most by {told}: {advice}."
+    return f"It depends on the layer or judge{by}: the largest significant difference is {told}: trust no single layer."
 
 
 def _finding(judge: object, items: Sequence[Row]) -> str:

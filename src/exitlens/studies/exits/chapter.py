@@ -11,12 +11,13 @@ import pandas as pd
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet, plain_rows
 from exitlens.report.frames import Results, Row
 from exitlens.report.text import Column, is_number, number_text, to_float, visible
-from exitlens.report.words import counted, excludes, join, set_text, shown
+from exitlens.report.words import counted, excludes, join, set_text, share_text, shown
 from exitlens.studies.exits import figures as draw
 
 __all__ = ["ExitsChapter"]
 
 _AGREEMENTS = (0.98, 0.95, 0.90)
+_WORTH = 0.05  # share of the FLOPs below which a saving is not worth a decoder that may write other tokens
 _PARETO = (
     "Agreement with the full model against the compute saved, the exit checks included, one curve a policy; "
     "the oracle is the upper bound."
@@ -41,11 +42,32 @@ class ExitsChapter(Chapter):
     )
     own = ("exits", "exits_layers", "exits_kinds", "exits_calibration")
 
+    def answer(self, results: Results) -> str:
+        """Whether an early exit pays, at 98% agreement or more."""
+        items, oracle = _measured(results)
+        tried = [row for row in items if row not in oracle and to_float(row.get("agreement")) < 1.0]
+        able = [row for row in tried if to_float(row.get("agreement")) >= _AGREEMENTS[0]]
+        if not tried:
+            return ""
+        least = f"{_AGREEMENTS[0]:.0%} agreement with the full model"
+        best = max(able, key=lambda row: to_float(row.get("flops_saved"))) if able else None
+        if best is None or to_float(best.get("flops_saved")) <= 0:
+            nearest = best or max(tried, key=lambda row: to_float(row.get("agreement")))
+            return (
+                f"Early exit does not pay on this model: no policy saves FLOPs at {least} or more ({_named(nearest)}: "
+                f"{_agreement(nearest)} agreement, {_flops(nearest)}): run every layer."
+            )
+        size = f"{counted(int(to_float(best['n'])), 'token')}, " if is_number(best.get("n")) else ""
+        value = f"{to_float(best['flops_saved']):.1%} of the FLOPs at {_agreement(best)} agreement"
+        pays = to_float(best.get("flops_saved")) >= _WORTH
+        told = "Early exit pays on this model" if pays else "Early exit does not pay on this model"
+        advice = f"try {_named(best)}, and check its answers" if pays else "run every layer"
+        most = "saves" if pays else "saves at most"
+        return f"{told}: {_named(best)} {most} {value} ({size}{least} or more asked for): {advice}."
+
     def headline(self, results: Results) -> list[str]:
         """What no policy can pass; then, for three levels of agreement, the policy that saves most."""
-        items = [row for row in results.rows("exits") if is_number(row.get("agreement"))]
-        items = [row for row in items if is_number(row.get("flops_saved"))]
-        oracle = [row for row in items if str(row.get("policy")).lower().startswith("oracle")]
+        items, oracle = _measured(results)
         whole = [to_float(row.get("flops_saved")) for row in oracle if to_float(row.get("agreement")) == 1.0]
         out: list[str] = []
         if whole:
@@ -105,13 +127,34 @@ class ExitsChapter(Chapter):
         return out
 
 
+def _measured(results: Results) -> tuple[list[Row], list[Row]]:
+    """The policies and thresholds with agreement and savings, and those of them that are the oracle's."""
+    items = [row for row in results.rows("exits") if is_number(row.get("agreement"))]
+    items = [row for row in items if is_number(row.get("flops_saved"))]
+    return items, [row for row in items if str(row.get("policy")).lower().startswith("oracle")]
+
+
+def _named(row: Row) -> str:
+    at = f" at {set_text(row.get('threshold'))}" if is_number(row.get("threshold")) else ""
+    return f"{visible(row.get('policy'))}{at}"
+
+
+def _agreement(row: Row) -> str:
+    return share_text(row.get("agreement"), row.get("agreement_low"), row.get("agreement_high"), 1)
+
+
+def _flops(row: Row) -> str:
+    saved = to_float(row.get("flops_saved"))
+    return f"{abs(saved):.1%} {'more' if saved <= 0 else 'fewer'} FLOPs"
+
+
 def _saving(row: Row | None, levels: list[float]) -> str:
     asked = f"At {join([f'{level:.0%}' for level in levels])} agreement"
     if row is None:
         return f"{asked} with the full model or more, no policy measured saves compute."
     strictest = max(levels)
     bound = "" if excludes(row, "agreement", strictest) else f" (its 95% CI reaches below {strictest:.0%})"
-    policy = f"{visible(row.get('policy'))} at {set_text(row.get('threshold'))}"
+    policy = _named(row)
     saved = f"{to_float(row['flops_saved']):.1%} of the FLOPs"
     return f"{asked} or more, {policy} saves most: {saved}, agreement {shown(row, 'agreement')}{bound}."
 

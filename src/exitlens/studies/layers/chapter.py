@@ -13,6 +13,7 @@ from exitlens.report.frames import Results, Row, distinct, evenly, groups, layer
 from exitlens.report.text import Column, is_number, number_text, slug, to_float, token_text, visible
 from exitlens.report.words import join, layers_text
 from exitlens.studies.layers import figures as draw
+from exitlens.studies.layers.accuracy import accuracy_answer, accuracy_figures, accuracy_sheet
 
 __all__ = ["LayersChapter"]
 
@@ -29,10 +30,16 @@ class LayersChapter(Chapter):
         "after the prompt and that no other choice could claim. Where choices share a beginning, or the token is a "
         "part of a word, nothing is added. The table's column spellings names the tokens. Rule sequence compares "
         "the probability of the whole choice. Share is the probability divided by the sum over the choices; mass is "
-        "what all choices together have of the vocabulary's probability. The questions were picked by the program as "
+        "what all choices together have of the vocabulary's probability. Accuracy is the share of all questions where "
+        "a correct choice ranks first; chance is the mean share of a question's choices that are correct. The "
+        "questions shown one by one were picked by the program as "
         "the most interesting correct and incorrect answers, so they illustrate and prove nothing."
     )
-    own = ("layers", "layers_picks", "layers_top")
+    own = ("layers", "layers_accuracy", "layers_picks", "layers_top")
+
+    def answer(self, results: Results) -> str:
+        """At which layers the correct choice ranks first more often than chance, over all questions."""
+        return accuracy_answer(results)
 
     def headline(self, results: Results) -> list[str]:
         """For each question picked: which choice ranks first, how much all have, and since when it leads."""
@@ -52,16 +59,16 @@ class LayersChapter(Chapter):
         return [Part(f"{lens} lens", columns, [[int(row["layer"]), *(row[name] for name in names)] for row in items])]
 
     def tables(self, results: Results) -> list[Sheet]:
-        """For each question picked: choice × layer, and the top-1 token by layer."""
-        out: list[Sheet] = []
+        """Accuracy by layer over all questions; for each question picked choice × layer, and the top-1 token."""
+        out: list[Sheet] = [accuracy_sheet(results)] if "layers_accuracy" in results else []
         for pick, mine in _picked(results):
             out += _sheets(results, pick, rows(mine))
         return out
 
     def figures(self, results: Results) -> list[Plate]:
-        """For each question picked: bars at six layers, shares by layer, and the top tokens of each layer."""
+        """Accuracy by layer; for each question picked bars at six layers, shares by layer, the layers' top tokens."""
         seen: dict[str, int] = {}
-        out: list[Plate] = []
+        out: list[Plate] = [*accuracy_figures(results)]
         for pick, mine in _picked(results):
             verdict = visible(pick["verdict"])
             seen[verdict] = seen.get(verdict, 0) + 1

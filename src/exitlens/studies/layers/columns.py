@@ -67,6 +67,7 @@ LAYERS_TABLES = (
             Field("accuracy", "share of questions where a correct choice has the largest share", "0–1"),
             Field("low", "lower end of the 95% interval of `accuracy`", "0–1"),
             Field("high", "upper end of the 95% interval of `accuracy`", "0–1"),
+            Field("chance", "what drawing a choice reaches: the mean share of choices that are correct", "0–1"),
             Field("correct_share", "mean share of the correct choices", "0–1"),
             Field("mass", "mean probability of all choices together, over the whole vocabulary", "0–1"),
         ),

@@ -12,6 +12,7 @@ from pandas import DataFrame
 from exitlens.report.figure_style import (
     BLUE,
     GRID,
+    INK,
     MUTED,
     SEQUENTIAL,
     VERMILION,
@@ -21,15 +22,46 @@ from exitlens.report.figure_style import (
     new_figure,
     on_colour,
     panels,
+    percent,
+    pick,
     title,
 )
-from exitlens.report.frames import Row, evenly, groups, layers_of, rows
+from exitlens.report.frames import Row, column, evenly, groups, layers_of, rows
 from exitlens.report.text import figure_text, number_text, shorten, to_float, token_text, wrap
 
-__all__ = ["choice_bars", "choice_lines", "top_grid"]
+__all__ = ["accuracy_curves", "choice_bars", "choice_lines", "top_grid"]
 
 MOST_CHOICES = 12
 REST = "#a9b2bc"
+
+
+@drawing
+def accuracy_curves(layers_accuracy: DataFrame, *, note: str = "") -> Figure:
+    """Share of questions where a correct choice ranks first, by layer: a line and band a lens, and the chance line.
+
+    ``layers_accuracy``: the table of that name. Chance is the mean share of a question's choices that are correct.
+    """
+    items = rows(layers_accuracy)
+    figure = new_figure(3.2)
+    axes = figure.subplots()
+    for index, (lens, line) in enumerate(groups(items, "lens").items()):
+        line = sorted(line, key=lambda row: int(row["layer"]))
+        look, at = pick(index), column(line, "layer")
+        axes.fill_between(at, column(line, "low"), column(line, "high"), color=look["color"], alpha=0.14, linewidth=0)
+        name = f"{shorten(figure_text(lens), 30)} lens"
+        axes.plot(at, column(line, "accuracy"), label=name, markevery=max(len(at) // 8, 1), markersize=3.6, **look)
+    chance = [value for value in column(items, "chance") if value == value]
+    if chance:
+        axes.axhline(chance[0], color=INK, linewidth=0.8, linestyle=(0, (3, 2)), label=f"chance ({chance[0]:.0%})")
+    layer_axis(axes)
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(percent)
+    axes.set_ylabel("correct choice first")
+    axes.grid(axis="y")
+    if axes.get_legend_handles_labels()[0]:
+        figure.legend(loc="outside lower center", ncols=3)
+    title(figure, "How often the correct choice ranks first, by layer", note)
+    return figure
 
 
 @drawing

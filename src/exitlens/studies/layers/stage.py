@@ -195,8 +195,8 @@ def pick_interesting(layers: pd.DataFrame, *, lens: str | None = None, most: int
 def accuracy_by_layer(layers: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """Share of questions whose top choice is correct, at each layer, with an interval by question.
 
-    Columns: lens, layer, n, accuracy, low, high, correct_share (mean share of the correct choices), mass (mean
-    probability of all choices together).
+    Columns: lens, layer, n, accuracy, low, high, chance (mean share of a question's choices that are correct),
+    correct_share (mean share of the correct choices), mass (mean probability of all choices together).
     """
     from exitlens.stats import mean_interval
 
@@ -215,11 +215,14 @@ def accuracy_by_layer(layers: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
                 "accuracy": interval.value,
                 "low": interval.low,
                 "high": interval.high,
+                "chance": float(here.groupby("question_id")["correct"].mean().mean()),
                 "correct_share": float(share.mean()),
                 "mass": float(best["mass"].mean()),
             }
         )
-    return pd.DataFrame(rows, columns=["lens", "layer", "n", "accuracy", "low", "high", "correct_share", "mass"])
+    return pd.DataFrame(
+        rows, columns=["lens", "layer", "n", "accuracy", "low", "high", "chance", "correct_share", "mass"]
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,23 +12,21 @@ from exitlens.report.frames import Results, Row, distinct, groups
 from exitlens.report.text import Column, is_number, number_text, to_float, visible
 from exitlens.report.words import apart, count, excludes, shown, sizes
 from exitlens.studies.probes import figures, figures_evaluation
+from exitlens.studies.probes.answer import WARNING, original_answer, probe_answer
 from exitlens.studies.probes.figures import method_name
 
 __all__ = ["ProbesChapter"]
 
 _LEARNED = 0.55  # a train accuracy below this is no better than guessing
-_ACCURACY = "Test accuracy by method with 95% CI; dashed line: chance."
+_METRICS = ("accuracy", "auroc", "brier", "ece", "aurc")
+_ACCURACY = "Reproduction of the original study: test accuracy by method with 95% CI; dashed line: chance."
+_TRAINING = "Reproduction of the original study: training loss and accuracy after each epoch, by layer."
 # Figure: the table it draws, how, its caption.
 _PLATES: dict[str, tuple[str, Callable[..., Figure], str]] = {
     "probes-layers": (
         "probe_layers",
         figures.layer_curves,
         "Accuracy by layer for each kind of probe, with 95% CI, chance, floor, control and the language model.",
-    ),
-    "probes-training": (
-        "probe_curves",
-        figures.training_curves,
-        "Training loss and accuracy after each epoch, by layer.",
     ),
     "probes-calibration": (
         "probe_calibration",
@@ -54,23 +52,40 @@ class ProbesChapter(Chapter):
     title = "Truth in the hidden states"
     question = "Can true statements be told from false ones by the hidden states, on unseen topics?"
     how = (
-        "Probes are trained on the hidden state of the last token at a layer and tested on statements of other "
-        "topics. LM next token: the model's top-1 next token is the correct label word. LM token probability: the "
-        "more probable of the two label words. Majority: the vote of the layers probed. Train accuracy is "
+        "A logistic probe on standardised hidden states is fitted at every layer and tested on statements of a topic "
+        "that it never saw, topic by topic; its layer and penalty are chosen inside the training topics. It stands "
+        "beside the same probe on random labels, a text-only floor (TF-IDF and logistic regression) and the language "
+        "model's own answer. LM next token: the model's top-1 next token is the correct label word. LM token "
+        "probability: the more probable of the two label words. Reproduction of the original study: a network on raw "
+        "states of three layers, tested on one topic. Majority: the vote of the layers probed. Train accuracy is "
         "measured after training, test loss over the whole test set; 95% CI: Jeffreys', by group."
     )
     own = ("probes", "probe_curves", "probe_layers", "probe_calibration", "probe_risk", "probe_transfer")
     stages = ("states", "probe")
 
+    def answer(self, results: Results) -> str:
+        """Whether the probe beats chance, the words alone and the model's own answer on unseen topics."""
+        return probe_answer(results) or original_answer(results)
+
     def headline(self, results: Results) -> list[str]:
-        """For each setting the best probe beside chance and the model's own answer; then the verdict on all kinds."""
+        """The verdict on all kinds; then, of the original study, the best probe of each setting."""
         by_setting = groups(results.rows("probes"), "setting").items()
         told = [_original(setting, items) for setting, items in by_setting]
-        return [text for text in told if text] + (_verdict(results) or _best_by_layer(results))
+        return (_verdict(results) or _best_by_layer(results)) + [text for text in told if text]
 
     def terminal(self, results: Results, whole: bool) -> list[Part]:
-        """The original's table, and the best point of each kind of probe."""
+        """The best point of each kind of probe, then the original's table."""
         parts: list[Part] = []
+        best = results.frame("probe_best")
+        if best is not None:
+            names = ["accuracy", "accuracy_low", "accuracy_high", "auroc", "brier", "ece", "selective_accuracy", "aurc"]
+            heads = ["accuracy", "low", "high", "AUROC", "Brier", "ECE", "selective accuracy at 80% coverage", "AURC"]
+            body = [
+                [*row[:2], row[2] or None, *row[3:]] for row in plain_rows(best[["kind", "role", "layers", *names]])
+            ]
+            told = f"{best['protocol'].iloc[0]}, n = {int(best['n_test'].iloc[0])}"
+            shrinking = Column("layers", shrink=True)
+            parts.append(Part(told, ["kind", "role", shrinking, *(Column(head, ".3f") for head in heads)], body))
         frame = results.frame("probes")
         if frame is not None:
             names = [
@@ -85,52 +100,69 @@ class ProbesChapter(Chapter):
             ]
             columns = [Column(name.replace("_", " "), "d" if name == "layer" else ".3f") for name in names]
             body = [[*row[:2], None if row[2] is None else int(row[2]), *row[3:]] for row in plain_rows(frame[names])]
-            parts.append(Part("", columns, body))
-        best = results.frame("probe_best")
-        if best is not None:
-            names = ["accuracy", "accuracy_low", "accuracy_high", "auroc", "brier", "ece", "selective_accuracy", "aurc"]
-            heads = ["accuracy", "low", "high", "AUROC", "Brier", "ECE", "selective accuracy at 80% coverage", "AURC"]
-            body = [
-                [*row[:2], row[2] or None, *row[3:]] for row in plain_rows(best[["kind", "role", "layers", *names]])
-            ]
-            told = f"{best['protocol'].iloc[0]}, n = {int(best['n_test'].iloc[0])}"
-            shrinking = Column("layers", shrink=True)
-            parts.append(Part(told, ["kind", "role", shrinking, *(Column(head, ".3f") for head in heads)], body))
+            parts.append(Part("reproduction of the original study", columns, body, WARNING))
         return parts
 
     def tables(self, results: Results) -> list[Sheet]:
-        """The original's table, one a setting; then accuracy by layer."""
-        out = [_original_sheet(name, rows) for name, rows in groups(results.rows("probes"), "setting").items()]
+        """Each kind at its chosen layer, accuracy by layer, topic to topic; then the original's, one a setting."""
         lines = results.rows("probe_layers")
-        names = ("accuracy", "auroc", "brier", "ece", "aurc")
-        have = [name for name in names if any(is_number(row.get(name)) for row in lines)]
+        have = [name for name in _METRICS if any(is_number(row.get(name)) for row in lines)]
         by_layer = [
             [row.get("kind"), number_text(row.get("layer"), 0), *(shown(row, name) for name in have)] for row in lines
         ]
-        out.append(Sheet("By kind and layer", ["kind", "layer", *have], by_layer, "probe_layers", True))
         transfer = [
             [row.get("train_topic"), row.get("test_topic"), shown(row, "accuracy")]
             for row in results.rows("probe_transfer")
         ]
         headers = ["trained on", "tested on", "accuracy"]
-        return [*out, Sheet("Topic to topic", headers, transfer, "probe_transfer", True)]
+        return [
+            _best_sheet(results),
+            Sheet("By kind and layer", ["kind", "layer", *have], by_layer, "probe_layers", True),
+            Sheet("Topic to topic", headers, transfer, "probe_transfer", True),
+            *(_original_sheet(name, rows) for name, rows in groups(results.rows("probes"), "setting").items()),
+        ]
 
     def figures(self, results: Results) -> list[Plate]:
-        """The original's accuracies and training; accuracy by layer, calibration, risk and transfer of other kinds."""
+        """Accuracy by layer, calibration, risk and transfer; then the original's accuracies and training."""
         out: list[Plate] = []
+        for name, (table, function, caption) in _PLATES.items():
+            frame = results.frame(table)
+            if frame is not None:
+                items = results.rows(table)
+                protocols = [visible(p) for p in distinct(items, "protocol") if p is not None]
+                n = sizes(results.rows("probe_layers"), "n")
+                size = [f"n = {n} statements"] if n and table != "probe_transfer" else []
+                said = [results.model, *protocols, *size]
+                drawn = partial(function, frame, note=" · ".join(said))
+                out.append(Plate(name, f"{caption} Model {', '.join(said)}.", caption, drawn))
         frame = results.frame("probes")
         if frame is not None:
             n = sizes(results.rows("probes"), "n_test")
             where = f"Model {results.model}, n = {n} test statements. Squares: the language model's own answers."
             draw = partial(figures.accuracy_dots, frame)
             out.append(Plate("probes-accuracy", f"{_ACCURACY} {where}", _ACCURACY, draw))
-        for name, (table, function, caption) in _PLATES.items():
-            frame = results.frame(table)
-            if frame is not None:
-                protocols = [visible(p) for p in distinct(results.rows(table), "protocol") if p is not None]
-                drawn = partial(function, frame, note=" · ".join([results.model, *protocols]))
-                out.append(Plate(name, f"{caption} Model {results.model}.", caption, drawn))
+        curves = results.frame("probe_curves")
+        if curves is not None:
+            drawn = partial(figures.training_curves, curves, note=results.model)
+            out.append(Plate("probes-training", f"{_TRAINING} Model {results.model}.", _TRAINING, drawn))
         return out
+
+
+def _best_sheet(results: Results) -> Sheet:
+    """Every probe at the layer that its training folds chose, beside what it has to beat."""
+    body = [
+        [
+            row.get("kind"),
+            row.get("role"),
+            visible(row.get("layers")) or "–",
+            *(shown(row, name, n=("n_test",)) for name in _METRICS[:2]),
+            *(number_text(row.get(name)) for name in _METRICS[2:]),
+        ]
+        for row in results.rows("probe_best")
+    ]
+    headers = ["kind", "role", "layers chosen, a fold each", *_METRICS]
+    return Sheet("Probes at the layer that their training folds chose, and what they must beat", headers, body,
+                 "probe_best")  # fmt: skip
 
 
 def _original_sheet(setting: object, items: Sequence[Row]) -> Sheet:
@@ -145,7 +177,7 @@ def _original_sheet(setting: object, items: Sequence[Row]) -> Sheet:
         for row in items
     ]
     headers = ["method", "train loss", "train accuracy", "test loss", "test accuracy", "AUROC", "n train", "n test"]
-    return Sheet(f"Setting: {setting}", headers, body, "probes")
+    return Sheet(f"Reproduction of the original study, setting {setting}. {WARNING}", headers, body, "probes")
 
 
 def _original(setting: object, items: Sequence[Row]) -> str:
@@ -156,7 +188,8 @@ def _original(setting: object, items: Sequence[Row]) -> str:
     if not fitted:
         return ""
     best = max(fitted, key=lambda row: to_float(row.get("test_accuracy")))
-    text = f"{visible(setting).capitalize()}: the highest test accuracy is {shown(best, 'test_accuracy')} "
+    text = f"Reproduction of the original study, {visible(setting)}: the highest test accuracy is "
+    text += f"{shown(best, 'test_accuracy')} "
     text += f"({method_name(best)}, n = {count(best, 'n_test')})"
     above = excludes(best, "test_accuracy", 0.5)
     text += "." if above else "; its 95% CI covers 0.5: not significantly better than chance."
@@ -169,7 +202,7 @@ def _original(setting: object, items: Sequence[Row]) -> str:
         text += (
             f"\nNo network learned even its training statements (train accuracy at most {max(trained):.3f}): "
             "raw states share a part far larger than their differences, and the original protocol does not take it "
-            "away. --kinds logistic standardises them."
+            "away. The logistic probe standardises them."
         )
     return text
 

@@ -131,8 +131,7 @@ class ProbesStudy(Study):
         statements = ctx.inputs.statements
         if directory is None:
             raise ProbeError("the probe study of a run keeps its states in the run directory: give one")
-        if config.kinds:
-            run_kinds(ctx)
+        run_kinds(ctx)
         if not config.original:
             return
         settings: list[Setting] = ["few-shot", "zero-shot"] if config.zero_shot else ["few-shot"]

@@ -43,13 +43,24 @@ from exitlens.probes import (
 )
 from exitlens.runs.engine import Clock, LocalEngine, Report
 from exitlens.runs.hidden_states import StateStore
+from exitlens.studies.config import RunConfig
 from exitlens.studies.context import Context
+from exitlens.studies.inputs import Inputs
 from exitlens.studies.layers.stage import check_layers
 from exitlens.studies.probes.extraction import extract
 from exitlens.studies.probes.model_answers import model_answers, pick_probed_layers
 from exitlens.studies.probes.probe_kinds import view_tables
 
-__all__ = ["PROTOCOLS", "TruthStudy", "check_protocol", "probes_study", "run_kinds", "states_folder", "truth_data"]
+__all__ = [
+    "PROTOCOLS",
+    "TruthStudy",
+    "check_protocol",
+    "probes_study",
+    "run_kinds",
+    "states_folder",
+    "truth_data",
+    "usable_kinds",
+]
 
 PROTOCOLS = (
     "leave-one-topic-out", "grouped-k-fold", "original", "affirmed-to-negated", "transfer", "random-k-fold",
@@ -193,6 +204,21 @@ def check_protocol(kinds: Sequence[str], protocol: str, other_data: bool) -> Non
         )
 
 
+def usable_kinds(config: RunConfig, inputs: Inputs) -> tuple[tuple[str, ...], str]:
+    """The kinds that a run fits, and why there are none where the data do not allow those that nobody asked for.
+
+    Kinds that were asked for are never left out: what they need is checked, and refused, where they run.
+    """
+    if not config.kinds or "kinds" in config.model_fields_set:
+        return config.kinds, ""
+    everything = [*inputs.statements, *(_apart(s) for s in inputs.test_statements)]
+    try:
+        _check(everything, config.kinds, config.protocol, config.position, config.seed, config.test_topic)
+    except ProbeError as error:
+        return (), str(error)
+    return config.kinds, ""
+
+
 def _check(
     statements: Sequence[Statement],
     kinds: Sequence[str],
@@ -270,11 +296,17 @@ def run_kinds(ctx: Context) -> None:
     config, directory = ctx.config, ctx.engine.directory
     if directory is None:
         raise ProbeError("the probe study of a run keeps its states in the run directory: give one")
+    kinds, reason = usable_kinds(config, ctx.inputs)
+    directory.note(probe_left_out=reason)
+    if reason:
+        ctx.say(f"probes: the {', '.join(config.kinds)} probe at every layer is left out: {reason}")
+    if not kinds:
+        return
     result = probes_study(
         ctx.engine.lm,
         ctx.inputs.statements,
         states_folder(config.states or directory.path / "states", config.setting, config.position),
-        kinds=config.kinds,
+        kinds=kinds,
         protocol=config.protocol,
         layers=config.probe_layers,
         seeds=config.probe_seeds,
