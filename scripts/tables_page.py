@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from exitlens.studies.compare.columns import COMPARE_TABLES
 from exitlens.studies.corpus.columns import corpus_tables
 from exitlens.studies.registry import STUDIES
 from exitlens.studies.tables import TableSpec
@@ -31,6 +32,7 @@ def page() -> str:
         tables = [table for table in study.tables if table.name not in told]
         told |= {table.name for table in tables}
         parts += [f"## Study `{name}`: {study.chapter.title}\n", study.chapter.question + "\n", *map(_table, tables)]
+    parts += ["## `exitlens compare`\n", "In the folder given with `--out`.\n", *map(_table, COMPARE_TABLES)]
     parts += ["## `exitlens read`\n", "In the folder given with `--out`; statistics are those that `--stats` names.\n"]
     return "\n".join([*parts, *map(_table, corpus_tables())])
 

@@ -27,6 +27,7 @@ _HOME = {
     "Trace": "lenses.trace",
     "TunedLens": "lenses.tuned",
     "__version__": "version",
+    "compare_runs": "studies.compare.comparison",
     "decoding_study": "studies.decoding.study",
     "entropy_study": "studies.entropy.study",
     "exits_study": "studies.exits.study",
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
     from exitlens.lenses.train_tuned import train_tuned_lens as train_tuned_lens
     from exitlens.lenses.tuned import TunedLens as TunedLens
     from exitlens.models.protocol import LayeredModel as LayeredModel
+    from exitlens.studies.compare.comparison import compare_runs as compare_runs
     from exitlens.studies.config import RunConfig as RunConfig
     from exitlens.studies.decoding.multiple_choice import mc_scores as mc_scores
     from exitlens.studies.decoding.study import decoding_study as decoding_study

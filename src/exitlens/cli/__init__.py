@@ -31,6 +31,7 @@ GROUPS = (
     "lens",
     "studies",
     "generate",
+    "compare",
     "score",
     "serve",
     "lm_eval",

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
+from exitlens.report.comparable import Curve, Number, table_curves, table_numbers
 from exitlens.report.frames import Results
 from exitlens.report.text import Column
 
@@ -110,6 +111,14 @@ class Chapter(Protocol):
     def figures(self, results: Results) -> list[Plate]:
         """The figures that these tables allow, in the order of the section."""
         return []
+
+    def numbers(self, results: Results) -> list[Number]:
+        """What two runs are compared by. Default: values with intervals of the own tables."""
+        return [number for name in self.own for number in table_numbers(results.frame(name))]
+
+    def curves(self, results: Results) -> list[Curve]:
+        """Lines that two runs are compared by. Default: values with intervals of the own tables that have layers."""
+        return [line for name in self.own for line in table_curves(results.frame(name))]
 
 
 def plain_rows(frame: DataFrame) -> list[list[Any]]:

@@ -11,6 +11,7 @@ from exitlens.stats.bootstrap import (
     weighted_mean,
 )
 from exitlens.stats.effects import McNemar, adjusted_difference, cohens_d, mcnemar, permutation_p
+from exitlens.stats.independent import independent_difference
 from exitlens.stats.means import mean_interval, mean_intervals
 from exitlens.stats.multiple import benjamini_hochberg, holm
 from exitlens.stats.paired import Difference, Differences, paired_difference, paired_differences, sign_flip_p
@@ -61,6 +62,7 @@ __all__ = [
     "ece",
     "group_token_mean",
     "holm",
+    "independent_difference",
     "interval_note",
     "interval_of",
     "logit_interval",

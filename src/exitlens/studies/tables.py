@@ -37,13 +37,23 @@ class TableSpec:
     printed: bool = False
     shared: bool = False
 
-    def check(self, frame: DataFrame) -> None:
-        """Raise RunError when the frame's columns are not those declared. A frame without columns holds nothing."""
+    def fits(self, frame: DataFrame) -> bool:
+        """Whether the frame's columns are those declared. A frame without columns holds nothing, and fits."""
+        return not any(self._amiss(frame))
+
+    def _amiss(self, frame: DataFrame) -> tuple[list[str], list[str]]:
+        """Columns that are missing, and columns that nobody declared."""
         have = [str(name) for name in frame.columns]
+        if not have:
+            return [], []
         known = [field.name for field in self.fields]
         missing = [field.name for field in self.fields if field.name not in have and not field.optional]
-        unknown = [name for name in have if name not in known]
-        if have and (missing or unknown):
+        return missing, [name for name in have if name not in known]
+
+    def check(self, frame: DataFrame) -> None:
+        """Raise RunError when the frame's columns are not those declared. A frame without columns holds nothing."""
+        missing, unknown = self._amiss(frame)
+        if missing or unknown:
             found = "; ".join(
                 f"{what} {', '.join(names)}" for what, names in (("without", missing), ("undeclared", unknown)) if names
             )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from exitlens.report.chapter import Sheet
-from exitlens.report.frames import Results
-from exitlens.report.text import to_float
+from collections.abc import Mapping
 
-__all__ = ["answers_judged"]
+from exitlens.report.chapter import Sheet
+from exitlens.report.comparable import Number, Unit, labels
+from exitlens.report.frames import Results, groups
+from exitlens.report.text import is_number, to_float
+
+__all__ = ["answers_judged", "question_texts", "verdicts"]
 
 
 def answers_judged(results: Results) -> Sheet:
@@ -29,3 +32,31 @@ def answers_judged(results: Results) -> Sheet:
         if row.get("decoder") == first
     ]
     return Sheet(f"Answers ({first}) and verdicts", ["question", "answer", *names], body, "answers", True)
+
+
+def question_texts(results: Results) -> Mapping[str, str]:
+    """The text of every question that was answered, by its id."""
+    return {str(row.get("question_id")): str(row.get("question", "")) for row in results.rows("answers")}
+
+
+def verdicts(results: Results) -> list[Number]:
+    """For each judge and decoder the share of its answers that the judge finds correct, question by question."""
+    texts = question_texts(results)
+    given = {(row.get("decoder"), row.get("question_id")): row.get("answer") for row in results.rows("answers")}
+    out: list[Number] = []
+    for judge, items in groups(results.rows("judgements"), "judge").items():
+        for place, (decoder, mine) in enumerate(groups(items, "decoder").items()):
+            units = [
+                Unit(
+                    str(row.get("question_id")),
+                    texts.get(str(row.get("question_id")), ""),
+                    to_float(row["correct"]),
+                    str(given.get((decoder, row.get("question_id"))) or "").strip(" "),
+                )
+                for row in mine
+                if is_number(row.get("correct"))
+            ]
+            if units:
+                of = labels({"judge": judge, "decoder": decoder}, ("judge", "decoder"))
+                out.append(Number("answers judged correct", of=of, units=units, main=place == 0))
+    return out

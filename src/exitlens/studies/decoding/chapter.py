@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from functools import partial
 
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet, plain_rows
+from exitlens.report.comparable import Curve, Number
 from exitlens.report.frames import Results, Row, distinct, groups, layers_of
 from exitlens.report.text import Column, is_number, number_text, p_text, to_float, visible
 from exitlens.report.words import count, counted, excludes, join, ranges, reservation, shown, sizes
 from exitlens.scoring import PROTOCOLS
 from exitlens.studies.answers.chapter import answers_judged
 from exitlens.studies.decoding import figures as draw
+from exitlens.studies.decoding.compared import decoding_numbers
 from exitlens.studies.decoding.figures import metric_name
 
 __all__ = ["DecodingChapter"]
@@ -130,6 +132,14 @@ class DecodingChapter(Chapter):
             drawn = partial(draw.layer_choices, frame, note=model)
             out.append(Plate("decoding-layers", f"{caption} Model {model}.", caption, drawn))
         return out
+
+    def numbers(self, results: Results) -> list[Number]:
+        """Scores and verdicts of every decoder."""
+        return decoding_numbers(results)
+
+    def curves(self, results: Results) -> list[Curve]:
+        """None: nothing here goes along the layers."""
+        return []
 
 
 def _answer(items: list[Row]) -> str:

@@ -9,10 +9,12 @@ from typing import Any
 import pandas as pd
 
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet, plain_rows
+from exitlens.report.comparable import Curve, Number
 from exitlens.report.frames import Results, Row
 from exitlens.report.text import Column, is_number, number_text, to_float, visible
 from exitlens.report.words import counted, excludes, join, set_text, share_text, shown
 from exitlens.studies.exits import figures as draw
+from exitlens.studies.exits.compared import best_saving, exit_curves, exit_numbers, is_oracle
 
 __all__ = ["ExitsChapter"]
 
@@ -77,9 +79,7 @@ class ExitsChapter(Chapter):
             )
         found: list[tuple[Row | None, list[float]]] = []  # the same policy is often the best at several levels
         for level in _AGREEMENTS if items else ():
-            able = [row for row in items if row not in oracle and to_float(row.get("agreement")) >= level]
-            able = [row for row in able if to_float(row.get("flops_saved")) > 0]
-            best = max(able, key=lambda row: to_float(row.get("flops_saved"))) if able else None
+            best = best_saving(items, level)
             if found and found[-1][0] is best:
                 found[-1][1].append(level)
             else:
@@ -126,12 +126,20 @@ class ExitsChapter(Chapter):
                 out.append(Plate(f"exits-{name}", f"{caption} Model {results.model}.", caption, drawn))
         return out
 
+    def numbers(self, results: Results) -> list[Number]:
+        """What is saved at each agreement, and the risk where it is guaranteed."""
+        return exit_numbers(results, _AGREEMENTS)
+
+    def curves(self, results: Results) -> list[Curve]:
+        """Agreement against what is saved."""
+        return exit_curves(results)
+
 
 def _measured(results: Results) -> tuple[list[Row], list[Row]]:
     """The policies and thresholds with agreement and savings, and those of them that are the oracle's."""
     items = [row for row in results.rows("exits") if is_number(row.get("agreement"))]
     items = [row for row in items if is_number(row.get("flops_saved"))]
-    return items, [row for row in items if str(row.get("policy")).lower().startswith("oracle")]
+    return items, [row for row in items if is_oracle(row)]
 
 
 def _named(row: Row) -> str:

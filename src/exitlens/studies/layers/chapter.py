@@ -9,11 +9,13 @@ from typing import Any
 from pandas import DataFrame
 
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet
+from exitlens.report.comparable import Curve, Number
 from exitlens.report.frames import Results, Row, distinct, evenly, groups, layers_of, rows, spread
 from exitlens.report.text import Column, is_number, number_text, slug, to_float, token_text, visible
 from exitlens.report.words import join, layers_text
 from exitlens.studies.layers import figures as draw
 from exitlens.studies.layers.accuracy import accuracy_answer, accuracy_figures, accuracy_sheet
+from exitlens.studies.layers.compared import layer_curves, layer_numbers
 
 __all__ = ["LayersChapter"]
 
@@ -75,6 +77,14 @@ class LayersChapter(Chapter):
             tag = slug(verdict) + (f"-{seen[verdict]}" if seen[verdict] > 1 else "")
             out += _plates(results, pick, mine, tag)
         return out
+
+    def numbers(self, results: Results) -> list[Number]:
+        """Whether a correct choice ranks first, at the last layer and over layers."""
+        return layer_numbers(results)
+
+    def curves(self, results: Results) -> list[Curve]:
+        """Accuracy by layer."""
+        return layer_curves(results)
 
 
 def _picked(results: Results) -> Iterator[tuple[Row, DataFrame]]:

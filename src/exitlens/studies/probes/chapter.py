@@ -8,11 +8,13 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet, plain_rows
+from exitlens.report.comparable import Curve, Number
 from exitlens.report.frames import Results, Row, distinct, groups
 from exitlens.report.text import Column, is_number, number_text, to_float, visible
 from exitlens.report.words import apart, count, excludes, shown, sizes
 from exitlens.studies.probes import figures, figures_evaluation
 from exitlens.studies.probes.answer import WARNING, original_answer, probe_answer
+from exitlens.studies.probes.compared import probe_curves, probe_numbers
 from exitlens.studies.probes.figures import method_name
 
 __all__ = ["ProbesChapter"]
@@ -146,6 +148,14 @@ class ProbesChapter(Chapter):
             drawn = partial(figures.training_curves, curves, note=results.model)
             out.append(Plate("probes-training", f"{_TRAINING} Model {results.model}.", _TRAINING, drawn))
         return out
+
+    def numbers(self, results: Results) -> list[Number]:
+        """Accuracy and AUROC of each kind of probe, and of the original study's."""
+        return probe_numbers(results)
+
+    def curves(self, results: Results) -> list[Curve]:
+        """Accuracy of each kind of probe by layer."""
+        return probe_curves(results)
 
 
 def _best_sheet(results: Results) -> Sheet:

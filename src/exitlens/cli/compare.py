@@ -1,0 +1,64 @@
+"""`exitlens compare RUN RUN`: two or more finished runs in one report."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from exitlens.cli.console import echo, print_json, print_table, say
+from exitlens.cli.help import add_command
+from exitlens.cli.options import JsonOption, QuietOption, SeedOption, option
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    add_command(app, "compare", compare_command)
+
+
+def compare_command(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run directories of `exitlens run --out`; the first is compared with.")
+    ],
+    out: Annotated[Path | None, option("out", help="Write report.html, figures and tables to this folder.")] = None,
+    figures: Annotated[bool, option("figures", "--figures/--no-figures")] = True,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Runs side by side: models, decoders, lenses, seeds or data, whatever two runs differ in.
+
+    Settings that differ; every headline number with its interval, and the difference to the first run, paired by
+    question where the questions are the same; curves on one axis; questions that changed sides, with both answers.
+    --json prints findings (sentences), notes, report and the tables compare_runs, compare_settings, compare_numbers,
+    compare_curves and compare_changes, which docs/tables.md describes.
+    """
+    from exitlens.studies.compare.chapter import CHAPTERS
+    from exitlens.studies.compare.comparison import compare_runs
+
+    command = shlex.join(["exitlens", *sys.argv[1:]])
+    found = compare_runs(runs, out, seed=seed, figures=figures, command=command)
+    if as_json:
+        report = None if found.report is None else str(found.report)
+        print_json({"report": report, "notes": found.notes, "findings": found.findings(), "tables": found.printed()})
+        return
+    for note in found.notes:
+        say(note, quiet)
+    results = found.results
+    for chapter in CHAPTERS.values():
+        parts, findings = chapter.terminal(results, False), chapter.findings(results)
+        for place, part in enumerate(parts):
+            title = ": ".join(filter(None, (chapter.title if place == 0 else "", part.title)))
+            print_table(part.columns, part.rows, title=title, note=part.note)
+        for finding in findings:
+            for line in finding.split("\n"):
+                echo(line)
+        if parts or findings:
+            echo()
+    if found.report is not None:
+        echo(f"report: {found.report}")

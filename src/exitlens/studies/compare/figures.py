@@ -1,0 +1,132 @@
+"""Figures of a comparison: differences to the first run, and the runs' curves on one axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from pandas import DataFrame
+
+from exitlens.report.figure_style import (
+    INK,
+    drawing,
+    layer_axis,
+    new_figure,
+    panels,
+    percent,
+    pick,
+    short_number,
+    title,
+)
+from exitlens.report.frames import Row, column, distinct, groups, rows
+from exitlens.report.text import figure_text, is_number, shorten, to_float, wrap
+from exitlens.studies.compare.analysis import DEPTH
+
+__all__ = ["curves", "differences"]
+
+_DEPTH_LABEL = "depth (0%: embeddings, 100%: the model itself)"
+
+
+@drawing
+def differences(numbers: DataFrame, *, names: Sequence[str], note: str = "") -> Figure:
+    """Difference of every run to the first, a line a number; filled: p < .05 after Holm's correction.
+
+    ``numbers``: rows of ``compare_numbers`` of one unit. ``names``: all runs, in their order.
+    """
+    items = [row for row in rows(numbers) if is_number(row.get("difference")) and is_number(row.get("difference_low"))]
+    lines = groups(items, "_label")
+    figure = new_figure(0.27 * max(len(lines), 2) + 1.35)
+    axes = figure.subplots()
+    axes.axvline(0, color=INK, linewidth=0.8)
+    others = list(names[1:])
+    step = 0.62 / max(len(others), 1)
+    for place, group in enumerate(lines.values()):
+        for row in group:
+            which = others.index(row["run"])
+            look = pick(which + 1)
+            y = place + step * (which - (len(others) - 1) / 2)
+            value = to_float(row["difference"])
+            down, up = value - to_float(row["difference_low"]), to_float(row["difference_high"]) - value
+            axes.errorbar(
+                [value],
+                [y],
+                xerr=[[max(down, 0.0)], [max(up, 0.0)]],
+                fmt=look["marker"],
+                color=look["color"],
+                markersize=5,
+                elinewidth=1.2,
+                markerfacecolor=look["color"] if to_float(row.get("p_holm")) < 0.05 else "#ffffff",
+            )
+    axes.set_yticks(range(len(lines)), [shorten(figure_text(name), 58) for name in lines])
+    axes.set_ylim(len(lines) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x")
+    axes.xaxis.set_major_formatter(short_number)
+    reach = max((abs(limit) for limit in axes.get_xlim()), default=1.0)
+    axes.set_xlim(-reach, reach)
+    unit = str(items[0].get("unit") or "") if items else ""
+    axes.set_xlabel(f"difference to {shorten(figure_text(names[0]), 40)}" + (f" ({unit})" if unit else ""))
+    if len(others) > 1:
+        _legend(figure, others, 1)
+    title(figure, f"Difference to {figure_text(names[0])}", note)
+    return figure
+
+
+@drawing
+def curves(lines: DataFrame, *, names: Sequence[str], note: str = "") -> Figure:
+    """One curve of every run, a panel each for what it is of (judge, lens, policy), with bands of 95% CI.
+
+    ``lines``: rows of ``compare_curves`` of one curve. ``names``: all runs, in their order.
+    """
+    items = rows(lines)
+    parts = groups(items, "of")
+    wide = 1 if len(parts) == 1 else 2
+    figure, places = panels(len(parts), wide, 2.6 if wide == 1 else 2.1, extra=1.0, sharex=True, sharey=True)
+    axis, unit = str(items[0].get("axis") or ""), str(items[0].get("unit") or "")
+    for place, (axes, (of, mine)) in enumerate(zip(places, parts.items(), strict=True)):
+        for name, points in groups(mine, "run").items():
+            _line(axes, points, pick(list(names).index(str(name))))
+        axes.set_title(wrap(_panel_name(of, mine), 46 if wide == 2 else 96, 2), fontsize=8.5)
+        axes.grid(axis="y")
+        if place % wide == 0:
+            axes.set_ylabel(figure_text(unit))
+        bottom = place + wide >= len(parts)
+        if axis == "layer":
+            layer_axis(axes, label=bottom)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+            axes.xaxis.set_major_formatter(percent)
+            if bottom:
+                axes.set_xlabel(_DEPTH_LABEL if axis == DEPTH else figure_text(axis))
+    _legend(figure, [name for name in names if name in distinct(items, "run")], 0, names)
+    title(figure, f"{figure_text(items[0]['curve']).capitalize()}, by run", note)
+    return figure
+
+
+def _line(axes: Axes, points: Sequence[Row], look: dict[str, Any]) -> None:
+    points = sorted(points, key=lambda row: to_float(row["x"]))
+    x = column(points, "x")
+    low, high = column(points, "value_low"), column(points, "value_high")
+    if any(map(is_number, low)):
+        axes.fill_between(x, low, high, color=look["color"], alpha=0.14, linewidth=0)
+    axes.plot(x, column(points, "value"), markersize=3.2, markevery=max(len(x) // 8, 1), **look)
+
+
+def _panel_name(of: object, points: Sequence[Row]) -> str:
+    """What the panel is of; where a run's own differs, that too."""
+    own = {str(row["run"]): str(row["own"]) for row in points if row.get("own")}
+    text = figure_text(of) + "".join(f"; {figure_text(run)}: {figure_text(name)}" for run, name in own.items())
+    return text or " "
+
+
+def _legend(figure: Figure, names: Sequence[str], start: int, order: Sequence[str] | None = None) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = []
+    for i, name in enumerate(names):
+        look = pick(list(order).index(name) if order is not None else i + start)
+        handles.append(Line2D([], [], label=shorten(figure_text(name), 36), **look))
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3))
