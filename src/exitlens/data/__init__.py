@@ -1,4 +1,4 @@
-"""Questions and statements from files, folders, Hub ids and the built-in sets, all as the same frozen records.
+"""Questions, statements and concept prompts from files, folders, Hub ids and the built-in sets, as frozen records.
 
     from exitlens import data
     facts = data.read_data("facts-tf", limit=200)
@@ -9,8 +9,18 @@ docs/data.md describes each format.
 
 from exitlens.data.grouping import groups
 from exitlens.data.reading import BUILTIN, read_data
-from exitlens.data.records import Dataset, Question, Statement
+from exitlens.data.records import ConceptPrompt, Dataset, Question, Statement
 from exitlens.data.sources import read_source
 from exitlens.data.subset import limited
 
-__all__ = ["BUILTIN", "Dataset", "Question", "Statement", "groups", "limited", "read_data", "read_source"]
+__all__ = [
+    "BUILTIN",
+    "ConceptPrompt",
+    "Dataset",
+    "Question",
+    "Statement",
+    "groups",
+    "limited",
+    "read_data",
+    "read_source",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from exitlens.data.readers import big_bench, hub, json_lines, true_false, truthfulqa
+from exitlens.data.readers import big_bench, concept_sets, hub, json_lines, true_false, truthfulqa
 from exitlens.data.readers.rows import json_whole
 from exitlens.data.records import Dataset, Question, Statement
 from exitlens.data.sources import Source, csv_header, folder_sha256, quote_columns, read_source
@@ -24,9 +24,10 @@ def read_data(spec: str | Path, *, limit: int | None = None) -> Dataset:
     Args:
         spec: A built-in name (:data:`BUILTIN`), a file or folder, or a Hub id ``owner/name[@revision]``; a file or
             folder of that name comes before the Hub. A file may be a TruthfulQA CSV, a true-false CSV, a BIG-bench task
-            JSON or JSON lines of our schema; a folder holds true-false CSVs (or exactly one data file).
+            JSON, a set of concept prompts or JSON lines of our schema; a folder holds true-false CSVs or sets of
+            concept prompts (or exactly one data file).
         limit: Keep the first so many questions, or so many statements spread evenly over topics and labels, with pairs
-            kept together where they fit; always the same ones.
+            kept together where they fit, or the first concept prompts of each set; always the same ones.
 
     Raises:
         DataError: Missing, empty, not UTF-8, unknown columns, no usable records.
@@ -107,6 +108,8 @@ def _from_json(source: Source, where: str) -> Dataset:
     whole = json_whole(source)
     if isinstance(whole, list):
         raise DataError(f"{str(source.path)!r} is a JSON list; write one object a line, without the brackets")
+    if concept_sets.is_set(whole):
+        return concept_sets.read_sets([source], where, source.name)
     if isinstance(whole, dict) and not {"question", "statement"} & set(whole):
         name, questions, notes = big_bench.read_task(source, whole)
         return _dataset(source, where, name, questions, [], notes)
@@ -121,8 +124,14 @@ def _from_folder(folder: Path) -> Dataset:
         readable = [p for p in files if p.suffix.casefold() in {".json", ".jsonl"}]
         if len(readable) == 1:
             return _from_file(readable[0])
+        sources = [read_source(path) for path in readable if path.suffix.casefold() == ".json"]
+        if any(concept_sets.is_set(json_whole(source)) for source in sources):
+            return concept_sets.read_sets(sources, str(folder), folder.resolve().name)
         held = quote_columns([p.name for p in files]) or "nothing"
-        raise DataError(f"folder {str(folder)!r} holds no .csv file (it holds {held}); give true-false CSVs or a file")
+        raise DataError(
+            f"folder {str(folder)!r} holds no .csv file (it holds {held}); give true-false CSVs, sets of concept "
+            "prompts or a file"
+        )
     sources = [read_source(path) for path in tables]
     for source in sources:
         columns = csv_header(source)

@@ -1,4 +1,4 @@
-"""What every reader returns: questions and statements, frozen, with the data set they came from."""
+"""What every reader returns: questions, statements and concept prompts, frozen, with the data set they came from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, overload
 
-__all__ = ["Dataset", "Question", "Statement"]
+__all__ = ["ConceptPrompt", "Dataset", "Question", "ReadAt", "Statement"]
+
+ReadAt = Literal["before-target", "last-newline", "last"]
+"""The token at which a concept prompt is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,23 @@ class Statement:
 
 
 @dataclass(frozen=True, slots=True)
+class ConceptPrompt:
+    """A prompt with the concepts that a model should pass through on the way to its answer: its intermediates.
+
+    ``forms[i]``: the texts that stand for ``intermediates[i]``, itself first; the best of them counts. ``target``: the
+    answer, which follows ``prompt`` and is not scored. ``read_at``: None where the set has no rule.
+    """
+
+    id: str
+    set_name: str
+    prompt: str
+    intermediates: tuple[str, ...]
+    forms: tuple[tuple[str, ...], ...]
+    target: str | None = None
+    read_at: ReadAt | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Dataset:
     """Records of one kind with their provenance.
 
@@ -55,25 +75,32 @@ class Dataset:
     name: str
     source: str
     sha256: str
-    kind: Literal["questions", "statements"]
+    kind: Literal["questions", "statements", "concepts"]
     questions: tuple[Question, ...] = ()
     statements: tuple[Statement, ...] = ()
     notes: tuple[str, ...] = ()
+    concepts: tuple[ConceptPrompt, ...] = ()
 
     @property
-    def records(self) -> tuple[Question, ...] | tuple[Statement, ...]:
-        """The questions, or the statements: those of its kind."""
+    def records(self) -> tuple[Question, ...] | tuple[Statement, ...] | tuple[ConceptPrompt, ...]:
+        """The questions, the statements or the concept prompts: those of its kind."""
+        if self.kind == "concepts":
+            return self.concepts
         return self.questions if self.kind == "questions" else self.statements
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __iter__(self) -> Iterator[Question | Statement]:
+    def __iter__(self) -> Iterator[Question | Statement | ConceptPrompt]:
         return iter(self.records)
 
     @overload
-    def __getitem__(self, at: int) -> Question | Statement: ...
+    def __getitem__(self, at: int) -> Question | Statement | ConceptPrompt: ...
     @overload
-    def __getitem__(self, at: slice) -> tuple[Question, ...] | tuple[Statement, ...]: ...
-    def __getitem__(self, at: int | slice) -> Question | Statement | tuple[Question, ...] | tuple[Statement, ...]:
+    def __getitem__(self, at: slice) -> tuple[Question, ...] | tuple[Statement, ...] | tuple[ConceptPrompt, ...]: ...
+    def __getitem__(
+        self, at: int | slice
+    ) -> (
+        Question | Statement | ConceptPrompt | tuple[Question, ...] | tuple[Statement, ...] | tuple[ConceptPrompt, ...]
+    ):
         return self.records[at]

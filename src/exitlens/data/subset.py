@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from exitlens.data.records import Dataset, Statement
+from exitlens.data.records import ConceptPrompt, Dataset, Statement
 from exitlens.errors import InputError
 
 __all__ = ["limited"]
 
 
 def limited(data: Dataset, limit: int | None) -> Dataset:
-    """The first ``limit`` questions, or ``limit`` statements spread evenly over topics and labels.
+    """The first ``limit`` questions, or statements spread evenly over topics and labels, or concept prompts over sets.
 
     For statements, each topic gets an equal share (a topic with fewer gives its rest to the others). Inside a topic,
     whole pairs are taken in an order fixed by a hash of their ids, choosing each time one that brings true and false
@@ -30,7 +30,19 @@ def limited(data: Dataset, limit: int | None) -> Dataset:
     note = (*data.notes, f"limited to {limit} of {len(data)} {data.kind}")
     if data.kind == "questions":
         return replace(data, questions=data.questions[:limit], notes=note)
+    if data.kind == "concepts":
+        return replace(data, concepts=_first_of_sets(data.concepts, limit), notes=note)
     return replace(data, statements=_spread(data.statements, limit), notes=note)
+
+
+def _first_of_sets(prompts: Sequence[ConceptPrompt], limit: int) -> tuple[ConceptPrompt, ...]:
+    left = _shares(dict(Counter(prompt.set_name for prompt in prompts)), limit)
+    kept = []
+    for prompt in prompts:
+        if left[prompt.set_name]:
+            left[prompt.set_name] -= 1
+            kept.append(prompt)
+    return tuple(kept)
 
 
 def _order(text: str) -> bytes:

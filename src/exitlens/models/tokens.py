@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
 from exitlens.errors import InputError
 
-__all__ = ["appended", "check_ids", "check_text", "tokenizer_notes"]
+__all__ = ["appended", "check_ids", "check_text", "reached", "tokenizer_notes"]
 
 
 def check_text(text: str) -> None:
@@ -35,6 +35,39 @@ def appended(tokenizer: Any) -> tuple[int, ...]:
         if plain and whole[start : start + len(plain)] == plain:
             return tuple(whole[start + len(plain) :])
     return ()
+
+
+def reached(decode: Callable[[Sequence[int]], str], ids: Sequence[int], text: str) -> list[int]:
+    """How many characters of ``text`` its tokens cover, up to and including each token; part of one counts as one.
+
+    By decoding alone, so that it holds for every tokenizer; special tokens cover nothing.
+
+    Args:
+        decode: Token ids to text, special tokens left out.
+        ids: The tokens of ``text``.
+        text: What they spell; the tokenizer may have dropped white space at its beginning.
+
+    Raises:
+        InputError: The tokens spell another text: the tokenizer changes characters, or has no token for one.
+    """
+    whole = decode(ids)
+    dropped = len(text) - len(text.lstrip())
+    start = next((at for at in (0, dropped) if whole.strip() and text[at:].startswith(whole)), None)
+    if start is None or text[start + len(whole) :].strip():
+        raise InputError(
+            f"the tokens of {text[:80]!r} spell {whole[:80]!r}: this tokenizer changes the text, so that no place in "
+            "it can be found"
+        )
+    ends: list[int] = []
+    for count in range(1, len(ids) + 1):
+        seen = decode(ids[:count])
+        if not seen.strip():  # white space at the beginning may be dropped from a text that it is all of
+            ends.append(start + len(seen) if whole.startswith(seen) else start)
+            continue
+        # The bytes of a character that is not whole yet decode to one or more replacement characters.
+        known = seen if whole.startswith(seen) else seen.rstrip("\ufffd")
+        ends.append(start + len(known) + (known != seen))
+    return ends
 
 
 def anchor(tokenizer: Any) -> tuple[list[int], str]:

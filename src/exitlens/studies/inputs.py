@@ -68,8 +68,9 @@ def load_inputs(config: RunConfig, needs: Collection[str]) -> Inputs:
     notes: list[str] = []
     if wants_questions and not questions:
         if not wants_statements:  # a run of both kinds may bring one of them; here nothing given would be used
+            held = "concept prompts" if any(d.kind == "concepts" for d in given) else "statements"
             raise DataError(
-                f"'{', '.join(config.data)[:80]}' holds statements, not questions: give questions with --data, or "
+                f"'{', '.join(config.data)[:80]}' holds {held}, not questions: give questions with --data, or "
                 "leave it out for the built-in ones"
             )
         default = RunConfig.model_fields["data"].default
@@ -79,7 +80,7 @@ def load_inputs(config: RunConfig, needs: Collection[str]) -> Inputs:
         for spec in config.statements:
             found = _limited(spec, config)
             if found.kind != "statements":
-                raise DataError(f"'{spec}' holds questions, not statements: give it with --data, statements here")
+                raise DataError(f"'{spec}' holds {found.kind}, not statements: give it with --data, statements here")
             statements.append(found)
     tested = [_limited(spec, config) for spec in config.test_data] if wants_statements else []
     used = ([*questions] if wants_questions else []) + ([*statements] if wants_statements else [])

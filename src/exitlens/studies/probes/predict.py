@@ -81,6 +81,8 @@ def _row(where: str, number: int, row: dict[str, Any]) -> Judged:
 
 
 def _of_data(data: Dataset) -> list[Judged]:
+    if data.kind == "concepts":
+        raise DataError(f"'{data.source}' holds concept prompts, which are neither true nor false: give statements")
     statements = data.statements if data.kind == "statements" else as_statements(data.questions)
     return [Judged(s.id, s.statement, s.label) for s in statements]
 
