@@ -39,12 +39,12 @@ class RotationLens(Lens):
         """Q ``[d_model, d_model]`` float32."""
         g = torch.Generator().manual_seed(self.seed)
         q, r = torch.linalg.qr(torch.randn(self.d_model, self.d_model, generator=g, dtype=torch.float64))
-        return (q * r.diagonal().sign()).float()
+        evenly: Tensor = (q * r.diagonal().sign()).float()
+        return evenly
 
     def transform(self, h: Tensor, layer: int) -> Tensor:
         """``h [..., d_model]`` at ``layer``, rotated."""
         g = torch.Generator().manual_seed((self.seed << 20) + layer + 1)
         order = torch.randperm(self.d_model, generator=g).to(h.device)
         signs = (torch.randint(2, (self.d_model,), generator=g) * 2 - 1).to(h.device)
-        turned: Tensor = (h.float()[..., order] * signs) @ self.rotation.to(h.device).T
-        return turned.to(h.dtype)
+        return torch.matmul(h.float()[..., order] * signs, self.rotation.to(h.device).T).to(h.dtype)
