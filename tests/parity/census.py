@@ -15,7 +15,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from exitlens.errors import ExitlensError
+from exitlens.errors import ExitlensError, UnsupportedModel
+from exitlens.lenses.attribution import HEAD_KINDS, Target, attribute_ids, parts_of
 from exitlens.models import Layered, wrap
 from exitlens.models.checks import FAILURES
 
@@ -35,6 +36,7 @@ class Outcome:
     pads: bool = False
     gap: bool = False
     cache: str = ""
+    attribution: str = ""
     own_states: bool = False
     width: int = 0
     d_head: int = 0
@@ -77,6 +79,7 @@ def survey(entry: str) -> Outcome:
         out.d_head, out.cache = int(lm.weight.shape[1]), lm.cache_kind
         try:
             hidden = check(lm, model, out)
+            out.attribution = _attribution(lm, out)
             if fingerprint(model) != before:
                 raise Wrong("the model was changed")
             # Last, because transformers itself puts hooks on a model that is asked for its states.
@@ -190,6 +193,25 @@ def _batch(lm: Layered, rows: Tensor, alone: list[dict[int, Tensor]]) -> None:
         for j in range(lm.n_layers + 1):
             close(together[j][r], alone[r][j][0], f"row {r} of a batch, layer {j}")
         close(last[r], alone[r][lm.n_layers][0, -1:], f"row {r} of a batch, last position")
+
+
+def _attribution(lm: Layered, out: Outcome) -> str:
+    """Whether logits split into what each block adds; where they do, the sums on tokens that were not seen before."""
+    try:
+        parts = parts_of(lm)
+    except UnsupportedModel as error:
+        out.notes.append(f"no attribution: {str(error).removeprefix(f'{lm.name}: ').partition(', so ')[0]}")
+        return "refused"
+    ids = random_ids(lm, 2, 7)
+    wanted = [Target("one", 3), Target("difference", 3, 5)]
+    found = attribute_ids(lm, ids.tolist(), [wanted, wanted], texts=("one", "other"))
+    rows = found.components[~found.components["kind"].isin(HEAD_KINDS)]
+    sums = rows.groupby(["prompt", "target"], sort=False)["contribution"].sum()
+    hidden = lm.forward(ids, layers=(lm.n_layers,), positions="last").hidden[lm.n_layers]
+    own = (lm.unembed(lm.norm(hidden)) * lm.logit_transform.scale)[:, -1]
+    want = torch.stack([own[:, 3], own[:, 3] - own[:, 5]], dim=1).flatten()
+    close(torch.tensor(sums.to_numpy(), dtype=torch.float32), want, "what the blocks add", 1e-4)
+    return parts
 
 
 def _padding(lm: Layered, rows: Tensor) -> None:

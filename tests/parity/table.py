@@ -40,6 +40,10 @@ pass; and the model is left as it was.
 - **cache**: `own`: the model's key-value or state cache, checked when the model is taken in: a prefix repeated over
   rows, rows dropped, several tokens at once and one by one. `steps`: the same, its tokens fed one by one. `runs again`:
   it has no cache that stood this check; decoding runs the text again, slower and exact.
+- **attribution** (`lm.attribute`, `exitlens look --by component`): `heads`: a logit splits into what embeddings, every
+  attention, its heads and every MLP add, and the sum was compared with the model's own logit. `some heads`: not every
+  attention is a product of concatenated heads. `blocks`: none is. `refused`: the logit is no such sum; the remark says
+  why.
 - **width** is given where the stream is not as wide as the model: several streams, kept side by side.
 
 Quantised models: 8-bit and 4-bit weights go through `exitlens.wrap` like any other model, and parity is checked against
@@ -53,8 +57,8 @@ matrix that readouts multiply by, and a module that is no matrix product is refu
 or to another device's memory are refused:
 their matrix is not there to be read.
 
-| model type | class | result | pads | gap | cache | remarks |
-|---|---|---|---|---|---|---|
+| model type | class | result | pads | gap | cache | attribution | remarks |
+|---|---|---|---|---|---|---|---|
 """
 
 
@@ -64,12 +68,12 @@ def row(outcome: Outcome) -> str:
     if outcome.status != "right":
         reason = _UNBUILT.get(outcome.entry, outcome.reason) if outcome.status == "unbuilt" else outcome.reason
         result = "–" if outcome.status == "unbuilt" else f"**{outcome.status}**"
-        return f"| {outcome.entry} | {name} | {result} | | | | {reason.replace('|', '/')} |"
+        return f"| {outcome.entry} | {name} | {result} | | | | | {reason.replace('|', '/')} |"
     remarks = list(outcome.notes)
     if outcome.width > outcome.d_head:
         remarks.insert(0, f"width {outcome.width // outcome.d_head} × d")
     yes = ("no", "yes")
-    flags = f"{yes[outcome.pads]} | {yes[outcome.gap]} | {outcome.cache}"
+    flags = f"{yes[outcome.pads]} | {yes[outcome.gap]} | {outcome.cache} | {outcome.attribution}"
     return f"| {outcome.entry} | {name} | right | {flags} | {'; '.join(remarks)} |"
 
 

@@ -9,7 +9,7 @@ else is refused with what was seen, never read wrongly.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +20,8 @@ from exitlens.errors import UnsupportedModel
 from exitlens.models.layout.final_path import FinalPath, Injection, TailStep, scale_between
 from exitlens.models.layout.hooks import eval_mode
 from exitlens.models.layout.logit_transform import find_logit_transform
-from exitlens.models.layout.residual import Stream, floats
+from exitlens.models.layout.residual import Stream
+from exitlens.models.layout.watch import Call, found_at, watch
 from exitlens.models.protocol import LogitTransform
 
 __all__ = ["Layout", "find_layout"]
@@ -45,21 +46,10 @@ class Layout:
     vocab_size: int
 
 
-@dataclass(slots=True)
-class _Call:
-    name: str
-    module: nn.Module
-    order: int
-    end: int = -1
-    given: list[tuple[tuple[Any, ...], Tensor]] = field(default_factory=list)
-    gave: list[tuple[tuple[Any, ...], Tensor]] = field(default_factory=list)
-    arity: int = 0  # parts of the output, where it is a tuple
-
-
 @dataclass(frozen=True, slots=True)
 class _Blocks:
     name: str
-    calls: list[_Call]
+    calls: list[Call]
     stream: Stream
     chained: bool
 
@@ -79,7 +69,7 @@ def find_layout(
     :class:`UnsupportedModel` naming what was looked for and not found.
     """
     family = type(model).__name__
-    calls, logits = _watch(model, lambda: run(ids), head)
+    calls, logits = watch(model, lambda: run(ids), head)
     if embed is None:
         raise UnsupportedModel(f"{family}: no input embedding (looked for get_input_embeddings())")
     if logits.dim() != 3 or logits.shape[:2] != ids.shape:
@@ -126,7 +116,7 @@ def _layout(
     blocks: _Blocks,
     embed: nn.Module,
     tail: FinalPath | Injection,
-    head: _Call,
+    head: Call,
     logit_transform: LogitTransform,
     vocab: int,
 ) -> Layout:
@@ -143,54 +133,11 @@ def _layout(
     )
 
 
-def _watch(model: nn.Module, run: Callable[[], Any], head: nn.Module | None) -> tuple[list[_Call], Tensor]:
-    calls: list[_Call] = []
-    open_calls: dict[int, list[_Call]] = {}
-    clock = iter(range(1 << 30))
-    handles = []
-
-    def before(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given = [(path, t.detach().clone()) for path, t in floats((args, kwargs))]
-            call = _Call(name, module, next(clock), given=given)
-            calls.append(call)
-            open_calls.setdefault(id(module), []).append(call)
-
-        return hook
-
-    def after(module: nn.Module, _args: Any, output: Any) -> None:
-        call = open_calls[id(module)].pop()
-        call.end = next(clock)
-        call.arity = len(output) if isinstance(output, tuple) else 0
-        call.gave = [(path, t.detach().clone()) for path, t in floats(output)]
-
-    family = type(model).__name__
-    try:
-        for name, module in model.named_modules():
-            if name:
-                # The user's own hooks on the unembedding belong to it: what counts is what it is handed.
-                first = module is head
-                handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True, prepend=first))
-                handles.append(module.register_forward_hook(after))
-        with eval_mode(model):
-            out = run()
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise UnsupportedModel(f"{family}: its forward pass does not run on token ids alone: {reason}") from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    logits = out.logits if hasattr(out, "logits") else next((t for _, t in floats(out)), None)
-    if not isinstance(logits, Tensor):
-        raise UnsupportedModel(f"{family}: its forward pass gives no logits, so it is not a causal LM")
-    return calls, logits.detach()
-
-
-def _output(call: _Call) -> Tensor:
+def _output(call: Call) -> Tensor:
     return call.gave[0][1]
 
 
-def _find_head(calls: list[_Call], head: nn.Module | None, logits: Tensor, family: str) -> _Call:
+def _find_head(calls: list[Call], head: nn.Module | None, logits: Tensor, family: str) -> Call:
     for call in reversed(calls):
         if head is not None and call.module is head and call.gave:
             return call
@@ -203,8 +150,8 @@ def _find_head(calls: list[_Call], head: nn.Module | None, logits: Tensor, famil
     )
 
 
-def _block_lists(model: nn.Module, calls: list[_Call], head: _Call, ids: Tensor) -> Iterator[_Blocks]:
-    by_module: dict[int, list[_Call]] = {}
+def _block_lists(model: nn.Module, calls: list[Call], head: Call, ids: Tensor) -> Iterator[_Blocks]:
+    by_module: dict[int, list[Call]] = {}
     for call in calls:
         by_module.setdefault(id(call.module), []).append(call)
     known, entry_name = _KNOWN.get(type(model).__name__, ("", ""))
@@ -228,7 +175,7 @@ def _block_lists(model: nn.Module, calls: list[_Call], head: _Call, ids: Tensor)
             yield blocks
 
 
-def _stream(name: str, used: list[_Call], ids: Tensor) -> _Blocks | None:
+def _stream(name: str, used: list[Call], ids: Tensor) -> _Blocks | None:
     """Which tensor is handed on: the one that leaves each block as it enters the next, else the first of one shape."""
     rows, seq = ids.shape
     fallback: _Blocks | None = None
@@ -242,21 +189,17 @@ def _stream(name: str, used: list[_Call], ids: Tensor) -> _Blocks | None:
             if any(_shape_at(c.gave, leaves) != out.shape or _shape_at(c.given, enters) != out.shape for c in used):
                 continue
             stream = Stream(shape.kind, shape.count, enters, leaves)
-            if all(torch.equal(_at(a.gave, leaves), _at(b.given, enters)) for a, b in pairwise(used)):
+            if all(torch.equal(found_at(a.gave, leaves), found_at(b.given, enters)) for a, b in pairwise(used)):
                 return _Blocks(name, used, stream, chained=len(used) > 1)
             fallback = fallback or _Blocks(name, used, stream, chained=False)
     return fallback
-
-
-def _at(found: list[tuple[tuple[Any, ...], Tensor]], path: tuple[Any, ...]) -> Tensor:
-    return next(tensor for way, tensor in found if way == path)
 
 
 def _shape_at(found: list[tuple[tuple[Any, ...], Tensor]], path: tuple[Any, ...]) -> torch.Size | None:
     return next((tensor.shape for way, tensor in found if way == path), None)
 
 
-def _repeated(model: nn.Module, calls: list[_Call]) -> str:
+def _repeated(model: nn.Module, calls: list[Call]) -> str:
     counts: dict[int, int] = {}
     for call in calls:
         counts[id(call.module)] = counts.get(id(call.module), 0) + 1
@@ -266,17 +209,17 @@ def _repeated(model: nn.Module, calls: list[_Call]) -> str:
     return ""
 
 
-def _between(calls: list[_Call], last: _Call, head: _Call) -> list[_Call]:
+def _between(calls: list[Call], last: Call, head: Call) -> list[Call]:
     inside = [c for c in calls if c.order > last.end and -1 < c.end < head.order]
     # A composite module is one step; what it calls inside is not.
     return [c for c in inside if not any(o.order < c.order and c.end < o.end for o in inside)]
 
 
-def _find_path(calls: list[_Call], blocks: _Blocks, head: _Call) -> FinalPath | None:
+def _find_path(calls: list[Call], blocks: _Blocks, head: Call) -> FinalPath | None:
     last, stream = blocks.calls[-1], blocks.stream
     if not head.given:
         return None
-    start = _at(last.gave, stream.leaves)
+    start = found_at(last.gave, stream.leaves)
     several = stream.kind in ("stacked", "split")
     current = start if several else stream.pack(start)
     steps: list[TailStep] = []
@@ -300,7 +243,7 @@ def _find_path(calls: list[_Call], blocks: _Blocks, head: _Call) -> FinalPath | 
     return path if _agrees(path, stream.pack(start), head) else None
 
 
-def _agrees(tail: FinalPath | Injection, h: Tensor, head: _Call) -> bool:
+def _agrees(tail: FinalPath | Injection, h: Tensor, head: Call) -> bool:
     try:
         with torch.no_grad():
             got = tail(h)
@@ -309,9 +252,9 @@ def _agrees(tail: FinalPath | Injection, h: Tensor, head: _Call) -> bool:
     return scale_between(got, head.given[0][1]) == 1.0
 
 
-def _injects(model: nn.Module, tail: Injection, blocks: _Blocks, head: _Call) -> bool:
+def _injects(model: nn.Module, tail: Injection, blocks: _Blocks, head: Call) -> bool:
     rows = head.given[0][1].shape[0] if head.given[0][1].dim() == 3 else None
-    h = blocks.stream.pack(_at(blocks.calls[-1].gave, blocks.stream.leaves), rows)
+    h = blocks.stream.pack(found_at(blocks.calls[-1].gave, blocks.stream.leaves), rows)
     if not head.given:
         return False
     with eval_mode(model):
