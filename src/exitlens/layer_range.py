@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from exitlens.errors import InputError, layer_range_error
 
-__all__ = ["GRAMMAR", "LayerRange", "Layers", "parse_layers", "resolve_layers"]
+__all__ = ["GRAMMAR", "LayerRange", "Layers", "parse_layers", "resolve_layers", "spelled"]
 
 Layers = Sequence[int] | str
 """Layers as numbers, or as text in the grammar of this module."""
@@ -117,6 +117,17 @@ def resolve_layers(
         if not first <= layer <= end:
             raise layer_range_error(layer, first, end, what=what, owner=owner)
     return tuple(dict.fromkeys(layers))
+
+
+def spelled(layers: Sequence[int]) -> str:
+    """Ascending layers in this module's grammar, as short as it goes: ``0,4-7``."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _checked(point: str, part: str) -> str:

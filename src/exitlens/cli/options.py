@@ -104,7 +104,7 @@ CHECKS: dict[str, dict[str, Any]] = {
     "device": {"callback": checked(check_device_name), "autocompletion": _complete("auto", "cpu", "cuda", "mps")},
     "dtype": {"callback": checked(dtype_name), "autocompletion": _complete("auto", *DTYPE_NAMES)},
     "layers": {"callback": checked(parse_layers), "autocompletion": _complete("all", "last", "1/2,3/4")},
-    "lens": {"autocompletion": _complete("logit", "raw", "tuned")},
+    "lens": {"autocompletion": _complete("logit", "raw", "tuned", "jacobian")},
     "decoder": {"autocompletion": _complete("vanilla", "dola:high", "dola:low", "sled", "acd", "end", "delta")},
 }
 """What the parser checks at once, and what a shell completes, by setting."""
@@ -129,7 +129,8 @@ LayersOption = Annotated[
     str, option("layers", help="Numbers, ranges, fractions of the depth, last, all: 0,8,16-20.", **CHECKS["layers"])
 ]
 LensOption = Annotated[
-    str, option("lens", help="logit, raw, tuned (this model's own), or a tuned lens's file or name.", **CHECKS["lens"])
+    str,
+    option("lens", help="logit, raw, tuned, jacobian (this model's own), or a lens's file or name.", **CHECKS["lens"]),
 ]
 RuleOption = Annotated[Literal["auto", "first-token", "sequence"], option("rule")]
 DecoderOption = Annotated[

@@ -22,7 +22,7 @@ _KINDS, _ORIGINAL = "Probes of --kinds", "The original study"
 LAYERS = {
     **_QUESTIONS,
     "layers": Own(),
-    "lens": Own(help="Lenses, comma-separated: logit, raw, tuned, a file or a name."),
+    "lens": Own(help="Lenses, comma-separated: logit, raw, tuned, jacobian, a file or a name."),
     "prompts": Own(),
     **under("Choices", "rule", "look_limit", "picks", "top_k"),
     **LOADING,

@@ -9,6 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from exitlens.lenses.fit_jacobian import FitReport as FitReport
+    from exitlens.lenses.fit_jacobian import fit_jacobian_lens as fit_jacobian_lens
+    from exitlens.lenses.jacobian import JacobianLens as JacobianLens
     from exitlens.lenses.lens import Lens as Lens
     from exitlens.lenses.read_hidden import Readout as Readout
     from exitlens.lenses.read_hidden import readout as readout
@@ -22,12 +25,15 @@ if TYPE_CHECKING:
     from exitlens.lenses.tuned import TunedLens as TunedLens
 
 _HOME = {
+    "FitReport": "fit_jacobian",
+    "JacobianLens": "jacobian",
     "STATS": "statistics",
     "Lens": "lens",
     "Readout": "read_hidden",
     "Trace": "trace",
     "TrainingReport": "train_tuned",
     "TunedLens": "tuned",
+    "fit_jacobian_lens": "fit_jacobian",
     "read": "read_texts",
     "read_ids": "read_texts",
     "readout": "read_hidden",

@@ -26,6 +26,9 @@ class Lens(ABC):
     def check(self, lm: LayeredModel) -> None:  # noqa: B027 - a lens without parameters fits every model
         """Raise :class:`InputError` when it cannot read this model."""
 
+    def check_layers(self, layers: Sequence[int]) -> None:  # noqa: B027 - most lenses read every layer
+        """Raise :class:`InputError` when it cannot read one of ``layers``."""
+
     @property
     def identity(self) -> str:
         """What tells this lens from any other: its name and, where it has parameters, a hash of them."""
@@ -85,7 +88,7 @@ def as_lens(lens: str | Lens, lm: LayeredModel | None = None) -> Lens:
     if isinstance(lens, str):
         if lens not in BUILT_IN:
             raise InputError(
-                f"unknown lens {lens[:80]!r}: use {', '.join(BUILT_IN)}, or a tuned lens loaded for this model"
+                f"unknown lens {lens[:80]!r}: use {', '.join(BUILT_IN)}, or a tuned or Jacobian lens of this model"
             )
         lens = BUILT_IN[lens]
     if lm is not None:

@@ -90,6 +90,7 @@ def readout(
     """
     layers, t = check_hidden(lm, hidden)
     lens = as_lens(lens, lm)
+    lens.check_layers([layer for layer in layers if layer < lm.n_layers])
     wanted = known(tuple(stats) if not isinstance(stats, str) else stats)
     given = _Given.checked(lm, wanted, t, targets=targets, choices=choices, top_k=top_k)
     ref = lm.n_layers if reference is None else reference

@@ -101,6 +101,7 @@ def read_ids(
     if batch_tokens < 1:
         raise InputError(f"batch_tokens {batch_tokens} is too small: use 1 or more")
     lens = as_lens(lens, lm)
+    lens.check_layers([layer for layer in wanted if layer < lm.n_layers])
     for i, text in enumerate(ids):
         for v in text:
             if not 0 <= v < lm.vocab_size:

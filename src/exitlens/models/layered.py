@@ -81,7 +81,7 @@ class Layered:
         self.dtype: torch.dtype = next(p.dtype for p in self.model.parameters() if p.is_floating_point())
         self.body, self.accepts = self._find_body()
         self.held_runner: tuple[Any, Any] | None = None  # weights and the runner that models.native made of them
-        self._copy = False
+        self.overwrites = False  # whether blocks write over what they are given
         self.length_ropes = length_ropes(self.model)
         self.offset: int | None = None
         self.takes_masks = True
@@ -96,16 +96,16 @@ class Layered:
         bare = self.forward(probe, layers="all").hidden
         if set(bare) != set(range(n + 1)):
             raise UnsupportedModel(f"{self.name}: its blocks do not run from token ids alone")
-        self._copy = True
+        self.overwrites = True
         copied = self.forward(probe, layers="all").hidden
         # Blocks that write over what they were given leave other values in a tensor than their neighbour saw.
-        self._copy = any(not torch.equal(bare[j], copied[j]) for j in bare)
+        self.overwrites = any(not torch.equal(bare[j], copied[j]) for j in bare)
         bare, again = copied, bare
         self.d_model = int(bare[n].shape[-1])
         what = f"{self.name}: the unembedding {self.layout.head_name!r}"
         self._matrix = HeadMatrix(self.layout.head, self.vocab_size, self.norm(bare[n]), what)
         self.parity = checks.check_parity(self, probe, bare)
-        checks.check_causal(self, probe, bare, bare if self._copy else again)
+        checks.check_causal(self, probe, bare, bare if self.overwrites else again)
         self.offset = checks.position_offset(self, probe, bare)
         if self.context is not None and self.offset:
             self.context -= self.offset  # RoBERTa's kin count positions from 2, in a table that is no longer for it
@@ -237,7 +237,7 @@ class Layered:
                 return self._steps(input_ids, attention_mask, list(wanted), positions, cache)
             cache.begun = True
         start_anew(self.length_ropes)
-        kwargs = self._arguments(input_ids, attention_mask, cache)
+        kwargs = self.arguments(input_ids, attention_mask, cache)
         with (
             eval_mode(self.model),
             record_blocks(
@@ -247,7 +247,7 @@ class Layered:
                 positions,
                 out.hidden,
                 shape=input_ids.shape,
-                copy=self._copy,
+                copy=self.overwrites,
             ),
         ):
             self.body(input_ids=input_ids, **kwargs)
@@ -267,7 +267,8 @@ class Layered:
         kept = parts if positions == "all" else parts[-1:]
         return Pass({layer: torch.cat([part[layer] for part in kept], dim=1) for layer in layers}, cache)
 
-    def _arguments(self, ids: Tensor, mask: Tensor | None, cache: Any) -> dict[str, Any]:
+    def arguments(self, ids: Tensor, mask: Tensor | None, cache: Any) -> dict[str, Any]:
+        """What :attr:`body` takes beside token ids: mask, positions and cache, as far as it knows them."""
         if mask is not None and not self.takes_masks:
             if not bool(mask.all()):
                 raise InputError(f"{self.name} cannot run with padding: give it rows of one length")

@@ -1,90 +1,186 @@
-"""A tuned lens from a file of text, or from text that the model writes itself: pieces of text in, a saved lens out."""
+"""A lens from a file of text, or from text that the model writes itself: pieces of text in, a saved lens out."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from exitlens.data.texts import TextFile
 from exitlens.errors import DataError, InputError
-from exitlens.lenses import TrainingReport, TunedLens, train_tuned_lens
+from exitlens.lenses import (
+    FitReport,
+    JacobianLens,
+    TrainingReport,
+    TunedLens,
+    fit_jacobian_lens,
+    train_tuned_lens,
+)
 from exitlens.models.forward import cut_tokens
 from exitlens.models.protocol import LayeredModel
 from exitlens.storage.atomic import check_writable
 from exitlens.studies.exits.files import own_texts
+from exitlens.version import __version__
 
-__all__ = ["PIECE", "pieces_of_file", "pieces_of_own", "train_and_save"]
+__all__ = ["PIECE", "Pieces", "fit_and_save", "pieces_of_file", "pieces_of_own", "train_and_save"]
 
 PIECE = 256  # tokens: long texts are cut, so that there are many to train on and to keep apart
 LEAST = 8  # pieces, of two tokens or more
+_L = TypeVar("_L", TunedLens, JacobianLens)
+HELD_OUT = 8  # pieces that a Jacobian lens's curve is measured on
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Stretches of texts, in order: ``ids``, the text that each is of, where they come from, texts that gave none."""
+
+    ids: list[list[int]]
+    text: list[int]
+    source: str
+    short: int = 0
+
+    @property
+    def held_out(self) -> int:
+        """The first pieces, :data:`HELD_OUT` or an eighth of all, up to the end of a text: none is in both parts."""
+        count = min(HELD_OUT, len(self.ids) // 8)
+        while 0 < count < len(self.ids) and self.text[count] == self.text[count - 1]:
+            count += 1
+        # One long text cannot be parted at an end of a text.
+        return count if count < len(self.ids) else min(HELD_OUT, len(self.ids) // 8)
 
 
 def pieces_of_file(
-    lm: LayeredModel, source: TextFile, tokens: int, tick: Callable[[int], None] = lambda _tokens: None
-) -> tuple[list[list[int]], str]:
-    """Pieces of the first ``tokens`` tokens of a file, and what the lens says of them.
+    lm: LayeredModel,
+    source: TextFile,
+    tokens: int,
+    *,
+    length: int = PIECE,
+    least: int = 2,
+    enough: int = LEAST,
+) -> Pieces:
+    """Pieces of ``least`` to ``length`` tokens of the first ``tokens`` tokens of a file.
 
-    Raises DataError for a file that cannot be read or holds too little.
+    Raises DataError for a file that cannot be read or gives fewer than ``enough``.
     """
-    found = _pieces(lm, (lm.encode(text) for _, text in source.texts()), tokens, tick)
-    if len(found) < LEAST:
+    name = f"{source.path.name} sha256:{source.survey().sha256[:16]}"
+    found = _pieces(lm, (lm.encode(text) for _, text in source.texts()), tokens, length, least, name)
+    if len(found.ids) < enough:
         raise DataError(
-            f"'{source.path}' gives {len(found)} pieces of two tokens or more, a tuned lens needs {LEAST}: give more "
-            "text, or --self-text 200"
+            f"'{source.path}' gives {len(found.ids)} pieces of {least} tokens or more{_too_short(found)}, the lens "
+            f"needs {enough}: give more text, or --self-text 200"
         )
-    return found, f"{source.path.name} sha256:{source.survey().sha256[:16]}"
+    return found
 
 
 def pieces_of_own(
-    lm: LayeredModel, count: int, tokens: int, *, seed: int = 0, progress: Callable[[int, int], None] | None = None
-) -> tuple[list[list[int]], str]:
+    lm: LayeredModel,
+    count: int,
+    tokens: int,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+    length: int = PIECE,
+    least: int = 2,
+    enough: int = LEAST,
+) -> Pieces:
     """Pieces of ``count`` texts that the model writes itself (temperature 1). Raises InputError for too few."""
     written = own_texts(lm, count, seed=seed, progress=progress)
-    found = _pieces(lm, written, tokens, lambda _tokens: None)
-    if len(found) < LEAST:
-        raise InputError(f"{count} texts of the model's own give {len(found)} pieces, {LEAST} are needed: ask for more")
-    return found, f"{count} texts by the model itself, seed {seed}"
+    name = f"{count} texts by the model itself, seed {seed}"
+    found = _pieces(lm, written, tokens, length, least, name)
+    if len(found.ids) < enough:
+        raise InputError(
+            f"{count} texts of the model's own give {len(found.ids)} pieces of {least} tokens or more, {enough} are "
+            "needed: ask for more"
+        )
+    return found
 
 
 def train_and_save(
     lm: LayeredModel,
-    pieces: Sequence[Sequence[int]],
+    pieces: Pieces,
     path: Path,
     *,
     name: str,
-    source: str,
     steps: int = 300,
     minutes: float = 10.0,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[TunedLens, TrainingReport]:
     """Train, add where it comes from, write the file. Raises RunError before the work when it cannot be written."""
-    from exitlens.version import __version__
-
     check_writable(path)
     lens, report = train_tuned_lens(
-        lm, pieces, name=name, steps=steps, time_limit=60.0 * minutes, source=source, seed=seed, progress=progress
-    )
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    notes = {**lens.provenance, "exitlens": __version__, "made": now}
-    lens = dataclasses.replace(lens, provenance=notes)
-    lens.save(path)
+        lm, pieces.ids, name=name, steps=steps, time_limit=60.0 * minutes, source=pieces.source, seed=seed,
+        progress=progress,
+    )  # fmt: skip
+    return _saved(lens, path), report
+
+
+def fit_and_save(
+    lm: LayeredModel,
+    pieces: Pieces,
+    path: Path,
+    *,
+    name: str,
+    minutes: float | None = None,
+    say: Callable[[str], None] = lambda _line: None,
+    **options: Any,
+) -> tuple[JacobianLens, FitReport]:
+    """Fit a Jacobian lens and write the file; ``options`` are those of :func:`.fit_jacobian_lens`.
+
+    The sum so far lies beside it (``NAME.part``), so that the same call goes on where it was stopped; it is removed
+    once every text is in. Raises RunError before the work when the file cannot be written.
+    """
+    check_writable(path)
+    part = path.with_name(f"{path.name}.part")
+    if pieces.short:
+        say(f"{pieces.short} of {pieces.short + len(set(pieces.text))} texts are too short and left out")
+    lens, report = fit_jacobian_lens(
+        lm, pieces.ids, name=name, held_out=pieces.held_out, keep=part, source=pieces.source, say=say,
+        time_limit=None if minutes is None else 60.0 * minutes, **options,
+    )  # fmt: skip
+    lens = _saved(lens, path)
+    if report.texts + report.held_out == len(pieces.ids):
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    else:
+        say(f"the same command goes on with the other {len(pieces.ids) - report.held_out - report.texts} texts")
     return lens, report
 
 
+def _saved(lens: _L, path: Path) -> _L:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    lens = dataclasses.replace(lens, provenance={**lens.provenance, "exitlens": __version__, "made": now})
+    lens.save(path)
+    return lens
+
+
 def _pieces(
-    lm: LayeredModel, texts: Iterable[Sequence[int]], tokens: int, tick: Callable[[int], None]
-) -> list[list[int]]:
-    length = min(PIECE, lm.context or PIECE)
-    found: list[list[int]] = []
-    total = 0
-    for text in texts:
-        for piece in cut_tokens(text, length, least=2):
-            found.append(piece)
+    lm: LayeredModel,
+    texts: Iterable[Sequence[int]],
+    tokens: int,
+    length: int,
+    least: int,
+    source: str,
+) -> Pieces:
+    length = min(length, lm.context or length)
+    ids: list[list[int]] = []
+    of: list[int] = []
+    total = short = 0
+    for number, text in enumerate(texts):
+        before = len(ids)
+        for piece in cut_tokens(text, length, least):
+            ids.append(piece)
+            of.append(number)
             total += len(piece)
-            tick(len(piece))
             if total >= tokens:
-                return found
-    return found
+                return Pieces(ids, of, source, short)
+        short += len(ids) == before
+    return Pieces(ids, of, source, short)
+
+
+def _too_short(pieces: Pieces) -> str:
+    return f" ({pieces.short} texts are too short)" if pieces.short else ""

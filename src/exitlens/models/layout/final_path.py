@@ -15,7 +15,7 @@ from exitlens.errors import UnsupportedModel
 from exitlens.models.layout.hooks import stopping_at
 from exitlens.models.layout.residual import Stream, first_tensor
 
-__all__ = ["FinalPath", "Injection", "TailStep", "scale_between"]
+__all__ = ["FinalPath", "Injection", "TailStep", "replaced", "scale_between"]
 
 _CHUNK = 512  # positions put through an injected pass at once
 
@@ -113,7 +113,7 @@ def _bypassed(blocks: Sequence[nn.Module], stream: Stream, last: Tensor, arity: 
             for block in blocks[:-1]:
                 shadowed.append((block, block.__dict__.get("forward")))
                 block.__dict__["forward"] = lambda x, *_a, **_k: (x, *[None] * (arity - 1)) if arity else x
-        handles.append(blocks[-1].register_forward_hook(lambda _m, _a, output: _replaced(output, stream.leaves, last)))
+        handles.append(blocks[-1].register_forward_hook(lambda _m, _a, output: replaced(output, stream.leaves, last)))
         yield
     finally:
         for handle in handles:
@@ -124,15 +124,16 @@ def _bypassed(blocks: Sequence[nn.Module], stream: Stream, last: Tensor, arity: 
                 block.__dict__["forward"] = before
 
 
-def _replaced(output: Any, path: tuple[Any, ...], h: Tensor) -> Any:
+def replaced(output: Any, path: tuple[Any, ...], h: Tensor) -> Any:
+    """``output`` (nested tuples, lists and dicts) with ``h`` at ``path``; what it holds beside is not copied."""
     if not path:
         return h
     if isinstance(output, dict):
         copy = type(output)(**output)
-        copy[path[0]] = _replaced(output[path[0]], path[1:], h)
+        copy[path[0]] = replaced(output[path[0]], path[1:], h)
         return copy
     parts = list(output)
-    parts[path[0]] = _replaced(parts[path[0]], path[1:], h)
+    parts[path[0]] = replaced(parts[path[0]], path[1:], h)
     return tuple(parts) if isinstance(output, tuple) else parts
 
 

@@ -1,0 +1,417 @@
+"""Fitting a Jacobian lens: the mean over texts of how the last residual stream moves with each layer's.
+
+For a text of T tokens and a channel i of the last layer, a cotangent of one at channel i of every valid position is
+pulled back through the blocks. At a position p it gives ``Σ_{p' ≥ p} ∂h_N[p', i]/∂h_j[p]``, row i of J_j; the mean over
+valid p is the text's, the mean over texts the lens's. Valid are all positions but the first ``skip`` (where models park
+states of another size) and the last.
+
+``same-position`` wants the terms p' = p alone. In a sum with a sign at each position, Σ s_p' ∂h_N[p']/∂h_j[p], times
+s_p, they stand with sign 1 and all others with signs that average out: over random signs in the mean, and over all
+patterns of a Hadamard matrix exactly, whose columns are orthogonal.
+
+Texts are added one after another in float32, and the sum so far is kept aside; a fit that was stopped goes on from it
+with the same additions in the same order, and so ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from exitlens.compute.memory import free_bytes
+from exitlens.errors import InputError, ModelError
+from exitlens.layer_range import Layers, resolve_layers
+from exitlens.lenses._running_sum import RunningSum
+from exitlens.lenses.jacobian import ESTIMATORS, JacobianLens
+from exitlens.lenses.read_hidden import readout
+from exitlens.models.protocol import LayeredModel
+from exitlens.models.pullback import Method, Pullback, choose_method, out_of_memory
+from exitlens.parsing import cut
+from exitlens.storage.atomic import key_of, text_hash
+
+__all__ = ["FitReport", "FitSettings", "fit_jacobian_lens", "text_jacobian"]
+
+LENGTH = 128  # tokens of a text, as in published lenses
+SKIP = 16  # first positions left out, likewise
+ROWS = {"cpu": 64}  # rows pulled back at once: more no longer make a product faster there, and leave the cache
+ROWS_ELSEWHERE = 512
+SHARE = 0.25  # of the free memory, for one batch of rows
+HELD_OUT = 8  # texts that the curve is measured on
+FLAT = 0.02  # a doubling of the text that lowers the held-out KL by less than this share no longer helps
+
+Progress = Callable[[str, int, int], None]
+Measure = Callable[[JacobianLens], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a lens is fitted; what decides its numbers, beside model and texts.
+
+    ``rows``: channels pulled back at once, None: as many as memory allows and the machine likes. ``patterns``: sign
+    patterns a text, of ``same-position`` alone; a power of two, at least as many as valid positions, makes it exact.
+    """
+
+    estimator: str = "summed"
+    length: int = LENGTH
+    skip: int = SKIP
+    rows: int | None = None
+    patterns: int = 1
+
+    def checked(self) -> FitSettings:
+        """Itself. Raises :class:`InputError` for what cannot be."""
+        if self.estimator not in ESTIMATORS:
+            raise InputError(f"unknown estimator {cut(repr(self.estimator))}: use {' or '.join(ESTIMATORS)}")
+        if self.skip < 0:
+            raise InputError(f"skip {self.skip} is out of range: use 0 or more")
+        if self.length < self.skip + 2:
+            raise InputError(
+                f"texts of {self.length} tokens have no valid position after the first {self.skip} and before the "
+                f"last: use at least {self.skip + 2} tokens, or skip fewer"
+            )
+        for what, value in (("rows", self.rows), ("patterns", self.patterns)):
+            if value is not None and value < 1:
+                raise InputError(f"{what} {value} is too small: use 1 or more")
+        if self.patterns > 1 and self.estimator != "same-position":
+            raise InputError(f"patterns {self.patterns} are for the estimator same-position: leave them out")
+        return self
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What a fit did.
+
+    ``curve``: a row each time the number of texts doubled: ``texts``, ``kl`` (nats to the last layer, the mean over
+    layers, on ``held_out`` texts of which none was fitted on) and what ``measure`` gave. ``logit_kl``: of the logit
+    lens there. ``enough``: after how many texts more of them stopped helping, or None. ``notes``: lines for the reader.
+    """
+
+    curve: tuple[Mapping[str, float], ...]
+    logit_kl: float
+    enough: int | None
+    texts: int
+    held_out: int
+    seconds: float
+    notes: tuple[str, ...]
+
+
+def fit_jacobian_lens(
+    lm: LayeredModel,
+    texts: Sequence[str] | Sequence[Sequence[int]],
+    *,
+    name: str = "jacobian",
+    estimator: str = "summed",
+    layers: Layers = "all",
+    length: int = LENGTH,
+    skip: int = SKIP,
+    rows: int | None = None,
+    patterns: int = 1,
+    held_out: int | None = None,
+    time_limit: float | None = None,
+    keep: Path | str | None = None,
+    source: str = "",
+    measure: Measure | None = None,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda _line: None,
+) -> tuple[JacobianLens, FitReport]:
+    """Fit a Jacobian lens: ``J_j = E[∂h_N/∂h_j]`` for each layer below the last.
+
+    The model is left as it is: parameters get no gradient, flags and modes stay.
+
+    Args:
+        lm: The model.
+        texts: Texts, or their token ids; each is cut at ``length``.
+        name: What tables call the lens.
+        estimator: ``summed`` (over later targets, as published) or ``same-position``.
+        layers: Layers to have matrices of; blocks below the lowest cost nothing.
+        length: Tokens of a text [tokens].
+        skip: First positions of a text left out [tokens].
+        rows: Channels pulled back at once; None: by the memory there is.
+        patterns: Sign patterns a text, for ``same-position``.
+        held_out: Texts kept for the curve; None: an eighth of them, 8 at most.
+        time_limit: Seconds after which no further text is begun.
+        keep: A file for the sum so far; a fit that finds its own there goes on from it.
+        source: Where the texts come from, for the provenance.
+        measure: More to measure for the curve, such as pass@k: the lens so far → numbers by name.
+        progress: Called with ``texts``, how many are done, and of how many.
+        say: Takes lines for the reader: texts left out, smaller batches, each point of the curve.
+
+    Returns:
+        The lens, and a report of the fit.
+
+    Raises:
+        InputError: No text is long enough, settings that cannot be, ``keep`` holds another fit's sum.
+        UnsupportedModel: The model has no gradient.
+        ModelError: A Jacobian with NaN; names the text and the layer.
+
+    Source: "Verbalizable Representations Form a Global Workspace in Language Models", Anthropic, July 2026.
+    """
+    started = time.monotonic()
+    settings = FitSettings(estimator, length, skip, rows, patterns).checked()
+    wanted = _below_last(layers, lm)
+    ids, notes = _usable(lm, texts, settings)
+    kept_out = _held_out(len(ids), held_out)
+    held, fitted = ids[:kept_out], ids[kept_out:]
+    method, note = choose_method(lm, fitted[0], lowest=wanted[0])
+    batch, line = _rows_at_once(lm, settings, len(wanted))
+    notes += [text for text in (note, line) if text]
+    for text in notes:
+        say(text)
+    settings = dataclasses.replace(settings, rows=batch)
+    key = key_of(lm.fingerprint, str(lm.dtype), wanted, dataclasses.asdict(settings), method, held, fitted)
+    total = RunningSum(keep, key, (len(wanted), lm.d_model, lm.d_model))
+    watch = _Watch(lm, held, wanted, measure, say, total.curve)
+
+    def lens_of(count: int, provenance: Mapping[str, str]) -> JacobianLens:
+        parts = (name, lm.fingerprint, total.value / count, wanted, lm.n_layers, count, estimator)
+        return JacobianLens(*parts, provenance)
+
+    while total.count < len(fitted):
+        if time_limit is not None and total.count and time.monotonic() - started > time_limit:
+            notes.append(f"time was up after {total.count} of {len(fitted)} texts")
+            say(notes[-1])
+            break
+        found = text_jacobian(lm, fitted[total.count], wanted, settings, method)
+        _check_finite(lm, found, wanted, kept_out + total.count, fitted[total.count])
+        total.add(found)
+        if (total.count >= 4 and total.count & (total.count - 1) == 0) or total.count == len(fitted):
+            watch.look(lens_of(total.count, {}))
+        total.keep()
+        if progress is not None:
+            progress("texts", total.count, len(fitted))
+    if not watch.curve or watch.curve[-1]["texts"] != total.count:
+        watch.look(lens_of(total.count, {}))
+    total.keep(last=True)
+    report = FitReport(
+        tuple(watch.curve), watch.logit_kl, watch.enough(), total.count, len(held), time.monotonic() - started,
+        tuple(notes),
+    )  # fmt: skip
+    marks = [text_hash(str(text)) for text in fitted[: total.count]]
+    return lens_of(total.count, _provenance(lm, settings, report, source, marks)), report
+
+
+def text_jacobian(
+    lm: LayeredModel, ids: Sequence[int], layers: Sequence[int], settings: FitSettings, method: Method = "blocks"
+) -> Tensor:
+    """One text's ``J_j``: ``[layers, d, d]`` float32, for ascending ``layers`` below N.
+
+    ``settings.rows`` are pulled back at once, half as many each time the device's memory does not hold them.
+    """
+    pullback = Pullback(lm, ids, lowest=layers[0], method=method)
+    valid = slice(settings.skip, len(ids) - 1)
+    signs = _signs(len(ids) - 1 - settings.skip, settings, lm.device)
+    out = torch.zeros(len(layers), lm.d_model, lm.d_model, device=lm.device)
+    start, batch = 0, settings.rows or ROWS_ELSEWHERE
+    while start < lm.d_model:
+        rows = slice(start, min(start + batch, lm.d_model))
+        try:
+            _add_rows(pullback, rows, valid, signs, layers, out)
+        except RuntimeError as error:
+            if batch == 1 or not out_of_memory(error):
+                raise
+            out[:, rows] = 0.0
+            batch = batch // 2
+            continue
+        start = rows.stop
+    return out
+
+
+def _add_rows(pullback: Pullback, rows: slice, valid: slice, signs: Tensor, layers: Sequence[int], out: Tensor) -> None:
+    """Rows of one text's matrices into ``out [layers, d, d]``, the mean over valid positions and sign patterns."""
+    lm, place = pullback.lm, {layer: i for i, layer in enumerate(layers)}
+    channel = torch.arange(rows.stop - rows.start, device=lm.device)
+    for pattern in signs:
+        cotangents = torch.zeros(len(channel), pullback.ids.shape[1], lm.d_model, dtype=lm.dtype, device=lm.device)
+        cotangents[channel, valid, rows.start + channel] = pattern.to(lm.dtype)
+        weights = pattern / signs.numel()
+
+        def each(layer: int, v: Tensor, weights: Tensor = weights) -> None:
+            if layer in place:
+                part = torch.einsum("rpd,p->rd", v[:, valid].float(), weights.to(v.device))
+                out[place[layer], rows] += part.to(out.device)
+
+        pullback.pull(cotangents, each)
+
+
+def _signs(n: int, settings: FitSettings, device: torch.device) -> Tensor:
+    """Signs of the valid positions, a row a pattern ``[patterns, n]``: ones for ``summed``.
+
+    Rows of a Hadamard matrix of order ≥ n (Sylvester's, entry (i, j) = −1 to the number of bits that i and j share)
+    times one random row, so that each pattern by itself is random too.
+    """
+    if settings.estimator == "summed":
+        return torch.ones(1, n, device=device)
+    order = 1 << max(0, math.ceil(math.log2(n)))
+    count = min(settings.patterns, order)
+    rows = torch.randperm(order, generator=torch.Generator().manual_seed(n))[:count].tolist()
+    hadamard = torch.tensor([[-1.0 if (i & j).bit_count() % 2 else 1.0 for j in range(n)] for i in rows])
+    flips = torch.randint(0, 2, (n,), generator=torch.Generator().manual_seed(n + 1)) * 2.0 - 1.0
+    return (hadamard * flips).to(device)
+
+
+# ---- checks and choices made before the work
+
+
+def _below_last(layers: Layers, lm: LayeredModel) -> tuple[int, ...]:
+    wanted = tuple(sorted(resolve_layers(layers, lm.n_layers, owner=lm.name)))
+    wanted = tuple(layer for layer in wanted if layer < lm.n_layers)
+    if not wanted:
+        raise InputError(f"layer {lm.n_layers} of {lm.name} is the model itself: name a layer below it")
+    return wanted
+
+
+def _usable(
+    lm: LayeredModel, texts: Sequence[str] | Sequence[Sequence[int]], settings: FitSettings
+) -> tuple[list[list[int]], list[str]]:
+    """Token ids of the texts with a valid position, cut; and a line that says how many have none."""
+    length = min(settings.length, lm.context or settings.length)
+    least = settings.skip + 2
+    found: list[list[int]] = []
+    short: list[tuple[int, int]] = []
+    for i, text in enumerate(texts):
+        ids = lm.encode(text) if isinstance(text, str) else list(cast(Sequence[int], text))
+        for v in ids:
+            if not 0 <= v < lm.vocab_size:
+                raise InputError(
+                    f"text {i} holds token id {v}, out of the vocabulary of {lm.name} (0..{lm.vocab_size - 1})"
+                )
+        if len(ids) < least:
+            short.append((i, len(ids)))
+        else:
+            found.append(ids[:length])
+    remedy = f"the first {settings.skip} positions and the last are left out, so a text needs {least} tokens"
+    if not found:
+        first = f"; text {short[0][0]} has {short[0][1]}" if short else ""
+        raise InputError(
+            f"none of {len(texts)} texts is long enough ({remedy}{first}): give longer texts or skip fewer"
+        )
+    if not short:
+        return found, []
+    which = ", ".join(str(i) for i, _ in short[:5]) + (", …" if len(short) > 5 else "")
+    return found, [f"{len(short)} of {len(texts)} texts are too short and left out ({which}): {remedy}"]
+
+
+def _held_out(n: int, asked: int | None) -> int:
+    """How many of ``n`` texts the curve is measured on."""
+    if asked is None:
+        return min(HELD_OUT, n // 8)
+    if not 0 <= asked < n:
+        raise InputError(f"held_out {asked} of {n} texts leaves none to fit: use 0 to {n - 1}")
+    return asked
+
+
+def _rows_at_once(lm: LayeredModel, settings: FitSettings, n_layers: int) -> tuple[int, str]:
+    """Channels pulled back at once, and a line where memory allows fewer than would be taken."""
+    best = min(lm.d_model, settings.rows or ROWS.get(lm.device.type, ROWS_ELSEWHERE))
+    free = free_bytes(lm.device)
+    matrices = 2 * 4 * n_layers * lm.d_model**2
+    if free is None:
+        return best, ""
+    if matrices > free:
+        raise InputError(
+            f"the matrices of {n_layers} layers take {matrices / 2**30:.1f} GiB, and {free / 2**30:.1f} are free: fit "
+            "fewer layers (--layers), or use a machine with more memory"
+        )
+    row = row_bytes(lm, settings.length)
+    fits = max(1, int(SHARE * (free - matrices) // row))
+    if fits >= best:
+        return best, ""
+    return fits, f"smaller batches: {fits} rows at a time instead of {best}, {free / 2**30:.1f} GiB of memory are free"
+
+
+def row_bytes(lm: LayeredModel, length: int) -> int:
+    """What one row keeps while it is pulled back through a block: inputs and outputs of its products, and attention."""
+    widths = sum(p.shape[-1] + p.shape[-2] for p in lm.blocks[-1].parameters() if p.dim() >= 2)
+    heads = getattr(getattr(lm, "config", None), "num_attention_heads", None)
+    heads = heads if isinstance(heads, int) and heads > 0 else max(1, lm.d_model // 64)
+    return length * (2 * widths + 4 * heads * length) * (torch.finfo(lm.dtype).bits // 8)
+
+
+def _check_finite(lm: LayeredModel, found: Tensor, layers: Sequence[int], number: int, ids: Sequence[int]) -> None:
+    for layer, matrix in zip(reversed(layers), found.flip(0), strict=True):
+        if not bool(torch.isfinite(matrix).all()):
+            raise ModelError(
+                f"text {number} ({cut(repr(lm.decode(list(ids)[:20])), 40)}): its Jacobian at layer {layer} of "
+                f"{lm.name} holds NaN or infinity: leave the text out, or load it in float32 (this is {lm.dtype})"
+            )
+
+
+# ---- how well it reads so far
+
+
+class _Watch:
+    """The held-out curve: KL to the last layer each time the number of texts has doubled."""
+
+    def __init__(
+        self,
+        lm: LayeredModel,
+        held: Sequence[Sequence[int]],
+        layers: tuple[int, ...],
+        measure: Measure | None,
+        say: Callable[[str], None],
+        curve: list[Mapping[str, float]],
+    ) -> None:
+        self.lm, self.layers, self.measure, self.say, self.curve = lm, layers, measure, say, curve
+        recorded = [*layers, lm.n_layers]
+        parts: list[dict[int, Tensor]] = []
+        with torch.no_grad():
+            for ids in held:
+                hidden = lm.forward(torch.tensor([list(ids)], device=lm.device), layers=recorded).hidden
+                parts.append({j: hidden[j][0] for j in recorded})
+        self.states = {j: torch.cat([part[j] for part in parts]) for j in recorded} if parts else {}
+        self.logit_kl = self._kl("logit")
+
+    def _kl(self, lens: str | JacobianLens) -> float:
+        if not self.states:
+            return math.nan
+        kl = readout(self.lm, self.states, lens=lens, stats=("kl",))["kl"]
+        return float(kl[:-1].double().mean())
+
+    def look(self, lens: JacobianLens) -> None:
+        """Measure the lens so far and say what was found."""
+        if any(point["texts"] == lens.texts for point in self.curve):
+            return  # measured before the fit was stopped
+        point = {"texts": lens.texts, "kl": self._kl(lens), **(self.measure(lens) if self.measure is not None else {})}
+        self.curve.append(point)
+        told = ", ".join(f"{name} {value:.4g}" for name, value in point.items() if name != "texts")
+        flat = self.enough()
+        more = f"; more text stopped helping after {flat}" if flat is not None else ""
+        self.say(f"after {lens.texts} texts, on held-out text: {told} (logit lens: kl {self.logit_kl:.4g}){more}")
+
+    def enough(self) -> int | None:
+        """The first number of texts whose doubling lowered the KL by less than :data:`FLAT` of it."""
+        for a, b in zip(self.curve, self.curve[1:], strict=False):
+            if b["texts"] == 2 * a["texts"] and b["kl"] > (1 - FLAT) * a["kl"]:
+                return int(a["texts"])
+        return None
+
+
+def _provenance(
+    lm: LayeredModel, settings: FitSettings, report: FitReport, source: str, marks: Sequence[str]
+) -> dict[str, str]:
+    notes = {
+        "model": lm.name,
+        "source": source,
+        "skip": str(settings.skip),
+        "length": str(settings.length),
+        "precision": str(lm.dtype).removeprefix("torch."),
+        "seconds": f"{report.seconds:.0f}",
+        "held_out": str(report.held_out),
+        "kl_before": f"{report.logit_kl:.4f}",
+        "kl_after": f"{report.curve[-1]['kl']:.4f}",
+        "curve": json.dumps(list(report.curve)),
+        "texts": json.dumps(list(marks)),
+    }
+    if settings.estimator == "same-position":
+        notes["patterns"] = str(settings.patterns)
+    if report.enough is not None:
+        notes["enough"] = str(report.enough)
+    return notes

@@ -1,0 +1,270 @@
+"""How does the last residual stream depend on each layer's? Gradients of many rows at once, through a model left as is.
+
+One pass without gradients keeps what every block is given. Then each block is run once more by itself under gradient,
+and its backward takes many cotangents in one batch (a vmap over the backward): the products of all rows are one
+product, the block's forward is paid once, and no parameter is ever asked for a gradient, so that none is computed.
+
+Some models hand more than the stream from block to block (keys and values shared between layers, a second reading of
+the embeddings). Nothing in a module's code says so; the first text does: the gradients of a random cotangent are
+compared with those of the whole model's graph, and where they differ the whole graph is used, which is right for every
+model and keeps more memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from exitlens.errors import UnsupportedModel
+from exitlens.models.layered import Layered
+from exitlens.models.layout.final_path import replaced
+from exitlens.models.layout.hooks import eval_mode
+from exitlens.models.layout.residual import at
+from exitlens.models.length_rope import start_anew
+from exitlens.models.protocol import LayeredModel
+from exitlens.models.reasons import one_line
+
+__all__ = ["Method", "Pullback", "choose_method", "out_of_memory"]
+
+Method = Literal["blocks", "whole", "rows"]
+"""Block by block; through the whole model's graph; through that graph one row at a time (no batching possible)."""
+
+# What two orders of the same sums may differ by, as a share of the gradient's size.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
+_NOTES: dict[Method, str] = {
+    "blocks": "",
+    "whole": "more than the residual stream joins its blocks: gradients go through the whole graph, which takes longer",
+    "rows": "its backward pass takes no batches: gradients are taken row by row, which is slow",
+}
+_COARSE = 0.1  # bf16 and float16, whose residual stream rounds at every block
+
+
+class Pullback:
+    """The streams of one text, and the map from cotangents at layer N to cotangents at the layers below.
+
+    ``lowest``: the lowest layer of interest; no block below it is run backwards. ``keep``: hold every block's graph for
+    further rows, rather than make it again for each batch of rows.
+
+    Raises:
+        UnsupportedModel: The model has no gradient.
+    """
+
+    def __init__(
+        self, lm: LayeredModel, ids: Sequence[int], *, lowest: int = 0, method: Method = "blocks", keep: bool = True
+    ) -> None:
+        self.lm, self.ids = _layered(lm), torch.tensor([list(ids)], device=lm.device)
+        self.lowest, self.method, self.keep = lowest, method, keep
+        self.stream = self.lm.layout.stream
+        self._graphs: dict[int, tuple[Tensor, Tensor]] = {}
+        with _running(self.lm):
+            if method == "blocks":
+                self._given = self._record()
+            else:
+                self._streams = self._whole()
+
+    def pull(self, cotangents: Tensor, each: Callable[[int, Tensor], None]) -> None:
+        """Cotangents ``[rows, T, width]`` of layer N → ``each(layer, [rows, T, width])``, the highest layer first."""
+        with _running(self.lm):
+            last = self._last()
+            v = self._native(last, cotangents)
+            if self.method == "blocks":
+                for layer in range(self.lm.n_layers, self.lowest, -1):
+                    x, out = self._graph(layer)
+                    (v,) = _pulled(out, [x], v.to(out.device), batched=True)
+                    each(layer - 1, self._packed(v))
+                return
+            layers = range(self.lm.n_layers - 1, self.lowest - 1, -1)
+            streams = [self._streams[j] for j in layers]
+            found = _pulled(last, streams, v, batched=self.method == "whole")
+            for layer, part in zip(layers, found, strict=True):
+                each(layer, self._packed(part))
+
+    # ---- the pass that is kept
+
+    def _record(self) -> list[Any]:
+        """What each block above ``lowest`` is given ``(args, kwargs)``."""
+        given: dict[int, Any] = {}
+        copy = self.lm.overwrites
+
+        def hook(layer: int) -> Callable[..., None]:
+            def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                all_of_it = (args, kwargs)
+                h = at(all_of_it, self.stream.enters)
+                given[layer] = replaced(all_of_it, self.stream.enters, h.clone()) if copy else all_of_it
+
+            return keep
+
+        self._run({j: hook(j) for j in range(self.lowest, self.lm.n_layers)}, {})
+        return [given.get(j) for j in range(self.lm.n_layers)]
+
+    def _whole(self) -> dict[int, Tensor]:
+        """The streams ``{layer: native tensor}`` of one whole graph, from a leaf at ``lowest`` up to layer N."""
+        streams: dict[int, Tensor] = {}
+        low = self.lowest
+
+        def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            h = at((args, kwargs), self.stream.enters)
+            streams[low] = h.detach().clone().requires_grad_()
+            return replaced((args, kwargs), self.stream.enters, streams[low])
+
+        def leave(layer: int) -> Callable[..., None]:
+            def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+                streams[layer] = at(output, self.stream.leaves)
+
+            return keep
+
+        with torch.enable_grad():
+            after = {j: leave(j) for j in range(low + 1, self.lm.n_layers + 1)}
+            self._run({low: enter}, after)
+        if self.lm.n_layers not in streams or low not in streams:
+            raise UnsupportedModel(f"{self.lm.name}: its blocks do not run from token ids alone")
+        return streams
+
+    def _run(self, before: dict[int, Callable[..., Any]], after: dict[int, Callable[..., None]]) -> None:
+        """One pass with hooks before the block that leads on from a layer, and after the block that gives one."""
+        entry = self.stream.entry
+        handles = []
+        try:
+            for layer, hook in before.items():
+                module = entry if layer == 0 and entry is not None else self.lm.blocks[layer]
+                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            handles += [self.lm.blocks[layer - 1].register_forward_hook(hook) for layer, hook in after.items()]
+            start_anew(self.lm.length_ropes)
+            self.lm.body(input_ids=self.ids, **self.lm.arguments(self.ids, None, None))
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    # ---- a block's graph
+
+    def _graph(self, layer: int) -> tuple[Tensor, Tensor]:
+        """What enters block ``layer`` (a leaf), and what leaves it, with the graph between."""
+        if layer in self._graphs:
+            return self._graphs[layer]
+        given = self._given[layer - 1]
+        x = at(given, self.stream.enters).detach().requires_grad_()
+        args, kwargs = replaced(given, self.stream.enters, x.clone() if self.lm.overwrites else x)
+        with torch.enable_grad():
+            out = at(self.lm.blocks[layer - 1](*args, **kwargs), self.stream.leaves)
+        if self.keep:
+            self._graphs[layer] = x, out
+        return x, out
+
+    def _last(self) -> Tensor:
+        return self._graph(self.lm.n_layers)[1] if self.method == "blocks" else self._streams[self.lm.n_layers]
+
+    # ---- layouts
+
+    def _packed(self, v: Tensor) -> Tensor:
+        """``[rows, *native]`` → ``[rows, T, width]``."""
+        seq = self.ids.shape[1]
+        if v.dim() == 4 and v.shape[1] == 1 and v.shape[2] == seq and self.stream.kind == "rows first":
+            return v[:, 0]
+        return torch.vmap(lambda h: self.stream.pack(h, 1, seq)[0])(v)
+
+    def _native(self, like: Tensor, v: Tensor) -> Tensor:
+        """``[rows, T, width]`` → ``[rows, *native]``, by the adjoint of packing: a permutation, with zeros where text
+        was preceded by a model's own prompt.
+        """
+        leaf = torch.zeros_like(like, requires_grad=True)
+        with torch.enable_grad():
+            packed = self.stream.pack(leaf, 1, self.ids.shape[1])
+        (native,) = _pulled(packed, [leaf], v[:, None].to(packed), batched=True)
+        return native
+
+
+def choose_method(lm: LayeredModel, ids: Sequence[int], *, lowest: int = 0) -> tuple[Method, str]:
+    """The fastest method that gives this model's gradients, and a line for the reader where it is not the usual one.
+
+    Raises:
+        UnsupportedModel: No gradient flows, or a hook may change it.
+    """
+    layered = _layered(lm)
+    _refuse_hooks(layered)
+    g = torch.Generator().manual_seed(0)
+    cotangents = torch.randn(2, len(ids), lm.d_model, generator=g).to(lm.device, lm.dtype)
+
+    def gradients(method: Method) -> dict[int, Tensor]:
+        found: dict[int, Tensor] = {}
+        Pullback(lm, ids, lowest=lowest, method=method).pull(cotangents, found.__setitem__)
+        return found
+
+    want = gradients("rows")
+    for method in ("blocks", "whole"):
+        with contextlib.suppress(UnsupportedModel):
+            if _agree(gradients(method), want):
+                return method, _NOTES[method]
+    return "rows", _NOTES["rows"]
+
+
+def _agree(found: dict[int, Tensor], want: dict[int, Tensor]) -> bool:
+    for layer, v in want.items():
+        bound = _TOLERANCE.get(v.dtype, _COARSE)
+        error = float((found[layer].double() - v.double()).norm())
+        if not error <= bound * float(v.double().norm()):
+            return False
+    return True
+
+
+def _pulled(out: Tensor, streams: list[Tensor], v: Tensor, *, batched: bool) -> tuple[Tensor, ...]:
+    """``v [rows, ...]`` pulled back, all rows in one backward pass or one after another.
+
+    Raises UnsupportedModel with the reason where the model has no such gradient.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of operations that vmap runs one by one: slower, and as right
+            if batched:
+                return torch.autograd.grad(out, streams, v, is_grads_batched=True, retain_graph=True)
+            rows = [torch.autograd.grad(out, streams, row, retain_graph=True) for row in v]
+    except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+        if out_of_memory(error):
+            raise  # whoever chose the number of rows may choose fewer
+        raise UnsupportedModel(
+            f"its blocks have no gradient ({one_line(error)}): load it unquantised, without hooks"
+        ) from error
+    return tuple(torch.stack(parts) for parts in zip(*rows, strict=True))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device had too little memory, which torch says in two ways."""
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def _layered(lm: LayeredModel) -> Layered:
+    if not isinstance(lm, Layered):
+        raise UnsupportedModel(f"{lm.name} is no model of transformers, so gradients through it are not known here")
+    return lm
+
+
+def _refuse_hooks(lm: Layered) -> None:
+    """A hook may change what a backward pass sees in ways that no comparison shows (it acts on both sides)."""
+    for name, module in lm.model.named_modules():
+        if module._backward_hooks or module._backward_pre_hooks or module._forward_hooks or module._forward_pre_hooks:
+            raise UnsupportedModel(
+                f"{lm.name} has a hook on {name or 'the model'!r}, which may change gradients unseen: remove it "
+                "(handle.remove()) before fitting a Jacobian lens"
+            )
+
+
+@contextlib.contextmanager
+def _running(lm: Layered) -> Iterator[None]:
+    """The model as it reads: no dropout, eagerly, with attention in operations that a batched backward knows.
+
+    Parameters are set not to want gradients meanwhile, so that no block keeps what theirs would need.
+    """
+    wanting = [p for p in lm.model.parameters() if p.requires_grad]
+    with eval_mode(lm.model), sdpa_kernel(SDPBackend.MATH):
+        try:
+            for p in wanting:
+                p.requires_grad_(False)
+            yield
+        finally:
+            for p in wanting:
+                p.requires_grad_(True)
