@@ -64,10 +64,20 @@ def test_a_run_of_every_study_writes_only_declared_tables(tmp_path: Path) -> Non
     )  # fmt: skip
     model = tiny.model("llama", spread=0.15)
     model.config.max_position_embeddings = 4096
-    done = run(config, lm=wrap(model, tiny.tokenizer()))
+    lm = wrap(model, tiny.tokenizer())
+    done = run(config, lm=lm)
+    # The same probes at the model's own answers, of which every second is called correct.
+    labels = tmp_path / "labels.csv"
+    labels.write_text("question_id,label\n" + "\n".join(f"q{i:04d},{i % 2}" for i in range(1, 31)))
+    (tmp_path / "more.jsonl").write_text("\n".join(json.dumps({**rows[0], "question": f"Is {i}?"}) for i in range(30)))
+    more = {
+        "only": ("probes",), "position": "exact-answer", "judges": (f"labels:{labels}",), "out": str(tmp_path / "own"),
+        "data": (str(tmp_path / "more.jsonl"),),
+    }  # fmt: skip
+    own = run(config.model_copy(update=more), lm=lm)
     specs = {table.name: table for study in STUDIES.values() for table in study.tables}
-    assert set(specs) - set(done.tables) == set(), "every declared table is written"
-    for name, frame in done.tables.items():
+    assert set(specs) - set(done.tables) - set(own.tables) == set(), "every declared table is written"
+    for name, frame in [*done.tables.items(), *own.tables.items()]:
         # In the same order, so that whoever reads the page finds the column where it stands.
         have = [field.name for field in specs[name].fields if not field.optional or field.name in frame]
         assert list(map(str, pd.DataFrame(frame).columns)) == have, name

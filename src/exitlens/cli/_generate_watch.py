@@ -16,17 +16,25 @@ if TYPE_CHECKING:
 __all__ = ["open_watcher", "write_watched"]
 
 
-def open_watcher(path: Path, skips: bool) -> SavedProbe:
+def open_watcher(path: Path, skips: bool, qa: bool) -> SavedProbe:
     """The probe, refused before a model is loaded when it cannot watch a text being written.
 
-    Raises ProbeError for a probe of few-shot statements or of another position than last or every.
+    Raises ProbeError for a probe of few-shot statements or of another position than last or every, and for one of
+    answers where the text is not put as a question (``qa``).
     """
+    from exitlens.data.prompts import ANSWER_POSITIONS
     from exitlens.errors import InputError, ProbeError
     from exitlens.probes import load_probe
 
     if skips:
         raise InputError("--watch reads layers that --exit and --speculate may skip: leave one of them out")
     saved = load_probe(path)
+    if saved.position in ANSWER_POSITIONS:
+        if not qa:
+            raise ProbeError(
+                f"'{path}' was fitted on answers under the question prompt (position '{saved.position}'): add --qa"
+            )
+        return saved
     if saved.setting != "zero-shot":
         raise ProbeError(
             f"'{path}' was fitted on few-shot statements, and a text being written has no prompt around it: fit one "
@@ -54,13 +62,16 @@ def write_watched(
     from exitlens.studies.probes.predict import check_probe
 
     check_probe(saved, lm)
+    from exitlens.data.prompts import ANSWER_POSITIONS
+
     found = []
+    told = "the answer so far correct" if saved.position in ANSWER_POSITIONS else "the text so far true"
     where = ", ".join(map(str, saved.layers))
     for text, prompt in zip(texts, asked, strict=True):
         if not as_json:
             if len(texts) > 1:
                 echo(f"> {text}")
-            echo(f"{saved.probe.kind} at layer {where}: is the text so far true?")
+            echo(f"{saved.probe.kind} at layer {where}: is {told}?")
             echo("P(true)  token")
             sys.stdout.flush()
         p_true: list[float] = []

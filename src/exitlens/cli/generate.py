@@ -62,9 +62,7 @@ def generate_command(
     quiet: QuietOption = False,
     watch: Annotated[
         Path | None,
-        typer.Option(
-            "--watch", metavar="FILE", help="Each token with P(true) by a probe of `probe --zero-shot --save`."
-        ),
+        typer.Option("--watch", metavar="FILE", help="Each token with P(true) by a probe, see docs/probes.md."),
     ] = None,
     repetition_penalty: PenaltyOption = 1.0,
     temperature: Annotated[
@@ -138,7 +136,7 @@ def generate_command(
     if watch is not None:
         from exitlens.cli._generate_watch import open_watcher
 
-        saved = open_watcher(watch, exit_ is not None or speculate is not None)
+        saved = open_watcher(watch, exit_ is not None or speculate is not None, qa)
     asked = ["".join(qa_prompt(text, QA_PROMPT)) for text in texts] if qa else texts
     stops = [*(stop or ()), *(QA_PROMPT.stop if qa else ())]
     StopStrings(stops, lambda _: "")  # an empty one is refused before the model is loaded

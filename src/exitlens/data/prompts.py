@@ -20,15 +20,18 @@ from exitlens.parsing import cut
 from exitlens.storage.atomic import text_hash
 
 __all__ = [
+    "ANSWER_POSITIONS",
     "LABEL_WORDS",
     "POSITIONS",
     "QA_PROMPT",
     "TRUTH_PREFIX",
     "ZERO_SHOT_PROMPT",
+    "AnswerPosition",
     "Position",
     "Prompt",
     "PromptStyle",
     "Setting",
+    "answer_prompt_name",
     "check_position",
     "prompt_name",
     "qa_prompt",
@@ -41,6 +44,8 @@ __all__ = [
 Setting = Literal["few-shot", "zero-shot"]  # a statement after TRUTH_PREFIX, or alone
 Position = Literal["last", "mean", "answer", "every"]  # the tokens of a statement that its hidden states are read at
 POSITIONS: tuple[str, ...] = get_args(Position)
+AnswerPosition = Literal["exact-answer", "every-answer-token"]  # the tokens of a generated answer
+ANSWER_POSITIONS: tuple[str, ...] = get_args(AnswerPosition)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +134,11 @@ def truth_prompt(statement: str, few_shot: bool = True) -> tuple[str, str]:
 def prompt_name(setting: Setting) -> str:
     """What a probe remembers of the prompt around its statements: the setting, and a hash of the words."""
     return f"{setting}-{text_hash(''.join(truth_prompt('{}', setting == 'few-shot')))}"
+
+
+def answer_prompt_name(style: PromptStyle = QA_PROMPT) -> str:
+    """The same of the prompt around the questions whose answers a probe was fitted on."""
+    return f"{style.name}-{text_hash(''.join(qa_prompt('{}', style)))}"
 
 
 def check_position(position: str) -> Position:

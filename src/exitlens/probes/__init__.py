@@ -3,7 +3,8 @@
 Everything here is pure: states ``[layers, n, d]``, labels, groups and topics in, frozen results out.
 """
 
-from exitlens.probes.controls import Baseline, from_scores, lm_baselines, random_label_data, text_floor
+from exitlens.probes.auroc_gaps import AurocGap, auroc_gaps
+from exitlens.probes.controls import Baseline, calibrated, from_scores, lm_baselines, random_label_data, text_floor
 from exitlens.probes.dataset import ProbeData, join_groups, make_data
 from exitlens.probes.ensemble import Ensemble, make_ensemble
 from exitlens.probes.evaluation import evaluate
@@ -40,6 +41,7 @@ from exitlens.probes.topics import TopicTransfer, topic_transfer
 __all__ = [
     "KINDS",
     "TABLES",
+    "AurocGap",
     "Baseline",
     "Comparison",
     "Ensemble",
@@ -60,6 +62,8 @@ __all__ = [
     "Split",
     "TopicTransfer",
     "affirmed_to_negated",
+    "auroc_gaps",
+    "calibrated",
     "evaluate",
     "fit",
     "fit_grid",

@@ -14,7 +14,16 @@ from exitlens.errors import ProbeError
 from exitlens.probes.dataset import ProbeData
 from exitlens.probes.splits import Split
 
-__all__ = ["FLOOR", "Baseline", "from_scores", "lm_baselines", "on_rows", "random_label_data", "text_floor"]
+__all__ = [
+    "FLOOR",
+    "Baseline",
+    "calibrated",
+    "from_scores",
+    "lm_baselines",
+    "on_rows",
+    "random_label_data",
+    "text_floor",
+]
 
 FLOOR = "text only (TF-IDF)"
 
@@ -62,6 +71,27 @@ def text_floor(texts: Sequence[str], labels: NDArray[np.int64], split: Split, *,
         model.fit(words[fold.train], labels[fold.train])
         out[fold.test] = model.predict_proba(words[fold.test])[:, 1]
     return Baseline(FLOOR, out)
+
+
+def calibrated(name: str, scores: Sequence[float] | NDArray[Any], labels: NDArray[np.int64], split: Split) -> Baseline:
+    """One number a row as a baseline under the probes' own protocol: a logistic line fitted on each training fold.
+
+    ``scores [n]``, larger or smaller for true rows: the training rows decide. Raises ProbeError for a score that is
+    not finite; rows that no fold tests are NaN.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    x = np.asarray(scores, dtype=np.float64).reshape(-1, 1)
+    if len(x) != len(labels) or not np.isfinite(x).all():
+        raise ProbeError(f"baseline '{name}' needs a finite number for each of {len(labels)} rows")
+    out = np.full(len(labels), np.nan)
+    for fold in split.folds:
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0))
+        model.fit(x[fold.train], labels[fold.train])
+        out[fold.test] = model.predict_proba(x[fold.test])[:, 1]
+    return Baseline(name, out)
 
 
 def from_scores(name: str, probability: Sequence[float] | NDArray[Any], n: int) -> Baseline:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from exitlens.report.frames import Row
-from exitlens.report.text import interval_text, is_number, number_text, p_text, to_float
+from exitlens.report.text import interval_text, is_number, number_text, p_text, to_float, visible
 
 __all__ = [
     "LEVEL",
@@ -20,6 +20,7 @@ __all__ = [
     "excludes",
     "interval_reservation",
     "join",
+    "layer_list",
     "layers_text",
     "p_equals",
     "ranges",
@@ -47,6 +48,12 @@ def ranges(numbers: Iterable[int]) -> str:
 def layers_text(numbers: Sequence[int]) -> str:
     """``layer 3``, ``layers 3–5``."""
     return f"layer {numbers[0]}" if len(numbers) == 1 else f"layers {ranges(numbers)}"
+
+
+def layer_list(value: object) -> str:
+    """The layers that folds chose, a table's ``12,14,12``, as ``layers 12, 14``; empty where none is told."""
+    told = sorted({int(text) for text in visible(value).split(",") if text.strip().isdigit()})
+    return layers_text(told) if told else ""
 
 
 def counted(number: int | str, noun: str) -> str:

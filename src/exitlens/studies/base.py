@@ -44,6 +44,10 @@ class Study(Protocol):
     needs: tuple[Need, ...] = ("questions",)
     """What it reads."""
 
+    def needs_of(self, config: RunConfig) -> tuple[Need, ...]:
+        """What it reads with these settings; ``needs``, where they do not matter."""
+        return self.needs
+
     def check_settings(self, config: RunConfig, inputs: Inputs) -> None:
         """Raise an ExitlensError for what cannot work with any model. Called before the model is loaded."""
         return

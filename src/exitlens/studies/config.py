@@ -114,7 +114,9 @@ class RunConfig(BaseModel):
     setting: Literal["few-shot", "zero-shot"] = Field(
         "few-shot", description="what stands around those probes' statements"
     )
-    position: Literal["last", "mean", "answer", "every"] = Field("last", description="where they read a statement")
+    position: Literal["last", "mean", "answer", "every", "exact-answer", "every-answer-token"] = Field(
+        "last", description="where they read a statement, or a generated answer (exact-answer, every-answer-token)"
+    )
     test_data: tuple[str, ...] = Field((), description="statements or questions to test on, with protocol transfer")
     states: str | None = Field(None, description="shared folder of hidden states; none: the run directory")
     probe_seeds: int = Field(5, ge=1, description="seeds of kinds that need one")

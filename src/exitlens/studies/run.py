@@ -78,7 +78,7 @@ def run(
             through; nothing finished is lost by any of them.
     """
     chosen = [STUDIES[name] for name in config.only]
-    needs = {need for study in chosen for need in study.needs}
+    needs = {need for study in chosen for need in study.needs_of(config)}
     inputs = load_inputs(config, needs)
     for study in chosen:
         study.check_settings(config, inputs)

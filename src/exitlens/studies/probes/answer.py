@@ -13,7 +13,7 @@ from exitlens.report.words import (
     excludes,
     interval_reservation,
     join,
-    layers_text,
+    layer_list,
     share_text,
 )
 from exitlens.studies.probes.figures import method_name
@@ -39,7 +39,8 @@ def probe_answer(results: Results) -> str:
     value = f"{_accuracy(best)} of {counted(count(best, 'n_test'), 'statement')}"
     value += interval_reservation(int(to_float(best.get("n_test")))) if is_number(best.get("n_test")) else ""
     kind = visible(best.get("kind"))
-    probe = f"the {kind} probe at {_layers(best)}" if _layers(best) else f"the {kind} probe"
+    layers = layer_list(best.get("layers"))
+    probe = f"the {kind} probe at {layers}" if layers else f"the {kind} probe"
     unseen = " on unseen topics" if best.get("protocol") == "leave-one-topic-out" else ""
     if not to_float(best.get("accuracy_low")) > 0.5:
         return f"Not shown: {probe} is correct on {value}{unseen}, no more than chance (50%): do not use it."
@@ -79,12 +80,6 @@ def original_answer(results: Results) -> str:
 
 def _accuracy(row: Row) -> str:
     return share_text(row.get("accuracy"), row.get("accuracy_low"), row.get("accuracy_high"))
-
-
-def _layers(row: Row) -> str:
-    """The layers that the folds chose, ``layers 12–14 and 20``; empty where none is told."""
-    told = [int(text) for text in str(row.get("layers") or "").split(",") if text.strip().isdigit()]
-    return layers_text(sorted(set(told))) if told else ""
 
 
 def _rival(results: Results, best: Row, items: Sequence[Row], role: str) -> tuple[str, int]:

@@ -14,6 +14,7 @@ from exitlens.report.text import Column, is_number, number_text, to_float, visib
 from exitlens.report.words import apart, count, excludes, shown, sizes
 from exitlens.studies.probes import figures, figures_evaluation
 from exitlens.studies.probes.answer import WARNING, original_answer, probe_answer
+from exitlens.studies.probes.answer_chapter import answer_findings, answer_parts, answer_plates, answer_sheets
 from exitlens.studies.probes.compared import probe_curves, probe_numbers
 from exitlens.studies.probes.figures import method_name
 
@@ -52,7 +53,7 @@ class ProbesChapter(Chapter):
     """Tables, sentences and figures of the probe study."""
 
     title = "Truth in the hidden states"
-    question = "Can true statements be told from false ones by the hidden states, on unseen topics?"
+    question = "Do the hidden states tell true statements, or correct answers of the model's own, from false ones?"
     how = (
         "A logistic probe on standardised hidden states is fitted at every layer and tested on statements of a topic "
         "that it never saw, topic by topic; its layer and penalty are chosen inside the training topics. It stands "
@@ -60,24 +61,37 @@ class ProbesChapter(Chapter):
         "model's own answer. LM next token: the model's top-1 next token is the correct label word. LM token "
         "probability: the more probable of the two label words. Reproduction of the original study: a network on raw "
         "states of three layers, tested on one topic. Majority: the vote of the layers probed. Train accuracy is "
-        "measured after training, test loss over the whole test set; 95% CI: Jeffreys', by group."
+        "measured after training, test loss over the whole test set; 95% CI: Jeffreys', by group. Answers: the state "
+        "at the last token of the exact answer (what the answer says and the question does not; no reference is looked "
+        "at), or at every token; folds of whole questions. Entropy, log-probability and p(true) (the model asked about "
+        "its own answer) are fitted by a logistic line on the same folds. AUROC differences: over the same resamples, "
+        "all intervals of one probe together at 95%."
     )
-    own = ("probes", "probe_curves", "probe_layers", "probe_calibration", "probe_risk", "probe_transfer")
-    stages = ("states", "probe")
+    own = (
+        "answer_probe_judges",
+        *("probe_layers", "probe_best", "probe_calibration", "probe_risk", "probe_transfer"),
+        *("probes", "probe_curves"),
+    )
+    stages = ("states", "probe", "answer", "score")
 
     def answer(self, results: Results) -> str:
         """Whether the probe beats chance, the words alone and the model's own answer on unseen topics."""
-        return probe_answer(results) or original_answer(results)
+        told = answer_findings(results)
+        return told[0] if told else probe_answer(results) or original_answer(results)
 
     def headline(self, results: Results) -> list[str]:
         """The verdict on all kinds; then, of the original study, the best probe of each setting."""
         by_setting = groups(results.rows("probes"), "setting").items()
         told = [_original(setting, items) for setting, items in by_setting]
-        return (_verdict(results) or _best_by_layer(results)) + [text for text in told if text]
+        return (
+            answer_findings(results)[1:]
+            + (_verdict(results) or _best_by_layer(results))
+            + [text for text in told if text]
+        )
 
     def terminal(self, results: Results, whole: bool) -> list[Part]:
         """The best point of each kind of probe, then the original's table."""
-        parts: list[Part] = []
+        parts: list[Part] = answer_parts(results)
         best = results.frame("probe_best")
         if best is not None:
             names = ["accuracy", "accuracy_low", "accuracy_high", "auroc", "brier", "ece", "selective_accuracy", "aurc"]
@@ -118,6 +132,7 @@ class ProbesChapter(Chapter):
         ]
         headers = ["trained on", "tested on", "accuracy"]
         return [
+            *answer_sheets(results),
             _best_sheet(results),
             Sheet("By kind and layer", ["kind", "layer", *have], by_layer, "probe_layers", True),
             Sheet("Topic to topic", headers, transfer, "probe_transfer", True),
@@ -126,7 +141,7 @@ class ProbesChapter(Chapter):
 
     def figures(self, results: Results) -> list[Plate]:
         """Accuracy by layer, calibration, risk and transfer; then the original's accuracies and training."""
-        out: list[Plate] = []
+        out: list[Plate] = [*answer_plates(results)]
         for name, (table, function, caption) in _PLATES.items():
             frame = results.frame(table)
             if frame is not None:

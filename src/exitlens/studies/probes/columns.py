@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from exitlens.studies.tables import Field, TableSpec, with_interval
 
-__all__ = ["PROBES_TABLES"]
+__all__ = ["METRICS", "PROBES_TABLES"]
 
 _KIND = Field("kind", "kind of probe, control, floor or the model's own answer")
 _ROLE = Field("role", "probe, ensemble, control, floor (text only) or lm (the language model's own answer)")
 _PROTOCOL = Field("protocol", "which statements are trained and tested on")
 _SEEDS = Field("n_seeds", "seeds over which the values are averaged", "seeds")
-_METRICS = (
+METRICS = (
     *with_interval("accuracy", "share of held-out statements told correctly", "0–1"),
     *with_interval("auroc", "probability that a true statement is ranked above a false one, mean over folds", "0–1"),
     *with_interval("brier", "mean squared error of P(true)", "0–1"),
@@ -51,7 +51,7 @@ PROBES_TABLES = (
     TableSpec(
         "probe_layers",
         "a kind and layer (floor and model: one row without a layer)",
-        (_KIND, _ROLE, _PROTOCOL, Field("layer", "1 to N"), _SEEDS, *_METRICS, Field("n", "held-out statements")),
+        (_KIND, _ROLE, _PROTOCOL, Field("layer", "1 to N"), _SEEDS, *METRICS, Field("n", "held-out statements")),
         printed=True,
     ),
     TableSpec(
@@ -67,7 +67,7 @@ PROBES_TABLES = (
             Field("n_test", "held-out statements", "statements"),
             _SEEDS,
             Field("selectivity", "accuracy minus that of the random-label control at the same layers", "0–1"),
-            *_METRICS,
+            *METRICS,
         ),
         printed=True,
     ),

@@ -1,14 +1,15 @@
 """Hidden states of statements, extracted once and kept: every layer, the shared prompt run once.
 
-Positions: the last token, the mean over the statement's tokens, the exact-answer token (the last one of the statement
-before its full stop), or every token of the statement. What the model itself says at the end (the probabilities of the
+Positions: the last token, the mean over the statement's tokens, the last one of the statement before its full stop, or
+every token of the statement. What the model itself says at the end (the probabilities of the
 label words, and its most probable token) is read in the same pass, so the baselines cost nothing more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,20 +29,26 @@ from exitlens.runs.hidden_states import SHARD_ROWS, Origin, StateStore
 from exitlens.storage.atomic import text_hash
 from exitlens.studies.layers.stage import check_layers
 
-__all__ = ["extract", "label_tokens", "origin_of", "read_states"]
+__all__ = ["Item", "extract", "extract_items", "label_probabilities", "label_tokens", "origin_of", "read_states"]
 
 _CLOSING = " \t\n.!?…\"'”’)»。！？"
 
 
 @dataclass(frozen=True, slots=True)
-class _Item:
-    """A text to run, and the tokens ``first`` to ``end`` (exclusive) whose mean is kept."""
+class Item:
+    """A text to run, and the tokens ``first`` to ``end`` (exclusive) whose mean is kept; ``text`` names it in a store.
+
+    ``statement``: what it is a state of; where a statement has several, each under an id of its own.
+    """
 
     statement: Statement
     text: str
     ids: list[int]
     first: int
     end: int
+
+
+ItemsOf = Callable[[Statement], list[Item]]
 
 
 def origin_of(
@@ -81,17 +88,38 @@ def extract(
     grows with the number of statements by their row of the index alone.
     Raises ContextError for a statement that does not fit, ProbeError when the store is of another model or prompt.
     """
+    check_position(position)
+    origin = origin_of(engine.lm, setting, layers, position)
+    items_of = partial(_items, engine.lm, setting=setting, position=position)
+    label = f"states-{setting}"
+    return extract_items(engine, statements, path, origin, items_of, label, words=True, shard_rows=shard_rows)
+
+
+def extract_items(
+    engine: Engine,
+    statements: Sequence[Statement],
+    path: str | Path,
+    origin: Origin,
+    items_of: ItemsOf,
+    label: str,
+    *,
+    words: bool = False,
+    shard_rows: int = SHARD_ROWS,
+) -> StateStore:
+    """The same for texts of any kind: ``items_of`` says which tokens of which text stand for a statement.
+
+    ``label`` names the stage in progress; ``words``: the label words' probabilities are read as well.
+    """
     if not statements:
         raise InputError("no statements to extract hidden states of: give a data set of statements with --data")
-    check_position(position)
     lm = engine.lm
-    store = StateStore.open(path, origin_of(lm, setting, layers, position))
-    rows, source = _plan(lm, statements, setting, position)
+    store = StateStore.open(path, origin)
+    rows, source = _plan(lm, statements, items_of)
     total = len(rows)
     store.plan(rows, shard_rows)
     del rows
     todo = store.unfinished()
-    clock = Clock(f"states-{setting}", total, engine.report)
+    clock = Clock(label, total, engine.report)
     clock.skipped(total - sum(len(store.planned(shard)) for shard in todo))
 
     def jobs() -> Iterator[_Job]:
@@ -101,9 +129,9 @@ def extract(
             # Others are of an earlier, larger request; this one does not need them.
             if all(key in source for key in keys):
                 mine = [statements[source[key]] for key in keys]
-                yield _Job(shard, store.missing(shard), _chosen(lm, keys, mine, setting, position))
+                yield _Job(shard, store.missing(shard), _chosen(keys, mine, items_of))
 
-    for job, (states, found) in engine.stream(_ReadShard(label_tokens(lm)), jobs()):
+    for job, (states, found) in engine.stream(_ReadShard(label_tokens(lm) if words else None), jobs()):
         store.write(job.shard, states, found)
         clock.worked(len(job.items))
     store.finish()
@@ -116,25 +144,24 @@ class _Job:
 
     shard: int
     layers: tuple[int, ...]
-    items: list[_Item]
+    items: list[Item]
 
 
 @dataclass(frozen=True, slots=True)
 class _ReadShard:
     """States of a shard's layers ``{layer: [rows, d_model]}``, and a table of what was read at each row."""
 
-    words: Mapping[int, Sequence[int]]
+    words: Mapping[int, Sequence[int]] | None
 
     def run(self, lm: LayeredModel, job: _Job, /) -> tuple[dict[int, Tensor], pd.DataFrame]:
-        words = {label: torch.tensor(ids, device=lm.device) for label, ids in self.words.items()}
+        words = None if self.words is None else _on_device(lm, self.words)
         states, said, top = _read(lm, job.items, job.layers, words)
         rows: dict[str, Any] = {
             "position": [item.end - 1 for item in job.items],
             "token": [lm.decode(item.ids[item.end - 1 : item.end]) for item in job.items],
-            "p_true": said[:, 0],
-            "p_false": said[:, 1],
-            "top_id": top,
         }
+        if words is not None:
+            rows |= {"p_true": said[:, 0], "p_false": said[:, 1], "top_id": top}
         return {layer: states[k] for k, layer in enumerate(job.layers)}, pd.DataFrame(rows)
 
 
@@ -187,8 +214,18 @@ def read_states(
     return out
 
 
+def label_probabilities(lm: LayeredModel, texts: Sequence[str]) -> NDArray[np.float64]:
+    """P of the words for true and for false ``[texts, 2]`` after each statement under the few-shot prompt."""
+    items = [_items(lm, Statement(str(i), text, 0, ""), "few-shot", "last")[0] for i, text in enumerate(texts)]
+    return _read(lm, items, (lm.n_layers,), _on_device(lm, label_tokens(lm)))[1]
+
+
+def _on_device(lm: LayeredModel, words: Mapping[int, Sequence[int]]) -> dict[int, Tensor]:
+    return {label: torch.tensor(ids, device=lm.device) for label, ids in words.items()}
+
+
 def _read(
-    lm: LayeredModel, items: Sequence[_Item], layers: Sequence[int], words: dict[int, torch.Tensor] | None
+    lm: LayeredModel, items: Sequence[Item], layers: Sequence[int], words: dict[int, torch.Tensor] | None
 ) -> tuple[Tensor, NDArray[np.float64], NDArray[np.int64]]:
     """States ``[layers, items, d_model]``, P of each label's words ``[items, 2]`` and the top token ``[items]``."""
     # Tokens of one text are read from one pass over it.
@@ -223,13 +260,13 @@ def _read(
     return states, said, top
 
 
-def _items(lm: LayeredModel, statement: Statement, setting: Setting, position: Position) -> list[_Item]:
+def _items(lm: LayeredModel, statement: Statement, setting: Setting, position: Position) -> list[Item]:
     """One item, or with position "every" one a token of the statement."""
     prefix, suffix = truth_prompt(statement.statement, setting == "few-shot")
     ids = lm.encode(prefix + suffix)
     if not ids:
         raise InputError(f"statement '{statement.id}' has no tokens: leave it out")
-    whole = _Item(statement, prefix + suffix, ids, len(ids) - 1, len(ids))
+    whole = Item(statement, prefix + suffix, ids, len(ids) - 1, len(ids))
     if position == "last":
         return [whole]
     before, after = truth_prompt("\0", setting == "few-shot")[1].split("\0")
@@ -252,7 +289,7 @@ def _items(lm: LayeredModel, statement: Statement, setting: Setting, position: P
 
 
 def _plan(
-    lm: LayeredModel, statements: Sequence[Statement], setting: Setting, position: Position
+    lm: LayeredModel, statements: Sequence[Statement], items_of: ItemsOf
 ) -> tuple[pd.DataFrame, dict[tuple[str, str], int]]:
     """The rows of a store's plan, and which statement each id and hash is of.
 
@@ -262,7 +299,7 @@ def _plan(
     columns: dict[str, list[Any]] = {name: [] for name in ("id", "label", "topic", "group", "hash", "n_tokens")}
     source: dict[tuple[str, str], int] = {}
     for place, statement in enumerate(statements):
-        for item in _items(lm, statement, setting, position):
+        for item in items_of(statement):
             check_context(lm, [item.ids])
             key = item.statement.id, text_hash(item.text)
             source[key] = place
@@ -275,16 +312,10 @@ def _plan(
     return rows.sort_values(["n_tokens", "id"], kind="stable", ignore_index=True), source
 
 
-def _chosen(
-    lm: LayeredModel,
-    keys: Sequence[tuple[str, str]],
-    statements: Sequence[Statement],
-    setting: Setting,
-    position: Position,
-) -> list[_Item]:
+def _chosen(keys: Sequence[tuple[str, str]], statements: Sequence[Statement], items_of: ItemsOf) -> list[Item]:
     """The item of each key (id and hash of the text), one of its statement's."""
-    made: dict[Statement, dict[str, _Item]] = {}
+    made: dict[Statement, dict[str, Item]] = {}
     for statement in statements:
         if statement not in made:
-            made[statement] = {item.statement.id: item for item in _items(lm, statement, setting, position)}
+            made[statement] = {item.statement.id: item for item in items_of(statement)}
     return [made[statement][name] for (name, _), statement in zip(keys, statements, strict=True)]

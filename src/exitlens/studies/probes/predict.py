@@ -9,7 +9,7 @@ from typing import Any
 
 from exitlens.data import read_data
 from exitlens.data.answers_as_statements import as_statements
-from exitlens.data.prompts import check_position, prompt_name
+from exitlens.data.prompts import ANSWER_POSITIONS, answer_prompt_name, check_position, prompt_name
 from exitlens.data.readers.rows import Row, json_rows
 from exitlens.data.records import Dataset
 from exitlens.data.sources import read_source
@@ -95,6 +95,11 @@ def judge_texts(
     Raises ProbeError when the model or ``position`` is not the one that the probe was fitted on.
     """
     check_probe(saved, lm, position)
+    if saved.position in ANSWER_POSITIONS:
+        raise ProbeError(
+            f"'{saved.path}' was fitted on the model's own answers (position '{saved.position}'): it watches them with "
+            "exitlens generate --qa --watch, it does not judge a text"
+        )
     if saved.position == "every":
         raise ProbeError(f"'{saved.path}' was fitted on every token: it watches a generation, it does not judge a text")
     where = check_position(saved.position)
@@ -112,6 +117,6 @@ def check_probe(saved: SavedProbe, lm: LayeredModel, position: str | None = None
             f"({lm.fingerprint[:12]}): use that model, or fit the probe again"
         )
     saved.probe.check(position=position)
-    known = prompt_name(saved.setting)
+    known = answer_prompt_name() if saved.position in ANSWER_POSITIONS else prompt_name(saved.setting)
     if where.prompt and where.prompt != known:
         raise ProbeError(f"'{saved.path}' was fitted under another prompt ({where.prompt}, now {known}): fit it again")

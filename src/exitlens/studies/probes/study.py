@@ -16,11 +16,14 @@ from exitlens.layer_range import Layers
 from exitlens.models.protocol import LayeredModel
 from exitlens.runs.engine import LocalEngine, Report
 from exitlens.runs.hidden_states import StateStore
-from exitlens.studies.base import Study
+from exitlens.studies.answers.columns import ANSWERS, JUDGEMENTS
+from exitlens.studies.base import Need, Study
 from exitlens.studies.config import RunConfig
 from exitlens.studies.context import Context
 from exitlens.studies.inputs import Inputs
 from exitlens.studies.layers.stage import check_layers
+from exitlens.studies.probes.answer_columns import ANSWER_TABLES
+from exitlens.studies.probes.answers import check_answer_settings, is_answer_position, run_answers
 from exitlens.studies.probes.chapter import ProbesChapter
 from exitlens.studies.probes.columns import PROBES_TABLES
 from exitlens.studies.probes.extraction import extract, label_tokens
@@ -107,12 +110,19 @@ class ProbesStudy(Study):
     """See :class:`exitlens.studies.base.Study`."""
 
     name = "probes"
-    tables = PROBES_TABLES
+    tables = (*PROBES_TABLES, ANSWERS, JUDGEMENTS, *ANSWER_TABLES)
     chapter = ProbesChapter()
     needs = ("statements",)
 
+    def needs_of(self, config: RunConfig) -> tuple[Need, ...]:
+        """Questions where the probes read generated answers, else statements."""
+        return ("questions",) if is_answer_position(config) else self.needs
+
     def check_settings(self, config: RunConfig, inputs: Inputs) -> None:
         """A kind or protocol that does not exist, a topic that is not in the data or that cannot be held out."""
+        if is_answer_position(config):
+            check_answer_settings(config)
+            return
         if config.original:
             pick_test_topic(inputs.statements, config.test_topic)
         if config.kinds:
@@ -120,13 +130,22 @@ class ProbesStudy(Study):
 
     def check(self, ctx: Context) -> None:
         """Layers that the model does not have, a tokenizer that cannot write the label words."""
+        if is_answer_position(ctx.config):
+            ctx.check_questions()
+            ctx.judges()
+            label_tokens(ctx.engine.lm)
+            check_layers(ctx.engine.lm, ctx.config.probe_layers)
+            return
         pick_probed_layers(ctx.engine.lm, ctx.config.probed_layers)
         label_tokens(ctx.engine.lm)
         if ctx.config.kinds:
             check_layers(ctx.engine.lm, ctx.config.probe_layers)
 
     def run(self, ctx: Context) -> None:
-        """Tables ``probes`` and ``probe_curves``; hidden states in ``states/``."""
+        """Tables ``probes`` and ``probe_curves``, or those of answers; hidden states in ``states/``."""
+        if is_answer_position(ctx.config):
+            run_answers(ctx)
+            return
         config, lm, directory = ctx.config, ctx.engine.lm, ctx.engine.directory
         statements = ctx.inputs.statements
         if directory is None:

@@ -213,7 +213,9 @@ def usable_kinds(config: RunConfig, inputs: Inputs) -> tuple[tuple[str, ...], st
         return config.kinds, ""
     everything = [*inputs.statements, *(_apart(s) for s in inputs.test_statements)]
     try:
-        _check(everything, config.kinds, config.protocol, config.position, config.seed, config.test_topic)
+        _check(
+            everything, config.kinds, config.protocol, check_position(config.position), config.seed, config.test_topic
+        )
     except ProbeError as error:
         return (), str(error)
     return config.kinds, ""
@@ -305,14 +307,14 @@ def run_kinds(ctx: Context) -> None:
     result = probes_study(
         ctx.engine.lm,
         ctx.inputs.statements,
-        states_folder(config.states or directory.path / "states", config.setting, config.position),
+        states_folder(config.states or directory.path / "states", config.setting, check_position(config.position)),
         kinds=kinds,
         protocol=config.protocol,
         layers=config.probe_layers,
         seeds=config.probe_seeds,
         seed=config.seed,
         setting=config.setting,
-        position=config.position,
+        position=check_position(config.position),
         test_statements=ctx.inputs.test_statements,
         test_topic=config.test_topic,
         report=ctx.engine.report,
