@@ -12,7 +12,9 @@ __all__ = ["probe_curves", "probe_numbers"]
 
 
 def probe_numbers(results: Results) -> list[Number]:
-    """Accuracy and AUROC of each kind at the layer chosen in training, and the original study's test accuracies."""
+    """Accuracy and AUROC of each kind at the layer chosen in training, on statements and on answers of the model's own,
+    and the original study's test accuracies.
+    """
     out: list[Number] = []
     for place, row in enumerate(results.rows("probe_best")):
         of, n = labels(row, ("kind", "role", "protocol")), whole(row, "n_test")
@@ -25,15 +27,35 @@ def probe_numbers(results: Results) -> list[Number]:
             found, n = interval(row, "test_accuracy"), whole(row, "n_test")
             told = "original study: test accuracy"
             out.append(Number(told, *found, n=n, counted="statements", of=of, main=place == 0))
+    for place, row in enumerate(results.rows("answer_probe_best")):
+        if is_number(row.get("auroc")):
+            of = labels(row, ("kind", "role", "judge", "position"))
+            n = whole(row, "n_test")
+            told = "AUROC of correct answers"
+            out.append(Number(told, *interval(row, "auroc"), n=n, counted="rows", of=of, main=place == 0))
     return out
 
 
 def probe_curves(results: Results) -> list[Curve]:
-    """Accuracy of every kind of probe by layer, and of the original study's probes."""
+    """Accuracy of every kind of probe by layer, AUROC on the model's own answers, the original study's probes."""
     fitted = groups([row for row in results.rows("probe_layers") if is_number(row.get("layer"))], "kind")
     out = [
         curve("probe accuracy", items, "layer", "accuracy", of={"kind": str(kind)}, unit="accuracy", main=place == 0)
         for place, (kind, items) in enumerate(fitted.items())
+    ]
+    answers = [{**row, "_of": (row.get("judge"), row.get("kind"))} for row in results.rows("answer_probe_layers")]
+    judged = groups([row for row in answers if is_number(row.get("layer"))], "_of")
+    out += [
+        curve(
+            "AUROC of correct answers",
+            items,
+            "layer",
+            "auroc",
+            of={"judge": str(judge), "kind": str(kind)},
+            unit="AUROC",
+            main=place == 0,
+        )
+        for place, ((judge, kind), items) in enumerate(judged.items())
     ]
     own = groups([row for row in results.rows("probes") if is_number(row.get("layer"))], "setting")
     return out + [
