@@ -1,0 +1,109 @@
+"""Views as HTML: a page of their own, and a frame for notebooks. One file, no network, scripts by hash only."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import html
+import re
+from collections.abc import Sequence
+from importlib import resources
+from typing import Final
+
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
+
+from exitlens.report.text import visible
+from exitlens.report.view_data import View, embedded
+
+__all__ = ["OLD_BROWSER", "component", "frame", "page", "policy", "script_of"]
+
+# For browsers that do not know modules: they run this and skip the component.
+OLD_BROWSER: Final = (
+    "document.documentElement.className+=' old';"
+    "document.body.insertAdjacentHTML('afterbegin','<p class=\"notice\">This browser does not know JavaScript modules, "
+    "so the interactive views are missing. Figures and tables are complete.</p>');"
+)
+_HEIGHTS: Final = {"map": 760, "choices": 720, "decoders": 760, "entropy": 760, "probes": 900, "exits": 820}
+
+
+@functools.cache
+def component() -> str:
+    """The component's JavaScript, an ES module."""
+    return resources.files("exitlens.report").joinpath("assets/view.js").read_text(encoding="utf-8")
+
+
+def policy(*scripts: str) -> str:
+    """A content-security policy under which exactly these inline scripts run, and nothing is fetched."""
+    hashes = [base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii") for script in scripts]
+    listed = " ".join(f"'sha256-{each}'" for each in hashes) or "'none'"
+    return (
+        f"default-src 'none'; script-src {listed}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+        "form-action 'none'"
+    )
+
+
+def script_of(made: View, name: str) -> Markup:
+    """The view as a JSON script element with the id ``name``, and the place where it is drawn."""
+    height = _HEIGHTS.get(made.kind, 600)
+    return Markup(
+        f'<script type="application/json" id="{html.escape(name)}">{embedded(made)}</script>'
+        f'<div class="exitlens-view" data-view="{html.escape(name)}" style="min-height:{height // 2}px"></div>'
+    )
+
+
+@functools.cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("exitlens.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+def page(views: Sequence[View], *, title: str = "", static: str = "") -> str:
+    """Views as one HTML document.
+
+    Args:
+        views: In their order.
+        title: Of the document; by default the first view's.
+        static: HTML of what is shown where scripts do not run: escaped by whoever made it.
+
+    Returns:
+        The document.
+    """
+    scripts = (component(), OLD_BROWSER)
+    return (
+        _environment()
+        .get_template("view.html.j2")
+        .render(
+            title=visible(title or views[0].title),
+            policy=policy(*scripts),
+            views=[script_of(made, f"view-{i}") for i, made in enumerate(views, start=1)],
+            static=Markup(static),
+            component=Markup(scripts[0]),
+            old=Markup(scripts[1]),
+        )
+    )
+
+
+def frame(views: Sequence[View], *, static: str = "", height: int | None = None) -> str:
+    """The page of :func:`page` in an ``<iframe srcdoc>``, with ``static`` beside it for viewers that show no frames.
+
+    The style that hides the static part is removed by the viewers that remove frames (GitHub, notebooks that are not
+    trusted), so each shows one of the two.
+    """
+    tall = height if height is not None else sum(_HEIGHTS.get(each.kind, 640) for each in views)
+    # A hidden part of its own for each output: the same notebook may hold another version's.
+    made = page(views, static=static)
+    tag = hashlib.sha256(made.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    title = html.escape(visible(views[0].title))
+    return (
+        f'<style>.exitlens-{tag}{{display:none}}</style><div class="exitlens-{tag}">{static}</div>'
+        f'<iframe title="{title}" sandbox="allow-scripts allow-downloads" allow="clipboard-write" loading="lazy" '
+        f'style="width:100%;height:{tall}px;border:0;color-scheme:normal" srcdoc="{_attribute(made)}"></iframe>'
+    )
+
+
+def _attribute(text: str) -> str:
+    """Escaped for a double-quoted attribute: only what must be, since the data is large."""
+    return re.sub(r"[&\"]", lambda found: "&amp;" if found.group() == "&" else "&quot;", text)

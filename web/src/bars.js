@@ -1,0 +1,79 @@
+// Horizontal bars with their values, and small matrices: for choices, exits, contributions, topic × topic.
+
+import { shade } from "./colour.js";
+import { number, shorten, visible } from "./text.js";
+
+/** @typedef {import("./types").Scene} Scene */
+
+/**
+ * @param {{name: string, label: string, width: number, most?: number, signed?: boolean,
+ *   bars: {label: string, value: number, low?: number, high?: number, colour?: number, mark?: boolean, note?: string, key?: any}[]}} o
+ * @returns {Scene}
+ */
+export function barChart(o) {
+  const row = 22;
+  const longest = Math.max(6, ...o.bars.map((bar) => [...visible(bar.label)].length + (bar.mark ? 2 : 0)));
+  const named = Math.min(Math.max(longest * 6.6 + 10, 60), o.width * 0.42);
+  const left = named + 4;
+  const room = o.width - left - 58;
+  const most = o.most ?? (Math.max(...o.bars.map((bar) => Math.abs(bar.high ?? bar.value)).filter(Number.isFinite), 1e-9));
+  const zero = o.signed ? left + room / 2 : left;
+  const scale = (o.signed ? room / 2 : room) / most;
+  /** @type {import("./types").Shape[]} */
+  const items = [];
+  /** @type {import("./types").Hit[]} */
+  const hits = [];
+  o.bars.forEach((bar, i) => {
+    const y = i * row + 4;
+    const long = (Number.isFinite(bar.value) ? bar.value : 0) * scale;
+    const text = `${bar.mark ? "✓ " : ""}${shorten(visible(bar.label), Math.floor((named - 8) / 6.2))}`;
+    items.push({ tag: "text", x: named - 2, y: y + 13, text, anchor: "end", size: 12, bold: bar.mark });
+    items.push({ tag: "rect", x: long < 0 ? zero + long : zero, y: y + 2, w: Math.max(Math.abs(long), 1), h: row - 8, r: 2, fill: `s${(bar.colour ?? 0) % 6}` });
+    if (bar.low !== undefined && bar.high !== undefined && Number.isFinite(bar.low) && Number.isFinite(bar.high)) {
+      items.push({ tag: "path", d: `M${zero + bar.low * scale} ${y + 9}H${zero + bar.high * scale}`, stroke: "ink", wide: 1.2 });
+    }
+    const end = o.signed ? o.width - 4 : Math.min(zero + Math.max(long, 0) + 5, o.width - 50);
+    items.push({ tag: "text", x: end, y: y + 13, text: bar.note ?? number(bar.value), size: 11, fill: "muted", anchor: o.signed ? "end" : "start" });
+    hits.push({ x: zero + Math.max(long, 4), y: y + 9, label: `${visible(bar.label)}: ${bar.note ?? number(bar.value)}`, key: bar.key ?? i });
+  });
+  items.push({ tag: "path", d: `M${zero} 2V${o.bars.length * row + 4}`, stroke: "line" });
+  return { name: o.name, label: o.label, width: o.width, height: o.bars.length * row + 10, items, hits };
+}
+
+/**
+ * @param {{name: string, label: string, width: number, rows: string[], columns: string[], dark: boolean,
+ *   value: (row: number, column: number) => number, text?: (row: number, column: number) => string,
+ *   low?: number, high?: number, signed?: boolean, rowTitle?: string, columnTitle?: string}} o
+ * @returns {Scene}
+ */
+export function matrix(o) {
+  const left = Math.min(24 + 6.6 * Math.max(...o.rows.map((name) => [...name].length)), o.width * 0.34);
+  const head = Math.min(34 + 5.2 * Math.max(...o.columns.map((name) => [...name].length)), 110);
+  const cell = Math.max(30, Math.min((o.width - left - 8) / o.columns.length, 84));
+  const tall = 26;
+  const low = o.low ?? 0;
+  const high = o.high ?? 1;
+  /** @type {import("./types").Shape[]} */
+  const items = [];
+  /** @type {import("./types").Hit[]} */
+  const hits = [];
+  o.columns.forEach((name, j) => items.push({ tag: "text", x: left + (j + 0.5) * cell + 4, y: head - 8, text: shorten(visible(name), 16), size: 11, turn: -40 }));
+  o.rows.forEach((name, i) => {
+    const y = head + i * tall;
+    items.push({ tag: "text", x: left - 8, y: y + 17, text: shorten(visible(name), Math.floor(left / 6.4)), anchor: "end", size: 12 });
+    o.columns.forEach((column, j) => {
+      const value = o.value(i, j);
+      const x = left + j * cell;
+      if (!Number.isFinite(value)) {
+        items.push({ tag: "rect", x, y, w: cell - 1, h: tall - 1, stroke: "grid" });
+        return;
+      }
+      const t = o.signed ? 0.5 + (0.5 * value) / high : (value - low) / (high - low || 1);
+      const { fill, ink } = shade(o.dark, t, o.signed);
+      items.push({ tag: "rect", x, y, w: cell - 1, h: tall - 1, fill });
+      if (cell >= 30) items.push({ tag: "text", x: x + cell / 2 - 0.5, y: y + 17, text: number(value, 2), anchor: "middle", size: 11, fill: ink });
+      hits.push({ x: x + cell / 2, y: y + tall / 2, label: o.text?.(i, j) ?? `${visible(name)}, ${visible(column)}: ${number(value)}`, key: [i, j] });
+    });
+  });
+  return { name: o.name, label: o.label, width: Math.max(o.width, left + cell * o.columns.length + 8), height: head + o.rows.length * tall + 4, items, hits };
+}

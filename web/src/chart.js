@@ -1,0 +1,249 @@
+// Lines with intervals over layers, positions or thresholds: the drawing, and pointer and keys on it.
+
+import { h, s } from "./dom.js";
+import { paint } from "./scene.js";
+import { number } from "./text.js";
+
+/** @typedef {import("./types").Scene} Scene */
+/** @typedef {import("./types").Series} Series */
+/** @typedef {import("./types").Hit} Hit */
+
+const DASHES = ["", "6 3", "2 2.5", "8 3 2 3"];
+
+/** Round steps over a range. @param {number} low @param {number} high @param {number} most */
+export function ticks(low, high, most = 6) {
+  if (!(high > low)) return [low];
+  const rough = (high - low) / most;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 5, 10].map((f) => f * power).find((f) => f >= rough) ?? rough;
+  const out = [];
+  for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + step * 1e-9; v += step) out.push(Math.abs(v) < step / 1e6 ? 0 : v);
+  return out;
+}
+
+/** @param {number} value */
+const tick = (value) => String(Math.round(value * 1e9) / 1e9).replace("-", "−");
+
+/**
+ * @typedef {object} ChartOptions
+ * @property {string} name file name
+ * @property {string} label what it shows, for those who do not see it
+ * @property {number} width
+ * @property {number} [height]
+ * @property {string} x
+ * @property {string} y
+ * @property {Series[]} series
+ * @property {[number, number]} [range] of y
+ * @property {[number, number]} [domain] of x
+ * @property {boolean} [down] small values on top: ranks
+ * @property {boolean} [log] of y: log10(1 + y)
+ * @property {boolean} [whole] x are whole numbers
+ * @property {{y: number, label: string}[]} [refs]
+ * @property {{x: number, y: number, label: string}[]} [marks]
+ * @property {number | null} [at] x of the place in focus
+ */
+
+/** @param {ChartOptions} o @returns {Scene} */
+export function lineChart(o) {
+  const { width, height = 220 } = o;
+  const all = o.series.flatMap((line) => line.points).filter((p) => Number.isFinite(p.x) && Number.isFinite(p.y));
+  const xs = all.map((p) => p.x).concat((o.marks ?? []).map((m) => m.x));
+  const ys = all.flatMap((p) => [p.y, p.low ?? p.y, p.high ?? p.y]).filter(Number.isFinite);
+  ys.push(...(o.refs ?? []).map((r) => r.y), ...(o.marks ?? []).map((m) => m.y));
+  const [x0, x1] = o.domain ?? spread(xs);
+  const [y0, y1] = o.range ?? padded(ys);
+  const left = 46;
+  const right = 14;
+  const top = 22;
+  const bottom = 36;
+  const lift = (/** @type {number} */ v) => (o.log ? Math.log10(1 + Math.max(v, 0)) : v);
+  const px = (/** @type {number} */ v) => left + ((v - x0) / (x1 - x0 || 1)) * (width - left - right);
+  const py = (/** @type {number} */ v) => {
+    const t = (lift(v) - lift(y0)) / (lift(y1) - lift(y0) || 1);
+    return top + (o.down ? t : 1 - t) * (height - top - bottom);
+  };
+  /** @type {import("./types").Shape[]} */
+  const items = [];
+  const marks = o.log ? [0, 1, 3, 10, 30, 100, 1000, 10000, 100000].filter((v) => v <= y1) : ticks(y0, y1, Math.max(2, Math.floor(height / 50)));
+  for (const v of marks) {
+    items.push({ tag: "path", d: `M${left} ${r(py(v))}H${width - right}`, stroke: "grid" });
+    items.push({ tag: "text", x: left - 6, y: py(v) + 4, text: tick(v), anchor: "end", size: 11, fill: "muted" });
+  }
+  for (const v of ticks(x0, x1, Math.max(2, Math.floor(width / 70)))) {
+    if (o.whole && !Number.isInteger(v)) continue;
+    items.push({ tag: "text", x: px(v), y: height - bottom + 16, text: tick(v), anchor: "middle", size: 11, fill: "muted" });
+  }
+  items.push({ tag: "text", x: left - 40, y: 11, text: o.y, size: 11, fill: "muted" });
+  items.push({ tag: "text", x: width - right, y: height - 5, text: o.x, anchor: "end", size: 11, fill: "muted" });
+  for (const ref of o.refs ?? []) {
+    items.push({ tag: "path", d: `M${left} ${r(py(ref.y))}H${width - right}`, stroke: "line", dash: "3 3" });
+    items.push({ tag: "text", x: width - right, y: py(ref.y) - 4, text: ref.label, anchor: "end", size: 11, fill: "muted" });
+  }
+  if (o.at !== undefined && o.at !== null && Number.isFinite(o.at)) {
+    items.push({ tag: "path", d: `M${r(px(o.at))} ${top}V${height - bottom}`, stroke: "line" });
+  }
+  /** @type {Hit[]} */
+  const hits = [];
+  o.series.forEach((line, i) => {
+    const k = line.colour ?? i;
+    const colour = `s${k % 6}`;
+    const points = line.points.filter((p) => Number.isFinite(p.x) && Number.isFinite(p.y));
+    const banded = points.filter((p) => Number.isFinite(p.low) && Number.isFinite(p.high));
+    if (banded.length > 1 && !line.plain) {
+      const up = banded.map((p) => `${r(px(p.x))} ${r(py(p.high ?? 0))}`);
+      const down = banded.map((p) => `${r(px(p.x))} ${r(py(p.low ?? 0))}`).reverse();
+      items.push({ tag: "path", d: `M${up.join("L")}L${down.join("L")}Z`, fill: colour, alpha: 0.16 });
+    }
+    if (line.plain) {
+      for (const p of banded) items.push({ tag: "path", d: `M${r(px(p.x))} ${r(py(p.low ?? 0))}V${r(py(p.high ?? 0))}`, stroke: colour });
+    }
+    if (points.length > 1 && !(line.plain && !line.dashed)) items.push({ tag: "path", d: path(line.points, px, py), stroke: colour, wide: 1.8, dash: DASHES[line.dashed ? 1 : k % 4] || undefined });
+    const dots = points.length <= 60 ? points : [];
+    for (const p of dots) items.push(marker(k, px(p.x), py(p.y), points.length > 40 ? 1.6 : 2.6));
+    for (const p of points) {
+      const said = `${o.x} ${tick(p.x)}, ${line.name}: ${number(p.y)}${Number.isFinite(p.low) && Number.isFinite(p.high) ? ` [${number(p.low)}, ${number(p.high)}]` : ""}`;
+      hits.push({ x: px(p.x), y: py(p.y), label: p.label ?? said, key: p.key ?? p.x });
+    }
+  });
+  for (const m of o.marks ?? []) {
+    items.push({ tag: "circle", x: px(m.x), y: py(m.y), r: 4.5, stroke: "ink", wide: 1.5, fill: "paper" });
+    items.push({ tag: "text", x: px(m.x) + (px(m.x) > width / 2 ? -8 : 8), y: py(m.y) + 15, text: m.label, size: 11, anchor: px(m.x) > width / 2 ? "end" : "start" });
+  }
+  hits.sort((a, b) => a.x - b.x || a.y - b.y);
+  return { name: o.name, label: o.label, width, height, items, hits };
+}
+
+/** A mark of its own for each series, so that colour is never alone. @param {number} k @param {number} x @param {number} y @param {number} size @returns {import("./types").Shape} */
+export function marker(k, x, y, size) {
+  const fill = `s${k % 6}`;
+  const a = size * 1.25;
+  if (k % 4 === 1) return { tag: "rect", x: x - size, y: y - size, w: 2 * size, h: 2 * size, fill };
+  if (k % 4 === 2) return { tag: "path", d: `M${r(x)} ${r(y - a)}L${r(x + a)} ${r(y + size)}H${r(x - a)}Z`, fill };
+  if (k % 4 === 3) return { tag: "path", d: `M${r(x)} ${r(y - a)}L${r(x + a)} ${r(y)}L${r(x)} ${r(y + a)}L${r(x - a)} ${r(y)}Z`, fill };
+  return { tag: "circle", x, y, r: size, fill };
+}
+
+/** @param {number} v */
+const r = (v) => Math.round(v * 10) / 10;
+
+/** A line that is broken where there is no value. @param {Series["points"]} points @param {(v: number) => number} px @param {(v: number) => number} py */
+function path(points, px, py) {
+  let out = "";
+  let pen = false;
+  for (const p of points) {
+    if (!Number.isFinite(p.y) || !Number.isFinite(p.x)) pen = false;
+    else {
+      out += `${pen ? "L" : "M"}${r(px(p.x))} ${r(py(p.y))}`;
+      pen = true;
+    }
+  }
+  return out;
+}
+
+/** @param {number[]} values @returns {[number, number]} */
+function spread(values) {
+  if (!values.length) return [0, 1];
+  const low = Math.min(...values);
+  const high = Math.max(...values);
+  return low === high ? [low - 0.5, high + 0.5] : [low, high];
+}
+
+/** @param {number[]} values @returns {[number, number]} */
+function padded(values) {
+  const [low, high] = spread(values);
+  const room = (high - low) * 0.06;
+  return [low >= 0 && low < (high - low) * 0.5 ? 0 : low - room, high + room];
+}
+
+/**
+ * A scene on the page: the nearest place follows the pointer, arrow keys go from place to place, Enter picks.
+ * @param {(width: number) => Scene} make
+ * @param {{name: string, onpick?: (hit: Hit) => void, onat?: (hit: Hit) => void, series?: Series[]}} o
+ */
+export function chartFigure(make, o) {
+  const svg = s("svg", { "aria-hidden": "true", class: "chart" });
+  const tip = h("output", { class: "tip", "aria-live": "polite" });
+  const frame = h("div", { class: "plot", tabindex: "0", role: "group", "aria-label": o.name, "aria-roledescription": "chart" }, svg, tip);
+  const keyed = legend(o.series ?? []);
+  const figure = h("figure", { class: "chart-figure" }, h("figcaption", { class: "chart-title", text: o.name }), keyed, frame);
+  /** @type {Scene} */
+  let scene;
+  let place = -1;
+
+  const show = (/** @type {number} */ i) => {
+    place = i;
+    const hit = scene.hits[i];
+    if (!hit) return;
+    tip.textContent = hit.label;
+    tip.className = "tip on";
+    const wide = frame.clientWidth || scene.width;
+    tip.style.insetInlineStart = `${Math.min(Math.max(hit.x, 60), wide - 60)}px`;
+    tip.style.top = `${Math.max(hit.y - 10, 18)}px`;
+    dot.setAttribute("cx", String(hit.x));
+    dot.setAttribute("cy", String(hit.y));
+    if (dot.parentNode !== svg) svg.append(dot);
+    o.onat?.(hit);
+  };
+  const hide = () => {
+    tip.className = "tip";
+    dot.remove();
+  };
+  const dot = s("circle", { r: 5, fill: "none", stroke: "var(--ink)", "stroke-width": 2 });
+  const nearest = (/** @type {PointerEvent | MouseEvent} */ event) => {
+    const box = svg.getBoundingClientRect();
+    const scale = scene.width / (box.width || scene.width);
+    const x = (event.clientX - box.left) * scale;
+    const y = (event.clientY - box.top) * scale;
+    let best = -1;
+    let least = 40 ** 2;
+    scene.hits.forEach((hit, i) => {
+      const d = (hit.x - x) ** 2 + ((hit.y - y) * 0.6) ** 2;
+      if (d < least) [least, best] = [d, i];
+    });
+    return best;
+  };
+  frame.addEventListener("pointermove", (event) => {
+    const i = nearest(event);
+    if (i >= 0 && i !== place) show(i);
+    else if (i >= 0) tip.className = "tip on";
+    else hide();
+  });
+  frame.addEventListener("pointerleave", hide);
+  frame.addEventListener("blur", hide);
+  frame.addEventListener("click", (event) => {
+    const i = nearest(event);
+    if (i >= 0) o.onpick?.(scene.hits[i]);
+  });
+  frame.addEventListener("keydown", (event) => {
+    const last = scene.hits.length - 1;
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    if (step) show(Math.min(Math.max(place + step, 0), last));
+    else if (event.key === "Home") show(0);
+    else if (event.key === "End") show(last);
+    else if ((event.key === "Enter" || event.key === " ") && scene.hits[place]) o.onpick?.(scene.hits[place]);
+    else return;
+    event.preventDefault();
+  });
+  const draw = () => {
+    scene = make(Math.max(240, Math.min(figure.clientWidth || 560, 860)));
+    paint(svg, scene);
+  };
+  return { figure, draw, scene: () => scene ?? make(640) };
+}
+
+/** Names of the lines with their marks. @param {Series[]} series */
+export function legend(series) {
+  return h(
+    "ul",
+    { class: "legend" },
+    ...series.map((line, i) => {
+      const k = line.colour ?? i;
+      const svg = s("svg", { width: 22, height: 10, viewBox: "0 0 22 10", "aria-hidden": "true" });
+      paint(svg, {
+        name: "", label: "", width: 22, height: 10, hits: [],
+        items: [{ tag: "path", d: "M0 5H22", stroke: `s${k % 6}`, wide: 1.8, dash: DASHES[line.dashed ? 1 : k % 4] || undefined }, marker(k, 11, 5, 2.6)],
+      });
+      return h("li", {}, svg, h("bdi", { text: line.name }));
+    }),
+  );
+}

@@ -1,0 +1,56 @@
+// exitlens in a browser: mount(element, view) draws any view; in a page of exitlens it draws those that stand there.
+
+import { mapView } from "./map/index.js";
+import { show } from "./shell.js";
+import { startPage } from "./page.js";
+
+/** @type {Record<string, (ctx: import("./types").Context) => import("./types").Part>} */
+const KINDS = { map: mapView };
+
+/**
+ * Draws a view into an element.
+ * @param {HTMLElement} element
+ * @param {import("./types").ViewJson} view
+ * @param {import("./types").Options} [options]
+ * @returns {import("./types").Handle}
+ */
+export function mount(element, view, options = {}) {
+  return show(element, view, options, KINDS);
+}
+
+/** The hook of anywidget: a notebook's widget whose traits are `view` and `state`. */
+const widget = {
+  /** @param {{model: any, el: HTMLElement}} given */
+  render({ model, el }) {
+    const element = document.createElement("div");
+    el.append(element);
+    let own = false;
+    const draw = () =>
+      mount(element, model.get("view"), {
+        state: model.get("state"),
+        theme: model.get("theme"),
+        onState(state) {
+          own = true;
+          model.set("state", state);
+          model.save_changes();
+          own = false;
+        },
+      });
+    let handle = draw();
+    const anew = () => {
+      handle.destroy();
+      handle = draw();
+    };
+    const restored = () => own || handle.setState(model.get("state"));
+    model.on("change:view", anew);
+    model.on("change:state", restored);
+    return () => {
+      model.off("change:view", anew);
+      model.off("change:state", restored);
+      handle.destroy();
+    };
+  },
+};
+export default widget;
+
+if (typeof document !== "undefined" && document.documentElement.dataset.exitlens === "page") startPage(mount);

@@ -1,0 +1,103 @@
+// Pinned tokens over layers and over positions, and the metric of the map over both: four curves, one focus.
+
+import { chartFigure, legend, lineChart } from "../chart.js";
+import { h } from "../dom.js";
+import { tokenText } from "../text.js";
+import { METRICS, valueText } from "./model.js";
+
+/** Positions of a curve at most: more than pixels would be drawn over each other. */
+const MOST = 600;
+
+/**
+ * @param {import("./model.js").Model} model
+ * @param {{lens: () => number, metric: () => string, at: () => {layer: number, position: number} | null,
+ *   pins: () => string[], go: (layer: number, position: number) => void}} o
+ */
+export function makeCurves(model, o) {
+  const place = () => o.at() ?? { layer: model.layers.length - 1, position: 0 };
+  /** Tokens followed: the pinned ones, else what the last layer says and what the text says. */
+  const followed = () => {
+    const pins = o.pins();
+    if (pins.length) return pins;
+    if (!model.positions()) return [];
+    const { position } = place();
+    const top = model.top(o.lens(), model.layers.length - 1, position, 0);
+    const next = model.next(position);
+    return [...new Set([top, next])].filter((token) => token !== null);
+  };
+  const window = () => {
+    const count = model.positions();
+    const first = count <= MOST ? 0 : Math.min(Math.max(place().position - MOST / 2, 0), count - MOST);
+    return Array.from({ length: Math.min(count, MOST) }, (_, i) => first + i);
+  };
+  /** @type {(kind: string) => import("../types").Series[]} */
+  const overLayers = (kind) => followed().map((token, k) => ({
+    name: tokenText(token), colour: k,
+    points: model.layers.map((x, j) => {
+      const y = model.value(kind, o.lens(), j, place().position, token);
+      return { x, y, key: j, label: `layer ${x}, ${tokenText(token)}: ${valueText(kind, y)}` };
+    }),
+  }));
+  /** @type {(kind: string) => import("../types").Series[]} */
+  const overPositions = (kind) => followed().map((token, k) => ({
+    name: tokenText(token), colour: k,
+    points: window().map((x) => {
+      const y = model.value(kind, o.lens(), place().layer, x, token);
+      return { x, y, key: x, label: `after ${tokenText(model.token(x))} (${x}), ${tokenText(token)}: ${valueText(kind, y)}` };
+    }),
+  }));
+  const shown = () => (o.metric() === "p" || o.metric() === "rank" ? (model.has("entropy") ? "entropy" : "margin") : o.metric());
+  const ranked = () => model.has("rank") || model.ranks > 1;
+
+  /** @type {{title: () => string, make: (width: number) => import("../types").Scene, layers: boolean}[]} */
+  const charts = [
+    {
+      title: () => "Probability by layer", layers: true,
+      make: (width) => lineChart({ name: "probability-by-layer", label: "Probability of the followed tokens by layer", width, height: 170, x: "layer", y: "probability", whole: true, range: [0, 1], series: overLayers("p"), at: model.layers[place().layer] }),
+    },
+    {
+      title: () => "Rank by layer", layers: true,
+      make: (width) => lineChart({ name: "rank-by-layer", label: "Rank of the followed tokens by layer; 0 is the most probable", width, height: 170, x: "layer", y: "rank", whole: true, down: true, log: true, series: overLayers("rank"), at: model.layers[place().layer] }),
+    },
+    {
+      title: () => "Rank by position", layers: false,
+      make: (width) => lineChart({ name: "rank-by-position", label: "Rank of the followed tokens by position", width, height: 170, x: "position", y: "rank", whole: true, down: true, log: true, series: overPositions("rank"), at: place().position }),
+    },
+    {
+      title: () => `${METRICS[shown()].label} by layer`, layers: true,
+      make: (width) => lineChart({
+        name: `${shown()}-by-layer`, label: `${METRICS[shown()].hint} by layer at the token in focus`, width, height: 170, x: "layer", y: METRICS[shown()].unit || shown(), whole: true, at: model.layers[place().layer],
+        series: model.lenses.map((name, l) => ({ name, colour: l, points: model.layers.map((x, j) => ({ x, y: model.value(shown(), l, j, place().position), key: j })) })),
+      }),
+    },
+  ];
+  const made = charts.map((chart) => chartFigure(chart.make, {
+    name: chart.title(),
+    onpick: (hit) => (chart.layers ? o.go(hit.key, place().position) : o.go(place().layer, hit.key)),
+  }));
+  const names = h("div", { class: "followed" });
+  const element = h("div", { class: "curves-frame" }, names, h("div", { class: "curves" }, ...made.map((each) => each.figure)));
+  let before = "";
+  return {
+    element,
+    draw() {
+      element.hidden = !model.positions();
+      if (element.hidden) return;
+      made.forEach((each, i) => {
+        each.figure.hidden = (i === 1 || i === 2) && !ranked();
+        if (each.figure.hidden) return;
+        const title = charts[i].title();
+        const caption = each.figure.firstElementChild;
+        if (caption && caption.textContent !== title) caption.textContent = title;
+        each.draw();
+      });
+      const tokens = followed();
+      const key = tokens.join("\0");
+      if (key !== before) {
+        before = key;
+        names.replaceChildren(h("span", { text: o.pins().length ? "Pinned:" : "Followed:" }), legend(tokens.map((token) => ({ name: tokenText(token), points: [] }))));
+      }
+    },
+    scenes: () => charts.map((chart) => chart.make(640)).filter((_, i) => ranked() || (i !== 1 && i !== 2)),
+  };
+}

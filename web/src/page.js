@@ -1,0 +1,87 @@
+// A page of exitlens: every `<div class="exitlens-view" data-view="id">` shows the JSON of `<script id="id">`. The
+// state of all views stands in the address, so that a link shows what its sender saw.
+
+/** @typedef {import("./types").State} State */
+
+/** @returns {Record<string, State>} */
+function readAddress() {
+  const text = location.hash.startsWith("#~") ? location.hash.slice(2) : "";
+  try {
+    const found = JSON.parse(decodeURIComponent(text) || "{}");
+    return found && typeof found === "object" && !Array.isArray(found) ? found : {};
+  } catch {
+    return {};
+  }
+}
+
+/** @param {Record<string, State>} states */
+function writeAddress(states) {
+  const kept = Object.fromEntries(Object.entries(states).filter(([, state]) => Object.keys(state).length));
+  const hash = Object.keys(kept).length ? `#~${encodeURIComponent(JSON.stringify(kept))}` : "#";
+  try {
+    history.replaceState(null, "", hash);
+  } catch {
+    // A frame without an address of its own: the state lives as long as the frame.
+  }
+}
+
+/** @param {(element: HTMLElement, view: any, options: import("./types").Options) => import("./types").Handle} mount */
+export function startPage(mount) {
+  const states = readAddress();
+  /** @type {Map<string, import("./types").Handle>} */
+  const handles = new Map();
+  /** @param {HTMLElement} element */
+  const start = (element) => {
+    const id = element.dataset.view ?? "";
+    const source = document.getElementById(id);
+    if (!source || handles.has(id)) return;
+    let view = null;
+    try {
+      view = JSON.parse(source.textContent ?? "");
+    } catch {
+      // mount says it
+    }
+    const state = states[id];
+    handles.set(
+      id,
+      mount(element, view, {
+        state: state && typeof state === "object" ? state : {},
+        onState(now) {
+          states[id] = now;
+          clearTimeout(timer);
+          timer = window.setTimeout(() => writeAddress(states), 200);
+        },
+      }),
+    );
+  };
+  let timer = 0;
+  const elements = /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll(".exitlens-view"));
+  // A view is unpacked when it comes near the window: a long report opens at once.
+  const near = new IntersectionObserver(
+    (entries) => {
+      for (const entry of entries) {
+        if (!entry.isIntersecting) continue;
+        near.unobserve(entry.target);
+        start(/** @type {HTMLElement} */ (entry.target));
+      }
+    },
+    { rootMargin: "600px" },
+  );
+  elements.forEach((element) => near.observe(element));
+  document.documentElement.classList.add("scripted");
+  document.querySelectorAll("details.paper").forEach((made) => made.removeAttribute("open"));
+  /** @type {Element[]} */
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll("details:not([open])")];
+    opened.forEach((made) => made.setAttribute("open", ""));
+  });
+  addEventListener("afterprint", () => opened.splice(0).forEach((made) => made.removeAttribute("open")));
+  addEventListener("hashchange", () => {
+    if (!location.hash.startsWith("#~")) return;
+    const now = readAddress();
+    for (const [id, handle] of handles) handle.setState(now[id] ?? {});
+  });
+  /** For those who drive the page: tests, and readers in the console. */
+  Object.assign(window, { exitlens: { mount, handles, start: () => elements.forEach(start) } });
+}

@@ -1,0 +1,96 @@
+// A drawing made once and shown twice: on the screen as SVG elements, in a file as SVG text. Numbers cannot differ.
+
+import { resolve } from "./colour.js";
+import { s } from "./dom.js";
+
+/** @typedef {import("./types").Scene} Scene */
+/** @typedef {import("./types").Shape} Shape */
+
+const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', Arial, sans-serif";
+const FILE_FONT = "'DejaVu Sans', 'Helvetica Neue', Arial, sans-serif";
+
+/**
+ * The attributes of a shape. Colours by name become variables of the page, or with `paint` what that gives.
+ * @param {Shape} item
+ * @param {(name: string) => string} paint
+ * @returns {Record<string, any>}
+ */
+function attributes(item, paint) {
+  const fill = item.fill ? paint(item.fill) : item.tag === "text" ? paint("ink") : "none";
+  /** @type {Record<string, any>} */
+  const out = { fill };
+  if (item.stroke) {
+    out.stroke = paint(item.stroke);
+    out["stroke-width"] = item.wide ?? 1;
+    out["stroke-dasharray"] = item.dash;
+  }
+  if (item.alpha !== undefined) out["fill-opacity"] = item.alpha;
+  if (item.tag === "rect") Object.assign(out, { x: n(item.x), y: n(item.y), width: n(item.w), height: n(item.h), rx: item.r });
+  else if (item.tag === "path") out.d = item.d;
+  else if (item.tag === "circle") Object.assign(out, { cx: n(item.x), cy: n(item.y), r: item.r });
+  else {
+    Object.assign(out, { x: n(item.x), y: n(item.y), "font-size": item.size ?? 12, "text-anchor": item.anchor });
+    if (item.bold) out["font-weight"] = 600;
+    if (item.turn) out.transform = `rotate(${item.turn} ${n(item.x)} ${n(item.y)})`;
+  }
+  return out;
+}
+
+/** @param {number | undefined} value */
+function n(value) {
+  return value === undefined ? undefined : Math.round(value * 100) / 100;
+}
+
+/** Draws a scene into an svg element that is there already. @param {Element} svg @param {Scene} scene */
+export function paint(svg, scene) {
+  svg.setAttribute("viewBox", `0 0 ${scene.width} ${scene.height}`);
+  svg.setAttribute("width", String(scene.width));
+  svg.setAttribute("height", String(scene.height));
+  svg.setAttribute("font-family", FONT);
+  const named = (/** @type {string} */ name) => (name[0] === "#" || name === "none" ? name : `var(--${name})`);
+  svg.replaceChildren(
+    ...scene.items.map((item) => {
+      const made = s(item.tag, attributes(item, named));
+      if (item.text !== undefined) made.textContent = item.text;
+      return made;
+    }),
+  );
+}
+
+/** @param {unknown} value */
+function escape(value) {
+  return String(value).replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
+}
+
+/**
+ * The scene as the text of a file: light colours, no style sheet, texts as texts. For print the size is in
+ * millimetres (a column of 180 mm) and nothing is transparent, so that every converter to PDF reads it alike.
+ * @param {Scene} scene
+ * @param {boolean} print
+ */
+export function toSvg(scene, print) {
+  const named = (/** @type {string} */ name) => resolve(name, false);
+  const scale = print ? Math.min(180 / scene.width, 0.3) : 1;
+  const unit = print ? "mm" : "";
+  const shapes = scene.items.map((item) => {
+    const given = attributes(item, named);
+    if (print && item.alpha !== undefined) {
+      given.fill = flat(given.fill, item.alpha);
+      delete given["fill-opacity"];
+    }
+    const listed = Object.entries(given).filter(([, value]) => value !== undefined && value !== null);
+    const inside = item.text === undefined ? "/>" : `>${escape(item.text)}</text>`;
+    return `<${item.tag} ${listed.map(([name, value]) => `${name}="${escape(value)}"`).join(" ")}${inside}`;
+  });
+  return (
+    `<svg xmlns="http://www.w3.org/2000/svg" width="${n(scene.width * scale)}${unit}" height="${n(scene.height * scale)}${unit}" ` +
+    `viewBox="0 0 ${scene.width} ${scene.height}" font-family="${escape(FILE_FONT)}" role="img">\n` +
+    `<title>${escape(scene.label)}</title>\n<rect width="100%" height="100%" fill="#ffffff"/>\n${shapes.join("\n")}\n</svg>\n`
+  );
+}
+
+/** The colour on white paper. @param {string} fill @param {number} alpha */
+function flat(fill, alpha) {
+  const parts = [1, 3, 5].map((i) => Math.round(255 + (parseInt(fill.slice(i, i + 2), 16) - 255) * alpha));
+  return `#${parts.map((v) => v.toString(16).padStart(2, "0")).join("")}`;
+}

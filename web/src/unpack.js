@@ -1,0 +1,175 @@
+// From the JSON of a view to arrays: checked against schema.json, which Python writes from its own list.
+
+import schema from "./schema.json";
+
+/** @typedef {import("./types").Values} Values */
+
+export const VERSION = schema.version;
+
+/** A fault of the view, in a sentence for the reader. */
+export class ViewError extends Error {}
+
+/** @type {Record<string, any>} */
+const ARRAYS = {
+  b1: Uint8Array, u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, i4: Int32Array,
+  f4: Float32Array, f8: Float64Array, q1: Uint8Array, q2: Uint16Array,
+  s1: Uint8Array, s2: Uint16Array, s4: Uint32Array,
+};
+
+/** Most bytes of a block: more is a mistake or an attack. */
+const MOST = 2 ** 28;
+
+/** @param {string} base64 @returns {Uint8Array<ArrayBuffer>} */
+function bytes(base64) {
+  const text = atob(base64);
+  const out = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) out[i] = text.charCodeAt(i);
+  return out;
+}
+
+/** @param {string} data @param {number} size */
+async function inflate(data, size) {
+  if (!(size >= 0 && size <= MOST)) throw new ViewError("This view is damaged: its size is not a size.");
+  const stream = new Blob([bytes(data)]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
+  const reader = stream.getReader();
+  const out = new Uint8Array(size);
+  let at = 0;
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) break;
+    if (at + value.length > size) throw new ViewError("This view is damaged: it holds more than it says.");
+    out.set(value, at);
+    at += value.length;
+  }
+  if (at !== size) throw new ViewError("This view is damaged: it holds less than it says.");
+  return out;
+}
+
+/**
+ * @param {import("./types").Packed} entry
+ * @param {Uint8Array<ArrayBuffer>} whole
+ * @param {string[]} texts
+ * @returns {Values}
+ */
+function array(entry, whole, texts) {
+  const Kind = ARRAYS[entry.type];
+  const shape = entry.shape;
+  const length = shape.reduce((a, b) => a * b, 1);
+  if (!Kind || entry.at % Kind.BYTES_PER_ELEMENT || entry.at + length * Kind.BYTES_PER_ELEMENT > whole.length) {
+    throw new ViewError("This view is damaged: an array lies outside of it.");
+  }
+  const stored = new Kind(whole.buffer, entry.at, length);
+  const none = 256 ** Kind.BYTES_PER_ELEMENT - 1;
+  const first = entry.type[0];
+  if (first === "s") {
+    return { shape, length, type: "text", numbers: stored, at: (i) => (stored[i] === none ? null : texts[stored[i]] ?? null) };
+  }
+  if (first === "b") {
+    return { shape, length, type: "flag", numbers: stored, at: (i) => (stored[i] === none ? null : stored[i] === 1) };
+  }
+  let numbers = stored;
+  if (first === "q") {
+    const low = entry.low ?? 0;
+    const step = (((entry.high ?? 0) - low) || 1) / (none - 1);
+    numbers = new Float64Array(length);
+    for (let i = 0; i < length; i++) numbers[i] = stored[i] === none ? NaN : low + stored[i] * step;
+  }
+  return { shape, length, type: "number", numbers, at: (i) => numbers[i] };
+}
+
+/** @param {import("./types").Block} block @returns {Promise<Map<string, Values>>} */
+async function arrays(block) {
+  let whole, texts;
+  try {
+    whole = await inflate(block.data, block.size);
+    texts = JSON.parse(new TextDecoder().decode(whole.subarray(0, block.texts)));
+  } catch (error) {
+    throw error instanceof ViewError ? error : new ViewError("This view is damaged: it cannot be unpacked.");
+  }
+  return new Map(Object.entries(block.arrays).map(([name, entry]) => [name, array(entry, whole, texts)]));
+}
+
+/**
+ * Throws a ViewError where the arrays are not those that the kind has: lines like
+ * `number lens layer position?: entropy kl`, or `text policies.: policy` for the columns of a table.
+ * @param {Map<string, Values>} found
+ * @param {string[]} lines
+ */
+function check(found, lines) {
+  /** @type {Record<string, number>} */
+  const sizes = {};
+  for (const line of lines) {
+    const [head, names] = line.split(": ");
+    const [type, ...axes] = head.replace("?", "").split(" ");
+    const table = axes[0].endsWith(".") ? axes[0] : "";
+    for (const name of names.split(" ").map((short) => table + short)) {
+      const values = found.get(name);
+      if (!values) {
+        if (head.endsWith("?")) continue;
+        throw new ViewError(`This view is incomplete: it has no ${name}.`);
+      }
+      const fits = values.type === type && values.shape.length === axes.length;
+      if (!fits || axes.some((axis, i) => (sizes[axis] ??= values.shape[i]) !== values.shape[i])) {
+        throw new ViewError(`This view is damaged: its ${name} does not fit the rest.`);
+      }
+    }
+  }
+}
+
+/**
+ * @param {any} view
+ * @returns {Promise<import("./types").Unpacked>}
+ */
+export async function unpack(view) {
+  if (!view || view.format !== "exitlens-view") throw new ViewError("This is not a view of exitlens.");
+  if (!(view.version <= VERSION)) {
+    throw new ViewError(
+      `This view was written by a newer exitlens (form ${view.version}; this page reads up to ${VERSION}). ` +
+        "Update exitlens to see it.",
+    );
+  }
+  /** @type {Record<string, string[]>} */
+  const kinds = schema.kinds;
+  if (!Object.hasOwn(kinds, view.kind)) throw new ViewError(`This page cannot show views of the kind “${String(view.kind).slice(0, 80)}”.`);
+  if (typeof DecompressionStream === "undefined") {
+    throw new ViewError("This browser cannot unpack the data (it has no DecompressionStream): use one from 2023 or later.");
+  }
+  const found = await arrays(view.block);
+  check(found, kinds[view.kind]);
+  /** @type {Map<number, Promise<Map<string, Values>>>} */
+  const pages = new Map();
+  const packed = view.pages ?? [];
+  return {
+    kind: view.kind,
+    title: view.title ?? "",
+    caption: view.caption ?? "",
+    model: view.model ?? "",
+    notes: view.notes ?? [],
+    meta: view.meta ?? {},
+    arrays: found,
+    pages: packed.length,
+    page(i) {
+      let made = pages.get(i);
+      if (!made) {
+        if (!packed[i]) return Promise.reject(new ViewError("This view is incomplete: a page is missing."));
+        made = arrays(packed[i]).then((page) => (check(page, kinds[`${view.kind}/page`]), page));
+        pages.set(i, made);
+      }
+      return made;
+    },
+  };
+}
+
+/**
+ * The rows of a table: arrays named `name.column`.
+ * @param {Map<string, Values>} arrays
+ * @param {string} name
+ * @returns {import("./types").Row[]}
+ */
+export function rows(arrays, name) {
+  const columns = [...arrays].filter(([key, values]) => key.startsWith(`${name}.`) && values.shape.length === 1);
+  const count = columns.length ? columns[0][1].length : 0;
+  return Array.from({ length: count }, (_, i) =>
+    Object.fromEntries(columns.map(([key, values]) => [key.slice(name.length + 1), values.at(i)])),
+  );
+}
