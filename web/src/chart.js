@@ -64,7 +64,7 @@ export function lineChart(o) {
   };
   /** @type {import("./types").Shape[]} */
   const items = [];
-  const marks = o.log ? [0, 1, 3, 10, 30, 100, 1000, 10000, 100000].filter((v) => v <= y1) : ticks(y0, y1, Math.max(2, Math.floor(height / 50)));
+  const marks = o.log ? [0, 10, 100, 1000, 10000, 100000].filter((v) => v <= y1) : ticks(y0, y1, Math.max(2, Math.floor(height / 50)));
   for (const v of marks) {
     items.push({ tag: "path", d: `M${left} ${r(py(v))}H${width - right}`, stroke: "grid" });
     items.push({ tag: "text", x: left - 6, y: py(v) + 4, text: tick(v), anchor: "end", size: 11, fill: "muted" });

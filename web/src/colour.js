@@ -1,4 +1,4 @@
-// Colours: viridis' kin for one-signed quantities, a diverging ramp for signed ones, six hues for series.
+// Colours: viridis for one-signed quantities, a diverging ramp for signed ones, six hues for series.
 
 /** Names of colours in a scene: light, then dark. The same values stand in style.css. @type {Record<string, [string, string]>} */
 export const PALETTE = {
@@ -16,8 +16,8 @@ export const PALETTE = {
   s5: ["#4a5a9a", "#86a0f3"],
 };
 
-// cividis (Nuñez, Anderton and Renslow 2018) at nine places: read alike with every common colour vision.
-const CIVIDIS = ["#00224e", "#123570", "#3b496c", "#575d6d", "#707173", "#8a8678", "#a59c74", "#c3b369", "#fee838"];
+// viridis (Smith and van der Walt 2015) at nine places: even in lightness, read alike with every common colour vision.
+const VIRIDIS = ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725"];
 const DIVERGING = ["#b44a00", "#e39a66", "#f3e4d8", "#f2f2f0", "#dbe7f0", "#7db3d8", "#045b91"];
 
 /** @param {string} hex @returns {number[]} */
@@ -65,7 +65,7 @@ const made = new Map();
 
 /**
  * The ramp as 64 fills with their inks. Confident cells stand out on either ground: the ramp begins at the paper and
- * runs through cividis away from it, darker on light paper and lighter on dark.
+ * runs through viridis away from it, darker on light paper and lighter on dark.
  * @param {boolean} dark
  * @param {boolean} [diverging]
  */
@@ -81,7 +81,7 @@ export function ramp(dark, diverging = false) {
         colour = along(DIVERGING, t);
         if (dark) colour = mix(paper, colour, 0.25 + 0.75 * Math.abs(2 * t - 1));
       } else {
-        colour = mix(paper, along(CIVIDIS, dark ? t : 1 - t), Math.min(1, 0.04 + t * 2.2));
+        colour = mix(paper, along(VIRIDIS, dark ? 0.1 + 0.8 * t : 0.9 - 0.78 * t), Math.min(1, 0.03 + t * 1.25));
       }
       const fill = hex(colour);
       return { fill, ink: inkOn(fill) };

@@ -68,23 +68,27 @@ export function choice(label, options, value, chosen) {
 }
 
 /**
+ * A table that scrolls.
+ * @param {string} caption
+ * @param {string[]} heads
+ * @param {(Node | string)[][]} rows
+ * @param {boolean[]} [numeric] columns of numbers
+ */
+export function grid(caption, heads, rows, numeric = []) {
+  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
+    h("table", {}, h("caption", { text: caption }),
+      h("thead", {}, h("tr", {}, ...heads.map((text, i) => h("th", { scope: "col", text, class: numeric[i] && "n" })))),
+      h("tbody", {}, ...rows.map((row) => h("tr", {}, ...row.map((value, i) => h("td", { class: numeric[i] && "n" }, value)))))));
+}
+
+/**
  * A table of a sheet, for those who read tables rather than pictures.
  * @param {import("./types").Sheet} sheet
  * @param {(value: any) => string} write
  * @param {number} most rows
  */
 export function tableOf(sheet, write, most = 200) {
-  const numeric = sheet.columns.map((_, i) => sheet.rows.slice(0, most).every((row) => row[i] === null || typeof row[i] === "number"));
-  return h(
-    "div",
-    { class: "scroll", tabindex: "0", role: "region", "aria-label": sheet.name },
-    h(
-      "table",
-      {},
-      h("caption", { text: sheet.rows.length > most ? `${sheet.name}: first ${most} of ${sheet.rows.length} rows; copy as CSV for all` : sheet.name }),
-      h("thead", {}, h("tr", {}, ...sheet.columns.map((name, i) => h("th", { scope: "col", text: name, class: numeric[i] && "n" })))),
-      h("tbody", {}, ...sheet.rows.slice(0, most).map((row) =>
-        h("tr", {}, ...row.map((value, i) => h("td", { class: numeric[i] && "n" }, bdi(write(value))))))),
-    ),
-  );
+  const shown = sheet.rows.slice(0, most);
+  const name = sheet.rows.length > most ? `${sheet.name}: first ${most} of ${sheet.rows.length} rows; copy as CSV for all` : sheet.name;
+  return grid(name, sheet.columns, shown.map((row) => row.map((value) => bdi(write(value)))), sheet.columns.map((_, i) => shown.every((row) => row[i] === null || typeof row[i] === "number")));
 }

@@ -22,12 +22,12 @@ function dress(root) {
   root.adoptedStyleSheets = [sheet];
 }
 
-/** @param {HTMLElement} frame @param {import("./types").Options} options */
-function isDark(frame, options) {
+/** @param {import("./types").Options} options */
+function isDark(options) {
   if (options.theme === "light" || options.theme === "dark") return options.theme === "dark";
   const host = document.body?.dataset.jpThemeLight ?? document.body?.getAttribute("data-jp-theme-light");
   if (host) return host === "false";
-  return matchMedia("(prefers-color-scheme: dark)").matches && getComputedStyle(frame).colorScheme !== "light";
+  return matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
 /**
@@ -53,7 +53,7 @@ export function show(element, json, options, kinds) {
   const announce = (/** @type {string} */ text) => {
     said.textContent = text;
   };
-  const mode = () => frame.setAttribute("data-theme", isDark(frame, options) ? "dark" : "light");
+  const mode = () => frame.setAttribute("data-theme", isDark(options) ? "dark" : "light");
   const redraw = () => {
     mode();
     part?.draw();

@@ -156,3 +156,33 @@ export interface Handle {
   json(): string;
   destroy(): void;
 }
+
+/** A figure over a table, as report/view_figures.py declares it. `$key` stands for the value of a switch. */
+export interface Figure {
+  type: "line" | "bar" | "matrix";
+  name: string;
+  title: string;
+  note?: string;
+  table: string;
+  where?: string[];
+  x: string;
+  y: string;
+  by?: string;
+  lines?: [string, string][];
+  low?: string;
+  high?: string;
+  label?: string;
+  xLabel?: string;
+  yLabel?: string;
+  range?: [number, number];
+  domain?: [number, number];
+  height?: number;
+  refs?: [number, string, string[]?][];
+  flat?: boolean;
+  diagonal?: string;
+  marks?: [number, number, string][];
+  without?: string[];
+  pick?: string;
+  signed?: boolean;
+  percent?: boolean;
+}

@@ -1,6 +1,6 @@
 // From the JSON of a view to arrays: checked against schema.json, which Python writes from its own list.
 
-import schema from "./schema.json";
+import schema from "./schema.json" with { type: "json" };
 
 /** @typedef {import("./types").Values} Values */
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -43,7 +42,7 @@ PROMPT, SHOWN = "Prompt", "What is shown"
 TextArgument = Annotated[str | None, typer.Argument(help="A text, or a question with --choices.")]
 ChoicesOption = Annotated[str | None, typer.Option("--choices", "-c", metavar="LIST", help="Answers to compare.")]
 CorrectOption = Annotated[str | None, typer.Option("--correct", help="The correct choice, marked in the table.")]
-OutOption = Annotated[Path | None, option("out", help="Write figures and tables of each prompt to this folder.")]
+OutOption = Annotated[Path | None, option("out", help="Write figures and tables to this folder, or to FILE.html.")]
 SeparatorOption = Annotated[str, typer.Option("--separator", help="What separates choices.", rich_help_panel=PROMPT)]
 PromptsOption = Annotated[
     Path | None,
@@ -104,7 +103,7 @@ def look_command(
     top (rows), map (rows or null); docs/tables.md describes the columns.
     """
     from exitlens.lenses.lens_names import check_lens_word, open_lens
-    from exitlens.studies.layers.look import look, map_of
+    from exitlens.studies.layers.look import look
 
     records = _records(prompt, prompts, None if choices is None else choices.split(separator), correct, plain)
     wanted = check_depth(model, layers)
@@ -112,12 +111,8 @@ def look_command(
     lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base)
     numbers = wanted.resolve(lm.n_layers, owner=lm.name)
     chosen_lens = open_lens(lens, lm)
-    found = []
-    for record in records:
-        each = look(lm, record, lens=chosen_lens, layers=numbers, rule=rule, top_k=top)
-        if as_map or (as_map is None and not record.choices):
-            each = dataclasses.replace(each, map=map_of(lm, record, lens=chosen_lens, layers=numbers))
-        found.append(each)
+    options: dict[str, Any] = {"lens": chosen_lens, "layers": numbers, "rule": rule, "top_k": top, "trace": as_map}
+    found = [look(lm, record, **options) for record in records]
     if out is not None:
         from exitlens.studies.layers.look import write_looks
 

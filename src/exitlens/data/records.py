@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, overload
 
+from exitlens.display import Shown
+from exitlens.parsing import cut
+
 __all__ = ["ConceptPrompt", "Dataset", "Question", "ReadAt", "Statement"]
 
 ReadAt = Literal["before-target", "last-newline", "last"]
@@ -64,8 +67,8 @@ class ConceptPrompt:
     read_at: ReadAt | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Dataset:
+@dataclass(frozen=True, slots=True, repr=False)
+class Dataset(Shown):
     """Records of one kind with their provenance.
 
     It is counted, iterated and indexed as the tuple of its records. ``sha256`` is over the source's bytes; ``notes``
@@ -80,6 +83,11 @@ class Dataset:
     statements: tuple[Statement, ...] = ()
     notes: tuple[str, ...] = ()
     concepts: tuple[ConceptPrompt, ...] = ()
+
+    def __repr__(self) -> str:
+        first = cut(next((_text_of(record) for record in self), ""))
+        notes = f"\n  {cut('; '.join(self.notes), 200)}" if self.notes else ""
+        return f"Dataset {self.name}: {len(self)} {self.kind}, from {cut(self.source)}\n  first: {first!r}{notes}"
 
     @property
     def records(self) -> tuple[Question, ...] | tuple[Statement, ...] | tuple[ConceptPrompt, ...]:
@@ -104,3 +112,9 @@ class Dataset:
         Question | Statement | ConceptPrompt | tuple[Question, ...] | tuple[Statement, ...] | tuple[ConceptPrompt, ...]
     ):
         return self.records[at]
+
+
+def _text_of(record: Question | Statement | ConceptPrompt) -> str:
+    if isinstance(record, Question):
+        return record.question
+    return record.statement if isinstance(record, Statement) else record.prompt

@@ -16,6 +16,7 @@ from exitlens.decoding.sampling import Sampling, penalise, row_generator
 from exitlens.decoding.session import Prefix, open_prefix
 from exitlens.decoding.stopping import StopStrings, continued, special_token, undecided
 from exitlens.decoding.token_rules import rules_of
+from exitlens.display import Shown
 from exitlens.errors import ContextError, InputError
 from exitlens.layer_range import Layers, resolve_layers
 from exitlens.lenses import readout
@@ -23,20 +24,22 @@ from exitlens.lenses.lens import lens_name
 from exitlens.models.forward import plan_batches
 from exitlens.models.native.runner import runner_of
 from exitlens.models.protocol import LayeredModel
+from exitlens.parsing import cut
 
 __all__ = ["BatchRun", "Generation", "Row", "generate", "stream"]
 
 P = TypeVar("P")
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
+@dataclass(frozen=True, slots=True, repr=False)
+class Generation(Shown):
     """One answer.
 
     ``token_ids`` write ``text`` and nothing after it (stop strings and end-of-text tokens are left out).
     ``reads[name]`` is ``[layers, tokens, …]``: each token's column describes the distributions that it was chosen
     from, at ``read_layers`` through ``read_lens`` (:func:`exitlens.trace_answers` makes a trace of them).
     ``steps[name]`` is ``[tokens, …]``: what the decoder reported (``choice`` is a layer number).
+    ``vocabulary``: where ``reads`` are, the texts of the token ids in them and in the answer.
     """
 
     prompt: str
@@ -49,6 +52,21 @@ class Generation:
     prompt_ids: tuple[int, ...] = ()
     read_layers: tuple[int, ...] = ()
     read_lens: str = ""
+    vocabulary: Mapping[int, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        read = f", read at {len(self.read_layers)} layers ({', '.join(self.reads)})" if self.reads else ""
+        return (
+            f"Generation of {len(self.token_ids)} tokens, finish {self.finish}{read}\n"
+            f"  prompt {cut(repr(self.prompt[-70:]))}\n"
+            f"  text   {cut(repr(self.text), 200)}"
+        )
+
+
+def _ids_in(answer: Generation) -> set[int]:
+    """Every token id that a view of the answer names: the prompt's last, the answer's, and those in ``top_ids``."""
+    top = answer.reads.get("top_ids")
+    return {*answer.prompt_ids[-1:], *answer.token_ids, *(np.unique(top).tolist() if top is not None else ())}
 
 
 @dataclass(slots=True)
@@ -125,7 +143,12 @@ def generate(
         for row, reads in zip(batch, _read(lm, batch, layers, read, read_lens, run), strict=True):
             answer = run.result(row, reads)
             if layers:
-                answer = replace(answer, read_layers=tuple(layers), read_lens=lens_name(read_lens))
+                answer = replace(
+                    answer,
+                    read_layers=tuple(layers),
+                    read_lens=lens_name(read_lens),
+                    vocabulary={i: lm.token(i) or f"<{i}>" for i in _ids_in(answer)},
+                )
             out[row.index] = answer
         done += len(batch)
         if progress is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,12 @@ from exitlens.lenses import Trace
 from exitlens.lenses.statistics import missing
 from exitlens.models.protocol import LayeredModel
 
-__all__ = ["trace_answers"]
+__all__ = ["trace_answer", "trace_answers"]
+
+
+def trace_answer(answer: Generation) -> Trace:
+    """:func:`trace_answers` of one answer, by the texts that it holds itself: no model is needed, and none is named."""
+    return _traced([answer], lambda i: answer.vocabulary.get(i, ""), "")
 
 
 def trace_answers(lm: LayeredModel, answers: Sequence[Generation]) -> Trace:
@@ -26,6 +31,10 @@ def trace_answers(lm: LayeredModel, answers: Sequence[Generation]) -> Trace:
     nothing was chosen: that position holds NaN (−1, False). Raises :class:`InputError` for answers that were not read,
     or not alike.
     """
+    return _traced(answers, lm.token, lm.name)
+
+
+def _traced(answers: Sequence[Generation], text_of: Callable[[int], str], model: str) -> Trace:
     if not answers:
         raise InputError("no answers were given: there is nothing to trace")
     first = answers[0]
@@ -46,5 +55,9 @@ def trace_answers(lm: LayeredModel, answers: Sequence[Generation]) -> Trace:
             if answer.reads:
                 values[name][i, :, : len(answer.token_ids)] = answer.reads[name]
     ids = tuple((answer.prompt_ids[-1], *answer.token_ids) for answer in answers)
-    words = tuple(tuple(lm.token(token) for token in text) for text in ids)
-    return Trace(values, first.read_layers, first.read_lens, lm.name, ids, words, extra={"source": "answers"})
+    words = tuple(tuple(text_of(token) for token in text) for text in ids)
+    vocabulary = {i: text for answer in answers for i, text in answer.vocabulary.items()}
+    return Trace(
+        values, first.read_layers, first.read_lens, model, ids, words,
+        extra={"source": "answers"}, vocabulary=vocabulary,
+    )  # fmt: skip

@@ -137,7 +137,14 @@ def read_ids(
         tuple(tuple(words[v] for v in text) for text in ids),
         tuple(notes),
         str(product).removeprefix("torch."),
+        vocabulary=_texts_of(lm, store.arrays.get("top_ids")),
     )
+
+
+def _texts_of(lm: LayeredModel, ids: NDArray[Any] | None) -> dict[int, str]:
+    """The text of each different token id, so that a trace can be read without its model; ids under 0 are none."""
+    found = [] if ids is None else [int(v) for v in np.unique(ids) if v >= 0]
+    return {v: lm.token(v) or f"<{v}>" for v in found}
 
 
 def read_windows(

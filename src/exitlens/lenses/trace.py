@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from exitlens.display import Shown
 from exitlens.errors import InputError, LayerError, MissingExtra
 from exitlens.parsing import cut, parse_json
 from exitlens.storage.atomic import write_tensors
@@ -25,14 +26,14 @@ AXES = ("text", "layer", "position")
 FORMAT = "exitlens-trace-1"
 
 
-@dataclass(frozen=True, eq=False)
-class Trace:
+@dataclass(frozen=True, eq=False, repr=False)
+class Trace(Shown):
     """Statistics with the axes text, layer, position (and a fourth: rank, target or choice).
 
     ``values[name]``: float32 or int64 array ``[texts, layers, positions, …]``; positions past a text's end hold NaN
     (−1, False). ``saturation`` has one entry, 0, on its layer axis. ``token_ids``, ``tokens``: one tuple a text.
     Position i describes what the layers expect *after* token i; ``logprob`` and ``rank`` are those of token i + 1.
-    ``notes``: lines for the reader.
+    ``notes``: lines for the reader. ``vocabulary``: texts of the ids in ``top_ids``.
     """
 
     values: Mapping[str, np.ndarray]
@@ -44,6 +45,7 @@ class Trace:
     notes: tuple[str, ...] = ()
     product: str = "float32"
     extra: Mapping[str, str] = field(default_factory=dict)
+    vocabulary: Mapping[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, array in self.values.items():
@@ -52,6 +54,16 @@ class Trace:
             array.setflags(write=False)
         object.__setattr__(self, "values", MappingProxyType(dict(self.values)))
         object.__setattr__(self, "extra", MappingProxyType(dict(self.extra)))
+        object.__setattr__(self, "vocabulary", MappingProxyType(dict(self.vocabulary)))
+
+    def __repr__(self) -> str:
+        lengths = self.lengths
+        tokens = f"{lengths[0]} tokens" if len(lengths) == 1 else f"{sum(lengths)} tokens in {len(lengths)} texts"
+        return (
+            f"Trace of {tokens}, {len(self.layers)} layers, lens {self.lens}, model {self.model}\n"
+            f"  holds {cut(', '.join(self.values))}\n"
+            "  .show() draws it, .to_pandas() is a table, trace[NAME] an array [text, layer, position, …]"
+        )
 
     def __getitem__(self, name: str) -> np.ndarray:
         try:
@@ -73,6 +85,15 @@ class Trace:
             raise LayerError(f"layer {layer} was not recorded: this trace holds {', '.join(map(str, self.layers))}")
         k = self.layers.index(layer)
         return {name: array[:, k] for name, array in self.values.items() if array.shape[1] == len(self.layers)}
+
+    def since(self, position: int) -> Trace:
+        """The same trace without the positions before ``position``."""
+        return replace(
+            self,
+            values={name: array[:, :, position:].copy() for name, array in self.values.items()},
+            token_ids=tuple(ids[position:] for ids in self.token_ids),
+            tokens=tuple(words[position:] for words in self.tokens),
+        )
 
     def to_pandas(self) -> pd.DataFrame:
         """A row per text, layer and position of real tokens; a fourth axis becomes columns ``name_0``, ``name_1``, …"""
@@ -137,6 +158,7 @@ class Trace:
             "tokens": json.dumps(self.tokens),
             "notes": json.dumps(self.notes),
             "extra": json.dumps(dict(self.extra)),
+            "vocabulary": json.dumps({str(i): text for i, text in self.vocabulary.items()}),
         }
         return tensors, head
 
@@ -146,11 +168,14 @@ class Trace:
         if metadata.get("format") != FORMAT:
             raise InputError(f"not a trace: its format is {cut(repr(metadata.get('format')))}, expected {FORMAT!r}")
         header = {name: parse_json(metadata.get(name, ""), f"a trace's {name}", error=InputError) for name in _LISTS}
+        # Files of before there was a vocabulary have none.
+        named = parse_json(metadata.get("vocabulary", "{}"), "a trace's vocabulary", error=InputError)
         layers, ids, words = header["layers"], header["token_ids"], header["tokens"]
         if not (
             _all(layers, int) and _lists(ids, int) and _lists(words, str) and _all(header["notes"], str)
             and [len(text) for text in ids] == [len(text) for text in words]
             and isinstance(header["extra"], dict) and _all([*header["extra"], *header["extra"].values()], str)
+            and isinstance(named, dict) and _all(list(named.values()), str) and all(key.isdecimal() for key in named)
         ):  # fmt: skip
             raise InputError("this trace is damaged (its header does not fit together): write it again")
         longest = max((len(text) for text in ids), default=0)
@@ -172,6 +197,7 @@ class Trace:
             tuple(header["notes"]),
             metadata.get("product", ""),
             header["extra"],
+            {int(key): text for key, text in named.items()},
         )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from exitlens.compute.matmul import linear, plain_linear
+from exitlens.display import Shown
 from exitlens.errors import InputError, UnsupportedModel, layer_range_error
 from exitlens.layer_range import Layers, resolve_layers
 from exitlens.models import checks, tokens
@@ -21,6 +22,7 @@ from exitlens.models.layout.hooks import eval_mode, first_tensor, record_blocks
 from exitlens.models.length_rope import length_ropes, start_anew
 from exitlens.models.protocol import LogitTransform, Parity, Pass
 from exitlens.models.replay import Replay, movable
+from exitlens.parsing import cut
 
 __all__ = ["Layered"]
 
@@ -29,7 +31,7 @@ _CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length
 _PROBE = 7  # positions a row
 
 
-class Layered:
+class Layered(Shown):
     """See :class:`~exitlens.models.protocol.LayeredModel` for what each name means.
 
     The wrapped model is never changed: hooks live only while a pass runs, and training modes are put back.
@@ -89,6 +91,9 @@ class Layered:
         self._probe = probe
         _ = self.eos_ids  # settings that are no ids are refused now, not at the first answer
         self._measure(probe)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {cut(self.name)}: {self.n_layers} layers, {self.dtype} on {self.device}"
 
     def _measure(self, probe: Tensor) -> None:
         """Is it read rightly, is it causal, how does it take positions? See :mod:`exitlens.models.checks`."""
@@ -350,11 +355,9 @@ class Layered:
     def eos_ids(self) -> tuple[int, ...]:
         """End-of-text ids of the model's own generation settings (tokenizer's when it has none)."""
         settings = getattr(self.model, "generation_config", None)
-        eos = getattr(settings, "eos_token_id", None)
-        if eos is None:
-            eos = getattr(self.tokenizer, "eos_token_id", None)
-        if eos is None:
-            return ()
+        eos = next(
+            (e for each in (settings, self.tokenizer) if (e := getattr(each, "eos_token_id", None)) is not None), ()
+        )
         ends = tuple(eos) if isinstance(eos, list | tuple) else (eos,)
         if not all(isinstance(end, int) for end in ends):
             raise UnsupportedModel(f"{self.name}: eos_token_id in generation_config.json is {str(eos)[:80]!r}, no id")

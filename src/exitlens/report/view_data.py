@@ -49,8 +49,18 @@ Name: TypeAlias = Literal["b1", "u1", "u2", "u4", "i4", "f4", "f8", "q1", "q2", 
 # How each type lies in memory. q: a number between `low` and `high`; s: a place in the list of texts; in b, u, q and s
 # the largest value means that there is none.
 _STORED: Final[Mapping[str, str]] = {
-    **{"b1": "u1", "u1": "u1", "u2": "<u2", "u4": "<u4", "i4": "<i4", "f4": "<f4", "f8": "<f8"},
-    **{"q1": "u1", "q2": "<u2", "s1": "u1", "s2": "<u2", "s4": "<u4"},
+    "b1": "u1",
+    "u1": "u1",
+    "u2": "<u2",
+    "u4": "<u4",
+    "i4": "<i4",
+    "f4": "<f4",
+    "f8": "<f8",
+    "q1": "u1",
+    "q2": "<u2",
+    "s1": "u1",
+    "s2": "<u2",
+    "s4": "<u4",
 }
 Values: TypeAlias = "NDArray[Any] | Quantised"
 
@@ -123,7 +133,7 @@ def columns_of(prefix: str, frame: DataFrame, names: Sequence[str]) -> dict[str,
             column = frame[name]
             out[f"{prefix}.{name}"] = (
                 column.to_numpy()
-                if column.dtype.kind in "iufb"
+                if isinstance(column.dtype, np.dtype) and column.dtype.kind in "iufb"
                 else column.astype(object).where(column.notna(), None).to_numpy()
             )
     return out
@@ -238,14 +248,14 @@ def _array(whole: bytes, entry: Packed, texts: list[str]) -> NDArray[Any]:
     kind = entry.type[0]
     if kind in "uif":
         return stored.copy()
-    none = 256 ** stored.dtype.itemsize - 1
+    none = 256**stored.dtype.itemsize - 1
     if kind == "q":
         low, high = entry.low or 0.0, entry.high or 0.0
         numbers = low + stored.astype(np.float64) / (none - 1) * ((high - low) or 1.0)
         return np.where(stored == none, math.nan, numbers)
-    out = np.empty(stored.shape, dtype=object)
-    out.flat = [None if v == none else bool(v) if kind == "b" else texts[int(v)] for v in stored.flat]
-    return out
+    out = np.empty(stored.size, dtype=object)
+    out[:] = [None if v == none else bool(v) if kind == "b" else texts[int(v)] for v in stored.flat]
+    return out.reshape(stored.shape)
 
 
 def view(

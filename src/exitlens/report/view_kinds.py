@@ -50,8 +50,8 @@ _MAP: Final[Mapping[str, ArraySpec]] = {
     "lenses": ArraySpec("text", ("lens",)),
     "layers": ArraySpec("number", ("layer",)),
     "tokens": ArraySpec("text", ("position",)),
-    "top": ArraySpec("text", (*_CELL, "rank")),
-    "top_p": ArraySpec("number", (*_CELL, "rank")),
+    "top": ArraySpec("text", (*_CELL, "rank"), optional=True),
+    "top_p": ArraySpec("number", (*_CELL, "rank"), optional=True),
     "entropy": ArraySpec("number", _CELL, optional=True),
     "kl": ArraySpec("number", _CELL, optional=True),
     "margin": ArraySpec("number", _CELL, optional=True),
@@ -105,7 +105,9 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "entropy": Kind(
         {
-            **_table("layers", text="judge estimator", number="layer n_correct n_incorrect correct incorrect difference"),
+            **_table(
+                "layers", text="judge estimator", number="layer n_correct n_incorrect correct incorrect difference"
+            ),
             **_table("layers", more="correct_low correct_high incorrect_low incorrect_high difference_low"),
             **_table("layers", more="difference_high auroc auroc_low auroc_high p p_holm p_bh cohens_d"),
             **_optional(_table("answers", text="id question answer", number="n_tokens")),
@@ -142,7 +144,9 @@ KINDS: Final[Mapping[str, Kind]] = {
             "parts.example": ArraySpec("text", ("parts",), optional=True),
         }
     ),
-    "lenses": Kind({**_table("lenses", text="lens metric", number="layer value"), **_table("lenses", more="low high n")}),
+    "lenses": Kind(
+        {**_table("lenses", text="lens metric", number="layer value"), **_table("lenses", more="low high n")}
+    ),
     "runs": Kind(
         {
             **_table("runs", text="run study metric", number="value"),

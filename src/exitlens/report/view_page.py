@@ -55,9 +55,7 @@ def script_of(made: View, name: str) -> Markup:
 
 @functools.cache
 def _environment() -> Environment:
-    return Environment(
-        loader=PackageLoader("exitlens.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    return Environment(loader=PackageLoader("exitlens.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def page(views: Sequence[View], *, title: str = "", static: str = "") -> str:

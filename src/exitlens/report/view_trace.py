@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,9 +20,7 @@ MAP_STATS = ("entropy", "top_k", "margin", "logprob", "rank", "kl")  # what a ma
 _PLAIN = ("entropy", "kl", "margin")
 
 
-def trace_view(
-    traces: Trace | Sequence[Trace], text: int = 0, *, title: str = ""
-) -> View:
+def trace_view(traces: Trace | Sequence[Trace], text: int = 0, *, title: str = "") -> View:
     """The map of one text of a trace.
 
     Args:
@@ -60,11 +59,18 @@ def trace_view(
             arrays[name] = quantised(_stacked(given, name, text, length))
     after = (*tokens[1:], None)
     if _all_hold(given, "rank"):
-        rank = _stacked(given, "rank", text, length)[..., 0]
+        rank = _stacked(given, "rank", text, length)
         arrays |= {"next": _texts(after), "next_rank": np.where(rank < 0, np.nan, rank).astype(np.float32)}
     if _all_hold(given, "logprob"):
         arrays["next"] = _texts(after)
-        arrays["next_p"] = quantised(np.exp(_stacked(given, "logprob", text, length)[..., 0]))
+        arrays["next_p"] = quantised(np.exp(_stacked(given, "logprob", text, length)))
+    if _all_hold(given, "pin_rank", "pin_logprob") and len({each.extra.get("pins") for each in given}) == 1:
+        ids = json.loads(first.extra.get("pins", "[]"))
+        arrays |= {
+            "pins": _texts([first.vocabulary.get(i) for i in ids]),
+            "pin_rank": _stacked(given, "pin_rank", text, length).astype(np.int64),
+            "pin_p": quantised(np.exp(_stacked(given, "pin_logprob", text, length))),
+        }
     if "top" not in arrays and not any(name in arrays for name in _PLAIN):
         raise InputError(f"this trace holds nothing that a map shows: read it with stats={MAP_STATS}")
     written = "".join(tokens).strip()
@@ -84,7 +90,9 @@ def _all_hold(traces: Sequence[Trace], *names: str) -> bool:
 
 def _stacked(traces: Sequence[Trace], name: str, text: int, length: int) -> NDArray[Any]:
     """``[lens, layer, position, …]`` as float64."""
-    return np.stack([np.asarray(each[name][text, :, :length], dtype=np.float64) for each in traces])
+    found = np.stack([np.asarray(each[name][text, :, :length], dtype=np.float64) for each in traces])
+    # Of several targets a token, a map follows the first.
+    return found[..., 0] if name in ("rank", "logprob") and found.ndim == 4 else found
 
 
 def _top_texts(trace: Trace, text: int, length: int) -> NDArray[Any]:

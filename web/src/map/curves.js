@@ -53,15 +53,15 @@ export function makeCurves(model, o) {
   const charts = [
     {
       title: () => "Probability by layer", layers: true,
-      make: (width) => lineChart({ name: "probability-by-layer", label: "Probability of the followed tokens by layer", width, height: 170, x: "layer", y: "probability", whole: true, range: [0, 1], series: overLayers("p"), at: model.layers[place().layer] }),
+      make: (width) => lineChart({ name: "probability-by-layer", label: "Probability of the followed tokens by layer", width, height: 170, x: "layer", y: "probability", whole: true, domain: [model.layers[0], model.layers[model.layers.length - 1]], range: [0, 1], series: overLayers("p"), at: model.layers[place().layer] }),
     },
     {
       title: () => "Rank by layer", layers: true,
-      make: (width) => lineChart({ name: "rank-by-layer", label: "Rank of the followed tokens by layer; 0 is the most probable", width, height: 170, x: "layer", y: "rank", whole: true, down: true, log: true, series: overLayers("rank"), at: model.layers[place().layer] }),
+      make: (width) => lineChart({ name: "rank-by-layer", label: "Rank of the followed tokens by layer; 0 is the most probable", width, height: 170, x: "layer", y: "rank", whole: true, domain: [model.layers[0], model.layers[model.layers.length - 1]], down: true, log: true, series: overLayers("rank"), at: model.layers[place().layer] }),
     },
     {
       title: () => "Rank by position", layers: false,
-      make: (width) => lineChart({ name: "rank-by-position", label: "Rank of the followed tokens by position", width, height: 170, x: "position", y: "rank", whole: true, down: true, log: true, series: overPositions("rank"), at: place().position }),
+      make: (width) => lineChart({ name: "rank-by-position", label: "Rank of the followed tokens by position", width, height: 170, x: "position", y: "rank", whole: true, domain: [window()[0], window()[window().length - 1]], down: true, log: true, series: overPositions("rank"), at: place().position }),
     },
     {
       title: () => `${METRICS[shown()].label} by layer`, layers: true,

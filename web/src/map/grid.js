@@ -42,12 +42,12 @@ export function makeGrid(model, o) {
     const dense = o.dense();
     const even = (width - GUTTER) / Math.max(model.positions(), 1);
     const before = cw;
-    cw = dense ? Math.min(Math.max(even, 10), 26) : Math.min(Math.max(even, width < 480 ? 58 : 68), 120);
+    cw = dense ? Math.min(Math.max(even, 10), 26) : Math.min(Math.max(even, 56), 120);
     ch = dense ? 12 : 22;
     if (cw !== before) cut = new Map();
     spacer.style.width = `${GUTTER + cw * model.positions()}px`;
     spacer.style.height = `${HEAD + ch * rows()}px`;
-    scroller.style.height = `${Math.min(HEAD + ch * rows() + 16, Math.max(240, innerHeight * 0.78))}px`;
+    scroller.style.height = `${Math.min(HEAD + ch * rows() + 2 + (cw * model.positions() > width - GUTTER ? 16 : 0), 960)}px`;
   };
   /** Row from the top to index of the layer: the last layer is always the first row. @param {number} row */
   const layerAt = (row) => rows() - 1 - row;
@@ -163,8 +163,8 @@ export function makeGrid(model, o) {
       if (worded || model.layers[j] % 5 === 0 || row === 0) pen.fillText(String(model.layers[j]), GUTTER - 6, HEAD + row * ch - top + ch / 2);
     }
     pen.restore();
-    const hiddenColumns = model.positions() - 1 - last;
-    const hiddenRows = rows() - 1 - lastRow;
+    const hiddenColumns = model.positions() - Math.floor((left + width - GUTTER + 2) / cw);
+    const hiddenRows = rows() - Math.floor((top + height - HEAD + 2) / ch);
     more.textContent = [hiddenColumns > 0 && `${hiddenColumns} more token${hiddenColumns > 1 ? "s" : ""} →`, hiddenRows > 0 && `${hiddenRows} more layer${hiddenRows > 1 ? "s" : ""} ↓`].filter(Boolean).join("   ");
     more.hidden = !more.textContent;
     mark();
@@ -172,9 +172,10 @@ export function makeGrid(model, o) {
 
   const mark = () => {
     const at = o.at();
-    ring.hidden = !at;
+    const row = at ? rows() - 1 - at.layer : 0;
+    // Above the axes it would hide them.
+    ring.hidden = !at || at.position * cw < scroller.scrollLeft - 2 || row * ch < scroller.scrollTop - 2;
     if (!at) return;
-    const row = rows() - 1 - at.layer;
     ring.style.transform = `translate(${GUTTER + at.position * cw - 1}px, ${HEAD + row * ch - 1}px)`;
     ring.style.width = `${cw + 1}px`;
     ring.style.height = `${ch + 1}px`;

@@ -24,7 +24,7 @@ export function mapPart(ctx, model, extra = {}) {
   const { state } = ctx;
   const metrics = Object.values(METRICS).filter((metric) => model.has(metric.name));
   const lens = () => Math.min(state.lens ?? 0, model.lenses.length - 1);
-  const metric = () => (model.has(state.metric) ? state.metric : "p");
+  const metric = () => (model.has(state.metric) ? state.metric : (metrics[0]?.name ?? "p"));
   /** @type {() => string[]} */
   const pins = () => state.pins ?? model.pins.slice(0, 3);
   /** @type {{layer: number, position: number} | null} */
@@ -41,7 +41,7 @@ export function mapPart(ctx, model, extra = {}) {
     dark: ctx.dark, lens, metric,
     // A rank in a cell needs a token: the pinned one, or the text's own next token.
     pin: () => (metric() === "rank" ? pins()[0] : undefined),
-    labels: () => state.labels ?? "token",
+    labels: () => (model.ranks ? (state.labels ?? "token") : "value"),
     dense: () => state.dense ?? false,
     at,
     onfocus(layer, position) {

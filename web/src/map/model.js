@@ -41,7 +41,10 @@ export const METRICS = {
 export function packedModel(view) {
   const get = (/** @type {string} */ name) => view.arrays.get(name);
   const need = (/** @type {string} */ name) => /** @type {import("../types").Values} */ (get(name));
-  const [lenses, layers, tokens, top, topP] = ["lenses", "layers", "tokens", "top", "top_p"].map(need);
+  const [lenses, layers, tokens] = ["lenses", "layers", "tokens"].map(need);
+  /** Without top tokens there are only statistics to show. @type {import("../types").Values} */
+  const none = { shape: [0, 0, 0, 0], type: "number", length: 0, numbers: [], at: () => null };
+  const [top, topP] = [get("top") ?? none, get("top_p") ?? none];
   const L = layers.length;
   const P = tokens.length;
   const K = top.shape[3];
@@ -53,7 +56,7 @@ export function packedModel(view) {
   /** @type {Model["value"]} */
   const value = (metric, l, j, p, pin) => {
     const i = cell(l, j, p);
-    if (metric === "p") return pin === undefined ? topP.numbers[i * K] : pinned(i, p, pin)[0];
+    if (metric === "p") return pin === undefined ? (topP.numbers[i * K] ?? NaN) : pinned(i, p, pin)[0];
     if (metric === "rank") return pin === undefined ? (get("next_rank")?.numbers[i] ?? NaN) : pinned(i, p, pin)[1];
     if (metric === "margin" && !get("margin")) return K > 1 ? topP.numbers[i * K] - topP.numbers[i * K + 1] : NaN;
     return get(metric)?.numbers[i] ?? NaN;
@@ -79,7 +82,7 @@ export function packedModel(view) {
     top: (l, j, p, k) => top.at(cell(l, j, p) * K + k),
     topP: (l, j, p, k) => topP.numbers[cell(l, j, p) * K + k],
     value,
-    has: (metric) => metric === "p" || (metric === "margin" && K > 1) || Boolean(get(metric === "rank" ? "next_rank" : metric)) || (metric === "rank" && pins.length > 0),
+    has: (metric) => (metric === "p" && K > 0) || (metric === "margin" && K > 1) || Boolean(get(metric === "rank" ? "next_rank" : metric)) || (metric === "rank" && pins.length > 0),
     pins,
     chosen: (p) => get("chosen")?.numbers[p] ?? NaN,
     range(metric, l) {

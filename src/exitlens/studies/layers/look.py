@@ -4,33 +4,46 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+import torch
+from numpy.typing import NDArray
 
 from exitlens.data.prompts import QA_PROMPT, qa_prompt
+from exitlens.display import Shown
 from exitlens.errors import InputError
 from exitlens.layer_range import Layers
 from exitlens.lenses.lens import Lens, lens_name
+from exitlens.lenses.read_hidden import readout
 from exitlens.lenses.read_texts import read_ids
+from exitlens.lenses.trace import Trace
 from exitlens.models.forward import common_prefix
 from exitlens.models.protocol import LayeredModel
-from exitlens.storage.atomic import write_parquet
+from exitlens.parsing import cut
+from exitlens.report.notebook import Shape, register_drawing, table_html
+from exitlens.report.text import number_text, token_text
+from exitlens.report.view_data import View
+from exitlens.report.view_page import page
+from exitlens.report.view_trace import MAP_STATS, trace_view
+from exitlens.storage.atomic import write_bytes, write_parquet
 from exitlens.studies.layers.choices import Rule
 from exitlens.studies.layers.stage import LayersStage, LookRecord, check_layers
+from exitlens.studies.layers.views import choices_view
 
-__all__ = ["Look", "check_rule", "look", "map_of", "question_record", "write_looks"]
+__all__ = ["Look", "check_rule", "look", "question_record", "trace_of", "write_looks"]
 
+FOLLOWED = 3  # tokens that a map follows where nobody names any
 _RULES = ("auto", "first-token", "sequence")
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
+@dataclass(frozen=True, slots=True, repr=False)
+class Look(Shown):
     """What the layers said: ``layers`` (a row a layer and choice), ``top`` (a row a layer and rank), and where it was
-    asked for ``map`` (:func:`map_of`).
+    asked for, or where there are no choices, ``trace`` (:func:`trace_of`).
     """
 
     record: LookRecord
@@ -38,7 +51,46 @@ class Look:
     rule: str
     layers: pd.DataFrame
     top: pd.DataFrame
-    map: pd.DataFrame | None = None
+    trace: Trace | None = None
+
+    def __repr__(self) -> str:
+        last = self.top[self.top["layer"] == self.top["layer"].max()].sort_values("rank")
+        tokens = ", ".join(f"{token!r} {p:.2f}" for token, p in zip(last["token"], last["probability"], strict=True))
+        lines = [f"Look at {cut(repr(self.record.question))}, {self.lens} lens, by {self.rule}"]
+        if len(self.layers):
+            here = self.layers[self.layers["layer"] == self.layers["layer"].max()]
+            shares = ", ".join(f"{c!r} {s:.2f}" for c, s in zip(here["choice"], here["share"], strict=True))
+            lines.append(f"  last layer, share of each choice: {cut(shares, 200)}")
+        lines.append(f"  last layer, top next tokens: {cut(tokens, 200)}")
+        return "\n".join([*lines, "  .show() draws it; .layers, .top and .map are tables"])
+
+    @property
+    def map(self) -> pd.DataFrame | None:
+        """Token × layer: a row a layer and position, with the layer's top-1 token; None where nothing was read.
+
+        Columns: question_id, lens, layer, position, context (the token read there), token_id, token, probability.
+        """
+        if self.trace is None:
+            return None
+        trace = self.trace
+        top = trace["top_ids"][0, :, :, 0]
+        probability = np.exp(trace["top_logprobs"][0, :, :, 0].astype(np.float64))
+        first = int(trace.extra.get("first", "0"))
+        rows = [
+            {
+                "question_id": self.record.id,
+                "lens": trace.lens,
+                "layer": layer,
+                "position": first + place,
+                "context": context,
+                "token_id": int(top[k, place]),
+                "token": trace.vocabulary[int(top[k, place])],
+                "probability": float(probability[k, place]),
+            }
+            for k, layer in enumerate(trace.layers)
+            for place, context in enumerate(trace.tokens[0])
+        ]
+        return pd.DataFrame(rows)
 
     @property
     def spellings(self) -> dict[str, list[str]]:
@@ -59,12 +111,15 @@ def look(
     layers: Layers = "all",
     rule: Rule = "auto",
     top_k: int = 5,
+    trace: bool | None = None,
+    pins: Sequence[str] = (),
 ) -> Look:
     """Probability of each choice at each layer, and the top next tokens.
 
     Args:
         lm: The model.
-        record: A question, put under the six few-shot examples, or a record of one's own.
+        record: A text as it is; with ``choices`` a question, put under the six few-shot examples; or a record of one's
+            own.
         choices: The answers to compare, where ``record`` is a question.
         lens: How a layer is read.
         layers: Which layers, in the grammar of :mod:`exitlens.layer_range` or as numbers.
@@ -72,6 +127,8 @@ def look(
             ``first-token`` the spellings of a choice are summed: see
             :func:`~exitlens.studies.layers.choices.spellings`.
         top_k: How many top tokens a layer are kept.
+        trace: Whether every token of the text is read, for a map; by default where there are no choices.
+        pins: Tokens that the map follows from the beginning: see :func:`trace_of`.
 
     Returns:
         Tables in which ``probability`` and ``mass`` are of the whole vocabulary, ``share`` among the choices.
@@ -82,12 +139,14 @@ def look(
         ContextError: A prompt that does not fit the model's context.
     """
     if isinstance(record, str):
-        record = question_record(record, choices, None)
+        record = question_record(record, choices, None, plain=not choices)
     numbers = tuple(check_layers(lm, layers))
     tables = LayersStage((lens,), numbers, rule, top_k).run(lm, [record])
     found = tables["layers"]
     used = str(found["rule"].iloc[0]) if len(found) else "next token"
-    return Look(record, lens_name(lens), used, found, tables["layers_top"])
+    wanted = not record.choices if trace is None else trace
+    read = trace_of(lm, record, lens=lens, layers=numbers, pins=pins) if wanted else None
+    return Look(record, lens_name(lens), used, found, tables["layers_top"], read)
 
 
 def question_record(
@@ -112,42 +171,74 @@ def check_rule(text: str) -> Rule:
     return cast(Rule, text)
 
 
-def map_of(lm: LayeredModel, record: LookRecord, *, lens: str | Lens = "logit", layers: Layers = "all") -> pd.DataFrame:
-    """Token × layer: what each layer expects after each token of the text, and with what probability.
+def trace_of(
+    lm: LayeredModel,
+    record: LookRecord,
+    *,
+    lens: str | Lens = "logit",
+    layers: Layers = "all",
+    pins: Sequence[str] = (),
+) -> Trace:
+    """What each layer expects after each token of the record's text.
 
-    Columns: question_id, lens, layer, position, context (the token read there), token_id, token, probability. Few-shot
-    examples before the question are read but not listed. Raises ContextError, LayerError.
+    Few-shot examples before the question are read but not kept; ``extra["first"]`` is the position of the first token
+    kept. The last layer is always among the layers: what the others say is compared with it.
+
+    Args:
+        lm: The model.
+        record: Its prompt is the text.
+        lens: How a layer is read.
+        layers: Which layers, besides the last.
+        pins: Tokens whose rank is followed over all layers and positions: of each text the first token; by default the
+            three most probable after the text.
+
+    Returns:
+        The trace of one text, with the statistics that a map shows.
+
+    Raises:
+        InputError: An empty prompt.
+        LayerError: A layer that the model does not have.
+        ContextError: A prompt that does not fit the model's context.
     """
     ids = list(lm.encode(record.prompt))
     if not ids:
         raise InputError(f"prompt '{record.id}' is empty: give a text")
-    numbers = check_layers(lm, layers)
+    numbers = tuple(sorted({*check_layers(lm, layers), lm.n_layers}))
     before = record.prompt.rfind(record.question) if record.question else 0
     first = common_prefix([lm.encode(record.prompt[:before]), ids]) if before > 0 else 0
-    trace = read_ids(lm, [ids], layers=numbers, lens=lens, stats=("top_k",), top_k=1)
-    top, probability = trace["top_ids"][0, :, :, 0], np.exp(trace["top_logprobs"][0, :, :, 0].astype(np.float64))
-    rows = [
-        {
-            "question_id": record.id,
-            "lens": trace.lens,
-            "layer": layer,
-            "position": place,
-            "context": trace.tokens[0][place],
-            "token_id": int(top[k, place]),
-            "token": lm.token(int(top[k, place])) or f"<{int(top[k, place])}>",
-            "probability": float(probability[k, place]),
-        }
-        for k, layer in enumerate(numbers)
-        for place in range(first, len(ids))
-    ]
-    return pd.DataFrame(rows)
+    found = read_ids(lm, [ids], layers=numbers, lens=lens, stats=MAP_STATS)
+    wanted = [lm.encode(pin)[0] for pin in pins if lm.encode(pin)]
+    if not wanted:
+        wanted = [int(i) for i in found["top_ids"][0, -1, -1, :FOLLOWED]]
+    followed = follow(lm, ids, wanted, numbers, lens)
+    vocabulary = {**found.vocabulary, **{i: lm.token(i) or f"<{i}>" for i in wanted}}
+    facts = {**found.extra, "pins": json.dumps(wanted), "first": str(first)}
+    return replace(found, values={**found.values, **followed}, vocabulary=vocabulary, extra=facts).since(first)
+
+
+def follow(
+    lm: LayeredModel, ids: Sequence[int], wanted: Sequence[int], layers: Sequence[int], lens: str | Lens
+) -> dict[str, NDArray[Any]]:
+    """Rank and ln p of the same tokens at every layer and position: ``[1, layer, position, token]``."""
+    hidden = lm.forward(torch.tensor([list(ids)], device=lm.device), layers=layers).hidden
+    targets = torch.tensor([list(wanted)] * len(ids))
+    states = {j: hidden[j][0] for j in layers}
+    found = readout(lm, states, lens=lens, stats=("logprob", "rank"), targets=targets)
+    return {f"pin_{name}": found[name].cpu().numpy()[None] for name in ("logprob", "rank")}
 
 
 def write_looks(found: Sequence[Look], folder: Path) -> list[Path]:
-    """Tables and the original's six-panel figure of each question, in ``folder``; returns what was written."""
+    """Tables and the original's six-panel figure of each question, in ``folder``; returns what was written.
+
+    A ``folder`` that ends in ``.html`` becomes one page with the interactive views instead.
+    """
     from exitlens.report.figure_style import save
     from exitlens.studies.layers.figures import choice_bars, top_grid
 
+    if folder.suffix == ".html":
+        views = [made for each in found for made in _views(each)]
+        write_bytes(folder, page(views, title=found[0].record.question).encode("utf-8", "replace"))
+        return [folder]
     written: list[Path] = []
     for number, each in enumerate(found, start=1):
         stem = f"look-{number:03d}"
@@ -163,3 +254,27 @@ def write_looks(found: Sequence[Look], folder: Path) -> list[Path]:
         for name, figure in figures.items():
             written += save(figure, folder, f"{stem}-{name}").values()
     return written
+
+
+def _views(found: Look) -> list[View]:
+    """The choices where there are any, the map where every token was read."""
+    views = []
+    if len(found.layers):
+        caption = f"{found.lens} lens · by {found.rule}"
+        views.append(choices_view(found.layers, found.top, title=found.record.question, caption=caption))
+    if found.trace is not None:
+        views.append(trace_view(found.trace, title=found.record.question))
+    return views
+
+
+def _shape(found: Look) -> Shape:
+    best = found.top[found.top["rank"] == 0].sort_values("layer", ascending=False)
+    rows = [
+        [int(layer), token_text(token), number_text(float(p), 3)]
+        for layer, token, p in zip(best["layer"], best["token"], best["probability"], strict=True)
+    ]
+    heads = ["layer", "top-1 next token", "probability"]
+    return Shape(_views(found), table_html(heads, rows, f"{found.record.question}: {found.lens} lens"))
+
+
+register_drawing(Look, _shape)
