@@ -127,7 +127,7 @@ BAD = {
     "none.json": ('{"name": "x", "examples": []}', "no questions"),
     "zero.json": ('{"examples": [{"input": "a", "target_scores": {"b": 0, "c": 0}}]}', "scores above 0"),
     "list.json": ('[{"question": "a", "best": "b"}]', "JSON list"),
-    "unknown.jsonl": ('{"question": "a", "best": "b"}\n{"question": "c", "answer": 1}\n', "2: unknown field 'answer'"),
+    "unknown.jsonl": ('{"question": "a", "best": "b"}\n{"question": "c", "origin": 1}\n', "2: unknown field 'origin'"),
     "missing.jsonl": ('{"statement": "a", "label": 1}\n', "line 1: field 'topic' is missing"),
     "neither.jsonl": ('{"question": "a", "best": "b"}\n{"prompt": "c"}\n', "2: neither 'question' nor"),
     "broken.jsonl": ('{"question": "a", "best": "b"}\n{"question": \n', "line 2 is not JSON"),

@@ -16,7 +16,8 @@ from exitlens.studies.config import RunConfig
 
 __all__ = ["Own", "settings_command"]
 
-_REPEATED = frozenset({"data", "statements", "test_data"})  # a path may hold a comma: these are given once a data set
+# A path or a column may hold a comma: these options are repeated instead.
+_REPEATED = frozenset({"data", "statements", "test_data", "column"})
 _LAYERS = frozenset({"layers", "probe_layers", "probed_layers", "exit_layers"})
 
 

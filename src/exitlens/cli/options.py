@@ -25,6 +25,7 @@ __all__ = [
     "BatchSizeOption",
     "BertscoreLayerOption",
     "BertscoreModelOption",
+    "ColumnOption",
     "DataOption",
     "DecoderOption",
     "DeviceOption",
@@ -59,7 +60,7 @@ _METAVAR = {
     "states": "FOLDER", "layers": "LAYERS", "probed_layers": "LAYERS", "probe_layers": "LAYERS",
     "exit_layers": "LAYERS", "lens": "LENS", "decoders": "LIST", "judges": "LIST", "kinds": "LIST", "only": "LIST",
     "entropy_estimators": "LIST", "device": "DEVICE", "dtype": "DTYPE", "revision": "REF", "bertscore_model": "NAME",
-    "exit_heads": "FILE", "adapter": "FOLDER", "base": "NAME",
+    "column": "ROLE=NAME", "exit_heads": "FILE", "adapter": "FOLDER", "base": "NAME",
 }  # fmt: skip
 _HEADING = {"device": MODEL, "dtype": MODEL, "revision": MODEL, "trust_remote_code": MODEL, "base": MODEL}
 
@@ -117,6 +118,7 @@ TrustOption = Annotated[bool, option("trust_remote_code")]
 BaseOption = Annotated[str | None, option("base")]
 
 DataOption = Annotated[str, option("data", help="Questions: built-in name, file, folder or Hub id.")]
+ColumnOption = Annotated[list[str] | None, option("column")]
 LimitOption = Annotated[int | None, option("limit", min=1)]
 SeedOption = Annotated[int, option("seed", min=0)]
 BatchSizeOption = Annotated[int, option("batch_size", min=1)]

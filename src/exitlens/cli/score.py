@@ -12,6 +12,7 @@ from exitlens.cli.help import add_command
 from exitlens.cli.options import (
     BertscoreLayerOption,
     BertscoreModelOption,
+    ColumnOption,
     DataOption,
     DeviceOption,
     JsonOption,
@@ -39,6 +40,7 @@ def score_command(
         ),
     ],
     data: DataOption = "facts-qa",
+    column: ColumnOption = None,
     limit: Annotated[int | None, option("limit", min=1, help="Only the first so many questions.")] = None,
     judges: Annotated[
         str, option("judges", help="Also how many answers these judges find correct, comma-separated.")
@@ -71,7 +73,7 @@ def score_command(
     from exitlens.studies.decoding.analysis import compare, score
 
     rules = protocol_named(protocol)
-    dataset = read_data(data, limit=limit)
+    dataset = read_data(data, limit=limit, columns=column)
     for note in dataset.notes:
         say(f"{dataset.name}: {note}", quiet)
     twice = next((path for i, path in enumerate(predictions) if path in predictions[:i]), None)

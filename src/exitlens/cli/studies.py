@@ -16,7 +16,7 @@ from exitlens.cli.train_exits import adapt_command, train_command
 __all__ = ["register"]
 
 _JSON = "--json prints model, findings (sentences) and the tables {}, which docs/tables.md describes."
-_QUESTIONS = {"model": Own(), "data": Own(), "limit": Own(), "out": OUT, "seed": Own()}
+_QUESTIONS = {"model": Own(), "data": Own(), "column": Own(), "limit": Own(), "out": OUT, "seed": Own()}
 _KINDS, _ORIGINAL = "Probes of --kinds", "The original study"
 
 LAYERS = {
@@ -32,6 +32,7 @@ DECODING = {**_QUESTIONS, "decoders": Own(), "mc": Own(), "scoring": Own(), "jud
 PROBE = {
     "model": Own(),
     "statements": Own(("--data", "-d")),
+    "column": Own(help="A file's columns: statement=Claim,label=Truth."),
     "limit_statements": Own(("--limit",)),
     "kinds": Own(),
     "out": OUT,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
-from exitlens.data.readers import big_bench, concept_sets, hub, json_lines, true_false, truthfulqa
+from exitlens.data.columns import ColumnMap, columns_of_kind, parse_columns
+from exitlens.data.readers import big_bench, concept_sets, hub, json_lines, mapped, true_false, truthfulqa
 from exitlens.data.readers.rows import json_whole
 from exitlens.data.records import Dataset, Question, Statement
-from exitlens.data.sources import Source, csv_header, folder_sha256, quote_columns, read_source
+from exitlens.data.sources import Source, csv_header, delimiter_of, folder_sha256, quote_columns, read_source
 from exitlens.data.subset import limited
-from exitlens.errors import DataError
+from exitlens.errors import DataError, InputError
 
 __all__ = ["BUILTIN", "read_data"]
 
@@ -18,7 +20,9 @@ BUILTIN = ("facts-qa", "facts-tf")
 """Names that `read_data` takes for the data sets shipped with the package."""
 
 
-def read_data(spec: str | Path, *, limit: int | None = None) -> Dataset:
+def read_data(
+    spec: str | Path, *, limit: int | None = None, columns: str | Sequence[str] | Mapping[str, str] | None = None
+) -> Dataset:
     """The data set that ``spec`` names.
 
     Args:
@@ -29,41 +33,66 @@ def read_data(spec: str | Path, *, limit: int | None = None) -> Dataset:
         limit: Keep the first so many questions, or so many statements spread evenly over topics and labels, with pairs
             kept together where they fit, or the first concept prompts of each set; always the same ones.
 
+        columns: What the columns of a table of one's own hold: ``{"question": "Prompt", "best": "Expected"}``, or
+            ``"question=Prompt,best=Expected"``. The table is CSV (also with tabs, ``;`` or ``|``), JSON or Parquet.
+
     Raises:
         DataError: Missing, empty, not UTF-8, unknown columns, no usable records.
-        InputError: ``limit`` is not positive.
+        InputError: ``limit`` is not positive; ``columns`` has a role that does not exist, or is given for a built-in
+            name.
         MissingExtra: A Hub id without ``datasets``.
     """
-    return limited(_read(spec), limit)
+    return limited(_read(spec, parse_columns(columns)), limit)
 
 
-def _read(spec: str | Path) -> Dataset:
+def _read(spec: str | Path, columns: ColumnMap) -> Dataset:
     name = str(spec)
     if isinstance(spec, str) and spec in BUILTIN:
+        if columns:
+            raise InputError(f"{spec!r} is built in, and its columns are known: leave --column out, or give a file")
         with resources.as_file(resources.files("exitlens.data") / "builtin" / f"{spec}.jsonl") as path:
             return _from_file(path, source=f"built in: {spec}")
     if not name.strip() or "\0" in name:
         raise DataError(f"{name!r} names no data; built in are {', '.join(BUILTIN)}; or give a file, folder or Hub id")
     path = Path(spec).expanduser()
     if path.is_dir():
-        return _from_folder(path)
+        return _mapped(path, columns) if columns else _from_folder(path)
     if not path.exists() and isinstance(spec, str):
         if hub.looks_like_hub_id(spec):
-            return hub.read_hub(spec)
+            return hub.read_hub(spec, columns)
         raise DataError(
             f"no such data: {spec!r} is no file or folder here; built in are {', '.join(BUILTIN)};"
             " a Hub id has the form owner/name"
         )
-    return _from_file(path)
+    return _mapped(path, columns) if columns else _from_file(path)
+
+
+def _mapped(path: Path, columns: ColumnMap) -> Dataset:
+    """A file of the user's own, or a folder of statements with a topic a file."""
+    if not path.is_dir():
+        table = mapped.table_of(path, list(columns.values()))
+        return mapped.read_mapped([table], columns, str(path), path.stem, table.sha256)
+    files = sorted((p for p in path.iterdir() if p.is_file() and not p.name.startswith(".")), key=lambda p: p.name)
+    if not files:
+        raise DataError(f"folder {str(path)!r} is empty; give a file with questions or statements")
+    if len(files) > 1 and not columns_of_kind(columns, "statements"):
+        raise DataError(
+            f"folder {str(path)!r} holds {len(files)} files ({quote_columns([p.name for p in files])}); give one of "
+            "them with --data, or repeat --data"
+        )
+    tables = [mapped.table_of(each, list(columns.values())) for each in files]
+    return mapped.read_mapped(tables, columns, str(path), path.resolve().name, folder_sha256(files))
 
 
 def _from_file(path: Path, source: str | None = None) -> Dataset:
+    if mapped.is_parquet(path):  # without a mapping its columns must name themselves
+        return _mapped(path, {})
     found = read_source(path)
     where = source or str(path)
     opening = found.text.lstrip()[:1]
     if opening in {"{", "["}:
         return _from_json(found, where)
-    columns = csv_header(found)
+    columns = csv_header(found, delimiter_of(found, (*truthfulqa.REQUIRED, *true_false.REQUIRED)))
     questions: list[Question] = []
     statements: list[Statement] = []
     if _has(columns, truthfulqa.REQUIRED):
@@ -73,6 +102,8 @@ def _from_file(path: Path, source: str | None = None) -> Dataset:
             statements, notes = true_false.read_statements([found])
         except DataError as error:
             raise error if repr(str(path)) in str(error) else DataError(f"{str(path)!r}: {error}") from None
+    elif mapped.names_itself(found):
+        return _mapped(path, {})
     else:
         raise _wrong_columns(found, columns)
     return _dataset(found, where, path.stem, questions, statements, notes)
@@ -81,7 +112,8 @@ def _from_file(path: Path, source: str | None = None) -> Dataset:
 def _wrong_columns(source: Source, columns: list[str]) -> DataError:
     return DataError(
         f"{str(source.path)!r} has columns {quote_columns(columns)}; needed for questions: "
-        f"{', '.join(truthfulqa.REQUIRED)}; for true-false statements: {', '.join(true_false.REQUIRED)}"
+        f"{', '.join(truthfulqa.REQUIRED)}; for true-false statements: {', '.join(true_false.REQUIRED)}; or say what "
+        "they hold: --column question=NAME,best=NAME"
     )
 
 
@@ -134,7 +166,7 @@ def _from_folder(folder: Path) -> Dataset:
         )
     sources = [read_source(path) for path in tables]
     for source in sources:
-        columns = csv_header(source)
+        columns = csv_header(source, delimiter_of(source, true_false.REQUIRED))
         if not _has(columns, true_false.REQUIRED):
             if len(tables) == 1:
                 return _from_file(tables[0])

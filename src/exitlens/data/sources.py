@@ -12,7 +12,7 @@ from pathlib import Path
 from exitlens.errors import DataError
 from exitlens.parsing import cut, read_bytes
 
-__all__ = ["Source", "csv_header", "csv_rows", "folder_sha256", "quote_columns", "read_source"]
+__all__ = ["Source", "csv_header", "csv_rows", "delimiter_of", "folder_sha256", "quote_columns", "read_source"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +68,33 @@ def quote_columns(columns: Sequence[str]) -> str:
     return shown + (f" and {len(columns) - 12} more" if len(columns) > 12 else "")
 
 
-def csv_header(source: Source) -> list[str]:
+_MARKS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+
+
+def delimiter_of(source: Source, columns: Sequence[str]) -> str:
+    """What separates the cells of a table: that under which the header has most of ``columns``, then most cells.
+
+    ``columns``: names that are looked for, without regard to case. A comma where two do equally.
+    """
+    wanted = {name.strip().casefold() for name in columns}
+
+    def fit(mark: str) -> tuple[int, int]:
+        header = csv_header(source, mark)
+        return sum(name.casefold() in wanted for name in header), len(header)
+
+    return max(_MARKS, key=fit)  # the first of equal ones
+
+
+def csv_header(source: Source, delimiter: str = ",") -> list[str]:
     """The column names of a CSV as written, white space at their ends removed."""
-    reader = csv.reader(io.StringIO(source.text, newline=""))
+    reader = csv.reader(io.StringIO(source.text, newline=""), delimiter=delimiter)
     try:
         return next(([cell.strip() for cell in cells] for cells in reader if any(c.strip() for c in cells)), [])
     except csv.Error as error:
         raise DataError(f"{str(source.path)!r} line 1 is not readable as CSV ({error}); check its quotes") from None
 
 
-def csv_rows(source: Source, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def csv_rows(source: Source, columns: Sequence[str], delimiter: str = ",") -> Iterator[tuple[int, dict[str, str]]]:
     """Rows of a CSV with a header: (line number where the row ends, {lower-case column: cell}).
 
     Empty lines are skipped. NUL bytes and any other text pass through.
@@ -86,7 +103,7 @@ def csv_rows(source: Source, columns: Sequence[str]) -> Iterator[tuple[int, dict
         DataError: A broken quote, a row with more or fewer cells than the header, or one of ``columns``, those that are
             read, standing twice.
     """
-    reader = csv.reader(io.StringIO(source.text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(source.text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] | None = None
     try:
         for cells in reader:
@@ -99,7 +116,7 @@ def csv_rows(source: Source, columns: Sequence[str]) -> Iterator[tuple[int, dict
             if len(cells) != len(header):
                 raise DataError(
                     f"{str(source.path)!r} line {reader.line_num}: {len(cells)} cells where the header has"
-                    f" {len(header)}; put texts that hold commas in double quotes"
+                    f" {len(header)}; put texts that hold {_MARKS[delimiter]} in double quotes"
                 )
             yield reader.line_num, dict(zip(header, cells, strict=True))
     except csv.Error as error:

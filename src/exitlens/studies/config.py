@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from exitlens.compute.names import check_device_name, dtype_name
+from exitlens.data.columns import parse_columns
 from exitlens.errors import ConfigError
 from exitlens.layer_range import parse_layers
 from exitlens.parsing import cut, parse_toml, read_bytes
@@ -62,6 +63,9 @@ class RunConfig(BaseModel):
     statements: tuple[str, ...] = Field(("facts-tf",), description="true/false statements: name, file or folder")
     limit: int | None = Field(None, ge=1, description="at most this many questions, drawn with the seed")
     limit_statements: int | None = Field(None, ge=1, description="at most this many statements, drawn with the seed")
+    column: tuple[str, ...] = Field(
+        (), description="what a file's columns hold: question=Prompt,best=Answer; repeatable"
+    )
     prompts: str | None = Field(None, description="JSON lines of prompts with choices, looked at as well")
 
     only: tuple[str, ...] = Field(
@@ -138,6 +142,11 @@ class RunConfig(BaseModel):
             raise ValueError(f"no study is asked for; choose from {', '.join(HOMES)}")
         return tuple(name for name in HOMES if name in value)
 
+    @field_validator("column")
+    @classmethod
+    def _known_roles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(f"{role}={name}" for role, name in parse_columns(value).items())
+
     @field_validator("data", "statements", "decoders", "judges", "lens", "kinds", mode="after")
     @classmethod
     def _no_repeats(cls, value: Any) -> Any:
@@ -207,7 +216,7 @@ def _listed(name: str, value: Any) -> Any:
         # A path may hold a comma; data sets are never split, the option is repeated instead.
         # "sled:k=10,rate=0.5" is one decoder: only a comma before a name without a value separates.
         comma = r",\s*(?=[A-Za-z_]\w*(?:[:@,\s]|$))" if name == "decoders" else ","
-        whole = name in ("data", "statements", "test_data")
+        whole = name in ("data", "statements", "test_data", "column")  # `column` has a grammar of its own
         return [value] if whole else [p.strip() for p in re.split(comma, value) if p.strip()]
     if isinstance(value, int):
         return [value]

@@ -6,12 +6,14 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from exitlens.data import limited, read_data
+from exitlens.data import BUILTIN, limited, read_data
 from exitlens.data.answers_as_statements import as_statements
+from exitlens.data.columns import ColumnMap, columns_of_kind, parse_columns
 from exitlens.data.prompts import qa_prompt, read_prompts
 from exitlens.data.records import Dataset, Question, Statement
 from exitlens.errors import DataError, InputError
 from exitlens.models.protocol import LayeredModel
+from exitlens.parsing import cut
 from exitlens.report.words import counted
 from exitlens.studies.config import RunConfig
 from exitlens.studies.layers.choices import Rule, plan_choices
@@ -62,7 +64,8 @@ def load_inputs(config: RunConfig, needs: Collection[str]) -> Inputs:
     """
     wants_questions = "questions" in needs
     wants_statements = "statements" in needs
-    given = [_limited(spec, config) for spec in config.data]
+    columns = _Columns(config)
+    given = [_limited(spec, config, columns.of_data(spec)) for spec in config.data]
     questions = [d for d in given if d.kind == "questions"]
     statements = [d for d in given if d.kind == "statements"]
     notes: list[str] = []
@@ -74,15 +77,16 @@ def load_inputs(config: RunConfig, needs: Collection[str]) -> Inputs:
                 "leave it out for the built-in ones"
             )
         default = RunConfig.model_fields["data"].default
-        questions = [_limited(spec, config) for spec in default]
+        questions = [_limited(spec, config, {}) for spec in default]
         notes.append(f"no questions in {', '.join(config.data)}: {', '.join(default)} is asked instead")
     if wants_statements and (not statements or config.statements != RunConfig.model_fields["statements"].default):
         for spec in config.statements:
-            found = _limited(spec, config)
+            found = _limited(spec, config, columns.of_statements(spec))
             if found.kind != "statements":
                 raise DataError(f"'{spec}' holds {found.kind}, not statements: give it with --data, statements here")
             statements.append(found)
-    tested = [_limited(spec, config) for spec in config.test_data] if wants_statements else []
+    tested = [_limited(spec, config, columns.of_test(spec)) for spec in config.test_data] if wants_statements else []
+    columns.check_used()
     used = ([*questions] if wants_questions else []) + ([*statements] if wants_statements else [])
     used += tested
     notes += [f"{d.name}: {note}" for d in used for note in d.notes]
@@ -140,8 +144,41 @@ def prompt_records(path: str) -> list[LookRecord]:
     ]
 
 
-def _limited(spec: str, config: RunConfig) -> Dataset:
-    found = read_data(spec)
+class _Columns:
+    """Which part of ``--column`` is for which file: questions' roles for --data, statements' for --statements."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._whole = parse_columns(config.column)
+        self._asked = columns_of_kind(self._whole, "questions")
+        self._told = columns_of_kind(self._whole, "statements")
+        self._own_statements = any(spec not in BUILTIN for spec in config.statements)
+        self._left = {role for role in self._whole if role != "id"}
+
+    def of_data(self, spec: str) -> ColumnMap:
+        # Statements may be given with --data too, where no file of statements is given beside it.
+        return self._for(spec, self._asked if self._own_statements else self._whole)
+
+    def of_statements(self, spec: str) -> ColumnMap:
+        return self._for(spec, self._told)
+
+    def of_test(self, spec: str) -> ColumnMap:
+        return self._for(spec, self._whole)
+
+    def check_used(self) -> None:
+        """A mapping that no file was read by is a mistake: what it should have named would be read otherwise."""
+        if self._left:
+            unused = ",".join(f"{role}={name}" for role, name in self._whole.items() if role in self._left)
+            raise DataError(f"--column {cut(unused)!r} maps columns of no file that is read: give the file with --data")
+
+    def _for(self, spec: str, part: ColumnMap) -> ColumnMap:
+        if spec in BUILTIN or not part:
+            return {}
+        self._left -= set(part)
+        return part
+
+
+def _limited(spec: str, config: RunConfig, columns: ColumnMap) -> Dataset:
+    found = read_data(spec, columns=columns)
     return limited(found, config.limit if found.kind == "questions" else config.limit_statements)
 
 

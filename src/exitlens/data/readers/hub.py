@@ -8,10 +8,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from exitlens.data.readers import true_false, truthfulqa
+from exitlens.data.columns import ColumnMap
+from exitlens.data.readers import mapped, true_false, truthfulqa
+from exitlens.data.readers.rows import read_label
 from exitlens.data.records import Dataset
 from exitlens.data.sources import quote_columns
 from exitlens.errors import DataError, MissingExtra
+from exitlens.parsing import cut
 
 __all__ = ["looks_like_hub_id", "read_hub"]
 
@@ -53,7 +56,7 @@ def _load(spec: str) -> list[Split]:
     return [(str(split), [dict(row) for row in rows]) for split, rows in found.items()]
 
 
-def read_hub(spec: str) -> Dataset:
+def read_hub(spec: str, columns: ColumnMap | None = None) -> Dataset:
     """The data set ``owner/name[@revision]``; its splits are topics for statements and joined for questions.
 
     ``sha256`` is over the rows as JSON with sorted keys, split by split.
@@ -65,9 +68,20 @@ def read_hub(spec: str) -> Dataset:
     digest = hashlib.sha256()
     for split, found in splits:
         digest.update(json.dumps([split, found], sort_keys=True, default=str).encode())
-    columns = list(rows[0])
     source = f"https://huggingface.co/datasets/{spec.partition('@')[0]}"
-    if all(name in columns for name in _QUESTION):
+    if columns:
+        name = spec.partition("@")[0]
+        tables = [
+            mapped.Table(
+                f"{spec} {split}", split, list(found[0]), [(f"{spec!r} {split} row {n}", dict(row)) for n, row in
+                enumerate(found, start=1)], "", "JSON"
+            )
+            for split, found in splits
+            if found
+        ]  # fmt: skip
+        return mapped.read_mapped(tables, columns, source, name, digest.hexdigest())
+    names = list(rows[0])
+    if all(name in names for name in _QUESTION):
         questions = [
             truthfulqa.build(
                 number,
@@ -83,18 +97,19 @@ def read_hub(spec: str) -> Dataset:
         ]
         notes = tuple(truthfulqa.contradictions(questions))
         return Dataset(spec, source, digest.hexdigest(), "questions", questions=tuple(questions), notes=notes)
-    if all(name in columns for name in true_false.REQUIRED):
+    if all(name in names for name in true_false.REQUIRED):
         topics = [(split, list(_statement_rows(spec, split, found))) for split, found in splits]
         statements, lines = true_false.from_rows(topics)
         return Dataset(spec, source, digest.hexdigest(), "statements", statements=tuple(statements), notes=tuple(lines))
     raise DataError(
-        f"{spec!r} on the Hub has columns {quote_columns(columns)}; needed: {', '.join(_QUESTION)}"
+        f"{spec!r} on the Hub has columns {quote_columns(names)}; needed: {', '.join(_QUESTION)}"
         f" or {', '.join(true_false.REQUIRED)}"
     )
 
 
 def _statement_rows(spec: str, split: str, rows: Iterable[Mapping[str, Any]]) -> Iterable[true_false.Row]:
     for number, row in enumerate(rows, start=1):
-        if row["label"] not in (0, 1):
-            raise DataError(f"{spec!r} {split} row {number}: label {row['label']!r} is neither 0 nor 1")
-        yield true_false.Row(number, str(row["statement"]), int(row["label"]))
+        label = read_label(row["label"])
+        if label is None:
+            raise DataError(f"{spec!r} {split} row {number}: label {cut(repr(row['label']))} is neither 0 nor 1")
+        yield true_false.Row(number, str(row["statement"]), label)

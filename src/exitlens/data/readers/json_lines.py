@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from exitlens.data.readers.rows import json_objects
+from exitlens.data.readers.rows import json_objects, read_label
 from exitlens.data.readers.truthfulqa import contradictions, unique
 from exitlens.data.records import Question, Statement
 from exitlens.data.sources import Source, quote_columns
 from exitlens.errors import DataError
 from exitlens.parsing import cut
 
-__all__ = ["QUESTION_FIELDS", "STATEMENT_FIELDS", "read_records"]
+__all__ = ["QUESTION_FIELDS", "STATEMENT_FIELDS", "read_question", "read_records", "read_statement"]
 
-QUESTION_FIELDS = ("id", "question", "best", "correct", "incorrect", "choices", "category", "kind")
+QUESTION_FIELDS = ("id", "question", "best", "answer", "correct", "incorrect", "choices", "category", "kind")
 STATEMENT_FIELDS = ("id", "statement", "label", "topic", "entity", "pair", "negated")
 
 
@@ -36,9 +36,9 @@ def read_records(
         if "question" in found and "statement" in found:
             raise DataError(f"{where} has both 'question' and 'statement'; keep one")
         if "question" in found:
-            record: Question | Statement = _question(where, f"q{number:04d}", found)
+            record: Question | Statement = read_question(where, f"q{number:04d}", found)
         elif "statement" in found:
-            record = _statement(where, f"s{number:04d}", found)
+            record = read_statement(where, f"s{number:04d}", found)
         else:
             raise DataError(f"{where}: neither 'question' nor 'statement' (fields: {quote_columns(list(found))})")
         if record.id in ids:
@@ -78,9 +78,11 @@ def _texts(where: str, found: dict[str, Any], name: str) -> tuple[str, ...]:
     return unique(value)
 
 
-def _question(where: str, default_id: str, found: dict[str, Any]) -> Question:
+def read_question(where: str, default_id: str, found: dict[str, Any]) -> Question:
+    """A question from its fields. Raises DataError, which ``where`` opens."""
     _known(where, found, QUESTION_FIELDS)
     question = _text(where, found, "question")
+    found = _with_answer(where, found)
     correct = _texts(where, found, "correct")
     if "best" not in found and not correct:
         raise DataError(f"{where}: fields 'best' and 'correct' are missing; give at least one")
@@ -104,21 +106,41 @@ def _question(where: str, default_id: str, found: dict[str, Any]) -> Question:
     )
 
 
-def _statement(where: str, default_id: str, found: dict[str, Any]) -> Statement:
+def _with_answer(where: str, found: dict[str, Any]) -> dict[str, Any]:
+    """``{"question", "answer"}``, as many tools write it: the answer is the best one, several are the correct ones."""
+    if "answer" not in found:
+        return found
+    if "best" in found:
+        raise DataError(f"{where} has both 'answer' and 'best'; keep one")
+    answer = found["answer"]
+    if isinstance(answer, int | float) and not isinstance(answer, bool):
+        answer = str(answer)
+    rest = {name: value for name, value in found.items() if name != "answer"}
+    if isinstance(answer, list):
+        if "correct" in found:
+            raise DataError(f"{where} has both a list 'answer' and 'correct'; keep one")
+        return {**rest, "correct": answer}
+    if not isinstance(answer, str) or not answer.strip():
+        raise DataError(f"{where}: field 'answer' must be a text that is not empty, not {cut(repr(answer))}")
+    return {**rest, "best": answer}
+
+
+def read_statement(where: str, default_id: str, found: dict[str, Any]) -> Statement:
+    """A statement from its fields. Raises DataError, which ``where`` opens."""
     _known(where, found, STATEMENT_FIELDS)
     statement = _text(where, found, "statement")
-    label = found.get("label")
     if "label" not in found:
         raise DataError(f"{where}: field 'label' is missing")
-    if label not in (0, 1) or not isinstance(label, bool | int):
-        raise DataError(f"{where}: label {cut(repr(label))} is neither 0 nor 1")
+    label = read_label(found["label"])
+    if label is None:
+        raise DataError(f"{where}: label {cut(repr(found['label']))} is neither 0 nor 1 (nor true/false, yes/no)")
     negated = found.get("negated", False)
     if not isinstance(negated, bool):
         raise DataError(f"{where}: field 'negated' must be true or false, not {cut(repr(negated))}")
     return Statement(
         id=_optional(where, found, "id") or default_id,
         statement=statement,
-        label=int(label),
+        label=label,
         topic=_text(where, found, "topic"),
         entity=_optional(where, found, "entity"),
         pair=_optional(where, found, "pair"),

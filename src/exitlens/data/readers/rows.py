@@ -9,9 +9,20 @@ from exitlens.data.sources import Source, csv_rows
 from exitlens.errors import DataError
 from exitlens.parsing import cut, parse_first, parse_json
 
-__all__ = ["Row", "json_objects", "json_rows", "json_whole", "table_rows"]
+__all__ = ["Row", "json_objects", "json_rows", "json_whole", "read_label", "table_rows"]
 
 Row = tuple[str, dict[str, Any]]
+
+_LABELS = dict.fromkeys(("1", "1.0", "true", "t", "yes", "y"), 1) | dict.fromkeys(
+    ("0", "0.0", "false", "f", "no", "n"), 0
+)
+
+
+def read_label(value: Any) -> int | None:
+    """1 or 0 for a label as people write it: 1, 1.0, true, yes, in any case, as text, number or boolean; else None."""
+    if isinstance(value, bool | int | float):
+        return int(value) if value in (0, 1) else None
+    return _LABELS.get(value.strip().casefold()) if isinstance(value, str) else None
 
 
 def json_whole(source: Source) -> Any | None:

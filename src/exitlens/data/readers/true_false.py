@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exitlens.data.grouping import with_groups
+from exitlens.data.readers.rows import read_label
 from exitlens.data.records import Statement
-from exitlens.data.sources import Source, csv_rows
+from exitlens.data.sources import Source, csv_rows, delimiter_of
 from exitlens.errors import DataError
+from exitlens.parsing import cut
 
 __all__ = ["REQUIRED", "Row", "from_rows", "read_statements", "topic_of"]
 
@@ -40,13 +42,16 @@ def read_statements(sources: Sequence[Source]) -> tuple[list[Statement], list[st
 
 
 def _rows(source: Source) -> Iterable[Row]:
-    for number, (line, cells) in enumerate(csv_rows(source, REQUIRED), start=1):
-        text, label = cells["statement"].strip(), cells["label"].strip()
-        if label not in {"0", "1"}:
-            raise DataError(f"{str(source.path)!r} line {line}: label {label!r} is neither 0 nor 1; use 1 for true")
+    for number, (line, cells) in enumerate(csv_rows(source, REQUIRED, delimiter_of(source, REQUIRED)), start=1):
+        text, label = cells["statement"].strip(), read_label(cells["label"])
+        if label is None:
+            raise DataError(
+                f"{str(source.path)!r} line {line}: label {cut(cells['label'].strip())!r} is neither 0 nor 1; use 1 "
+                "for true (true/false and yes/no do too)"
+            )
         if not text:
             raise DataError(f"{str(source.path)!r} line {line}: the statement is empty; remove the row or fill it in")
-        yield Row(number, cells["statement"], int(label))
+        yield Row(number, cells["statement"], label)
 
 
 def from_rows(topics: Iterable[tuple[str, Iterable[Row]]]) -> tuple[list[Statement], list[str]]:

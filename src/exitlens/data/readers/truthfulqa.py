@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from exitlens.data.records import Question
-from exitlens.data.sources import Source, csv_rows
+from exitlens.data.sources import Source, csv_rows, delimiter_of
 from exitlens.errors import DataError
 
 __all__ = ["REQUIRED", "build", "read_questions", "unique"]
@@ -52,7 +52,8 @@ def build(
 def read_questions(source: Source) -> tuple[list[Question], list[str]]:
     """Questions of one CSV with the lines to report; raises DataError for an empty question or best answer."""
     questions = []
-    for number, (line, cells) in enumerate(csv_rows(source, (*REQUIRED, "category", "type")), start=1):
+    rows = csv_rows(source, (*REQUIRED, "category", "type"), delimiter_of(source, REQUIRED))
+    for number, (line, cells) in enumerate(rows, start=1):
         questions.append(
             build(
                 number,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -10,6 +11,7 @@ from exitlens.report.frames import Results, Row, groups
 from exitlens.report.text import Column, interval_text, is_number, p_text, slug, to_float, visible
 from exitlens.report.words import LEVEL, counted, excludes, join
 from exitlens.studies.compare import figures as draw
+from exitlens.studies.compare.match import short_name
 
 __all__ = ["CHAPTERS"]
 
@@ -273,8 +275,8 @@ def _models(results: Results) -> str:
 
 
 def _label(row: Row) -> str:
-    """``answers judged correct (judge similarity, decoder vanilla)``."""
-    of = visible(row.get("of"))
+    """``answers judged correct (judge similarity, decoder vanilla)``; the tables have the names in full."""
+    of = short_name(visible(row.get("of")))
     return visible(row["number"]) + (f" ({of})" if of else "")
 
 
@@ -316,7 +318,8 @@ def _line(lines: Sequence[Row], names: Sequence[str], *, short: bool) -> list[ob
         row = by_run.get(name, {})
         line.append(_signed(row) if is_number(row.get("difference")) else "–")
         pairing = _pairing(row)
-        line += [p_text(row.get("p_holm")), pairing.split(":")[0] if short else pairing]
+        brief = pairing.split(":")[0] if pairing.startswith("unpaired") else re.sub(r" \(.*", "", pairing)
+        line += [p_text(row.get("p_holm")), brief if short else pairing]
     return line
 
 
@@ -325,7 +328,7 @@ def _value(row: Row) -> str:
     text += f" {row['unit']}" if row.get("unit") else ""
     n = to_float(row.get("n"))
     more = [f"n\u00a0=\u00a0{n:.0f}"] if n > 0 else []
-    more += [visible(row[name]) for name in ("own", "remark") if row.get(name)]
+    more += [short_name(visible(row[name])) for name in ("own", "remark") if row.get(name)]
     return f"{text} ({'; '.join(more)})" if more else text
 
 

@@ -24,6 +24,7 @@ from exitlens.report.figure_style import (
 from exitlens.report.frames import Row, column, distinct, groups, rows
 from exitlens.report.text import figure_text, is_number, shorten, to_float, wrap
 from exitlens.studies.compare.analysis import DEPTH
+from exitlens.studies.compare.match import short_name
 
 __all__ = ["curves", "differences"]
 
@@ -118,7 +119,9 @@ def _line(axes: Axes, points: Sequence[Row], look: dict[str, Any]) -> None:
 def _panel_name(of: object, points: Sequence[Row]) -> str:
     """What the panel is of; where a run's own differs, that too."""
     own = {str(row["run"]): str(row["own"]) for row in points if row.get("own")}
-    text = figure_text(of) + "".join(f"; {figure_text(run)}: {figure_text(name)}" for run, name in own.items())
+    text = figure_text(short_name(str(of))) + "".join(
+        f"; {figure_text(run)}: {figure_text(short_name(name))}" for run, name in own.items()
+    )
     return text or " "
 
 

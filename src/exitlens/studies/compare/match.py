@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["Matched", "match", "of_text"]
+__all__ = ["Matched", "match", "of_text", "short_name"]
 
 
 class _Item(Protocol):
@@ -80,3 +81,8 @@ def _partner(rows: Sequence[Matched[T]], place: int, item: T, left: Sequence[T])
 def of_text(of: Mapping[str, str], beside: Mapping[str, str] | None = None) -> str:
     """``judge similarity, decoder vanilla``; of what differs from ``beside`` only where that is given."""
     return ", ".join(f"{name} {value}" for name, value in of.items() if beside is None or beside.get(name) != value)
+
+
+def short_name(text: str) -> str:
+    """What something is of, short enough for a table: a judge without the details of how its metric is computed."""
+    return re.sub(r" \([^()]*\)|, TruthfulQA's published protocol", "", text)

@@ -34,7 +34,8 @@ def decoding_numbers(results: Results) -> list[Number]:
                 to_float(row.get("low")),
                 to_float(row.get("high")),
                 n=whole(row, "n"),
-                of=labels(row, ("decoder", "protocol")),
+                # The published protocol is the usual one; another is no number to compare with it.
+                of=labels(row, ("decoder",) if row.get("protocol") == "truthfulqa" else ("decoder", "protocol")),
                 units=units,
                 main=decoder in first,
             )
