@@ -44,6 +44,7 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     base: str | None = None,
+    chat_date: str | None = None,
 ) -> LM:
     """A causal LM by name, layer by layer.
 
@@ -55,7 +56,7 @@ def load(
         revision: A branch, tag or commit of a Hub id.
         trust_remote_code: Whether code that comes with the model may run.
         base: The base model of an adapter folder, where it is not the one that the adapter names.
-        base: The base model of an adapter's folder, where it is not the one that the adapter names.
+        chat_date: The day that its chat template sees (``2026-11-27``); by default the day of the call.
 
     Returns:
         The model, its readout at the last layer compared with its own logits.
@@ -69,7 +70,13 @@ def load(
     """
     return _with_methods(
         loading.load(
-            name, device=device, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code, base=base
+            name,
+            device=device,
+            dtype=dtype,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            base=base,
+            chat_date=chat_date,
         )
     )
 

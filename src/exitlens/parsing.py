@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import re
@@ -12,7 +13,7 @@ from typing import Any
 
 from exitlens.errors import DataError, ExitlensError, InputError
 
-__all__ = ["bound", "check_plain", "cut", "parse_first", "parse_json", "parse_toml", "read_bytes"]
+__all__ = ["bound", "check_day", "check_plain", "cut", "parse_first", "parse_json", "parse_toml", "read_bytes"]
 
 #: Bounds on what is read whole, MiB, and the environment variables that raise them.
 BOUNDS = {"file": ("EXITLENS_MAX_FILE_MIB", 256), "line": ("EXITLENS_MAX_LINE_MIB", 8)}
@@ -32,6 +33,19 @@ def cut(text: object, most: int = 80) -> str:
     """``text`` as an error quotes it: no longer than ``most`` characters."""
     whole = str(text)
     return whole if len(whole) <= most else whole[: most - 1] + "…"
+
+
+def check_day(text: str | None) -> str | None:
+    """``text`` as it is where it is a day (``2026-11-27``) or None. Raises :class:`InputError` for anything else."""
+    if text is None:
+        return None
+    try:
+        day = datetime.date.fromisoformat(text)
+    except (TypeError, ValueError):
+        day = None
+    if day is None or day.isoformat() != text:
+        raise InputError(f"the date {cut(text)!r} is no day: write it as 2026-11-27")
+    return text
 
 
 def bound(what: str) -> tuple[int, str]:

@@ -20,7 +20,7 @@ from exitlens.lenses.attribution import HEAD_KINDS, Target, attribute_ids, parts
 from exitlens.models import Layered, wrap
 from exitlens.models.checks import FAILURES
 
-from . import zoo
+from . import decoding, zoo
 
 BOUND = 2e-4  # of the largest value: rounding of float32 through a few layers, other products in a batch
 
@@ -40,6 +40,8 @@ class Outcome:
     own_states: bool = False
     width: int = 0
     d_head: int = 0
+    late: str = ""
+    ragged: str = ""
 
 
 class Wrong(Exception):
@@ -62,8 +64,8 @@ def close(got: Tensor, want: Tensor, what: str, bound: float = BOUND) -> None:
         raise Wrong(f"{what}: off by {worst:.2e} (largest value {float(want.abs().max()):.3g})")
 
 
-def survey(entry: str) -> Outcome:
-    """Build ``entry`` tiny and check every promise of the layered view."""
+def survey(entry: str, *, decode: bool = True) -> Outcome:
+    """Build ``entry`` tiny and check every promise of the layered view, and of decoding where that is asked for."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -84,9 +86,21 @@ def survey(entry: str) -> Outcome:
                 raise Wrong("the model was changed")
             # Last, because transformers itself puts hooks on a model that is asked for its states.
             _own_states(lm, model, hidden, out)
+            if decode:
+                _decodes(entry, out)
         except Wrong as error:
             out.status, out.reason = "wrong", str(error)
         return out
+
+
+def _decodes(entry: str, out: Outcome) -> None:
+    out.late, fault = decoding.late(entry)
+    if fault:
+        raise Wrong(f"decoding: {fault}")
+    fault = decoding.ragged(entry)
+    if fault:
+        raise Wrong(f"decoding at a ragged batch: {fault}")
+    out.ragged = "equal"
 
 
 def fingerprint(model: Any) -> tuple[Any, ...]:

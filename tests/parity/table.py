@@ -32,7 +32,7 @@ checked in float32 on tokens that the check at load had not seen:
 *Right* means: the readout at layer N equals the model's logits; layer 0 equals what enters block 1; layer j equals what
 a hook on block j sees, and the model's own `output_hidden_states` where it gives one a layer; a row's numbers do not
 depend on its batch, nor on padding left or right where `pads` says yes; text in pieces through the cache equals one
-pass; and the model is left as it was.
+pass; decoding past thresholds and at ragged batches gives the model's own tokens; and the model is left as it was.
 
 - **pads**: padding, left or right, changes nothing. Where it says no, rows run together only when equally long.
 - **gap**: masked positions between a shared, cached prefix and the rest change nothing. "no" for sliding windows, which
@@ -44,6 +44,12 @@ pass; and the model is left as it was.
   attention, its heads and every MLP add, and the sum was compared with the model's own logit. `some heads`: not every
   attention is a product of concatenated heads. `blocks`: none is. `refused`: the logit is no such sum; the remark says
   why.
+- **late**: thresholds that this configuration, or a variant of it, names (windows and chunks of 6 tokens, indexers
+  that keep 6 or 8, rotations that change at 12 or 16: YaRN, dynamic, longrope where the family takes them): from a
+  prompt of 5 tokens 20 are decoded past each, and every one is the top token of the model's own whole pass without a
+  cache. "own blocks": exitlens ran the blocks itself. "none": no threshold.
+- **ragged**: `equal`: four prompts of different lengths answered side by side, with and without a shared beginning,
+  give the tokens that each gives alone, and those of the model's own whole passes.
 - **width** is given where the stream is not as wide as the model: several streams, kept side by side.
 
 Quantised models: 8-bit and 4-bit weights go through `exitlens.wrap` like any other model, and parity is checked against
@@ -57,8 +63,8 @@ matrix that readouts multiply by, and a module that is no matrix product is refu
 or to another device's memory are refused:
 their matrix is not there to be read.
 
-| model type | class | result | pads | gap | cache | attribution | remarks |
-|---|---|---|---|---|---|---|---|
+| model type | class | result | pads | gap | cache | attribution | late | ragged | remarks |
+|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -68,12 +74,15 @@ def row(outcome: Outcome) -> str:
     if outcome.status != "right":
         reason = _UNBUILT.get(outcome.entry, outcome.reason) if outcome.status == "unbuilt" else outcome.reason
         result = "–" if outcome.status == "unbuilt" else f"**{outcome.status}**"
-        return f"| {outcome.entry} | {name} | {result} | | | | | {reason.replace('|', '/')} |"
+        return f"| {outcome.entry} | {name} | {result} | | | | | | | {reason.replace('|', '/')} |"
     remarks = list(outcome.notes)
     if outcome.width > outcome.d_head:
         remarks.insert(0, f"width {outcome.width // outcome.d_head} × d")
     yes = ("no", "yes")
-    flags = f"{yes[outcome.pads]} | {yes[outcome.gap]} | {outcome.cache} | {outcome.attribution}"
+    flags = (
+        f"{yes[outcome.pads]} | {yes[outcome.gap]} | {outcome.cache} | {outcome.attribution} | {outcome.late} | "
+        f"{outcome.ragged}"
+    )
     return f"| {outcome.entry} | {name} | right | {flags} | {'; '.join(remarks)} |"
 
 

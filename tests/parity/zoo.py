@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -116,6 +117,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention", "conv"]},
     "mamba2": {"num_heads": 4, "head_dim": 16},
+    "minimax_m3_vl_text": {
+        "layer_types": ["full_attention", "minimax_m3_sparse", "minimax_m3_sparse"],
+        "index_n_heads": 2,
+    },
     "ministral": {"head_dim": 8},
     "nemotron": {
         "head_dim": 8,
@@ -167,8 +172,39 @@ def _fields(config_class: Any, default: Any) -> dict[str, Any]:
     return {k: v for k, v in default.to_dict().items() if not known or k in known}
 
 
-def tiny_config(entry: str, config_class: Any | None = None, depth: int = 0) -> Any:
-    """The configuration of ``entry``, every size made small and every scale visible."""
+def thresholds_of(entry: str) -> list[dict[str, Any]]:
+    """Changes that give ``entry`` thresholds that its defaults lack: windows in use, tables that change with length."""
+    given = tiny_config(entry).to_dict()
+    found: list[dict[str, Any]] = []
+    if given.get("use_sliding_window") is False:
+        found.append({"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1, "layer_types": ...})
+    rope = given.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return found
+    short = {"original_max_position_embeddings": 12}
+    late = {"rope_type": "yarn", "factor": 4.0, **short}
+    if all(isinstance(part, dict) for part in rope.values()):  # a table a kind of layer
+        found.append({"rope_parameters": {kind: {**part, **late} for kind, part in rope.items()}})
+    elif rope.get("rope_type") in ("yarn", "llama3"):
+        more = {"llama_4_scaling_beta": 0.5} if "llama_4_scaling_beta" in rope else {}
+        found.append({"rope_parameters": {**rope, **more, **short}})
+    elif rope.get("rope_type") == "default":
+        found += [
+            {"rope_parameters": {**rope, **late}},
+            {"rope_parameters": {**rope, "rope_type": "dynamic", "factor": 4.0}, "max_position_embeddings": 16},
+        ]
+        if isinstance(given.get("hidden_size"), int) and isinstance(given.get("num_attention_heads"), int):
+            head = given.get("head_dim") or given["hidden_size"] // given["num_attention_heads"]
+            width = int(head * rope.get("partial_rotary_factor", 1.0)) // 2
+            factors = {"short_factor": [1.0] * width, "long_factor": [4.0 + i for i in range(width)], "factor": 4.0}
+            found.append({"rope_parameters": {**rope, "rope_type": "longrope", **factors, **short}, **short})
+    return found
+
+
+def tiny_config(
+    entry: str, config_class: Any | None = None, depth: int = 0, changes: Mapping[str, Any] | None = None
+) -> Any:
+    """The configuration of ``entry``, every size made small and every scale visible; ``changes`` go on top."""
     config_class = config_class or CONFIG_MAPPING[entry]
     extra = OVERRIDES.get(getattr(config_class, "model_type", entry) if depth else entry, {})
     try:
@@ -204,14 +240,15 @@ def tiny_config(entry: str, config_class: Any | None = None, depth: int = 0) -> 
     if "attention_type" in values:
         chosen["attention_type"] = "original_full"
     chosen.update(extra)
+    chosen.update(changes or {})
     return config_class(**{k: v for k, v in chosen.items() if v is not ...})
 
 
-def build(entry: str, seed: int = 0) -> Any:
+def build(entry: str, seed: int = 0, changes: Mapping[str, Any] | None = None) -> Any:
     """The tiny random model of ``entry``, float32, weights wide enough that layers and tokens really differ."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = tiny_config(entry)
+        config = tiny_config(entry, changes=changes)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             if hasattr(config, "decoder"):  # a speech model; its language model is a part

@@ -19,6 +19,7 @@ class SmallModel:
     context = 12
     parity = Parity(0.0, 0.0, 0)
     notes: tuple[str, ...] = ()
+    chat_date: str | None = None
     rows_apart = False
     tied = False
     gap_exact = False

@@ -200,3 +200,48 @@ def test_a_text_is_the_same_beside_a_longer_one_and_after_it(kind: str) -> None:
                 logits = _built(config)(torch.tensor([ids]), use_cache=False).logits[0, -1]
             assert float(logits.max() - logits[token]) < 1e-4
             ids.append(token)
+
+
+# ---- a token of the text that is also the padding
+
+
+PADDED: dict[str, Any] = {
+    "xlm": lambda: tf.XLMWithLMHeadModel(
+        tf.XLMConfig(vocab_size=320, emb_dim=32, n_layers=2, n_heads=4, causal=True, max_position_embeddings=64)
+    ),
+    "roberta": lambda: tf.RobertaForCausalLM(
+        tf.RobertaConfig(**SIZES | {"pad_token_id": 7}, is_decoder=True)
+    ),
+    "camembert": lambda: tf.CamembertForCausalLM(
+        tf.CamembertConfig(**SIZES | {"pad_token_id": 5}, is_decoder=True)
+    ),
+    "llama": lambda: tf.LlamaForCausalLM(tf.LlamaConfig(**SIZES | {"pad_token_id": 7})),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PADDED)
+def test_a_token_of_the_text_is_never_taken_for_padding(kind: str) -> None:
+    torch.manual_seed(0)
+    model = PADDED[kind]().eval()
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(len(name)))
+    lm = wrap(model, tiny.tokenizer())
+    n, pad = lm.n_layers, lm.config.pad_token_id
+    ids = torch.tensor([[9, 80, pad, 33, 61, pad, pad, 12, 40, 8]])
+    want = lm.forward(ids, torch.ones_like(ids), layers="all").hidden
+    got = lm.forward(ids, layers="all").hidden
+    for layer, h in want.items():
+        torch.testing.assert_close(got[layer], h, atol=1e-5, rtol=1e-5)
+    first = lm.forward(ids[:, :4], layers=(n,), use_cache=True)
+    parts = [first.hidden[n]]
+    cache = first.cache
+    for start, stop in ((4, 7), (7, 8), (8, 10)):
+        step = lm.forward(ids[:, start:stop], layers=(n,), cache=cache)
+        parts.append(step.hidden[n])
+        cache = step.cache
+    torch.testing.assert_close(torch.cat(parts, 1), want[n], atol=1e-4, rtol=1e-4)
+    prompts = [ids[0, :k].tolist() for k in (10, 6, 3)]
+    together = exitlens.generate(lm, prompts, max_new_tokens=6, batch_size=3)  # type: ignore[arg-type]
+    alone = [exitlens.generate(lm, [ids], max_new_tokens=6)[0] for ids in prompts]  # type: ignore[arg-type]
+    assert [g.token_ids for g in together] == [g.token_ids for g in alone]

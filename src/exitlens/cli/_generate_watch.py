@@ -90,7 +90,8 @@ def write_watched(
             {
                 "prompt": text, "text": answer.text, "tokens": answer.tokens, "token_ids": answer.token_ids,
                 "finish": answer.finish, "decoder": options["decoder"],
-                "repetition_penalty": options["repetition_penalty"], "p_true": p_true,
+                "repetition_penalty": options["repetition_penalty"],
+                "generation_config": options.get("generation_config"), "chat_date": lm.chat_date, "p_true": p_true,
             }
             for text, answer, p_true in found
         ]

@@ -28,17 +28,21 @@ def load_model(
     *,
     base: str | None = None,
     adapter: Path | None = None,
+    chat_date: str | None = None,
 ) -> LayeredModel:
     """The model of the shared options, with a LoRA adapter where one is given. Raises ModelError, InputError."""
     from exitlens.models import load
 
     say(f"loading {name}", quiet)
-    lm = load(name, device=device, dtype=dtype, revision=revision, trust_remote_code=trust, base=base)
+    lm = load(
+        name, device=device, dtype=dtype, revision=revision, trust_remote_code=trust, base=base, chat_date=chat_date
+    )
     if adapter is None:
         return lm
     from exitlens.studies.exits.files import load_adapted
 
     adapted: LayeredModel = load_adapted(lm, adapter)
+    adapted.chat_date = lm.chat_date
     return adapted
 
 

@@ -17,6 +17,7 @@ from exitlens.cli.options import (
     AdapterOption,
     BaseOption,
     BatchSizeOption,
+    ChatDateOption,
     DecoderOption,
     DeviceOption,
     DtypeOption,
@@ -53,6 +54,7 @@ def generate_command(
     decoder: DecoderOption = "vanilla",
     qa: Annotated[bool, typer.Option("--qa", help="Put the text as a question after six few-shot examples.")] = False,
     chat: Annotated[bool, typer.Option("--chat", help="Put the text through the model's chat template.")] = False,
+    chat_date: ChatDateOption = None,
     max_new_tokens: MaxNewTokensOption = 50,
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text (repeatable).")] = None,
     batch_size: BatchSizeOption = 8,
@@ -73,7 +75,7 @@ def generate_command(
     ] = 1.0,
     generation_config: Annotated[
         Literal["model"] | None,
-        typer.Option("--generation-config", help="The checkpoint's own penalties.", rich_help_panel=SAMPLING),
+        option("generation_config", metavar="model", help="The checkpoint's own penalties.", heading=SAMPLING),
     ] = None,
     top_k: Annotated[
         int, typer.Option("--top-k", min=0, help="Sample from this many tokens (0: all).", rich_help_panel=SAMPLING)
@@ -83,7 +85,7 @@ def generate_command(
         typer.Option(
             "--exit",
             callback=checked(read_exit),
-            help="Exit early: probability:0.95@15,20, fixed:3/4, classifier:0.9, ...",
+            help="Exit early: probability:0.95@15,20, fixed:3/4, ...",
             rich_help_panel=FASTER,
         ),
     ] = None,
@@ -110,11 +112,10 @@ def generate_command(
     trust_remote_code: TrustOption = False,
     base: BaseOption = None,
 ) -> None:
-    """Continue a text. One prompt is written as it comes; many are batched.
+    """Continue a text; one prompt is written as it comes.
 
-    --json prints a list, an object a prompt: prompt, text, tokens, token_ids, finish (stop, eos or length), decoder,
-    repetition_penalty, generation_config; with --exit or --speculate also what was run; with --watch p_true, one a
-    token.
+    --json prints an object a prompt: prompt, text, tokens, token_ids, finish, decoder, repetition_penalty,
+    generation_config, chat_date; with --exit or --speculate also what was run; with --watch p_true, one a token.
     """
     from exitlens.data.prompts import QA_PROMPT, qa_prompt, read_prompts
     from exitlens.decoding import generate
@@ -130,8 +131,10 @@ def generate_command(
     spec = DecoderSpec.parse(decoder, repetition_penalty)
     sampling = _sampling(temperature, top_p, top_k, quiet)
     check_options(exit_, speculate, spec.decoder, spec.penalty, heads)
-    if generation_config is not None and (speculate is not None or watch is not None):
-        raise InputError("--generation-config cannot go with --speculate or --watch: leave one out")
+    if generation_config is not None and speculate is not None:
+        raise InputError("--speculate needs the model's own distribution: leave --generation-config out")
+    if chat_date is not None and not chat:
+        raise InputError("--chat-date does nothing without --chat: give --chat, or leave it out")
     saved = None
     if watch is not None:
         from exitlens.cli._generate_watch import open_watcher
@@ -141,7 +144,8 @@ def generate_command(
     stops = [*(stop or ()), *(QA_PROMPT.stop if qa else ())]
     StopStrings(stops, lambda _: "")  # an empty one is refused before the model is loaded
 
-    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base, adapter=adapter)
+    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base, adapter=adapter,
+                    chat_date=chat_date)  # fmt: skip
     options: dict[str, Any] = {
         "decoder": spec.decoder,
         "max_new_tokens": max_new_tokens,
@@ -181,6 +185,7 @@ def generate_command(
                     "decoder": spec.decoder,
                     "repetition_penalty": spec.penalty,
                     "generation_config": generation_config,
+                    "chat_date": chat_date,
                     **facts,
                 }
                 for text, answer in zip(texts, answers, strict=True)

@@ -14,6 +14,7 @@ import typer
 
 from exitlens.compute.names import DTYPE_NAMES, check_device_name, dtype_name
 from exitlens.layer_range import parse_layers
+from exitlens.parsing import check_day
 from exitlens.studies.config import RunConfig
 
 __all__ = [
@@ -116,6 +117,16 @@ DtypeOption = Annotated[str, option("dtype", **CHECKS["dtype"])]
 RevisionOption = Annotated[str | None, option("revision")]
 TrustOption = Annotated[bool, option("trust_remote_code")]
 BaseOption = Annotated[str | None, option("base")]
+ChatDateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--chat-date",
+        metavar="DAY",
+        callback=checked(check_day),
+        help="The day that the chat template sees: 2026-11-27.",
+    ),
+]
+GenerationConfigOption = Annotated[Literal["model"] | None, option("generation_config", metavar="model")]
 
 DataOption = Annotated[str, option("data", help="Questions: built-in name, file, folder or Hub id.")]
 ColumnOption = Annotated[list[str] | None, option("column")]

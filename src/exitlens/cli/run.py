@@ -26,7 +26,8 @@ _COMMON = ("model", "data", "statements", "column", "only", "limit", "limit_stat
 # Under a heading an option is only named: the study's own command has its help.
 _HEADINGS = {
     "Answers (help: exitlens entropy, exitlens decoding)": (
-        "decoders", "max_new_tokens", "repetition_penalty", "batch_size", "mc", "scoring", "judges", "bertscore_model",
+        "decoders", "max_new_tokens", "repetition_penalty", "generation_config", "batch_size", "mc", "scoring",
+        "judges", "bertscore_model",
         "bertscore_layer", "entropy_estimators",
     ),
     "Layers (help: exitlens layers)": ("prompts", "lens", "layers", "rule", "look_limit", "picks", "top_k"),

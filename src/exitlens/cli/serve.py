@@ -12,9 +12,11 @@ from exitlens.cli.help import add_command
 from exitlens.cli.options import (
     DEFAULT_MODEL,
     BaseOption,
+    ChatDateOption,
     DecoderOption,
     DeviceOption,
     DtypeOption,
+    GenerationConfigOption,
     ModelOption,
     QuietOption,
     RevisionOption,
@@ -42,6 +44,8 @@ def serve_command(
         typer.Option("--token", envvar="EXITLENS_TOKEN", help="What clients must send as API key [EXITLENS_TOKEN]."),
     ] = None,
     decoder: DecoderOption = "vanilla",
+    generation_config: GenerationConfigOption = None,
+    chat_date: ChatDateOption = None,
     model: ModelOption = DEFAULT_MODEL,
     quiet: QuietOption = False,
     max_prompt_tokens: Annotated[
@@ -88,8 +92,8 @@ def serve_command(
     from exitlens.server import create_app, make_server
 
     with bound:
-        lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base)
-        app = create_app(lm, token=token, decoder=decoder, limits=limits)
+        lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base, chat_date=chat_date)
+        app = create_app(lm, token=token, decoder=decoder, limits=limits, generation_config=generation_config)
         where = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}/v1"
         say(f"serving {lm.name} at {where} (decoder {decoder}); stop with Ctrl-C", quiet)
         make_server(app).run(sockets=[bound])

@@ -27,8 +27,9 @@ LAYERS = {
     **under("Choices", "rule", "look_limit", "picks", "top_k"),
     **LOADING,
 }
-ENTROPY = {**_QUESTIONS, "judges": Own(), "entropy_estimators": Own(), **ANSWERS, **LOADING}
-DECODING = {**_QUESTIONS, "decoders": Own(), "mc": Own(), "scoring": Own(), "judges": Own(), **ANSWERS, **LOADING}
+_ANSWERS = {**ANSWERS, **under("Answers", "generation_config")}
+ENTROPY = {**_QUESTIONS, "judges": Own(), "entropy_estimators": Own(), **_ANSWERS, **LOADING}
+DECODING = {**_QUESTIONS, "decoders": Own(), "mc": Own(), "scoring": Own(), "judges": Own(), **_ANSWERS, **LOADING}
 PROBE = {
     "model": Own(),
     "statements": Own(("--data", "-d")),

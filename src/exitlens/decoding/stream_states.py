@@ -36,6 +36,7 @@ def watch(
     stop: Sequence[str] = (),
     repetition_penalty: float = 1.0,
     sampling: Sampling | None = None,
+    generation_config: str | None = None,
     seed: int = 0,
     chat: bool = False,
 ) -> Iterator[Watched | Generation]:
@@ -47,7 +48,7 @@ def watch(
     """
     wanted = [lm.check_layer(j) for j in layers]
     run = BatchRun(lm, decoder, max_new_tokens=max_new_tokens, stop=stop, repetition_penalty=repetition_penalty,
-                   sampling=sampling, seed=seed)  # fmt: skip
+                   sampling=sampling, generation_config=generation_config, seed=seed)  # fmt: skip
     (row,) = run.rows([prompt], chat=chat)
     sent = 0
     for _ in run.batch([row], open_prefix(lm, ()), wanted):

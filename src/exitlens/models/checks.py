@@ -12,8 +12,10 @@ from exitlens.errors import ParityError, UnsupportedModel
 from exitlens.models.layout.hooks import eval_mode
 from exitlens.models.protocol import Parity, Pass
 
-__all__ = ["CacheKind", "cache_kind", "check_causal", "check_parity", "gap_is_exact", "pads_exactly", "position_offset",
-           "takes_masks"]  # fmt: skip
+__all__ = [
+    "CacheKind", "cache_kind", "check_causal", "check_parity", "gap_is_exact", "mask_of_text", "pads_exactly",
+    "position_offset", "takes_masks",
+]  # fmt: skip
 
 CacheKind = Literal["own", "steps", "runs again"]
 
@@ -25,6 +27,11 @@ _WINDOWS = ("sliding_window", "sliding_window_size", "attention_chunk_size", "lo
             "attention_window_size", "index_topk", "keep_window_size")  # fmt: skip
 # Attention over blocks of positions, whose borders padding moves.
 _BLOCKWISE = ("chunk", "compress", "index", "block", "lsh")
+# Those of them that were measured past their borders and budgets, with texts of six lengths side by side: they count a
+# row's own tokens, so that padding changes nothing (tests/parity/test_padding.py).
+_COUNTS_OWN_TOKENS = frozenset(
+    ["axk2", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "hy_v4", "llama4_text", "qwen4_exp_text"]
+)
 _BLOCK_SIZES = ("index_block_size", "attention_chunk_size", "lsh_attn_chunk_length")
 
 
@@ -42,6 +49,7 @@ class Checkable(Protocol):
     offset: int | None
     takes_masks: bool
     length_ropes: tuple[nn.Module, ...]  # rotary tables that depend on the longest text of a pass
+    infers_padding: bool | None  # measured when a text first holds the padding token
     cache_trial: CacheKind | None  # the use of the cache that is being tried
 
     def run_whole(self, ids: Tensor) -> Any:
@@ -166,6 +174,24 @@ def takes_masks(lm: Checkable, ids: Tensor, bare: dict[int, Tensor]) -> bool:
     return True
 
 
+def mask_of_text(lm: Checkable, ids: Tensor, cache: Any) -> Tensor | None:
+    """A mask of ones over past and new positions where the model, without one, takes a token of the text for padding.
+
+    XLM and RoBERTa's kind do: what they say of a text would depend on whether a mask happens to be given.
+    """
+    pad = getattr(lm.config, "pad_token_id", None)
+    if lm.infers_padding is False or not lm.takes_masks or not isinstance(pad, int) or not bool((ids == pad).any()):
+        return None
+    if lm.infers_padding is None:
+        lm.infers_padding = False  # while it is measured
+        n, rows = lm.n_layers, ids[:1]
+        bare = lm.forward(rows, layers=(n,)).hidden[n]
+        lm.infers_padding = not same(lm, lm.forward(rows, torch.ones_like(rows), layers=(n,)).hidden[n], bare)
+    if not lm.infers_padding:
+        return None
+    return torch.ones(ids.shape[0], ids.shape[1] + (0 if cache is None else cache.get_seq_length())).to(ids)
+
+
 def cache_kind(lm: Checkable, ids: Tensor, bare: dict[int, Tensor]) -> CacheKind:
     """Which use of the model's cache gives the numbers of one pass; "runs again" when none does."""
     if lm.length_ropes:
@@ -214,11 +240,10 @@ def _cache_works(lm: Checkable, ids: Tensor, bare: dict[int, Tensor]) -> bool:
 
 def pads_exactly(lm: Checkable, ids: Tensor, bare: dict[int, Tensor]) -> bool:
     """True when padding, left or right, changes nothing at real positions, at any layer's output."""
-    blocks = any(word in kind for kind in _kinds(lm.config) for word in _BLOCKWISE)
-    if (
-        lm.length_ropes
-        or not lm.takes_masks
-        or blocks
+    if lm.length_ropes or not lm.takes_masks:
+        return False
+    if str(getattr(lm.config, "model_type", "")) not in _COUNTS_OWN_TOKENS and (
+        any(word in kind for kind in _kinds(lm.config) for word in _BLOCKWISE)
         or any(isinstance(getattr(lm.config, name, None), int) for name in _BLOCK_SIZES)
     ):
         return False  # longer texts than the one measured on would tell

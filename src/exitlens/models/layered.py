@@ -14,7 +14,7 @@ from exitlens.compute.matmul import linear, plain_linear
 from exitlens.display import Shown
 from exitlens.errors import InputError, UnsupportedModel, layer_range_error
 from exitlens.layer_range import Layers, resolve_layers
-from exitlens.models import checks, tokens
+from exitlens.models import chat, checks, tokens
 from exitlens.models.head_matrix import HeadMatrix
 from exitlens.models.layout.final_path import FinalPath
 from exitlens.models.layout.find import Layout, find_layout
@@ -53,6 +53,7 @@ class Layered(Shown):
         self.tokenizer = tokenizer
         self._ends = tokens.appended(tokenizer)
         self.notes: tuple[str, ...] = ()  # what a user should hear about this model
+        self.chat_date: str | None = None  # the day that its chat template sees
         self.name = name
         self.fingerprint = fingerprint
         self._cache_factory = cache_factory
@@ -87,6 +88,7 @@ class Layered(Shown):
         self.length_ropes = length_ropes(self.model)
         self.offset: int | None = None
         self.takes_masks = True
+        self.infers_padding: bool | None = None
         self.cache_trial: checks.CacheKind | None = None
         self._probe = probe
         _ = self.eos_ids  # settings that are no ids are refused now, not at the first answer
@@ -278,6 +280,7 @@ class Layered(Shown):
             if not bool(mask.all()):
                 raise InputError(f"{self.name} cannot run with padding: give it rows of one length")
             mask = None
+        mask = checks.mask_of_text(self, ids, cache) if mask is None else mask
         kwargs: dict[str, Any] = {"attention_mask": mask, "use_cache": cache is not None}
         if mask is not None and self.offset is not None:
             kwargs["position_ids"] = ((mask.long().cumsum(-1) - 1).clamp_(min=0) + self.offset)[:, -ids.shape[1] :]
@@ -328,14 +331,10 @@ class Layered(Shown):
     def encode_chat(self, text: str) -> list[int]:
         """Token ids of ``text`` as a user's turn in the tokenizer's chat template, ready for the reply.
 
-        Raises :class:`InputError` when the tokenizer has no template, and for a text that is no Unicode.
+        Raises :class:`InputError` as :func:`exitlens.models.chat.rendered`, and for a text that is no Unicode.
         """
         tokens.check_text(text)
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise InputError(f"{self.name}'s tokenizer has no chat template: leave --chat out")
-        turns = [{"role": "user", "content": text}]
-        ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True)
-        ids = list(ids["input_ids"] if hasattr(ids, "keys") else ids)
+        ids: list[int] = chat.rendered(self, [{"role": "user", "content": text}], add_generation_prompt=True)
         self.check_ids(ids)
         return ids
 

@@ -22,6 +22,7 @@ from exitlens.models.layered import Layered
 from exitlens.models.pretrained import Raw
 from exitlens.models.reasons import one_line
 from exitlens.models.tokens import tokenizer_notes
+from exitlens.parsing import check_day
 
 __all__ = ["load", "wrap"]
 
@@ -36,6 +37,7 @@ def load(
     revision: str | None = None,
     trust_remote_code: bool = False,
     base: str | None = None,
+    chat_date: str | None = None,
 ) -> Layered:
     """A causal LM, layer by layer.
 
@@ -47,6 +49,7 @@ def load(
         revision: Branch, tag or commit of a Hub id.
         trust_remote_code: Whether code in the model's repository may run.
         base: The base model of an adapter folder, where it is not the one that the adapter names.
+        chat_date: The day that its chat template sees (``2026-11-27``); by default the day of the call.
 
     Raises:
         ModelNotFound: There is no such model.
@@ -55,13 +58,16 @@ def load(
         ParityError: The readout at the last layer is not the model's own.
         InputError: An argument cannot be used.
     """
+    day = check_day(chat_date)
     where = hardware.pick_device(device)
     kind = hardware.pick_dtype(dtype, where)
     text = os.fspath(name)
     raw = _read(text, kind, revision, trust_remote_code, base)
     raw.model.to(where).eval()
     inner = raw.model.get_base_model() if hasattr(raw.model, "get_base_model") else raw.model
-    return _layered(raw.model, inner, raw.tokenizer, text, raw.fingerprint, raw.notes)
+    lm = _layered(raw.model, inner, raw.tokenizer, text, raw.fingerprint, raw.notes)
+    lm.chat_date = day
+    return lm
 
 
 def wrap(model: nn.Module, tokenizer: Any, *, name: str | None = None) -> Layered:
@@ -96,7 +102,9 @@ def _settings_note(model: Any, label: str) -> list[str]:
     if not settings:
         return []
     said = ", ".join(f"{name}={str(value)[:40]}" for name, value in settings.items())
-    return [f"{label}: its generation settings {said[:200]} are not applied to answers"]
+    return [
+        f"{label}: its generation settings {said[:200]} are not applied to answers, unless by --generation-config model"
+    ]
 
 
 def _read(text: str, dtype: torch.dtype, revision: str | None, remote: bool, base: str | None) -> Raw:

@@ -93,6 +93,7 @@ class LayeredModel(Protocol):
         logit_transform: What the model does to the unembedding's output.
         model: The torch module that was taken in, never changed.
         notes: What a user should hear about it: names that were mended, settings that are not applied.
+        chat_date: The day that its chat template sees (``2026-11-27``), or None for the day of the call.
     """
 
     name: str
@@ -108,6 +109,7 @@ class LayeredModel(Protocol):
     logit_transform: LogitTransform
     model: nn.Module
     notes: tuple[str, ...]
+    chat_date: str | None
 
     # ---- parts
 

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from exitlens.decoding import parse_decoder
+from exitlens.decoding.token_rules import rules_of
 from exitlens.models.protocol import LayeredModel
 from exitlens.server.forms import ChatForm, CompletionForm, Form, event, failure
 from exitlens.server.jobs import Answer, Job, Piece
@@ -31,12 +32,20 @@ _LOOK = 0.2  # seconds between two looks whether the client is still there
 
 
 def create_app(
-    lm: LayeredModel, *, token: str | None = None, decoder: str = "vanilla", limits: Limits | None = None
+    lm: LayeredModel,
+    *,
+    token: str | None = None,
+    decoder: str = "vanilla",
+    limits: Limits | None = None,
+    generation_config: str | None = None,
 ) -> FastAPI:
     """An application that serves ``lm``. ``decoder`` is used where a request names none.
 
-    Raises :class:`InputError` for an unknown decoder.
+    ``generation_config="model"`` applies the checkpoint's own penalties and forbidden tokens to every answer; a
+    request's own ``repetition_penalty`` (but 1) stands in place of the checkpoint's. Raises :class:`InputError` for an
+    unknown decoder, and for a setting of the checkpoint that cannot be applied.
     """
+    rules_of(lm, generation_config)
     limits = limits or Limits()
     parse_decoder(decoder)
     worker = Worker(limits.requests)
@@ -85,7 +94,7 @@ def create_app(
 
     async def answer(http: HttpRequest, request: Request, kind: type[Form]) -> Response:
         _check_model(lm, request.model)
-        job = Job(lm, request, limits, decoder)
+        job = Job(lm, request, limits, decoder, generation_config)
         form = kind(lm.name, job.top or 0)
         pieces = worker.answer(job)
         if request.stream:

@@ -65,9 +65,12 @@ class _Settings:
 class Job:
     """The work of one request; :meth:`run` belongs into the worker's thread, where tokenizer and model are."""
 
-    def __init__(self, lm: LayeredModel, request: Request, limits: Limits, default: str) -> None:
+    def __init__(
+        self, lm: LayeredModel, request: Request, limits: Limits, default: str, generation_config: str | None = None
+    ) -> None:
         """Check what needs neither tokenizer nor model. Raises :class:`Refusal` (400)."""
         self._lm, self._request, self._limits = lm, request, limits
+        self._generation_config = generation_config
         self.top = request.top_logprobs_wanted
         asked = request.asked_tokens
         self._echo = isinstance(request, CompletionRequest) and bool(request.echo)
@@ -158,6 +161,7 @@ class Job:
                 stop=settings.stops,
                 repetition_penalty=settings.penalty,
                 sampling=settings.sampling,
+                generation_config=self._generation_config,
                 seed=seed,
                 alive=alive,
             ):

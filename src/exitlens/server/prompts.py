@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from exitlens.errors import InputError
+from exitlens.models.chat import rendered
 from exitlens.models.protocol import LayeredModel
 from exitlens.server.replies import Refusal
 from exitlens.server.schema import ChatRequest, CompletionRequest
@@ -41,8 +42,6 @@ def chat_ids(lm: LayeredModel, request: ChatRequest, most: int) -> list[int]:
 
     Raises :class:`Refusal` for a model without a template, for what its template refuses, and for what cannot fit.
     """
-    from jinja2 import TemplateError
-
     if not getattr(lm.tokenizer, "chat_template", None):
         raise Refusal(400, f"{lm.name} has no chat template: use /v1/completions", param="messages")
     check_length(lm, sum(len(turn.text) for turn in request.messages), most)
@@ -60,9 +59,8 @@ def chat_ids(lm: LayeredModel, request: ChatRequest, most: int) -> list[int]:
     )
     try:
         return _with_text_as_text(lm, turns, options)
-    except (TemplateError, ValueError, TypeError, KeyError) as error:
-        line = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-        raise Refusal(400, f"the chat template of {lm.name} refuses these messages: {line}", param="messages") from None
+    except InputError as error:
+        raise Refusal(400, str(error), param="messages") from None
 
 
 def check_length(lm: LayeredModel, characters: int, most: int) -> None:
@@ -101,13 +99,13 @@ def _with_text_as_text(lm: LayeredModel, turns: Sequence[dict[str, str]], option
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     hostile = [any(name in turn["content"] for name in special) for turn in turns]
     if not any(hostile):
-        made = tokenizer.apply_chat_template(list(turns), tokenize=True, **options)
-        return [int(i) for i in (made["input_ids"] if hasattr(made, "keys") else made)]
+        ids: list[int] = rendered(lm, turns, **options)
+        return ids
     # Where it matters, such a content is held out of the template by a mark of private characters and tokenised alone.
     mark = next(c for c in map(chr, range(0xE000, 0xF8FF)) if not any(c in turn["content"] for turn in turns))
     marked = [{**turn, "content": f"{mark}{i}{mark}"} if hostile[i] else turn for i, turn in enumerate(turns)]
-    text = str(tokenizer.apply_chat_template(marked, tokenize=False, **options))
-    ids: list[int] = []
+    text = rendered(lm, marked, tokenize=False, **options)
+    ids = []
     control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     for place, part in enumerate(re.split(f"{mark}(\\d+){mark}", text)):
         if place % 2 == 0:
@@ -116,6 +114,6 @@ def _with_text_as_text(lm: LayeredModel, turns: Sequence[dict[str, str]], option
         said = turns[int(part)]["content"]
         content = tokenizer(said, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         if control & set(content):
-            raise ValueError("a turn holds a special token, which this tokenizer cannot read as text")
+            raise InputError("a turn holds a special token, which this tokenizer cannot read as text")
         ids += content
     return ids

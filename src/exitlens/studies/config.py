@@ -78,6 +78,9 @@ class RunConfig(BaseModel):
 
     max_new_tokens: int = Field(50, ge=1, description="longest answer in tokens")
     repetition_penalty: float = Field(1.0, gt=0, description="penalty of every decoder that names none; 1 is none")
+    generation_config: Literal["model"] | None = Field(
+        None, description="model: the checkpoint's own penalties and forbidden tokens, for every decoder's answers"
+    )
     decoders: tuple[str, ...] = Field(
         ("vanilla", "dola:high", "dola:low"),
         description="decoders compared; NAME@1.2 sets a repetition penalty",

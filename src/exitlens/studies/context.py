@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import pandas as pd
 
 from exitlens.data.records import Question
+from exitlens.decoding.token_rules import rules_of
 from exitlens.errors import RunError
 from exitlens.models.forward import check_context
 from exitlens.runs.engine import Engine
@@ -41,9 +43,11 @@ def answer_all(
     batch_size: int = 32,
     entropy: bool = False,
     style: str = "six-shot",
+    generation_config: str | None = None,
 ) -> Answers:
     """Answers of one decoder to every question, in the questions' order; finished batches are kept."""
-    stage = GenerateStage(spec, max_new_tokens=max_new_tokens, batch_size=batch_size, entropy=entropy)
+    stage = GenerateStage(spec, max_new_tokens=max_new_tokens, batch_size=batch_size, entropy=entropy,
+                          generation_config=generation_config)  # fmt: skip
     # One generation batch is a unit of work: the shared prompt is run once a unit, and a kill costs a unit.
     done = engine.map(stage, ask(questions, style), batch_size=batch_size, label=f"generate-{slug(spec.text)}")
     chosen = done.tables.get("decoding_layers")
@@ -80,11 +84,18 @@ class Context:
 
     def specs(self) -> list[DecoderSpec]:
         """The decoders of the decoding study."""
-        return [DecoderSpec.parse(text, self.config.repetition_penalty) for text in self.config.decoders]
+        return [DecoderSpec.parse(text, self._penalty) for text in self.config.decoders]
 
     def vanilla(self) -> DecoderSpec:
         """The model's own greedy decoding: the one of the decoding study where it has one at the run's penalty."""
-        return DecoderSpec.parse("vanilla", self.config.repetition_penalty)
+        return DecoderSpec.parse("vanilla", self._penalty)
+
+    @cached_property
+    def _penalty(self) -> float:
+        """The penalty of decoders that name none: the run's, else the checkpoint's where its settings are applied."""
+        config = self.config
+        rules = rules_of(self.engine.lm, config.generation_config)
+        return rules.penalty if rules is not None and config.repetition_penalty == 1.0 else config.repetition_penalty
 
     def answers(self, spec: DecoderSpec) -> Answers:
         """Answers of one decoder; asked for again, or by another study at equal settings, they are not made again."""
@@ -103,6 +114,7 @@ class Context:
                 max_new_tokens=self.config.max_new_tokens,
                 batch_size=self.config.batch_size,
                 entropy=entropy,
+                generation_config=self.config.generation_config,
             )
         return self._answers[key]
 

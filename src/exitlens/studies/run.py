@@ -9,7 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+from exitlens.decoding.token_rules import rules_of
 from exitlens.errors import RunError
+from exitlens.models.generation_settings import settings_not_applied
 from exitlens.models.protocol import LayeredModel
 from exitlens.report.frames import Results
 from exitlens.runs.directory import RunDirectory, now
@@ -148,8 +150,24 @@ def _introduce(directory: RunDirectory, config: RunConfig, inputs: Inputs, lm: L
             "parity": {"max_abs": lm.parity.max_abs, "tolerance": lm.parity.tolerance, "tokens": lm.parity.tokens},
         },
         data=_with_earlier(directory.manifest.get("data") or [], inputs.provenance()),
+        generation_settings=_generation_settings(config, lm),
         notes=[*inputs.notes, *lm.notes],
     )
+
+
+def _generation_settings(config: RunConfig, lm: LayeredModel) -> dict[str, Any]:
+    """Settings of the checkpoint that change greedy answers, by whether they are applied. Raises InputError for one
+    that is asked for and cannot be applied.
+    """
+    rules_of(lm, config.generation_config)
+    said = settings_not_applied(lm.model)
+    if config.generation_config is None:
+        return {"applied": {}, "not_applied": said}
+    over = {"repetition_penalty"} & said.keys() if config.repetition_penalty != 1.0 else set()
+    return {
+        "applied": {name: value for name, value in said.items() if name not in over},
+        "not_applied": {name: said[name] for name in sorted(over)},
+    }
 
 
 def _with_earlier(earlier: list[dict[str, Any]], read: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -15,7 +15,9 @@ from exitlens.decoding import Sampling, generate
 from exitlens.decoding.score import ContinuationScorer
 from exitlens.errors import InputError, MissingExtra
 from exitlens.models import load
+from exitlens.models.chat import rendered
 from exitlens.models.forward import shared_prefix
+from exitlens.parsing import check_day
 from exitlens.studies.exits.files import load_adapted
 
 try:
@@ -45,7 +47,8 @@ class ExitlensLM(TemplateLM):  # type: ignore[misc] # the harness ships no types
     scores. ``repetition_penalty`` is for generation only. As the harness's own ``hf`` model: ``peft`` (an adapter's
     folder), ``gguf_file`` (a file of the folder or Hub id ``pretrained``), ``enable_thinking`` and
     ``chat_template_args`` (for the chat template), ``think_end_token`` (what comes before it is no answer),
-    ``prefix_token_id`` (what stands before a text without context). Raises :class:`InputError` for another argument.
+    ``prefix_token_id`` (what stands before a text without context). ``chat_date`` is the day that the chat template
+    sees (2026-11-27). Raises :class:`InputError` for another argument.
     """
 
     def __init__(
@@ -70,12 +73,14 @@ class ExitlensLM(TemplateLM):  # type: ignore[misc] # the harness ships no types
         enable_thinking: bool | None = None,
         chat_template_args: dict[str, Any] | None = None,
         think_end_token: str | int | None = None,
+        chat_date: str | None = None,
         seed: int = 0,
         **unknown: Any,
     ) -> None:
         super().__init__()
         for name in unknown:
             raise InputError(_unknown(name))
+        check_day(chat_date)
         if enable_thinking and think_end_token is None:
             raise InputError("enable_thinking=True needs think_end_token=TEXT, after which the answer begins")
         if isinstance(pretrained, str):
@@ -87,6 +92,8 @@ class ExitlensLM(TemplateLM):  # type: ignore[misc] # the harness ships no types
                 self.lm = load(peft, base=path, **more)
         else:
             self.lm = pretrained if peft is None else load_adapted(pretrained, peft)
+        if chat_date is not None:
+            self.lm.chat_date = chat_date
         self.tokenizer = self.lm.tokenizer
         self.decoder = str(decoder).replace(";", ",")
         self.post_softmax = post_softmax
@@ -133,7 +140,8 @@ class ExitlensLM(TemplateLM):  # type: ignore[misc] # the harness ships no types
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as one text, by the tokenizer's own template."""
         return str(
-            self.tokenizer.apply_chat_template(
+            rendered(
+                self.lm,
                 chat_history,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
@@ -151,6 +159,7 @@ class ExitlensLM(TemplateLM):  # type: ignore[misc] # the harness ships no types
             "decoder": self.decoder,
             "post_softmax": self.post_softmax,
             "repetition_penalty": self.repetition_penalty,
+            "chat_date": self.lm.chat_date,
         }
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:

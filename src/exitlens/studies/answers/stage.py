@@ -74,6 +74,7 @@ class GenerateStage:
     batch_size: int = 16
     entropy: bool = False
     lens: str = "logit"
+    generation_config: str | None = None
 
     def settings(self) -> dict[str, Any]:
         """See :class:`exitlens.runs.engine.Stage`."""
@@ -84,6 +85,7 @@ class GenerateStage:
             "stop": self.stop,
             "batch_size": self.batch_size,
             "entropy": self.entropy and self.lens,
+            **({} if self.generation_config is None else {"generation_config": self.generation_config}),
         }
 
     def identify(self, record: AskRecord) -> Any:
@@ -100,6 +102,7 @@ class GenerateStage:
             stop=self.stop,
             batch_size=self.batch_size,
             repetition_penalty=self.spec.penalty,
+            generation_config=self.generation_config,
             read=("entropy",) if self.entropy else (),
             read_lens=self.lens,
             trace=not self.spec.plain,

@@ -164,6 +164,11 @@ class ExitsStudy(Study):
 
     def check_settings(self, config: RunConfig, inputs: Inputs) -> None:
         """A judge that does not exist, a risk that is no share, too few questions for the guarantee asked for."""
+        if config.generation_config is not None:
+            raise InputError(
+                "the exits study holds exits against the model's own greedy answers, so --generation-config cannot go "
+                "with it: leave it out, or name other studies with --only"
+            )
         check_judges(config.judges, config.bertscore_model)
         if config.exit_layers is not None:
             parse_layers(config.exit_layers)
