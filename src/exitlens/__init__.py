@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 # Where each public name lives. Type checkers read the imports below instead; a test compares the two.
 _HOME = {
+    "Attribution": "lenses.attribution",
     "Dataset": "data.records",
     "ExitlensError": "errors",
     "Generation": "decoding.loop",
@@ -28,6 +29,7 @@ _HOME = {
     "Trace": "lenses.trace",
     "TunedLens": "lenses.tuned",
     "__version__": "version",
+    "attribute": "studies.layers.attribution",
     "compare_runs": "studies.compare.comparison",
     "decoding_study": "studies.decoding.study",
     "entropy_study": "studies.entropy.study",
@@ -84,6 +86,7 @@ if TYPE_CHECKING:
     from exitlens.decoding.trace import trace_answers as trace_answers
     from exitlens.errors import ExitlensError as ExitlensError
     from exitlens.integrations.transformers_generate import transformers_generate as transformers_generate
+    from exitlens.lenses.attribution import Attribution as Attribution
     from exitlens.lenses.fit_jacobian import fit_jacobian_lens as fit_jacobian_lens
     from exitlens.lenses.jacobian import JacobianLens as JacobianLens
     from exitlens.lenses.read_texts import read as read
@@ -98,6 +101,7 @@ if TYPE_CHECKING:
     from exitlens.studies.decoding.study import decoding_study as decoding_study
     from exitlens.studies.entropy.study import entropy_study as entropy_study
     from exitlens.studies.exits.study import exits_study as exits_study
+    from exitlens.studies.layers.attribution import attribute as attribute
     from exitlens.studies.layers.look import look as look
     from exitlens.studies.layers.study import layers_study as layers_study
     from exitlens.studies.probes.truth import probes_study as probes_study

@@ -17,6 +17,7 @@ from exitlens.decoding.score import score
 from exitlens.lenses.read_texts import read
 from exitlens.models import loading
 from exitlens.models.layered import Layered
+from exitlens.studies.layers.attribution import attribute
 from exitlens.studies.layers.look import look
 
 __all__ = ["LM", "load", "wrap"]
@@ -33,6 +34,7 @@ class LM(Layered):
     read = read
     generate = generate
     look = look
+    attribute = attribute
     score = score
 
 

@@ -60,6 +60,15 @@ MapOption = Annotated[
         "--map/--no-map", help="Token x layer: each layer's top-1 token [without choices].", rich_help_panel=SHOWN
     ),
 ]
+ByOption = Annotated[
+    str,
+    typer.Option(
+        "--by",
+        metavar="WHAT",
+        help="layer, or component: what each block adds to the choices' logits.",
+        rich_help_panel=SHOWN,
+    ),
+]
 TopOption = Annotated[
     int, typer.Option("--top", min=1, help="Tokens shown per layer, most probable first.", rich_help_panel=SHOWN)
 ]
@@ -87,6 +96,7 @@ def look_command(
     prompts: PromptsOption = None,
     plain: PlainOption = None,
     as_map: MapOption = None,
+    by: ByOption = "layer",
     top: TopOption = 3,
     no_color: NoColorOption = False,
     rule: RuleOption = "auto",
@@ -100,15 +110,23 @@ def look_command(
 
     Without choices a map is printed: a row a layer, a column a token, in each cell the layer's top-1 next token, the
     darker the more confident. --json prints a list, an object a prompt: prompt, question, lens, rule, layers (rows),
-    top (rows), map (rows or null); docs/tables.md describes the columns.
+    top (rows), map (rows or null); docs/tables.md describes the columns. With --by component an object is model,
+    question, prompt, logits (rows), components (rows).
     """
+    from exitlens.cli._look_components import check_by, look_components
     from exitlens.lenses.lens_names import check_lens_word, open_lens
     from exitlens.studies.layers.look import look
 
     records = _records(prompt, prompts, None if choices is None else choices.split(separator), correct, plain)
     wanted = check_depth(model, layers)
     check_lens_word(lens)
+    given = (("--layers", layers != "all"), ("--lens", lens != "logit"), ("--rule", rule != "auto"))
+    unused = [name for name, used in (*given, ("--map", as_map is not None), ("--top", top != 3)) if used]
+    components = check_by(by, records, unused=unused)
     lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base)
+    if components:
+        look_components(lm, records, out=out, as_json=as_json, quiet=quiet, name=model)
+        return
     numbers = wanted.resolve(lm.n_layers, owner=lm.name)
     chosen_lens = open_lens(lens, lm)
     options: dict[str, Any] = {"lens": chosen_lens, "layers": numbers, "rule": rule, "top_k": top, "trace": as_map}
