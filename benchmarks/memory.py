@@ -105,7 +105,8 @@ def run_stage(lm: Any, count: int, folder: Path) -> None:
     """Answers of four tokens to questions, with the entropy of each layer."""
     from exitlens.runs.directory import RunDirectory
     from exitlens.runs.engine import LocalEngine
-    from exitlens.studies.answers.stage import AskRecord, DecoderSpec, GenerateStage
+    from exitlens.studies.answers.decoder_spec import DecoderSpec
+    from exitlens.studies.answers.stage import AskRecord, GenerateStage
 
     records = [AskRecord(f"q{i}", f"What is {i}?", f"Q: What is {i}?\nA:") for i in range(count)]
     stage = GenerateStage(DecoderSpec.parse("vanilla"), max_new_tokens=4, batch_size=32, entropy=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from exitlens.errors import InputError, layer_range_error
 
@@ -81,7 +82,7 @@ def parse_layers(text: str) -> LayerRange:
     """Read layers as text; no model is needed, so that a slip is reported immediately.
 
     Raises:
-        InputError: what is not in the grammar, with the part that is not.
+        InputError: what is not in the grammar, with the part that is not; a range that runs backwards at any depth.
     """
     parts = [part.strip() for part in text.split(",")]
     points: list[tuple[str, str]] = []
@@ -95,6 +96,7 @@ def parse_layers(text: str) -> LayerRange:
         else:
             start = match["first"]
             points.append((_checked(start, part), _checked(match["last"] or start, part)))
+            _check_order(*points[-1])
     return LayerRange("".join(text.split()), tuple(points))
 
 
@@ -136,6 +138,12 @@ def _checked(point: str, part: str) -> str:
     if (slash and not 0 <= int(over) <= int(under)) or (slash and int(under) == 0):
         raise InputError(f"'{part[:80]}' is not a layer: a fraction of the depth lies between 0 and 1, such as 3/4")
     return point
+
+
+def _check_order(start: str, end: str) -> None:
+    """Two numbers, or two fractions, run backwards in every model; a number and a fraction only in some."""
+    if "last" not in (start, end) and ("/" in start) == ("/" in end) and Fraction(start) > Fraction(end):
+        raise InputError(f"'{start}-{end}' runs backwards: write the lower layer first")
 
 
 def _number(point: str, n_layers: int, last: int) -> int:

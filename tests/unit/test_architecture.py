@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "exitlens"
 # A room imports only from rooms before it. The two on one line do not know each other.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
-    ("display", "layer_range", "parsing", "progress"),
+    ("display", "layer_range", "lazy", "parsing", "progress"),
     ("storage",),
     ("compute",),
     ("stats",),

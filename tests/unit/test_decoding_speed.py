@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from exitlens.data.records import Question
-from exitlens.studies.answers.stage import DecoderSpec
+from exitlens.studies.answers.decoder_spec import DecoderSpec
 from exitlens.studies.decoding import speed
 
 QUESTIONS = [Question(id=str(i), question="Who?", best="A", correct=("A",), incorrect=("B",)) for i in range(20)]

@@ -19,7 +19,7 @@ from exitlens.exits.replay_policies import Cost, Signals, block_widths, caught_u
 from exitlens.exits.session import ExitPrefix, Tally
 from exitlens.models import wrap
 from exitlens.runs.engine import LocalEngine
-from exitlens.studies.answers.stage import DecoderSpec
+from exitlens.studies.answers.decoder_spec import DecoderSpec
 from exitlens.studies.context import answer_all
 from exitlens.studies.exits.stage import AnswerRecord, ExitStage, signals_from
 from exitlens.studies.exits.study import ExitResult, exits_study

@@ -323,7 +323,7 @@ class FirstFeature(Kind):
 
 
 def test_a_kind_of_one_s_own_is_named_like_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
+    monkeypatch.setattr(registry.KINDS, "own", {})
     with pytest.raises(ProbeError, match="unknown kind of probe 'first-feature'"):
         kind_named("first-feature")
     mine = register_kind(FirstFeature())
@@ -337,7 +337,7 @@ def test_a_kind_of_one_s_own_is_named_like_the_others(monkeypatch: pytest.Monkey
 
 
 def test_registering_refuses_a_name_that_is_taken_or_cannot_be_listed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_KINDS", dict(registry._KINDS))
+    monkeypatch.setattr(registry.KINDS, "own", {})
     with pytest.raises(ProbeError, match="'lda' is registered already"):
         register_kind(FirstFeature(name="lda"))
     for name in ("", "a,b", " a"):

@@ -15,8 +15,9 @@ from exitlens.data.records import Question
 from exitlens.errors import ConfigError, InputError
 from exitlens.models import wrap
 from exitlens.scoring import Bleu, ExactChoice, RougeL
+from exitlens.studies.answers.decoder_spec import DecoderSpec
 from exitlens.studies.answers.judging import Scorers, judge_answers
-from exitlens.studies.answers.stage import DecoderSpec, GenerateStage, ask
+from exitlens.studies.answers.stage import GenerateStage, ask
 from exitlens.studies.decoding.analysis import compare, score
 from exitlens.studies.decoding.multiple_choice import mc_scores
 from exitlens.studies.decoding.study import decoding_study

@@ -13,8 +13,9 @@ from exitlens.data.records import Question
 from exitlens.errors import InputError, LayerError
 from exitlens.models import wrap
 from exitlens.studies.layers.choices import plan_choices, spellings
-from exitlens.studies.layers.look import look, question_record
-from exitlens.studies.layers.stage import LayersStage, LookRecord, accuracy_by_layer, pick_interesting
+from exitlens.studies.layers.look import look
+from exitlens.studies.layers.records import LookRecord, question_record
+from exitlens.studies.layers.stage import LayersStage, accuracy_by_layer, pick_interesting
 from exitlens.studies.layers.study import layers_study
 
 PROMPT = "Q: How many whiskers does a human have?\nA:"

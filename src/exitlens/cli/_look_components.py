@@ -12,7 +12,7 @@ from exitlens.errors import InputError
 if TYPE_CHECKING:
     from exitlens.lenses.attribution import Attribution
     from exitlens.models.protocol import LayeredModel
-    from exitlens.studies.layers.stage import LookRecord
+    from exitlens.studies.layers.records import LookRecord
 
 __all__ = ["check_by", "look_components"]
 

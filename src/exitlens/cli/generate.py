@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -35,12 +36,63 @@ from exitlens.cli.options import (
 from exitlens.progress import counted, progress
 
 if TYPE_CHECKING:
+    from exitlens.decoding import Generation
     from exitlens.models.protocol import LayeredModel
+    from exitlens.probes import SavedProbe
 
 __all__ = ["register"]
 
 
 SAMPLING, FASTER = "Sampling", "Fewer blocks a token"
+
+
+TextArgument = Annotated[str | None, typer.Argument(help="A text to continue, or a question with --qa.")]
+PromptsOption = Annotated[Path | None, option("prompts", help='JSON lines {"prompt": "..."}.')]
+QaOption = Annotated[bool, typer.Option("--qa", help="Put the text as a question after six few-shot examples.")]
+ChatOption = Annotated[bool, typer.Option("--chat", help="Put the text through the model's chat template.")]
+StopOption = Annotated[list[str] | None, typer.Option("--stop", help="End before this text (repeatable).")]
+WatchOption = Annotated[
+    Path | None,
+    typer.Option("--watch", metavar="FILE", help="Each token with P(true) by a probe, see docs/probes.md."),
+]
+TemperatureOption = Annotated[
+    float, typer.Option("--temperature", min=0.0, help="0 is greedy decoding.", rich_help_panel=SAMPLING)
+]
+TopPOption = Annotated[
+    float, typer.Option("--top-p", help="Sample from this share of the probability.", rich_help_panel=SAMPLING)
+]
+TopKOption = Annotated[
+    int, typer.Option("--top-k", min=0, help="Sample from this many tokens (0: all).", rich_help_panel=SAMPLING)
+]
+GenerationConfigOption = Annotated[
+    Literal["model"] | None,
+    option("generation_config", metavar="model", help="The checkpoint's own penalties.", heading=SAMPLING),
+]
+ExitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--exit",
+        callback=checked(read_exit),
+        help="Exit early: probability:0.95@15,20, fixed:3/4, ...",
+        rich_help_panel=FASTER,
+    ),
+]
+ExitCacheOption = Annotated[
+    Literal["defer", "propagate", "recompute"],
+    typer.Option("--exit-cache", help="Keys of skipped blocks; defer is exact.", rich_help_panel=FASTER),
+]
+HeadsOption = Annotated[
+    Path | None, typer.Option("--heads", help="Exit heads of `exits train`.", rich_help_panel=FASTER)
+]
+SpeculateOption = Annotated[
+    str | None,
+    typer.Option(
+        "--speculate",
+        callback=checked(read_draft),
+        help="Draft and verify, lossless: exit=12, skip=a3/m5 or auto.",
+        rich_help_panel=FASTER,
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -49,62 +101,29 @@ def register(app: typer.Typer) -> None:
 
 
 def generate_command(
-    prompt: Annotated[str | None, typer.Argument(help="A text to continue, or a question with --qa.")] = None,
-    prompts: Annotated[Path | None, option("prompts", help='JSON lines {"prompt": "..."}.')] = None,
+    prompt: TextArgument = None,
+    prompts: PromptsOption = None,
     decoder: DecoderOption = "vanilla",
-    qa: Annotated[bool, typer.Option("--qa", help="Put the text as a question after six few-shot examples.")] = False,
-    chat: Annotated[bool, typer.Option("--chat", help="Put the text through the model's chat template.")] = False,
+    qa: QaOption = False,
+    chat: ChatOption = False,
     chat_date: ChatDateOption = None,
     max_new_tokens: MaxNewTokensOption = 50,
-    stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text (repeatable).")] = None,
+    stop: StopOption = None,
     batch_size: BatchSizeOption = 8,
     seed: SeedOption = 0,
     model: ModelOption = DEFAULT_MODEL,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
-    watch: Annotated[
-        Path | None,
-        typer.Option("--watch", metavar="FILE", help="Each token with P(true) by a probe, see docs/probes.md."),
-    ] = None,
+    watch: WatchOption = None,
     repetition_penalty: PenaltyOption = 1.0,
-    temperature: Annotated[
-        float, typer.Option("--temperature", min=0.0, help="0 is greedy decoding.", rich_help_panel=SAMPLING)
-    ] = 0.0,
-    top_p: Annotated[
-        float, typer.Option("--top-p", help="Sample from this share of the probability.", rich_help_panel=SAMPLING)
-    ] = 1.0,
-    generation_config: Annotated[
-        Literal["model"] | None,
-        option("generation_config", metavar="model", help="The checkpoint's own penalties.", heading=SAMPLING),
-    ] = None,
-    top_k: Annotated[
-        int, typer.Option("--top-k", min=0, help="Sample from this many tokens (0: all).", rich_help_panel=SAMPLING)
-    ] = 0,
-    exit_: Annotated[
-        str | None,
-        typer.Option(
-            "--exit",
-            callback=checked(read_exit),
-            help="Exit early: probability:0.95@15,20, fixed:3/4, ...",
-            rich_help_panel=FASTER,
-        ),
-    ] = None,
-    exit_cache: Annotated[
-        Literal["defer", "propagate", "recompute"],
-        typer.Option("--exit-cache", help="Keys of skipped blocks; defer is exact.", rich_help_panel=FASTER),
-    ] = "defer",
-    heads: Annotated[
-        Path | None, typer.Option("--heads", help="Exit heads of `exits train`.", rich_help_panel=FASTER)
-    ] = None,
-    speculate: Annotated[
-        str | None,
-        typer.Option(
-            "--speculate",
-            callback=checked(read_draft),
-            help="Draft and verify, lossless: exit=12, skip=a3/m5 or auto.",
-            rich_help_panel=FASTER,
-        ),
-    ] = None,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    generation_config: GenerationConfigOption = None,
+    top_k: TopKOption = 0,
+    exit_: ExitOption = None,
+    exit_cache: ExitCacheOption = "defer",
+    heads: HeadsOption = None,
+    speculate: SpeculateOption = None,
     adapter: AdapterOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
@@ -117,54 +136,36 @@ def generate_command(
     --json prints an object a prompt: prompt, text, tokens, token_ids, finish, decoder, repetition_penalty,
     generation_config, chat_date; with --exit or --speculate also what was run; with --watch p_true, one a token.
     """
-    from exitlens.data.prompts import QA_PROMPT, qa_prompt, read_prompts
-    from exitlens.decoding import generate
-    from exitlens.decoding.stopping import StopStrings
-    from exitlens.errors import InputError
-    from exitlens.studies.answers.stage import DecoderSpec
+    from exitlens.data.prompts import QA_PROMPT, qa_prompt
+    from exitlens.studies.answers.decoder_spec import DecoderSpec
 
-    if (prompt is None) == (prompts is None):
-        raise InputError('give one text, or --prompts FILE: exitlens generate "The capital of France is"')
-    if qa and chat:
-        raise InputError("--qa and --chat exclude each other: leave one out")
-    texts = [p.prompt for p in read_prompts(prompts)] if prompts is not None else [str(prompt)]
+    texts = _texts(prompt, prompts, qa, chat)
     spec = DecoderSpec.parse(decoder, repetition_penalty)
-    sampling = _sampling(temperature, top_p, top_k, quiet)
-    check_options(exit_, speculate, spec.decoder, spec.penalty, heads)
-    if generation_config is not None and speculate is not None:
-        raise InputError("--speculate needs the model's own distribution: leave --generation-config out")
-    if chat_date is not None and not chat:
-        raise InputError("--chat-date does nothing without --chat: give --chat, or leave it out")
-    saved = None
-    if watch is not None:
-        from exitlens.cli._generate_watch import open_watcher
-
-        saved = open_watcher(watch, exit_ is not None or speculate is not None, qa)
-    asked = ["".join(qa_prompt(text, QA_PROMPT)) for text in texts] if qa else texts
     stops = [*(stop or ()), *(QA_PROMPT.stop if qa else ())]
-    StopStrings(stops, lambda _: "")  # an empty one is refused before the model is loaded
+    options: dict[str, Any] = {
+        "decoder": spec.decoder, "max_new_tokens": max_new_tokens, "stop": stops, "repetition_penalty": spec.penalty,
+        "sampling": _sampling(temperature, top_p, top_k, quiet), "seed": seed, "chat": chat,
+        **({} if generation_config is None else {"generation_config": generation_config}),
+    }  # fmt: skip
+    skips = exit_ is not None or speculate is not None
+    check_options(exit_, speculate, spec.decoder, spec.penalty, heads)
+    _check_company(stops, generation_config, speculate, chat, chat_date)
+    saved = None if watch is None else _watcher(watch, skips, qa)
+    asked = ["".join(qa_prompt(text, QA_PROMPT)) for text in texts] if qa else texts
 
     lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base, adapter=adapter,
                     chat_date=chat_date)  # fmt: skip
-    options: dict[str, Any] = {
-        "decoder": spec.decoder,
-        "max_new_tokens": max_new_tokens,
-        "stop": stops,
-        "repetition_penalty": spec.penalty,
-        "sampling": sampling,
-        "seed": seed,
-        "chat": chat,
-        **({} if generation_config is None else {"generation_config": generation_config}),
-    }
     if saved is not None:
         from exitlens.cli._generate_watch import write_watched
 
         write_watched(lm, saved, texts, asked, options, as_json)
         return
-    skips = exit_ is not None or speculate is not None
     if len(asked) == 1 and not as_json and not skips:
         _stream(lm, asked[0], options)
         return
+
+    from exitlens.decoding import generate
+
     with progress("generating", len(asked), quiet) as tick:
         more = counted(tick)
         facts: dict[str, Any] = {}
@@ -174,31 +175,61 @@ def generate_command(
         else:
             answers = generate(lm, asked, batch_size=batch_size, progress=more, **options)
     if as_json:
-        print_json(
-            [
-                {
-                    "prompt": text,
-                    "text": answer.text,
-                    "tokens": answer.tokens,
-                    "token_ids": answer.token_ids,
-                    "finish": answer.finish,
-                    "decoder": spec.decoder,
-                    "repetition_penalty": spec.penalty,
-                    "generation_config": generation_config,
-                    "chat_date": chat_date,
-                    **facts,
-                }
-                for text, answer in zip(texts, answers, strict=True)
-            ]
-        )
+        told = {"decoder": spec.decoder, "repetition_penalty": spec.penalty, "generation_config": generation_config,
+                "chat_date": chat_date}  # fmt: skip
+        print_json([_json(text, answer) | told | facts for text, answer in zip(texts, answers, strict=True)])
         return
+    _write(texts, answers, facts, lm.n_layers, quiet)
+
+
+def _texts(prompt: str | None, prompts: Path | None, qa: bool, chat: bool) -> list[str]:
+    """The texts as they are given. Raises InputError for none, and for two ways of putting them."""
+    from exitlens.data.prompts import read_prompts
+    from exitlens.errors import InputError
+
+    if (prompt is None) == (prompts is None):
+        raise InputError('give one text, or --prompts FILE: exitlens generate "The capital of France is"')
+    if qa and chat:
+        raise InputError("--qa and --chat exclude each other: leave one out")
+    return [p.prompt for p in read_prompts(prompts)] if prompts is not None else [str(prompt)]
+
+
+def _check_company(
+    stops: Sequence[str], generation_config: str | None, speculate: str | None, chat: bool, chat_date: str | None
+) -> None:
+    """Raise InputError for options that cannot go together, and for an empty stop string."""
+    from exitlens.decoding.stopping import StopStrings
+    from exitlens.errors import InputError
+
+    if generation_config is not None and speculate is not None:
+        raise InputError("--speculate needs the model's own distribution: leave --generation-config out")
+    if chat_date is not None and not chat:
+        raise InputError("--chat-date does nothing without --chat: give --chat, or leave it out")
+    StopStrings(stops, lambda _: "")
+
+
+def _watcher(watch: Path, skips: bool, qa: bool) -> SavedProbe:
+    from exitlens.cli._generate_watch import open_watcher
+
+    return open_watcher(watch, skips, qa)
+
+
+def _json(text: str, answer: Generation) -> dict[str, Any]:
+    return {"prompt": text, "text": answer.text, "tokens": answer.tokens, "token_ids": answer.token_ids,
+            "finish": answer.finish}  # fmt: skip
+
+
+def _write(
+    texts: Sequence[str], answers: Sequence[Generation], facts: dict[str, Any], n_layers: int, quiet: bool
+) -> None:
+    """The answers, each under its prompt where there are several, and what was saved on the way."""
     for text, answer in zip(texts, answers, strict=True):
         if len(answers) > 1:
             echo(f"> {text}")
         for line in answer.text.strip("\n").split("\n"):
             echo(line)
     if "blocks_a_token" in facts:
-        say(f"{facts['blocks_a_token']:.1f} of {lm.n_layers} blocks a token, {facts['unembeddings_a_token']:.1f} "
+        say(f"{facts['blocks_a_token']:.1f} of {n_layers} blocks a token, {facts['unembeddings_a_token']:.1f} "
             f"unembeddings; answer tokens by exit: {facts['exits']}", quiet)  # fmt: skip
     elif "acceptance" in facts:
         say(f"drafts ({facts['speculate']}) accepted: {facts['acceptance']:.0%}", quiet)

@@ -39,9 +39,12 @@ def show_command(
     of layer, before, after, chosen), of a Jacobian lens layers, estimator, texts and curve (a row each time the number
     of texts doubled).
     """
-    from exitlens.lenses.lens_names import lens_named, load_lens
+    from exitlens.lenses.lens_words import lens_named
 
     path = lens_named(lens)
+
+    from exitlens.lenses.lens_names import load_lens
+
     show(load_lens(path), path, as_json)
 
 
@@ -50,7 +53,8 @@ def list_command(as_json: JsonOption = False) -> None:
 
     --json prints folder and lenses (name, kind, model, layers, kl_before, kl_after, source).
     """
-    from exitlens.lenses.lens_names import kept_lenses, kind_of, load_lens
+    from exitlens.lenses.lens_names import kind_of, load_lens
+    from exitlens.lenses.lens_words import kept_lenses
     from exitlens.storage.cache_folder import cache_dir
 
     folder = cache_dir() / "lenses"
@@ -82,7 +86,7 @@ def merge_command(
     """
     from exitlens.errors import InputError
     from exitlens.lenses.jacobian import merged
-    from exitlens.lenses.lens_names import kept_path
+    from exitlens.lenses.lens_words import kept_path
     from exitlens.storage.atomic import check_writable
 
     if (out is None) == (name is None):
@@ -127,7 +131,8 @@ def _jacobian(word: str) -> JacobianLens:
     """The Jacobian lens that a word means. Raises InputError for one of another kind."""
     from exitlens.errors import InputError
     from exitlens.lenses.jacobian import JacobianLens
-    from exitlens.lenses.lens_names import lens_named, load_lens
+    from exitlens.lenses.lens_names import load_lens
+    from exitlens.lenses.lens_words import lens_named
 
     found = load_lens(lens_named(word))
     if not isinstance(found, JacobianLens):

@@ -94,21 +94,23 @@ def train_command(
     layer gets better. jacobian: one text after another, until all are in or --minutes are over; stopped or killed, the
     same command goes on and ends with the same matrices. --json prints what `lens show --json` prints.
     """
-    from exitlens.lenses import lens_names
+    from exitlens.lenses.lens_words import kept_path
     from exitlens.storage.atomic import check_writable
-    from exitlens.studies import lens_training
 
     own = {"estimator": estimator, "layers": layers, "length": length, "skip": skip, "rows": rows}
     own = {key: value for key, value in own.items() if value is not None}
     minutes = _checked(method, text, self_text, out, name, steps, own, minutes)
     cut = _cut(own) if method == "jacobian" else {}
-    path = out if out is not None else None if name is None else lens_names.kept_path(name)
+    path = out if out is not None else None if name is None else kept_path(name)
     if path is not None:
         path = check_writable(path)
     source = _source(text, field)
 
+    from exitlens.lenses.lens_names import own_path
+    from exitlens.studies import lens_training
+
     lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base)
-    path = lens_names.own_path(lm, method) if path is None else path
+    path = own_path(lm, method) if path is None else path
     pieces = _texts(lm, source, self_text, tokens, seed, quiet, cut)
     called = name or path.stem
     with StageProgress(quiet) as bars:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from exitlens.studies.layers.look import Look
-    from exitlens.studies.layers.stage import LookRecord
+    from exitlens.studies.layers.records import LookRecord
 
 __all__ = ["register"]
 
@@ -114,8 +114,7 @@ def look_command(
     question, prompt, logits (rows), components (rows).
     """
     from exitlens.cli._look_components import check_by, look_components
-    from exitlens.lenses.lens_names import check_lens_word, open_lens
-    from exitlens.studies.layers.look import look
+    from exitlens.lenses.lens_words import check_lens_word
 
     records = _records(prompt, prompts, None if choices is None else choices.split(separator), correct, plain)
     wanted = check_depth(model, layers)
@@ -123,6 +122,10 @@ def look_command(
     given = (("--layers", layers != "all"), ("--lens", lens != "logit"), ("--rule", rule != "auto"))
     unused = [name for name, used in (*given, ("--map", as_map is not None), ("--top", top != 3)) if used]
     components = check_by(by, records, unused=unused)
+
+    from exitlens.lenses.lens_names import open_lens
+    from exitlens.studies.layers.look import look
+
     lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base)
     if components:
         look_components(lm, records, out=out, as_json=as_json, quiet=quiet, name=model)
@@ -153,7 +156,7 @@ def _records(
     from exitlens.errors import InputError
     from exitlens.studies.inputs import prompt_records
     from exitlens.studies.layers.choices import check_choices
-    from exitlens.studies.layers.look import question_record
+    from exitlens.studies.layers.records import question_record
 
     if (prompt is None) == (prompts is None):
         raise InputError(

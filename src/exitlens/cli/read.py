@@ -40,6 +40,44 @@ STATS_OPTION: OptionInfo = typer.Option("--stats")
 TEXTS, WORK = "Texts", "Work"
 
 
+TextsOption = Annotated[
+    Path, typer.Option("--text", metavar="FILE", help="JSON lines or Parquet with a field 'text', or plain text.")
+]
+OutOption = Annotated[Path, option("out", help="Folder of the result; a stopped reading continues there.")]
+FirstTextsOption = Annotated[int | None, option("limit", min=1, help="Only the first so many lines or rows.")]
+SplitOption = Annotated[
+    Literal["lines", "paragraphs"],
+    typer.Option("--split", help="What is one text of plain text.", rich_help_panel=TEXTS),
+]
+LongOption = Annotated[
+    Literal["refuse", "split"] | None,
+    typer.Option("--long", help="Texts over the context [refuse; split with --overlap].", rich_help_panel=TEXTS),
+]
+OverlapOption = Annotated[
+    int | None,
+    typer.Option("--overlap", help="Tokens that windows of a split text share [a quarter].", rich_help_panel=TEXTS),
+]
+TopKOption = Annotated[
+    int, typer.Option("--top-k", help="Tokens that the statistic top_k keeps.", rich_help_panel=WORK)
+]
+PrecisionOption = Annotated[
+    Literal["fast", "exact"],
+    typer.Option("--precision", help="fast: bf16 where the machine has it.", rich_help_panel=WORK),
+]
+ShardTokensOption = Annotated[
+    int,
+    typer.Option(
+        "--shard-tokens", min=1, help="Tokens in a file of the result; a kill costs one.", rich_help_panel=WORK
+    ),
+]
+BatchTokensOption = Annotated[
+    int, typer.Option("--batch-tokens", min=1, help="Tokens in a forward pass.", rich_help_panel=WORK)
+]
+FreshOption = Annotated[
+    bool, typer.Option("--fresh", help="Start over in a folder that holds another reading.", rich_help_panel=WORK)
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     names = [name for name in STATS if name != "choices"]  # read anew each time: a script may have registered its own
@@ -48,49 +86,24 @@ def register(app: typer.Typer) -> None:
 
 
 def read_command(
-    text: Annotated[
-        Path, typer.Option("--text", metavar="FILE", help="JSON lines or Parquet with a field 'text', or plain text.")
-    ],
-    out: Annotated[Path, option("out", help="Folder of the result; a stopped reading continues there.")],
+    text: TextsOption,
+    out: OutOption,
     stats: Annotated[str, STATS_OPTION] = "entropy",
     layers: LayersOption = "all",
     lens: LensOption = "logit",
     model: ModelOption = DEFAULT_MODEL,
-    limit: Annotated[int | None, option("limit", min=1, help="Only the first so many lines or rows.")] = None,
+    limit: FirstTextsOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     field: TextFieldOption = "text",
-    split: Annotated[
-        Literal["lines", "paragraphs"],
-        typer.Option("--split", help="What is one text of plain text.", rich_help_panel=TEXTS),
-    ] = "lines",
-    long: Annotated[
-        Literal["refuse", "split"] | None,
-        typer.Option("--long", help="Texts over the context [refuse; split with --overlap].", rich_help_panel=TEXTS),
-    ] = None,
-    overlap: Annotated[
-        int | None,
-        typer.Option("--overlap", help="Tokens that windows of a split text share [a quarter].", rich_help_panel=TEXTS),
-    ] = None,
-    top_k: Annotated[
-        int, typer.Option("--top-k", help="Tokens that the statistic top_k keeps.", rich_help_panel=WORK)
-    ] = 5,
-    precision: Annotated[
-        Literal["fast", "exact"],
-        typer.Option("--precision", help="fast: bf16 where the machine has it.", rich_help_panel=WORK),
-    ] = "fast",
-    shard_tokens: Annotated[
-        int,
-        typer.Option(
-            "--shard-tokens", min=1, help="Tokens in a file of the result; a kill costs one.", rich_help_panel=WORK
-        ),
-    ] = 2048,
-    batch_tokens: Annotated[
-        int, typer.Option("--batch-tokens", min=1, help="Tokens in a forward pass.", rich_help_panel=WORK)
-    ] = 512,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start over in a folder that holds another reading.", rich_help_panel=WORK)
-    ] = False,
+    split: SplitOption = "lines",
+    long: LongOption = None,
+    overlap: OverlapOption = None,
+    top_k: TopKOption = 5,
+    precision: PrecisionOption = "fast",
+    shard_tokens: ShardTokensOption = 2048,
+    batch_tokens: BatchTokensOption = 512,
+    fresh: FreshOption = False,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,
@@ -108,10 +121,9 @@ def read_command(
 
     from exitlens.data.texts import TextFile
     from exitlens.errors import InputError
-    from exitlens.lenses.lens_names import check_lens_word, open_lens
-    from exitlens.runs.engine import LocalEngine
+    from exitlens.lenses.lens_words import check_lens_word
     from exitlens.storage.atomic import check_writable
-    from exitlens.studies.corpus.read import CorpusSettings, check_stats, read_corpus
+    from exitlens.studies.corpus.columns import check_stats
 
     names = check_stats(tuple(name.strip().replace("-", "_") for name in stats.split(",") if name.strip()))
     check_lens_word(lens)
@@ -123,6 +135,10 @@ def read_command(
     check_writable(out / "manifest.json")
     say(f"looking through {text}", quiet)
     survey = source.survey(limit)
+
+    from exitlens.lenses.lens_names import open_lens
+    from exitlens.runs.engine import LocalEngine
+    from exitlens.studies.corpus.read import CorpusSettings, read_corpus
 
     lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base)
     settings = CorpusSettings(

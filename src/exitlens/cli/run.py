@@ -75,9 +75,10 @@ def _more() -> list[inspect.Parameter]:
 
 
 def _run(given: dict[str, Any], *, config: Path | None, fresh: bool, as_json: bool, quiet: bool) -> None:
-    from exitlens.studies.config import load_config
+    from exitlens.studies.config import check_words, load_config
 
     settings = load_config(config, given)
+    check_words(settings)
 
     from exitlens.studies.run import run
 

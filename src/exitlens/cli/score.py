@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,11 +21,33 @@ from exitlens.cli.options import (
     SeedOption,
     option,
 )
+from exitlens.scoring.names import ScoringProtocol
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from exitlens.data import Dataset
+    from exitlens.scoring import Judge
+
 __all__ = ["register"]
+
+
+PredictionsArgument = Annotated[
+    list[Path],
+    typer.Argument(
+        help='{"question": [...], "model_completion": [...]} or JSON lines; more are compared with the first.'
+    ),
+]
+FirstQuestionsOption = Annotated[int | None, option("limit", min=1, help="Only the first so many questions.")]
+AlsoJudgesOption = Annotated[
+    str, option("judges", help="Also how many answers these judges find correct, comma-separated.")
+]
+ProtocolOption = Annotated[
+    ScoringProtocol, option("scoring", "--protocol", help="How answers meet references: published, or plain.")
+]
+ScoresOption = Annotated[
+    Path | None, option("out", metavar="FILE", help="Write the scores of every question to a Parquet file.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -33,26 +56,15 @@ def register(app: typer.Typer) -> None:
 
 
 def score_command(
-    predictions: Annotated[
-        list[Path],
-        typer.Argument(
-            help='{"question": [...], "model_completion": [...]} or JSON lines; more are compared with the first.'
-        ),
-    ],
+    predictions: PredictionsArgument,
     data: DataOption = "facts-qa",
     column: ColumnOption = None,
-    limit: Annotated[int | None, option("limit", min=1, help="Only the first so many questions.")] = None,
-    judges: Annotated[
-        str, option("judges", help="Also how many answers these judges find correct, comma-separated.")
-    ] = "",
-    protocol: Annotated[
-        str, option("protocol", help="How answers meet references: truthfulqa (published) or plain.")
-    ] = "truthfulqa",
+    limit: FirstQuestionsOption = None,
+    judges: AlsoJudgesOption = "",
+    protocol: ProtocolOption = "truthfulqa",
     bertscore_model: BertscoreModelOption = "all-minilm-l6-v2",
     bertscore_layer: BertscoreLayerOption = None,
-    out: Annotated[
-        Path | None, option("out", metavar="FILE", help="Write the scores of every question to a Parquet file.")
-    ] = None,
+    out: ScoresOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -66,45 +78,31 @@ def score_command(
     answer alone, as in the original study) and judgements (judge, decoder, correct, decided).
     """
     from exitlens.data import read_data
-    from exitlens.data.sources import read_source
-    from exitlens.errors import DataError
-    from exitlens.scoring import align, best_answer_scores, parse_predictions, protocol_named
-    from exitlens.studies.answers.judging import Scorers, judge_answers
-    from exitlens.studies.decoding.analysis import compare, score
+    from exitlens.scoring.names import parse_judge
 
-    rules = protocol_named(protocol)
+    named = [name for name in judges.split(",") if name.strip()]
+    for name in named:
+        parse_judge(name)
     dataset = read_data(data, limit=limit, columns=column)
     for note in dataset.notes:
         say(f"{dataset.name}: {note}", quiet)
-    twice = next((path for i, path in enumerate(predictions) if path in predictions[:i]), None)
-    if twice is not None:
-        raise DataError(f"'{twice}' is given twice: leave one out")
-    answers = {}
-    for path in predictions:
-        predicted = parse_predictions(read_source(path, "stored answers"))
-        try:
-            aligned = align(predicted, dataset)
-        except DataError as error:
-            raise DataError(f"'{path}': {error}") from None
-        name = path.name if path.name not in answers else str(path)
-        answers[name] = aligned
-    scorers = Scorers(None if bertscore_model.lower() == "none" else bertscore_model, bertscore_layer, device, protocol)
-    chosen = [scorers.judge(name) for name in judges.split(",") if name.strip()]
-    metrics = scorers.metrics()
+    answers = _answers(predictions, dataset)
+
     import pandas as pd
 
+    from exitlens.scoring import best_answer_scores, protocol_named
+    from exitlens.studies.answers.judging import Scorers
+    from exitlens.studies.decoding.analysis import compare, score
+
+    scorers = Scorers(None if bertscore_model.lower() == "none" else bertscore_model, bertscore_layer, device, protocol)
+    chosen = [scorers.judge(name) for name in named]
+    metrics = scorers.metrics()
     scores = pd.concat(
         [score(n, texts, dataset.questions, metrics, protocol) for n, texts in answers.items()], ignore_index=True
     )
     table = compare(scores, {}, protocol=protocol, seed=seed).drop(columns="repetition_penalty")
     best = [{"decoder": n, **best_answer_scores(texts, dataset.questions, metrics)} for n, texts in answers.items()]
-    judged = []
-    for name, texts in answers.items():
-        if chosen:
-            found = judge_answers(chosen, name, dataset.questions, texts)
-            for judge, rows in found.groupby("judge", sort=False):
-                decided = rows["correct"].dropna()
-                judged.append({"judge": judge, "decoder": name, "correct": int(decided.sum()), "decided": len(decided)})
+    judged = _judged(chosen, answers, dataset)
     if out is not None:
         from exitlens.storage.atomic import write_parquet
 
@@ -115,13 +113,45 @@ def score_command(
         facts = {"data": dataset.name, "metrics": [m.label for m in metrics], "protocol": protocol, "scores": listed}
         print_json(facts | {"best_answer": best, "judgements": judged})
         return
-    _print(table, judged, len(answers) > 1, [rules.label, *(m.label for m in metrics)])
+    _print(table, judged, len(answers) > 1, [protocol_named(protocol).label, *(m.label for m in metrics)])
     names = {"decoder": "file", "corpus_bleu": "corpus BLEU", "rouge": "ROUGE-L", "bertscore": "BERTScore F1"}
     print_table(
         [names["decoder"], *(Column(names[name], ".4f") for name in best[0] if name != "decoder")],
         [list(row.values()) for row in best],
         title="Against the best answer alone, as in the original study (corpus BLEU: 13a tokens, no smoothing; 0..1)",
     )
+
+
+def _answers(predictions: list[Path], dataset: Dataset) -> dict[str, Sequence[str]]:
+    """The answers of every file in the order of the questions, by the file's name (its path where two share it)."""
+    from exitlens.data.sources import read_source
+    from exitlens.errors import DataError
+    from exitlens.scoring import align, parse_predictions
+
+    twice = next((path for i, path in enumerate(predictions) if path in predictions[:i]), None)
+    if twice is not None:
+        raise DataError(f"'{twice}' is given twice: leave one out")
+    answers: dict[str, Sequence[str]] = {}
+    for path in predictions:
+        predicted = parse_predictions(read_source(path, "stored answers"))
+        try:
+            aligned = align(predicted, dataset)
+        except DataError as error:
+            raise DataError(f"'{path}': {error}") from None
+        answers[path.name if path.name not in answers else str(path)] = aligned
+    return answers
+
+
+def _judged(chosen: list[Judge], answers: dict[str, Sequence[str]], dataset: Dataset) -> list[dict[str, Any]]:
+    """How many answers of each file each judge decided, and found correct."""
+    from exitlens.studies.answers.judging import judge_answers
+
+    judged: list[dict[str, Any]] = []
+    for name, texts in answers.items() if chosen else ():
+        for judge, rows in judge_answers(chosen, name, dataset.questions, texts).groupby("judge", sort=False):
+            decided = rows["correct"].dropna()
+            judged.append({"judge": judge, "decoder": name, "correct": int(decided.sum()), "decided": len(decided)})
+    return judged
 
 
 def _print(table: DataFrame, judged: list[dict[str, Any]], many: bool, labels: list[str]) -> None:

@@ -73,12 +73,14 @@ def serve_command(
 
     from exitlens.decoding import parse_decoder
     from exitlens.errors import InputError
+
+    parse_decoder(decoder)
+
     from exitlens.server import Limits, check_address
 
     token = token or None
     check_address(host, token)
     limits = Limits(max_body, max_prompt_tokens, max_tokens, max_requests)
-    parse_decoder(decoder)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # Taken before the model is loaded: a port in use is reported immediately.
     bound = socket.socket(family, socket.SOCK_STREAM)

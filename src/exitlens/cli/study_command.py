@@ -83,15 +83,18 @@ def run_one(
 
     ``keep`` copies single files of the run directory elsewhere.
     """
-    from exitlens.storage.atomic import write_bytes
-    from exitlens.studies.config import load_config
-    from exitlens.studies.run import run
+    from exitlens.studies.config import check_words, load_config
 
     with ExitStack() as stack:
         folder = out if out is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="exitlens-"))
         # Whoever asks for one study gets all of its data; the built-in job's limits are those of `exitlens run`.
         limits = {name: settings.get(name) or "none" for name in ("limit", "limit_statements")}
         config = load_config(None, {**settings, **limits, "only": study, "out": folder, "figures": out is not None})
+        check_words(config)
+
+        from exitlens.storage.atomic import write_bytes
+        from exitlens.studies.run import run
+
         report = stack.enter_context(StageProgress(quiet))
         finished = run(
             config,

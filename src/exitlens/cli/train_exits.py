@@ -67,13 +67,14 @@ def train_command(
     Reports, on held-out text, agreement by exit, saturation layer and what could be saved, before and after.
     --json prints heads (the file), model, source, before and after.
     """
+    _one_text(text, self_text)
+    _may_write(out.parent)
+    wanted = None if layers is None else check_depth(model, layers, first=1, what="exit layer")
+
     from exitlens.exits.policies import ExitPolicy
     from exitlens.studies.exits import files as exit_files
     from exitlens.studies.exits.fit import fit_heads
 
-    _one_text(text, self_text)
-    _may_write(out.parent)
-    wanted = None if layers is None else check_depth(model, layers, first=1, what="exit layer")
     lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base, adapter=adapter)
     chosen = _exits(wanted, lm.n_layers) or _default_heads(lm.n_layers)
     ExitPolicy("probability", 1.0, tuple(chosen)).exits(lm.n_layers, last=True)  # refuses layers outside 1..N
@@ -115,15 +116,16 @@ def adapt_command(
     Killed and started again it goes on after the last check. The folder loads in peft, and here with --adapter.
     --json prints adapter (the folder), model, source, kl, kl_bound, kept_step, curve, before and after.
     """
+    _one_text(text, self_text)
+    _may_write(out)
+    wanted = None if layers is None else check_depth(model, layers, first=1, what="exit layer")
+
     from exitlens.exits.adapter import adapt
     from exitlens.exits.policies import ExitPolicy
     from exitlens.models import wrap
     from exitlens.studies.exits import files as exit_files
     from exitlens.studies.exits.fit import measure
 
-    _one_text(text, self_text)
-    _may_write(out)
-    wanted = None if layers is None else check_depth(model, layers, first=1, what="exit layer")
     lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base)
     chosen = tuple(_exits(wanted, lm.n_layers) or _default_exits(lm.n_layers))
     ExitPolicy("probability", 1.0, chosen).exits(lm.n_layers)  # refuses layers outside 1..N−1
@@ -189,9 +191,12 @@ def _may_write(folder: Path) -> None:
 
 def _one_text(text: Path | None, own: int) -> None:
     from exitlens.errors import InputError
+    from exitlens.parsing import check_plain
 
     if (text is None) == (own == 0):
         raise InputError("give one of --text FILE and --self-text N")
+    if text is not None:
+        check_plain(text)
 
 
 def _windows(

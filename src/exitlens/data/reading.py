@@ -45,25 +45,32 @@ def read_data(
     return limited(_read(spec, parse_columns(columns)), limit)
 
 
+def check_data(spec: str) -> None:
+    """Raise DataError where ``spec`` names nothing to read: no built-in set, file or folder, nor a Hub id."""
+    if spec in BUILTIN:
+        return
+    if not spec.strip() or "\0" in spec:
+        raise DataError(f"{spec!r} names no data; built in are {', '.join(BUILTIN)}; or give a file, folder or Hub id")
+    if not Path(spec).expanduser().exists() and not hub.looks_like_hub_id(spec):
+        raise DataError(
+            f"no such data: {spec!r} is no file or folder here; built in are {', '.join(BUILTIN)};"
+            " a Hub id has the form owner/name"
+        )
+
+
 def _read(spec: str | Path, columns: ColumnMap) -> Dataset:
-    name = str(spec)
+    if isinstance(spec, str):
+        check_data(spec)
     if isinstance(spec, str) and spec in BUILTIN:
         if columns:
             raise InputError(f"{spec!r} is built in, and its columns are known: leave --column out, or give a file")
         with resources.as_file(resources.files("exitlens.data") / "builtin" / f"{spec}.jsonl") as path:
             return _from_file(path, source=f"built in: {spec}")
-    if not name.strip() or "\0" in name:
-        raise DataError(f"{name!r} names no data; built in are {', '.join(BUILTIN)}; or give a file, folder or Hub id")
     path = Path(spec).expanduser()
     if path.is_dir():
         return _mapped(path, columns) if columns else _from_folder(path)
     if not path.exists() and isinstance(spec, str):
-        if hub.looks_like_hub_id(spec):
-            return hub.read_hub(spec, columns)
-        raise DataError(
-            f"no such data: {spec!r} is no file or folder here; built in are {', '.join(BUILTIN)};"
-            " a Hub id has the form owner/name"
-        )
+        return hub.read_hub(spec, columns)
     return _mapped(path, columns) if columns else _from_file(path)
 
 

@@ -6,11 +6,13 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from exitlens.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = ["Sampling", "penalise", "row_generator"]
 
@@ -44,6 +46,8 @@ class Sampling:
 
     def choose(self, scores: Tensor, generators: Sequence[torch.Generator | None]) -> Tensor:
         """Next token ``[batch]`` of scores ``[batch, vocab]``; each row draws one number from its own generator."""
+        import torch
+
         if self.greedy:
             return scores.argmax(-1)
         device = scores.device
@@ -57,6 +61,8 @@ class Sampling:
 
     def distribution(self, scores: Tensor) -> Tensor:
         """The probabilities ``[batch, vocab]`` (float64) that tokens are drawn from."""
+        import torch
+
         probs = (scores.double() / max(self.temperature, 1e-8)).softmax(-1)
         if self.top_k and self.top_k < probs.shape[-1]:
             floor = probs.topk(self.top_k, dim=-1).values[:, -1:]
@@ -74,6 +80,8 @@ class Sampling:
 
 def row_generator(seed: int, prompt_ids: Sequence[int], occurrence: int) -> torch.Generator:
     """A generator that depends on the seed, the prompt and which of its repetitions this is, and on nothing else."""
+    import torch
+
     key = hashlib.sha256(f"{seed}/{occurrence}/{','.join(map(str, prompt_ids))}".encode()).digest()
     generator = torch.Generator()
     generator.manual_seed(int.from_bytes(key[:8], "big") >> 1)
@@ -85,6 +93,8 @@ def penalise(scores: Tensor, seen: Tensor, penalty: float) -> Tensor:
 
     ``−inf`` stays ``−inf``. Returns a new tensor.
     """
+    import torch
+
     if penalty == 1.0:
         return scores
     lowered = torch.where(scores > 0, scores / penalty, scores * penalty)

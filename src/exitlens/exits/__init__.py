@@ -5,8 +5,9 @@ The names load what they need on first use: a policy is read and checked without
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from exitlens.lazy import lazy_names
 
 if TYPE_CHECKING:
     from exitlens.exits.adapter import AdaptReport as AdaptReport
@@ -63,8 +64,4 @@ _HOME = {
 
 __all__ = list(_HOME)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'exitlens.exits' has no attribute {name!r}")
-    return getattr(import_module(f"exitlens.exits.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOME)

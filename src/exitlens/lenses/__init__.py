@@ -5,8 +5,9 @@ The names load what they need on first use: the command line lists the statistic
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from exitlens.lazy import lazy_names
 
 if TYPE_CHECKING:
     from exitlens.lenses.fit_jacobian import FitReport as FitReport
@@ -27,9 +28,9 @@ if TYPE_CHECKING:
 _HOME = {
     "FitReport": "fit_jacobian",
     "JacobianLens": "jacobian",
-    "STATS": "statistics",
     "Lens": "lens",
     "Readout": "read_hidden",
+    "STATS": "statistics",
     "Trace": "trace",
     "TrainingReport": "train_tuned",
     "TunedLens": "tuned",
@@ -43,8 +44,4 @@ _HOME = {
 
 __all__ = list(_HOME)
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'exitlens.lenses' has no attribute {name!r}")
-    return getattr(import_module(f"exitlens.lenses.{_HOME[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOME)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from exitlens.errors import InputError, ModelError, layer_range_error
-from exitlens.models.protocol import LayeredModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from exitlens.models.protocol import LayeredModel
 
 __all__ = ["BUILT_IN", "Lens", "LogitLens", "RawLens", "as_lens", "check_hidden", "lens_name", "non_finite_error"]
 
@@ -39,6 +41,8 @@ class Lens(ABC):
 
         Layer N is always read as the model reads it.
         """
+        import torch
+
         pairs = zip(layers, states, strict=True)
         return torch.stack([lm.norm(h if layer == lm.n_layers else self.transform(h, layer)) for layer, h in pairs])
 
@@ -54,6 +58,8 @@ class LogitLens(Lens):
 
     def rows(self, lm: LayeredModel, layers: Sequence[int], states: Sequence[Tensor]) -> Tensor:  # noqa: ARG002
         """As :meth:`Lens.rows`, with one call of the norm for all layers: of few tokens, calls cost more than work."""
+        import torch
+
         return lm.norm(torch.stack(list(states)))
 
 
@@ -72,6 +78,8 @@ class RawLens(LogitLens):
 
     def rows(self, lm: LayeredModel, layers: Sequence[int], states: Sequence[Tensor]) -> Tensor:
         """As :meth:`Lens.rows`, with no norm before layer N."""
+        import torch
+
         pairs = zip(layers, states, strict=True)
         return torch.stack([lm.norm(h) if layer == lm.n_layers else h for layer, h in pairs])
 
@@ -118,6 +126,8 @@ def check_hidden(lm: LayeredModel, hidden: Mapping[int, Tensor]) -> tuple[tuple[
 
 def non_finite_error(lm: LayeredModel, layers: Sequence[int], states: Sequence[Tensor], start: int) -> ModelError:
     """The error that says where NaN came in: the first layer whose hidden states hold it, else the readout."""
+    import torch
+
     for layer, h in sorted(zip(layers, states, strict=True), key=lambda pair: pair[0]):
         wrong = ~torch.isfinite(h).all(dim=1)
         if bool(wrong.any()):

@@ -1,7 +1,30 @@
-"""Causal language models, seen layer by layer."""
+"""Causal language models, seen layer by layer. The names load what they need on first use."""
 
-from exitlens.models.layered import Layered
-from exitlens.models.loading import load, wrap
-from exitlens.models.protocol import LayeredModel, LogitTransform, Parity, Pass
+from __future__ import annotations
 
-__all__ = ["Layered", "LayeredModel", "LogitTransform", "Parity", "Pass", "load", "wrap"]
+from typing import TYPE_CHECKING
+
+from exitlens.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from exitlens.models.layered import Layered as Layered
+    from exitlens.models.loading import load as load
+    from exitlens.models.loading import wrap as wrap
+    from exitlens.models.protocol import LayeredModel as LayeredModel
+    from exitlens.models.protocol import LogitTransform as LogitTransform
+    from exitlens.models.protocol import Parity as Parity
+    from exitlens.models.protocol import Pass as Pass
+
+_HOME = {
+    "Layered": "layered",
+    "LayeredModel": "protocol",
+    "LogitTransform": "protocol",
+    "Parity": "protocol",
+    "Pass": "protocol",
+    "load": "loading",
+    "wrap": "loading",
+}
+
+__all__ = list(_HOME)
+
+__getattr__ = lazy_names(__name__, _HOME)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from exitlens.layer_range import Layers
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 __all__ = ["Embedded", "LayeredModel", "LogitTransform", "Parity", "Pass"]
 
@@ -30,6 +31,8 @@ class LogitTransform:
 
     def __call__(self, z: Tensor) -> Tensor:
         """Apply to logits of any shape; returns a new tensor unless it is the identity."""
+        import torch
+
         if self.scale != 1.0:
             z = z * self.scale
         if self.cap is not None:

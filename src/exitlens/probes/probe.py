@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -112,6 +113,8 @@ class Probe(Protocol):
 
 P = TypeVar("P", bound=Probe)
 _READERS: dict[str, Callable[[Mapping[str, Tensor], Mapping[str, Any], Provenance], Probe]] = {}
+# The modules that register the forms of this package, imported when a file has such a form.
+_HOMES = {"ensemble": "exitlens.probes.ensemble", "mlp": "exitlens.probes.kinds.mlp"}
 
 
 def register_form(form: str, read: Callable[[Mapping[str, Tensor], Mapping[str, Any], Provenance], Probe]) -> None:
@@ -132,8 +135,10 @@ def from_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> 
     if metadata.get("format") != FORMAT:
         raise ProbeError(f"not a probe of format {FORMAT}: 'format' is {metadata.get('format')!r}; fit the probe again")
     form = metadata.get("form")
+    if form in _HOMES:
+        import_module(_HOMES[form])
     if form not in _READERS:
-        raise ProbeError(f"unknown form of probe {form!r}: known are {', '.join(sorted(_READERS))}")
+        raise ProbeError(f"unknown form of probe {form!r}: known are {', '.join(sorted({*_HOMES, *_READERS}))}")
     fields = dict(metadata.get("provenance", {}))
     fields["layers"] = tuple(fields.get("layers", ()))
     try:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from exitlens.errors import ProbeError
 from exitlens.probes.dataset import ProbeData
 from exitlens.probes.grid import Fold
+from exitlens.probes.names import PROTOCOLS
 
 __all__ = [
     "ORIGINAL_TRAIN",
@@ -224,5 +225,5 @@ def make_split(data: ProbeData, protocol: str, *, seed: int = 0, k: int = 5, tes
         return affirmed_to_negated(data, k=k, seed=seed)
     if protocol == "original":
         return fixed_split(data, tuple(test) or ("cities",), seed=seed)
-    known = "leave-one-topic-out, grouped-k-fold, original, affirmed-to-negated, random-k-fold"
+    known = ", ".join(name for name in PROTOCOLS if name != "transfer")  # that one takes two data sets
     raise ProbeError(f"unknown protocol '{protocol}': known are {known}")

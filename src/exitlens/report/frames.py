@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar
-
-from pandas import DataFrame
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from exitlens.report.text import to_float, visible
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["Results", "Row", "column", "distinct", "errors", "evenly", "groups", "layers_of", "rows", "spread"]
 

@@ -15,15 +15,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from exitlens.data.records import Question
 from exitlens.errors import InputError
 from exitlens.parsing import cut
 from exitlens.scoring.text import Bleu, TextMetric, best_of, check_aligned, corpus_bleu
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "PROTOCOLS",
@@ -96,6 +99,8 @@ def truthfulqa_scores(
     Raises:
         InputError: The lists differ in length, or an unknown protocol.
     """
+    import pandas as pd
+
     rules = protocol_named(protocol)
     check_aligned(answers, questions)
     columns: dict[str, list[str] | NDArray[np.float64]] = {"question_id": [question.id for question in questions]}

@@ -19,15 +19,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from exitlens.errors import RunError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
 
 __all__ = [
     "PARQUET",
@@ -132,6 +130,8 @@ def write_json(path: Path, value: Any) -> str:
 
 def write_parquet(path: Path, frame: pd.DataFrame) -> str:
     """Write a table with fixed options (one row group order, no pandas index, no writer-dependent metadata)."""
+    import pyarrow as pa
+
     table = pa.Table.from_pandas(_storable(frame), preserve_index=False)
     # One type for text, whether pandas held it as Python strings or as Arrow's own (whose offsets have 64 bits).
     short = [field.with_type(pa.string()) if pa.types.is_large_string(field.type) else field for field in table.schema]
@@ -140,11 +140,15 @@ def write_parquet(path: Path, frame: pd.DataFrame) -> str:
 
 def write_table(path: Path, table: Any) -> str:
     """Write an Arrow table as :func:`write_parquet` writes a frame; returns the sha256 of the bytes."""
+    import pyarrow.parquet as pq
+
     return write_file(path, lambda part: pq.write_table(table.replace_schema_metadata(None), part, **PARQUET))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
     """Write tensors as safetensors; returns the sha256 of the bytes."""
+    from safetensors.torch import save_file
+
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return write_file(path, lambda part: save_file(ready, part, metadata=dict(metadata or {})))
 
@@ -255,6 +259,8 @@ def _alive(pid: int) -> bool:
 
 def _storable(frame: pd.DataFrame) -> pd.DataFrame:
     """Half a surrogate pair has no UTF-8 form (JSON can carry one): write it as U+FFFD instead of failing."""
+    import pandas as pd
+
     changed: dict[str, pd.Series[Any]] = {}
     for name in frame.columns:
         column = frame[name]

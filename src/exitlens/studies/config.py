@@ -16,12 +16,18 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from exitlens.compute.names import check_device_name, dtype_name
 from exitlens.data.columns import parse_columns
-from exitlens.errors import ConfigError
+from exitlens.data.reading import check_data
+from exitlens.errors import ConfigError, InputError
 from exitlens.layer_range import parse_layers
-from exitlens.parsing import cut, parse_toml, read_bytes
+from exitlens.lenses.lens_words import check_lens_word
+from exitlens.parsing import check_plain, cut, parse_toml, read_bytes
+from exitlens.probes.kinds import check_kind
+from exitlens.probes.names import check_protocol_name
+from exitlens.scoring.names import ScoringProtocol, parse_judge
+from exitlens.studies.answers.decoder_spec import DecoderSpec
 from exitlens.studies.names import HOMES
 
-__all__ = ["RunConfig", "load_config"]
+__all__ = ["RunConfig", "check_words", "load_config"]
 
 # What a run takes of the built-in data when nobody says which data and how much: 2 slow cores (AVX2, float32) are then
 # done in about 4 minutes, of which two decoders with 50-token answers take the most. `limit = "none"` takes all of it.
@@ -88,7 +94,7 @@ class RunConfig(BaseModel):
     mc: Literal["none", "softmax", "scores"] = Field(
         "none", description="MC1-3 of every decoder too: by its log-probabilities (softmax) or its bare scores"
     )
-    scoring: Literal["truthfulqa", "plain"] = Field(
+    scoring: ScoringProtocol = Field(
         "truthfulqa", description="how answers meet references: TruthfulQA's published protocol, or plain"
     )
     judges: tuple[str, ...] = Field(
@@ -131,8 +137,10 @@ class RunConfig(BaseModel):
 
     exit_layers: LayerText | None = Field(None, description="exits; none: those of the heads, or the upper half")
     exit_heads: str | None = Field(None, description="exit heads: a file of `exitlens exits train`")
-    exit_delta: float | None = Field(None, description="share of differing tokens that the guarantee allows")
-    exit_epsilon: float = Field(0.05, description="how often the guarantee may fail")
+    exit_delta: float | None = Field(
+        None, gt=0, lt=1, description="share of differing tokens that the guarantee allows"
+    )
+    exit_epsilon: float = Field(0.05, gt=0, lt=1, description="how often the guarantee may fail")
     adapter: str | None = Field(None, description="LoRA folder put into the model's weights for the whole run")
 
     @field_validator("only")
@@ -162,6 +170,27 @@ class RunConfig(BaseModel):
     def identity(self) -> dict[str, Any]:
         """The settings that decide the results (a run goes on only with equal ones)."""
         return {k: v for k, v in self.model_dump(mode="json").items() if k not in _NOT_IDENTITY}
+
+
+def check_words(config: RunConfig) -> None:
+    """Raise, before anything large is imported, for a name or a file of a setting that does not exist.
+
+    Raises InputError, ConfigError, DataError, ProbeError. What only data or a model can tell is left to the studies.
+    """
+    for text in config.decoders:
+        DecoderSpec.parse(text, config.repetition_penalty)
+    for text in config.judges:
+        parse_judge(text)
+    for text in config.kinds:
+        check_kind(text)
+    check_protocol_name(config.protocol)
+    for text in config.lens:
+        check_lens_word(text)
+    for text in (*config.data, *config.statements, *config.test_data):
+        check_data(text)
+    for file, holds in ((config.prompts, "prompts"), (config.exit_heads, "exit heads")):
+        if file is not None:
+            check_plain(Path(file).expanduser(), error=InputError, holds=holds)
 
 
 def load_config(file: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> RunConfig:

@@ -14,8 +14,9 @@ from exitlens.errors import RunError
 from exitlens.models.forward import check_context
 from exitlens.runs.engine import Engine
 from exitlens.scoring import Judge
+from exitlens.studies.answers.decoder_spec import DecoderSpec
 from exitlens.studies.answers.judging import Scorers
-from exitlens.studies.answers.stage import DecoderSpec, GenerateStage, ask
+from exitlens.studies.answers.stage import GenerateStage, ask
 from exitlens.studies.config import RunConfig
 from exitlens.studies.inputs import Inputs
 from exitlens.studies.tables import TableSpec

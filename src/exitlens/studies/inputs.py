@@ -17,7 +17,7 @@ from exitlens.parsing import cut
 from exitlens.report.words import counted
 from exitlens.studies.config import RunConfig
 from exitlens.studies.layers.choices import Rule, plan_choices
-from exitlens.studies.layers.stage import LookRecord
+from exitlens.studies.layers.records import LookRecord
 
 __all__ = ["Inputs", "load_inputs", "look_records", "prompt_records"]
 

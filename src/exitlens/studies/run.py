@@ -16,7 +16,7 @@ from exitlens.models.protocol import LayeredModel
 from exitlens.report.frames import Results
 from exitlens.runs.directory import RunDirectory, now
 from exitlens.runs.engine import LocalEngine, Report
-from exitlens.studies.config import RunConfig
+from exitlens.studies.config import RunConfig, check_words
 from exitlens.studies.context import Context
 from exitlens.studies.exits.files import load_adapted
 from exitlens.studies.inputs import Inputs, load_inputs
@@ -79,6 +79,7 @@ def run(
         RunError: The folder holds another run or cannot be written. Whatever reading data or model raises comes
             through; nothing finished is lost by any of them.
     """
+    check_words(config)
     chosen = [STUDIES[name] for name in config.only]
     needs = {need for study in chosen for need in study.needs_of(config)}
     inputs = load_inputs(config, needs)

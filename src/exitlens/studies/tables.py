@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from pandas import DataFrame
+from typing import TYPE_CHECKING
 
 from exitlens.errors import RunError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 __all__ = ["Field", "TableSpec", "with_interval"]
 

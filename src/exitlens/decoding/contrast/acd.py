@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from exitlens.decoding.contrast.base import (
     ContrastDecoder,
@@ -21,6 +19,9 @@ from exitlens.decoding.contrast.base import (
     option,
     plausible,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["ACD"]
 
@@ -40,6 +41,8 @@ class ACD(ContrastDecoder):
 
     def __call__(self, final: Tensor, early: Tensor, n_layers: int) -> Scores:  # noqa: ARG002 (the protocol's)
         """Log-probabilities of the mixed distribution."""
+        import torch
+
         log_p = final.log_softmax(-1)
         mask = plausible(log_p, self.relative_top)
         # An early −inf would make the contrast +inf, and infinities do not share a mass.

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Protocol, runtime_checkable
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from exitlens.errors import InputError, layer_range_error
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "Candidates",

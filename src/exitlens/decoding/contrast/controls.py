@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from exitlens.decoding.contrast.base import (
     Candidates,
@@ -18,6 +16,9 @@ from exitlens.decoding.contrast.base import (
     option,
 )
 from exitlens.decoding.contrast.dola import contrast_with
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["RandomLayer", "StaticLayer", "Vanilla"]
 
@@ -48,6 +49,8 @@ class StaticLayer(ContrastDecoder):
 
     def __call__(self, final: Tensor, early: Tensor, n_layers: int) -> Scores:  # noqa: ARG002 (the protocol's)
         """As DoLa with one candidate."""
+        import torch
+
         index = torch.zeros(final.shape[0], dtype=torch.long, device=final.device)
         return contrast_with(final, final.log_softmax(-1), early, index, self.relative_top)
 
@@ -76,6 +79,8 @@ def _hashed(final: Tensor, choices: int) -> Tensor:
 
     Only their order counts, so that rounding, which differs with the size of a batch, changes nothing.
     """
+    import torch
+
     key = torch.zeros(final.shape[0], dtype=torch.long, device=final.device)
     for token in final.topk(min(3, final.shape[-1]), dim=-1).indices.unbind(-1):
         key = (key * 1_000_003 + token + 1) % 2_147_483_647

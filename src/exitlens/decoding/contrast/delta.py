@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from exitlens.decoding.contrast.base import (
     ContrastDecoder,
@@ -24,6 +22,9 @@ from exitlens.decoding.contrast.base import (
     plausible,
 )
 from exitlens.errors import LayerError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["DeLTa"]
 
@@ -47,6 +48,8 @@ class DeLTa(ContrastDecoder):
 
     def __call__(self, final: Tensor, early: Tensor, n_layers: int) -> Scores:
         """Log-probabilities of the virtual layer, for the tokens that are plausible there."""
+        import torch
+
         k = early.shape[0]
         # Layers are N−k..N; distances from N keep the formula free of N itself.
         x = torch.arange(-k, 1, dtype=torch.float64)

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from exitlens.decoding.contrast.base import (
     Candidates,
@@ -23,6 +20,9 @@ from exitlens.decoding.contrast.base import (
     option,
     plausible,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["DoLa", "contrast_with"]
 
@@ -58,6 +58,8 @@ class DoLa(ContrastDecoder):
 
     def __call__(self, final: Tensor, early: Tensor, n_layers: int) -> Scores:  # noqa: ARG002
         """Contrast with the chosen candidate; ``info``: ``choice`` (index), ``divergence`` ``[batch, k]``, ``kept``."""
+        import torch
+
         log_p = final.log_softmax(-1)
         if early.shape[0] == 1:
             index = torch.zeros(final.shape[0], dtype=torch.long, device=final.device)
@@ -83,6 +85,8 @@ def contrast_with(
     final: Tensor, log_p: Tensor, early: Tensor, index: Tensor, relative_top: float, *, raw: bool = False
 ) -> Scores:
     """``log p − log q_j`` (``raw``: ``z − Z_j``) on plausible tokens, with candidate ``index [batch]`` of each row."""
+    import torch
+
     chosen = early[index, torch.arange(final.shape[0], device=final.device)].to(final.dtype)
     scores = final - chosen if raw else log_p - chosen.log_softmax(-1)
     # The filter comes after the choice of the layer, as published: it never changes which layer is contrasted.
@@ -95,6 +99,8 @@ def _jsd(log_p: Tensor, early: Tensor) -> Tensor:
 
     In float64 throughout: raw early layers are nearly uniform, and their divergences differ in the sixth decimal.
     """
+    import torch
+
     device = log_p.device
     if device.type == "mps":  # it has no float64
         log_p, early = log_p.cpu(), early.cpu()
@@ -120,6 +126,8 @@ def _reference(log_p: Tensor, early: Tensor) -> Tensor:
 
     ``F.kl_div`` takes its target second, so the published arguments are swapped; its mean is over the vocabulary.
     """
+    import torch
+
     kl, out, p = torch.nn.functional.kl_div, [], log_p.exp()
     for z in early:
         log_q = z.to(log_p.dtype).log_softmax(-1)

@@ -7,10 +7,7 @@ logit grows suddenly has a low entropy over the layers and is favoured over one 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from exitlens.decoding.contrast.base import (
     Candidates,
@@ -23,6 +20,9 @@ from exitlens.decoding.contrast.base import (
     option,
     plausible,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["END"]
 
@@ -49,6 +49,8 @@ class END(ContrastDecoder):
 
     def __call__(self, final: Tensor, early: Tensor, n_layers: int) -> Scores:  # noqa: ARG002 (the protocol's)
         """Final logits less the entropy of each plausible token's growth over the layers."""
+        import torch
+
         mask = plausible(final.log_softmax(-1), self.relative_top)
         # Only plausible tokens, mostly a few dozen, are gathered: the whole vocabulary over all layers is not touched.
         rows, tokens = mask.nonzero(as_tuple=True)

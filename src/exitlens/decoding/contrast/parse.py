@@ -8,9 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from exitlens.decoding.contrast.acd import ACD
 from exitlens.decoding.contrast.base import (
@@ -29,6 +27,9 @@ from exitlens.decoding.contrast.dola import DoLa
 from exitlens.decoding.contrast.end import END
 from exitlens.decoding.contrast.sled import SLED
 from exitlens.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["decoder_names", "decoder_options", "parse_decoder", "register_decoder"]
 

@@ -8,9 +8,7 @@ With T the top-k tokens of p, for every early layer j and i in T: ``c_ji = cos(q
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from exitlens.decoding.contrast.base import (
     Candidates,
@@ -21,6 +19,9 @@ from exitlens.decoding.contrast.base import (
     lens_option,
     option,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["SLED"]
 
@@ -46,6 +47,8 @@ class SLED(ContrastDecoder):
 
     def __call__(self, final: Tensor, early: Tensor, n_layers: int) -> Scores:  # noqa: ARG002 (the protocol's)
         """One step of the evolution on the top-k of ``p``; every other token goes to the floor."""
+        import torch
+
         k = min(self.k, final.shape[-1])
         p = final.softmax(-1)
         top = final.topk(k, dim=-1).indices  # not of p, in which far tokens all round to 0
@@ -66,6 +69,8 @@ def _agreements(final: Tensor, early: Tensor, top: Tensor) -> Tensor:
     Without writing the one-hot matrix out. The token of ``top`` that q likes best is summed apart, so that nothing
     cancels when q is nearly one-hot itself.
     """
+    import torch
+
     dead = final.isneginf()
     closed = bool(dead.any())
     d, q, both = torch.empty_like(final), torch.empty_like(final), torch.empty_like(final)

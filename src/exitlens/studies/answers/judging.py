@@ -24,10 +24,9 @@ from exitlens.scoring import (
     parse_labels,
     protocol_named,
 )
+from exitlens.scoring.names import metric_name, parse_judge
 
-__all__ = ["JUDGES", "Scorers", "check_judges", "judge_answers"]
-
-JUDGES = ("similarity[:threshold]", "margin:bleu", "margin:rouge", "margin:bertscore", "choice", "labels:FILE")
+__all__ = ["Scorers", "check_judges", "judge_answers"]
 
 
 @dataclass
@@ -60,7 +59,7 @@ class Scorers:
 
     def metric(self, name: str) -> TextMetric:
         """``bleu``, ``rouge`` (or ``rougeL``) or ``bertscore``; raises ConfigError."""
-        known = _metric_name(name)
+        known = metric_name(name)
         return (
             protocol_named(self.protocol).bleu()
             if known == "bleu"
@@ -70,8 +69,8 @@ class Scorers:
         )
 
     def judge(self, text: str) -> Judge:
-        """A judge by its name in settings, see :data:`JUDGES`; raises ConfigError, DataError."""
-        head, rest = _parsed(text)
+        """A judge by its name in settings, see :mod:`exitlens.scoring.names`; raises ConfigError, DataError."""
+        head, rest = parse_judge(text)
         if head == "similarity":
             return SimilarityThreshold(self.bertscore(), float(rest))
         if head == "margin":
@@ -85,33 +84,10 @@ class Scorers:
 def check_judges(names: Sequence[str], encoder: str | None) -> None:
     """Raise ConfigError or DataError for a judge that cannot be made; the encoder is not loaded for it."""
     for name in names:
-        head, rest = _parsed(name)
+        head, rest = parse_judge(name)
         needs_encoder = head == "similarity" or (head == "margin" and rest == "bertscore")
         # Any metric stands in for the encoder's: only names and files are looked at here.
         Scorers(encoder, _bertscore=RougeL() if needs_encoder else None).judge(name)
-
-
-def _parsed(text: str) -> tuple[str, str]:
-    """The judge's kind and its argument, checked as far as the text alone tells."""
-    head, _, rest = text.partition(":")
-    if head == "similarity":
-        try:
-            float(rest or "0.85")
-        except ValueError:
-            raise ConfigError(f"threshold '{rest}' of judge '{text}' is not a number: write similarity:0.85") from None
-        return head, rest or "0.85"
-    if head == "margin":
-        return head, _metric_name(rest or "rouge")
-    if (head == "choice" and not rest) or (head == "labels" and rest):
-        return head, rest
-    raise ConfigError(f"no judge '{text}': use {', '.join(JUDGES)}")
-
-
-def _metric_name(name: str) -> str:
-    known = "rouge" if name.lower() in ("rougel", "rouge-l") else name.lower()
-    if known not in ("bleu", "rouge", "bertscore"):
-        raise ConfigError(f"no metric '{name}': use bleu, rouge or bertscore")
-    return known
 
 
 def judge_answers(

@@ -11,11 +11,11 @@ import pandas as pd
 
 from exitlens.data.prompts import qa_prompt
 from exitlens.data.records import Question
-from exitlens.decoding import Generation, generate, parse_decoder
-from exitlens.errors import InputError
+from exitlens.decoding import Generation, generate
 from exitlens.models.protocol import LayeredModel
+from exitlens.studies.answers.decoder_spec import DecoderSpec
 
-__all__ = ["AskRecord", "DecoderSpec", "GenerateStage", "ask"]
+__all__ = ["AskRecord", "GenerateStage", "ask"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,36 +25,6 @@ class AskRecord:
     id: str
     question: str
     prompt: str
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderSpec:
-    """A decoder as a run names it: ``dola:high``, or ``dola:high@1.2`` with a repetition penalty of its own."""
-
-    text: str
-    decoder: str
-    penalty: float
-
-    @classmethod
-    def parse(cls, text: str, penalty: float = 1.0) -> DecoderSpec:
-        """Raises InputError for an unknown decoder or a penalty that is not a positive number."""
-        name, at, own = text.strip().partition("@")
-        if at:
-            try:
-                penalty = float(own)
-            except ValueError:
-                penalty = float("nan")
-            if not penalty > 0:
-                raise InputError(
-                    f"repetition penalty '{own}' in decoder '{text}' is not a number above 0: write {name}@1.2"
-                )
-        parse_decoder(name)
-        return cls(text.strip(), name, penalty)
-
-    @property
-    def plain(self) -> bool:
-        """True for the model's own greedy decoding."""
-        return self.decoder == "vanilla"
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from exitlens.lenses.statistics import STATS
+from exitlens.errors import InputError
+from exitlens.lenses.statistics import STATS, known
 from exitlens.studies.tables import Field, TableSpec
 
-__all__ = ["corpus_tables"]
+__all__ = ["check_stats", "corpus_tables"]
+
+
+def check_stats(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The statistics, each once. Raises InputError for none, an unknown one, and for choices, which need a question."""
+    for name in names:
+        if name == "choices":
+            raise InputError("'choices' belongs to one question: use exitlens look --choices; here --stats entropy,kl")
+    known(names, without=("choices",))
+    return tuple(dict.fromkeys(names))
 
 
 def corpus_tables() -> tuple[TableSpec, TableSpec]:

@@ -28,17 +28,17 @@ from exitlens.errors import InputError, RunError
 from exitlens.lenses.lens import Lens, as_lens, lens_name
 from exitlens.lenses.read_hidden import readout
 from exitlens.lenses.read_texts import BATCH_TOKENS, read_windows
-from exitlens.lenses.statistics import known
 from exitlens.models.forward import Window, plan_windows
 from exitlens.models.protocol import LayeredModel
 from exitlens.runs.directory import RunDirectory, now
 from exitlens.runs.engine import Engine
 from exitlens.storage.atomic import canonical, key_of, read_json, write_table
 from exitlens.storage.sealed import Seal, Sealed
+from exitlens.studies.corpus.columns import check_stats
 from exitlens.studies.corpus.table import ShardTable
 from exitlens.studies.layers.stage import check_layers
 
-__all__ = ["SHARD_TOKENS", "CorpusRead", "CorpusSettings", "check_stats", "read_corpus"]
+__all__ = ["SHARD_TOKENS", "CorpusRead", "CorpusSettings", "read_corpus"]
 
 SHARD_TOKENS = 2048
 VERSION = 2
@@ -72,15 +72,6 @@ class CorpusRead:
     by_layer: pd.DataFrame
     saturation: float | None
     notes: tuple[str, ...]
-
-
-def check_stats(names: tuple[str, ...]) -> tuple[str, ...]:
-    """The statistics, each once. Raises InputError for none, an unknown one, and for choices, which need a question."""
-    for name in names:
-        if name == "choices":
-            raise InputError("'choices' belongs to one question: use exitlens look --choices; here --stats entropy,kl")
-    known(names, without=("choices",))
-    return tuple(dict.fromkeys(names))
 
 
 def read_corpus(

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from exitlens.data.records import Question
 from exitlens.decoding import generate
 from exitlens.models.protocol import LayeredModel
-from exitlens.studies.answers.stage import DecoderSpec, ask
+from exitlens.studies.answers.decoder_spec import DecoderSpec
+from exitlens.studies.answers.stage import ask
 
 __all__ = ["writing_speed"]
 

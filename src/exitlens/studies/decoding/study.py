@@ -13,8 +13,8 @@ from exitlens.errors import InputError
 from exitlens.models.protocol import LayeredModel
 from exitlens.runs.engine import Engine, LocalEngine, Report
 from exitlens.scoring import TextMetric
+from exitlens.studies.answers.decoder_spec import DecoderSpec
 from exitlens.studies.answers.judging import check_judges, judge_answers
-from exitlens.studies.answers.stage import DecoderSpec
 from exitlens.studies.base import Study
 from exitlens.studies.config import RunConfig
 from exitlens.studies.context import Answers, Context, answer_all, slug

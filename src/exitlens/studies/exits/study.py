@@ -22,8 +22,9 @@ from exitlens.exits.timing import TimeModel, measure_times
 from exitlens.layer_range import parse_layers
 from exitlens.models.protocol import LayeredModel
 from exitlens.runs.engine import Engine, LocalEngine, Report
+from exitlens.studies.answers.decoder_spec import DecoderSpec
 from exitlens.studies.answers.judging import check_judges, judge_answers
-from exitlens.studies.answers.stage import DecoderSpec, ask
+from exitlens.studies.answers.stage import ask
 from exitlens.studies.base import Study
 from exitlens.studies.config import RunConfig
 from exitlens.studies.context import Context, answer_all

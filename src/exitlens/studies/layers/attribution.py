@@ -14,7 +14,7 @@ from exitlens.errors import InputError
 from exitlens.lenses.attribution import Attribution, Target, attribute_ids
 from exitlens.models.protocol import LayeredModel
 from exitlens.studies.layers.choices import check_choices, plan_choices
-from exitlens.studies.layers.stage import LookRecord
+from exitlens.studies.layers.records import LookRecord
 
 __all__ = ["AttributionStage", "attribute", "attribute_record", "attribution_means", "one_token_records"]
 

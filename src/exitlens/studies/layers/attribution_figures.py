@@ -14,7 +14,7 @@ from exitlens.report.figure_style import BLUE, GREEN, INK, MUTED, VERMILION, dra
 from exitlens.report.frames import Row, rows
 from exitlens.report.text import is_number, to_float
 from exitlens.storage.atomic import write_parquet
-from exitlens.studies.layers.stage import LookRecord
+from exitlens.studies.layers.records import LookRecord
 
 __all__ = ["component_bars", "write_attributions"]
 

@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
-from exitlens.data.prompts import QA_PROMPT, qa_prompt
 from exitlens.display import Shown
 from exitlens.errors import InputError
 from exitlens.layer_range import Layers
@@ -31,10 +30,11 @@ from exitlens.report.view_page import page
 from exitlens.report.view_trace import MAP_STATS, trace_view
 from exitlens.storage.atomic import write_bytes, write_parquet
 from exitlens.studies.layers.choices import Rule
-from exitlens.studies.layers.stage import LayersStage, LookRecord, check_layers
+from exitlens.studies.layers.records import LookRecord, question_record
+from exitlens.studies.layers.stage import LayersStage, check_layers
 from exitlens.studies.layers.views import choices_view
 
-__all__ = ["Look", "check_rule", "look", "question_record", "trace_of", "write_looks"]
+__all__ = ["Look", "check_rule", "look", "trace_of", "write_looks"]
 
 FOLLOWED = 3  # tokens that a map follows where nobody names any
 _RULES = ("auto", "first-token", "sequence")
@@ -147,21 +147,6 @@ def look(
     wanted = not record.choices if trace is None else trace
     read = trace_of(lm, record, lens=lens, layers=numbers, pins=pins) if wanted else None
     return Look(record, lens_name(lens), used, found, tables["layers_top"], read)
-
-
-def question_record(
-    question: str, choices: Sequence[str], correct: str | None = None, *, plain: bool = False
-) -> LookRecord:
-    """A record for one question. Raises InputError for an empty question and for a ``correct`` that is no choice."""
-    if not question.strip():
-        raise InputError("the question is empty: give a text")
-    if correct is not None and correct.strip() not in choices:
-        raise InputError(
-            f"the correct answer '{correct}' is not among the choices: {', '.join(choices) or 'none given'}"
-        )
-    prompt = question if plain else "".join(qa_prompt(question, QA_PROMPT))
-    is_correct = tuple(correct is not None and choice == correct.strip() for choice in choices)
-    return LookRecord("question", question, prompt, tuple(choices), is_correct)
 
 
 def check_rule(text: str) -> Rule:

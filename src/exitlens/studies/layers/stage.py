@@ -19,19 +19,9 @@ from exitlens.lenses.read_hidden import readout
 from exitlens.models.forward import Batch, passes
 from exitlens.models.protocol import LayeredModel
 from exitlens.studies.layers.choices import ChoicePlan, Rule, plan_choices, spellings
+from exitlens.studies.layers.records import LookRecord
 
-__all__ = ["LayersStage", "LookRecord", "check_layers", "pick_interesting"]
-
-
-@dataclass(frozen=True, slots=True)
-class LookRecord:
-    """A prompt with choices; ``correct[i]`` says whether choice i is correct (all False: not known)."""
-
-    id: str
-    question: str
-    prompt: str
-    choices: tuple[str, ...] = ()
-    correct: tuple[bool, ...] = ()
+__all__ = ["LayersStage", "check_layers", "pick_interesting"]
 
 
 @dataclass(frozen=True)

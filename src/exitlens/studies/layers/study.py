@@ -11,7 +11,8 @@ from exitlens.data.records import Question
 from exitlens.errors import InputError
 from exitlens.layer_range import Layers
 from exitlens.lenses.lens import Lens, lens_name
-from exitlens.lenses.lens_names import check_lens_word, open_lens
+from exitlens.lenses.lens_names import open_lens
+from exitlens.lenses.lens_words import check_lens_word
 from exitlens.models.protocol import LayeredModel
 from exitlens.report.words import counted
 from exitlens.studies.base import Study

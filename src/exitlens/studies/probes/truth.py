@@ -41,6 +41,8 @@ from exitlens.probes import (
     transfer,
     verdict,
 )
+from exitlens.probes.kinds import check_kind
+from exitlens.probes.names import check_protocol_name
 from exitlens.runs.engine import Clock, LocalEngine, Report
 from exitlens.runs.hidden_states import StateStore
 from exitlens.studies.config import RunConfig
@@ -52,7 +54,6 @@ from exitlens.studies.probes.model_answers import model_answers, pick_probed_lay
 from exitlens.studies.probes.probe_kinds import view_tables
 
 __all__ = [
-    "PROTOCOLS",
     "TruthStudy",
     "check_protocol",
     "probes_study",
@@ -61,10 +62,6 @@ __all__ = [
     "truth_data",
     "usable_kinds",
 ]
-
-PROTOCOLS = (
-    "leave-one-topic-out", "grouped-k-fold", "original", "affirmed-to-negated", "transfer", "random-k-fold",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -193,9 +190,8 @@ def check_protocol(kinds: Sequence[str], protocol: str, other_data: bool) -> Non
     test data is given.
     """
     for kind in kinds:
-        kind_named(kind)
-    if protocol not in PROTOCOLS:
-        raise ProbeError(f"unknown protocol '{protocol}': known are {', '.join(PROTOCOLS)}")
+        check_kind(kind)
+    check_protocol_name(protocol)
     if (protocol == "transfer") != other_data:
         raise ProbeError(
             "protocol transfer tests on other data: give it with --test-data"
