@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 import exitlens
 from exitlens.errors import InputError, ModelError, UnsupportedModel
-from exitlens.lenses.fit_jacobian import FitSettings, fit_jacobian_lens, text_jacobian
+from exitlens.lenses.fit_jacobian import fit_jacobian_lens
 from exitlens.lenses.jacobian import JacobianLens
-from exitlens.models.pullback import choose_method
+from exitlens.lenses.text_jacobian import FitSettings, text_jacobian
+from exitlens.models.pullback import Gradient, gradient_of
 
 IDS = [(37 * i + 5) % 300 for i in range(14)]
 SKIP = 4
@@ -62,30 +63,21 @@ def same_position(full: Tensor) -> Tensor:
     return torch.stack([part[p, :, p] for p in range(len(part))]).mean(0)
 
 
-FAMILIES = [
-    "llama",
-    "mistral-sliding",
-    "qwen3",
-    "gemma2",
-    "gemma3",
-    "granite",
-    "gpt2",
-    "gpt-neox",
-    "opt",
-    "phi",
-    "falcon",
-]
+NATIVE = ["llama", "mistral-sliding", "qwen2", "qwen3"]
+FAMILIES = [*NATIVE, "gemma2", "gemma3", "cohere", "granite", "gpt2", "gpt-neox", "opt", "phi", "falcon"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_jacrev(family: str) -> None:
     lm = wrapped(family)
     layers = range(lm.n_layers)
-    assert choose_method(lm, IDS)[0] == "blocks"
-    got = text_jacobian(lm, IDS, layers, FitSettings(length=len(IDS), skip=SKIP, rows=7))
-    for layer in layers:
-        want = summed(by_jacrev(lm, layer))
-        torch.testing.assert_close(got[layer], want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
+    how = gradient_of(lm, IDS, first=SKIP)
+    assert how.method == ("native" if family in NATIVE else "blocks")
+    settings = FitSettings(length=len(IDS), skip=SKIP, rows=7)
+    for found in (text_jacobian(lm, IDS, layers, settings, how), text_jacobian(lm, IDS, layers, settings)):
+        for layer in layers:
+            want = summed(by_jacrev(lm, layer))
+            torch.testing.assert_close(found[layer], want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
 
 
 @pytest.mark.parametrize("method", ["whole", "rows"])
@@ -93,7 +85,9 @@ def test_every_method_gives_the_same(method: Any) -> None:
     lm = wrapped("gemma2")
     settings = FitSettings(length=len(IDS), skip=SKIP)
     want = text_jacobian(lm, IDS, [0, 2], settings)
-    torch.testing.assert_close(text_jacobian(lm, IDS, [0, 2], settings, method), want, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        text_jacobian(lm, IDS, [0, 2], settings, Gradient(lm, method)), want, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_same_position_with_all_patterns_is_exact_and_with_one_right_in_the_mean() -> None:

@@ -1,14 +1,5 @@
 """Fitting a Jacobian lens: the mean over texts of how the last residual stream moves with each layer's.
 
-For a text of T tokens and a channel i of the last layer, a cotangent of one at channel i of every valid position is
-pulled back through the blocks. At a position p it gives ``Σ_{p' ≥ p} ∂h_N[p', i]/∂h_j[p]``, row i of J_j; the mean over
-valid p is the text's, the mean over texts the lens's. Valid are all positions but the first ``skip`` (where models park
-states of another size) and the last.
-
-``same-position`` wants the terms p' = p alone. In a sum with a sign at each position, Σ s_p' ∂h_N[p']/∂h_j[p], times
-s_p, they stand with sign 1 and all others with signs that average out: over random signs in the mean, and over all
-patterns of a Hadamard matrix exactly, whose columns are orthogonal.
-
 Texts are added one after another in float32, and the sum so far is kept aside; a fit that was stopped goes on from it
 with the same additions in the same order, and so ends with the same bytes.
 """
@@ -27,62 +18,28 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from exitlens.compute.hardware import product_dtype
 from exitlens.compute.memory import free_bytes
 from exitlens.errors import InputError, ModelError
 from exitlens.layer_range import Layers, resolve_layers
 from exitlens.lenses._running_sum import RunningSum
-from exitlens.lenses.jacobian import ESTIMATORS, JacobianLens
+from exitlens.lenses.jacobian import JacobianLens
 from exitlens.lenses.read_hidden import readout
+from exitlens.lenses.text_jacobian import LENGTH, ROWS, SKIP, FitSettings, text_jacobian
 from exitlens.models.protocol import LayeredModel
-from exitlens.models.pullback import Method, Pullback, choose_method, out_of_memory
+from exitlens.models.pullback import gradient_of
 from exitlens.parsing import cut
 from exitlens.storage.atomic import key_of, text_hash
 
-__all__ = ["FitReport", "FitSettings", "fit_jacobian_lens", "text_jacobian"]
+__all__ = ["FitReport", "fit_jacobian_lens"]
 
-LENGTH = 128  # tokens of a text, as in published lenses
-SKIP = 16  # first positions left out, likewise
-ROWS = {"cpu": 64}  # rows pulled back at once: more no longer make a product faster there, and leave the cache
-ROWS_ELSEWHERE = 512
+CPU_ROWS = 32  # rows pulled back at once: more no longer make a product faster there, and leave the cache
 SHARE = 0.25  # of the free memory, for one batch of rows
 HELD_OUT = 8  # texts that the curve is measured on
 FLAT = 0.02  # a doubling of the text that lowers the held-out KL by less than this share no longer helps
 
 Progress = Callable[[str, int, int], None]
 Measure = Callable[[JacobianLens], Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """How a lens is fitted; what decides its numbers, beside model and texts.
-
-    ``rows``: channels pulled back at once, None: as many as memory allows and the machine likes. ``patterns``: sign
-    patterns a text, of ``same-position`` alone; a power of two, at least as many as valid positions, makes it exact.
-    """
-
-    estimator: str = "summed"
-    length: int = LENGTH
-    skip: int = SKIP
-    rows: int | None = None
-    patterns: int = 1
-
-    def checked(self) -> FitSettings:
-        """Itself. Raises :class:`InputError` for what cannot be."""
-        if self.estimator not in ESTIMATORS:
-            raise InputError(f"unknown estimator {cut(repr(self.estimator))}: use {' or '.join(ESTIMATORS)}")
-        if self.skip < 0:
-            raise InputError(f"skip {self.skip} is out of range: use 0 or more")
-        if self.length < self.skip + 2:
-            raise InputError(
-                f"texts of {self.length} tokens have no valid position after the first {self.skip} and before the "
-                f"last: use at least {self.skip + 2} tokens, or skip fewer"
-            )
-        for what, value in (("rows", self.rows), ("patterns", self.patterns)):
-            if value is not None and value < 1:
-                raise InputError(f"{what} {value} is too small: use 1 or more")
-        if self.patterns > 1 and self.estimator != "same-position":
-            raise InputError(f"patterns {self.patterns} are for the estimator same-position: leave them out")
-        return self
 
 
 @dataclass(frozen=True)
@@ -114,6 +71,7 @@ def fit_jacobian_lens(
     skip: int = SKIP,
     rows: int | None = None,
     patterns: int = 1,
+    precision: str = "fast",
     held_out: int | None = None,
     time_limit: float | None = None,
     keep: Path | str | None = None,
@@ -136,6 +94,7 @@ def fit_jacobian_lens(
         skip: First positions of a text left out [tokens].
         rows: Channels pulled back at once; None: by the memory there is.
         patterns: Sign patterns a text, for ``same-position``.
+        precision: ``fast``: bf16 products where the machine is good at them; ``exact``: float32 products.
         held_out: Texts kept for the curve; None: an eighth of them, 8 at most.
         time_limit: Seconds after which no further text is begun.
         keep: A file for the sum so far; a fit that finds its own there goes on from it.
@@ -155,18 +114,21 @@ def fit_jacobian_lens(
     Source: "Verbalizable Representations Form a Global Workspace in Language Models", Anthropic, July 2026.
     """
     started = time.monotonic()
-    settings = FitSettings(estimator, length, skip, rows, patterns).checked()
+    settings = FitSettings(estimator, length, skip, rows, patterns, precision).checked()
     wanted = _below_last(layers, lm)
     ids, notes = _usable(lm, texts, settings)
     kept_out = _held_out(len(ids), held_out)
     held, fitted = ids[:kept_out], ids[kept_out:]
-    method, note = choose_method(lm, fitted[0], lowest=wanted[0])
+    product = product_dtype(precision, lm.device, lm.dtype)
+    how = gradient_of(lm, fitted[0], first=skip, lowest=wanted[0], product=product)
     batch, line = _rows_at_once(lm, settings, len(wanted))
-    notes += [text for text in (note, line) if text]
+    notes += [text for text in (how.note, line) if text]
     for text in notes:
         say(text)
     settings = dataclasses.replace(settings, rows=batch)
-    key = key_of(lm.fingerprint, str(lm.dtype), wanted, dataclasses.asdict(settings), method, held, fitted)
+    key = key_of(
+        lm.fingerprint, str(lm.dtype), wanted, dataclasses.asdict(settings), how.method, str(product), held, fitted
+    )
     total = RunningSum(keep, key, (len(wanted), lm.d_model, lm.d_model))
     watch = _Watch(lm, held, wanted, measure, say, total.curve)
 
@@ -179,7 +141,7 @@ def fit_jacobian_lens(
             notes.append(f"time was up after {total.count} of {len(fitted)} texts")
             say(notes[-1])
             break
-        found = text_jacobian(lm, fitted[total.count], wanted, settings, method)
+        found = text_jacobian(lm, fitted[total.count], wanted, settings, how)
         _check_finite(lm, found, wanted, kept_out + total.count, fitted[total.count])
         total.add(found)
         if (total.count >= 4 and total.count & (total.count - 1) == 0) or total.count == len(fitted):
@@ -195,66 +157,9 @@ def fit_jacobian_lens(
         tuple(notes),
     )  # fmt: skip
     marks = [text_hash(str(text)) for text in fitted[: total.count]]
-    return lens_of(total.count, _provenance(lm, settings, report, source, marks)), report
-
-
-def text_jacobian(
-    lm: LayeredModel, ids: Sequence[int], layers: Sequence[int], settings: FitSettings, method: Method = "blocks"
-) -> Tensor:
-    """One text's ``J_j``: ``[layers, d, d]`` float32, for ascending ``layers`` below N.
-
-    ``settings.rows`` are pulled back at once, half as many each time the device's memory does not hold them.
-    """
-    pullback = Pullback(lm, ids, lowest=layers[0], method=method)
-    valid = slice(settings.skip, len(ids) - 1)
-    signs = _signs(len(ids) - 1 - settings.skip, settings, lm.device)
-    out = torch.zeros(len(layers), lm.d_model, lm.d_model, device=lm.device)
-    start, batch = 0, settings.rows or ROWS_ELSEWHERE
-    while start < lm.d_model:
-        rows = slice(start, min(start + batch, lm.d_model))
-        try:
-            _add_rows(pullback, rows, valid, signs, layers, out)
-        except RuntimeError as error:
-            if batch == 1 or not out_of_memory(error):
-                raise
-            out[:, rows] = 0.0
-            batch = batch // 2
-            continue
-        start = rows.stop
-    return out
-
-
-def _add_rows(pullback: Pullback, rows: slice, valid: slice, signs: Tensor, layers: Sequence[int], out: Tensor) -> None:
-    """Rows of one text's matrices into ``out [layers, d, d]``, the mean over valid positions and sign patterns."""
-    lm, place = pullback.lm, {layer: i for i, layer in enumerate(layers)}
-    channel = torch.arange(rows.stop - rows.start, device=lm.device)
-    for pattern in signs:
-        cotangents = torch.zeros(len(channel), pullback.ids.shape[1], lm.d_model, dtype=lm.dtype, device=lm.device)
-        cotangents[channel, valid, rows.start + channel] = pattern.to(lm.dtype)
-        weights = pattern / signs.numel()
-
-        def each(layer: int, v: Tensor, weights: Tensor = weights) -> None:
-            if layer in place:
-                part = torch.einsum("rpd,p->rd", v[:, valid].float(), weights.to(v.device))
-                out[place[layer], rows] += part.to(out.device)
-
-        pullback.pull(cotangents, each)
-
-
-def _signs(n: int, settings: FitSettings, device: torch.device) -> Tensor:
-    """Signs of the valid positions, a row a pattern ``[patterns, n]``: ones for ``summed``.
-
-    Rows of a Hadamard matrix of order ≥ n (Sylvester's, entry (i, j) = −1 to the number of bits that i and j share)
-    times one random row, so that each pattern by itself is random too.
-    """
-    if settings.estimator == "summed":
-        return torch.ones(1, n, device=device)
-    order = 1 << max(0, math.ceil(math.log2(n)))
-    count = min(settings.patterns, order)
-    rows = torch.randperm(order, generator=torch.Generator().manual_seed(n))[:count].tolist()
-    hadamard = torch.tensor([[-1.0 if (i & j).bit_count() % 2 else 1.0 for j in range(n)] for i in rows])
-    flips = torch.randint(0, 2, (n,), generator=torch.Generator().manual_seed(n + 1)) * 2.0 - 1.0
-    return (hadamard * flips).to(device)
+    return lens_of(
+        total.count, _provenance(lm, settings, report, source, marks, product if how.method == "native" else lm.dtype)
+    ), report
 
 
 # ---- checks and choices made before the work
@@ -310,7 +215,7 @@ def _held_out(n: int, asked: int | None) -> int:
 
 def _rows_at_once(lm: LayeredModel, settings: FitSettings, n_layers: int) -> tuple[int, str]:
     """Channels pulled back at once, and a line where memory allows fewer than would be taken."""
-    best = min(lm.d_model, settings.rows or ROWS.get(lm.device.type, ROWS_ELSEWHERE))
+    best = min(lm.d_model, settings.rows or (CPU_ROWS if lm.device.type == "cpu" else ROWS))
     free = free_bytes(lm.device)
     matrices = 2 * 4 * n_layers * lm.d_model**2
     if free is None:
@@ -395,14 +300,19 @@ class _Watch:
 
 
 def _provenance(
-    lm: LayeredModel, settings: FitSettings, report: FitReport, source: str, marks: Sequence[str]
+    lm: LayeredModel,
+    settings: FitSettings,
+    report: FitReport,
+    source: str,
+    marks: Sequence[str],
+    product: torch.dtype,
 ) -> dict[str, str]:
     notes = {
         "model": lm.name,
         "source": source,
         "skip": str(settings.skip),
         "length": str(settings.length),
-        "precision": str(lm.dtype).removeprefix("torch."),
+        "precision": str(product).removeprefix("torch."),
         "seconds": f"{report.seconds:.0f}",
         "held_out": str(report.held_out),
         "kl_before": f"{report.logit_kl:.4f}",

@@ -1,13 +1,17 @@
 """How does the last residual stream depend on each layer's? Gradients of many rows at once, through a model left as is.
 
-One pass without gradients keeps what every block is given. Then each block is run once more by itself under gradient,
-and its backward takes many cotangents in one batch (a vmap over the backward): the products of all rows are one
-product, the block's forward is paid once, and no parameter is ever asked for a gradient, so that none is computed.
+Four ways, the fastest that is right for the model is taken (:func:`gradient_of`):
 
-Some models hand more than the stream from block to block (keys and values shared between layers, a second reading of
-the embeddings). Nothing in a module's code says so; the first text does: the gradients of a random cotangent are
-compared with those of the whole model's graph, and where they differ the whole graph is used, which is right for every
-model and keeps more memory.
+- ``native``: Llama-like blocks have their backward pass written out (:mod:`exitlens.models.native.backward`).
+- ``blocks``: one pass without gradients keeps what every block is given. Then each block is run once more by itself
+  under gradient, and its backward takes many cotangents in one batch (a vmap over the backward): the products of all
+  rows are one product, and the block's forward is paid once.
+- ``whole``: through the whole model's graph, which is right for every model and keeps more memory. Some models hand
+  more than the stream from block to block (keys and values shared between layers, a second reading of the embeddings).
+- ``rows``: through that graph, one row at a time.
+
+Nothing in a module's code says which are right; the first text does: the gradients of a random cotangent are compared
+with those of ``rows``. No parameter is ever asked for a gradient, so that none is computed.
 """
 
 from __future__ import annotations
@@ -15,7 +19,8 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,18 +32,19 @@ from exitlens.models.layout.final_path import replaced
 from exitlens.models.layout.hooks import eval_mode
 from exitlens.models.layout.residual import at
 from exitlens.models.length_rope import start_anew
+from exitlens.models.native.backward import Backward, TextBackward, backward_of
 from exitlens.models.protocol import LayeredModel
 from exitlens.models.reasons import one_line
 
-__all__ = ["Method", "Pullback", "choose_method", "out_of_memory"]
+__all__ = ["Gradient", "Method", "Pullback", "Pulls", "gradient_of", "out_of_memory"]
 
-Method = Literal["blocks", "whole", "rows"]
-"""Block by block; through the whole model's graph; through that graph one row at a time (no batching possible)."""
+Method = Literal["native", "blocks", "whole", "rows"]
+Each = Callable[[int, Tensor], None]
+"""Takes a layer and its cotangents ``[positions, rows, width]``."""
 
 # What two orders of the same sums may differ by, as a share of the gradient's size.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-3}
 _NOTES: dict[Method, str] = {
-    "blocks": "",
     "whole": "more than the residual stream joins its blocks: gradients go through the whole graph, which takes longer",
     "rows": "its backward pass takes no batches: gradients are taken row by row, which is slow",
 }
@@ -48,17 +54,26 @@ _COARSE = 0.1  # bf16 and float16, whose residual stream rounds at every block
 class Pullback:
     """The streams of one text, and the map from cotangents at layer N to cotangents at the layers below.
 
-    ``lowest``: the lowest layer of interest; no block below it is run backwards. ``keep``: hold every block's graph for
-    further rows, rather than make it again for each batch of rows.
+    ``first``: the first position of interest; the last of interest is the last but one. ``lowest``: the lowest layer of
+    interest; no block below it is run backwards. ``keep``: hold every block's graph for further rows, rather than make
+    it again for each batch of rows.
 
     Raises:
         UnsupportedModel: The model has no gradient.
     """
 
     def __init__(
-        self, lm: LayeredModel, ids: Sequence[int], *, lowest: int = 0, method: Method = "blocks", keep: bool = True
+        self,
+        lm: LayeredModel,
+        ids: Sequence[int],
+        *,
+        first: int = 0,
+        lowest: int = 0,
+        method: Method = "blocks",
+        keep: bool = True,
     ) -> None:
         self.lm, self.ids = _layered(lm), torch.tensor([list(ids)], device=lm.device)
+        self.valid = slice(first, len(ids) - 1)
         self.lowest, self.method, self.keep = lowest, method, keep
         self.stream = self.lm.layout.stream
         self._graphs: dict[int, tuple[Tensor, Tensor]] = {}
@@ -68,22 +83,25 @@ class Pullback:
             else:
                 self._streams = self._whole()
 
-    def pull(self, cotangents: Tensor, each: Callable[[int, Tensor], None]) -> None:
-        """Cotangents ``[rows, T, width]`` of layer N → ``each(layer, [rows, T, width])``, the highest layer first."""
+    def pull(self, cotangents: Tensor, each: Each) -> None:
+        """Cotangents ``[positions, rows, width]`` of layer N → ``each`` of the layers below, the highest first."""
+        _, rows, width = cotangents.shape
+        full = torch.zeros(rows, self.ids.shape[1], width, dtype=self.lm.dtype, device=self.lm.device)
+        full[:, self.valid] = cotangents.transpose(0, 1).to(full)
         with _running(self.lm):
             last = self._last()
-            v = self._native(last, cotangents)
+            v = self._native(last, full)
             if self.method == "blocks":
                 for layer in range(self.lm.n_layers, self.lowest, -1):
                     x, out = self._graph(layer)
                     (v,) = _pulled(out, [x], v.to(out.device), batched=True)
-                    each(layer - 1, self._packed(v))
+                    each(layer - 1, self._packed(v)[:, self.valid].transpose(0, 1))
                 return
             layers = range(self.lm.n_layers - 1, self.lowest - 1, -1)
             streams = [self._streams[j] for j in layers]
             found = _pulled(last, streams, v, batched=self.method == "whole")
             for layer, part in zip(layers, found, strict=True):
-                each(layer, self._packed(part))
+                each(layer, self._packed(part)[:, self.valid].transpose(0, 1))
 
     # ---- the pass that is kept
 
@@ -179,8 +197,38 @@ class Pullback:
         return native
 
 
-def choose_method(lm: LayeredModel, ids: Sequence[int], *, lowest: int = 0) -> tuple[Method, str]:
-    """The fastest method that gives this model's gradients, and a line for the reader where it is not the usual one.
+class Pulls(Protocol):
+    """One text's streams, pulled back: see :meth:`Pullback.pull`."""
+
+    def pull(self, cotangents: Tensor, each: Each) -> None:
+        """Cotangents ``[positions, rows, width]`` of layer N → ``each`` of the layers below, the highest first."""
+        ...
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The way that is taken for a model, and a line for the reader where it is a slow one."""
+
+    lm: LayeredModel
+    method: Method = "blocks"
+    backward: Backward | None = None
+
+    @property
+    def note(self) -> str:
+        """A line for the reader where it is not one of the usual ways."""
+        return _NOTES.get(self.method, "")
+
+    def text(self, ids: Sequence[int], *, first: int = 0, lowest: int = 0) -> Pulls:
+        """The streams of one text, ready to be pulled back."""
+        if self.backward is not None:
+            return TextBackward(self.backward, ids, first=first, lowest=lowest)
+        return Pullback(self.lm, ids, first=first, lowest=lowest, method=self.method)
+
+
+def gradient_of(
+    lm: LayeredModel, ids: Sequence[int], *, first: int = 0, lowest: int = 0, product: torch.dtype = torch.float32
+) -> Gradient:
+    """The fastest way that gives this model's gradients on a text; ``product``: number type of native products.
 
     Raises:
         UnsupportedModel: No gradient flows, or a hook may change it.
@@ -188,24 +236,27 @@ def choose_method(lm: LayeredModel, ids: Sequence[int], *, lowest: int = 0) -> t
     layered = _layered(lm)
     _refuse_hooks(layered)
     g = torch.Generator().manual_seed(0)
-    cotangents = torch.randn(2, len(ids), lm.d_model, generator=g).to(lm.device, lm.dtype)
+    cotangents = torch.randn(len(ids) - 1 - first, 2, lm.d_model, generator=g).to(lm.device)
 
-    def gradients(method: Method) -> dict[int, Tensor]:
-        found: dict[int, Tensor] = {}
-        Pullback(lm, ids, lowest=lowest, method=method).pull(cotangents, found.__setitem__)
-        return found
+    def found(how: Gradient) -> dict[int, Tensor]:
+        kept: dict[int, Tensor] = {}
+        how.text(ids, first=first, lowest=lowest).pull(cotangents, lambda layer, v: kept.update({layer: v.clone()}))
+        return kept
 
-    want = gradients("rows")
+    want = found(Gradient(lm, "rows"))
+    backward = backward_of(layered, product)
+    if backward is not None and _agree(found(Gradient(lm, "native", backward)), want, product):
+        return Gradient(lm, "native", backward)
     for method in ("blocks", "whole"):
         with contextlib.suppress(UnsupportedModel):
-            if _agree(gradients(method), want):
-                return method, _NOTES[method]
-    return "rows", _NOTES["rows"]
+            if _agree(found(Gradient(lm, method)), want, lm.dtype):
+                return Gradient(lm, method)
+    return Gradient(lm, "rows")
 
 
-def _agree(found: dict[int, Tensor], want: dict[int, Tensor]) -> bool:
+def _agree(found: dict[int, Tensor], want: dict[int, Tensor], product: torch.dtype) -> bool:
     for layer, v in want.items():
-        bound = _TOLERANCE.get(v.dtype, _COARSE)
+        bound = max(_TOLERANCE.get(kind, _COARSE) for kind in (v.dtype, product))
         error = float((found[layer].double() - v.double()).norm())
         if not error <= bound * float(v.double().norm()):
             return False

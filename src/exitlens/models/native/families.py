@@ -13,7 +13,7 @@ from exitlens.compute.matmul import has_no_hooks, joint, linear, plain_linear
 from exitlens.compute.prepacked import packed
 from exitlens.models.layered import Layered
 
-__all__ = ["Family", "family_of", "norm_of", "one_product", "small_enough"]
+__all__ = ["Family", "family_of", "norm_of", "one_product", "rms_parts", "small_enough"]
 
 # Above so many parameters the copies of the weights would cost more memory than their speed is worth.
 _FUSE_LIMIT = 1_000_000_000
@@ -111,14 +111,22 @@ def one_product(module: nn.Module, small: bool) -> Callable[[Tensor], Tensor]:
     return found or (lambda x: linear(x, weight, bias))
 
 
-def norm_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """RMS norms of plain form in one kernel; in half precision their rounding before the weight is kept."""
+def rms_parts(module: nn.Module) -> tuple[Tensor, float] | None:
+    """Weight and epsilon of an RMS norm of plain form, ``x / rms(x) · weight``; None for any other module."""
     weight = getattr(module, "weight", None)
     eps = getattr(module, "variance_epsilon", None)
     plain = type(module).__name__ in ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
     if not plain or eps is None or not isinstance(weight, Tensor) or not has_no_hooks(module):
+        return None
+    return weight.detach(), float(eps)
+
+
+def norm_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """RMS norms of plain form in one kernel; in half precision their rounding before the weight is kept."""
+    parts = rms_parts(module)
+    if parts is None:
         return module
-    own, size = weight.detach(), weight.shape
+    (own, eps), size = parts, parts[0].shape
     if own.dtype == torch.float32:
         return lambda x: F.rms_norm(x, size, own, eps)
     return lambda x: own * F.rms_norm(x.float(), size, None, eps).to(x.dtype)
