@@ -26,7 +26,7 @@ from exitlens.studies.layers.attribution import (
     attribution_means,
     one_token_records,
 )
-from exitlens.studies.layers.stage import LookRecord
+from exitlens.studies.layers.records import LookRecord
 
 IDS = [[5, 9, 77, 33, 21, 8, 100], [9, 8, 7, 6, 5, 4, 3], [4, 5, 6, 7]]
 WANTED = [Target("one", 5), Target("difference", 5, 6)]

@@ -154,7 +154,7 @@ def test_any_header_and_any_shapes(loader: Any, tmp_path: Path) -> None:
         "extra",
     ]
 
-    @settings(max_examples=1000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=2000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(
         st.sampled_from(forms),
         st.dictionaries(names, st.tuples(shapes, kinds), max_size=3),

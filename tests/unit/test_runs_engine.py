@@ -16,6 +16,7 @@ from tests.unit.lens_model import SmallModel
 from exitlens.runs.directory import RunDirectory
 from exitlens.runs.engine import Engine, LocalEngine, Progress, batches
 from exitlens.storage.atomic import write_json
+from exitlens.version import __version__
 
 LM = SmallModel()
 
@@ -64,7 +65,8 @@ def test_tables_are_in_the_order_of_the_records(tmp_path: Path, kept: bool) -> N
     assert done.seconds >= 0
     if directory is not None:
         stages = directory.manifest["stages"]
-        assert stages == {"doubled": {"state": "done", "batches": 3, "seconds": round(done.seconds, 3)}}
+        made = {"batches": 3, "seconds": round(done.seconds, 3), "made_by": {__version__: 3}}
+        assert stages == {"doubled": {"state": "done", **made}}
         directory.close()
 
 
@@ -75,6 +77,16 @@ def test_without_a_directory_the_files_end_with_the_tables() -> None:
     del done
     gc.collect()
     assert not folder.exists()
+
+
+def test_a_stage_that_another_version_continued_says_which_made_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RunDirectory.open(tmp_path, {}) as directory:
+        mapped(LocalEngine(LM, directory), Doubled(), range(6))
+        monkeypatch.setattr("exitlens.runs.engine.__version__", "9.9")
+        mapped(LocalEngine(LM, directory), Doubled())
+        assert directory.manifest["stages"]["doubled"]["made_by"] == {__version__: 2, "9.9": 1}
 
 
 def test_only_what_is_not_finished_is_run(tmp_path: Path) -> None:

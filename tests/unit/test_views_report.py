@@ -147,6 +147,16 @@ def test_only_what_was_run_has_a_section_and_a_refused_stage_says_why() -> None:
     assert "Stage probes was refused: one class only: &#39;&lt;script&gt;" in text
 
 
+def test_a_stage_that_two_versions_made_says_so() -> None:
+    stage = {"state": "done", "seconds": 1.5, "batches": 3}
+    alone, both = (
+        render({**MANIFEST, "stages": {"entropy": {**stage, "made_by": made}}}, {}, {})
+        for made in ({"0.1.0": 3}, {"0.1.0": 2, "0.2.0": 1})
+    )
+    assert "continued by another version" not in alone
+    assert "continued by another version of exitlens: batches 2 by 0.1.0, 1 by 0.2.0." in both
+
+
 def test_an_empty_run_still_gives_a_page() -> None:
     text = render({}, {}, {})
     read(text)

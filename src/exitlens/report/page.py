@@ -138,10 +138,11 @@ def _environment() -> Environment:
 
 def _stage_sheet(stages: Mapping[str, Mapping[str, Any]]) -> Sheet:
     rows = [
-        [name, stage.get("state"), number_text(stage.get("seconds"), 1), visible(stage.get("batches")) or "–"]
+        [name, stage.get("state"), number_text(stage.get("seconds"), 1), visible(stage.get("batches")) or "–",
+         ", ".join(visible(version) for version in _mapping(stage.get("made_by"))) or "–"]
         for name, stage in stages.items()
-    ]
-    return Sheet("Stages", ["stage", "state", "seconds", "batches"], rows, "manifest.json")
+    ]  # fmt: skip
+    return Sheet("Stages", ["stage", "state", "seconds", "batches", "made by exitlens"], rows, "manifest.json")
 
 
 def _home(name: str, chapters: Mapping[str, Chapter]) -> str | None:
@@ -151,10 +152,16 @@ def _home(name: str, chapters: Mapping[str, Chapter]) -> str | None:
 
 
 def _trouble(name: str, stage: Mapping[str, Any]) -> str:
-    """What a stage that is not done should say; empty for one that is."""
+    """What a stage should say that is not done, or that two versions made; empty for any other."""
     state, reason = visible(stage.get("state")), visible(stage.get("reason")).rstrip(".")
     if state == "done":
-        return ""
+        made = _mapping(stage.get("made_by"))
+        shares = ", ".join(f"{visible(count)} by {visible(version)}" for version, count in made.items())
+        return (
+            f"Stage {visible(name)} was continued by another version of exitlens: batches {shares}."
+            if len(made) > 1
+            else ""
+        )
     if state == "running":
         state, reason = "not finished", reason or "run the same command again to continue where it stopped"
     return f"Stage {visible(name)} was {state or 'not started'}: {reason or 'no reason was recorded'}."

@@ -10,6 +10,7 @@ import shutil
 import tempfile
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -23,6 +24,7 @@ from exitlens.runs.directory import RunDirectory
 from exitlens.storage.atomic import key_of, write_parquet
 from exitlens.storage.joined_tables import JoinedTables
 from exitlens.storage.sealed import Sealed
+from exitlens.version import __version__
 
 __all__ = ["Clock", "Engine", "LocalEngine", "Mapped", "Progress", "Report", "Stage", "Task", "batches"]
 
@@ -145,6 +147,7 @@ class LocalEngine:
             self.directory.stage_state(label, "running", batches=len(keys))
         clock = Clock(label, len(records), self.report)
         made: dict[int, tuple[float, tuple[str, ...]]] = {}  # seconds and names of the files, by batch
+        by: Counter[str] = Counter()  # batches by the version of exitlens that made them
         resumed = 0
 
         def unfinished() -> Iterator[_Batch]:
@@ -155,18 +158,21 @@ class LocalEngine:
                     yield _Batch(index, key, group)
                 else:
                     made[index] = seal.facts["seconds"], tuple(seal.files)
+                    by[str(seal.facts.get("version", "unknown"))] += 1
                     resumed += 1
                     clock.skipped(len(group))
 
         for batch, (tables, seconds) in self.stream(_Timed(stage), unfinished()):
-            facts = {"seconds": seconds, "records": len(batch.records)}
+            facts = {"seconds": seconds, "records": len(batch.records), "version": __version__}
             files = {f"{name}.parquet": partial(write_parquet, frame=frame) for name, frame in tables.items()}
             units.write(batch.index, batch.key, files, facts)
             made[batch.index] = seconds, tuple(files)
+            by[__version__] += 1
             clock.worked(len(batch.records))
         total = sum(made[index][0] for index in range(len(keys)))
         if self.directory is not None:
-            self.directory.stage_state(label, "done", seconds=round(total, 3), batches=len(keys))
+            made_by = dict(sorted(by.items()))
+            self.directory.stage_state(label, "done", seconds=round(total, 3), batches=len(keys), made_by=made_by)
         found: dict[str, list[Path]] = {}
         for index, key in enumerate(keys):
             for name in made[index][1]:

@@ -170,11 +170,7 @@ def probes_study(
         resamples=resamples,
         progress=lambda done, _total: clock.worked(max(0, done - clock.done)),
     )
-    tables = view_tables(study)
-    for table in ("probe_calibration", "probe_risk"):
-        curve = to_frame(study, table, resamples=min(resamples, 500), seed=seed)
-        if len(curve):
-            tables[table] = curve
+    tables = {**view_tables(study), **_curves(study, min(resamples, 500), seed)}
     if matrix and protocol == "leave-one-topic-out":
         tables["probe_transfer"] = _matrix(data, kinds, seed, resamples, Clock("probe-transfer", 1000, report))
     tables["probe_verdict"] = pd.DataFrame(
@@ -183,6 +179,13 @@ def probes_study(
     where = Provenance(model=lm.fingerprint, lens="raw", prompt=prompt_name(setting), position=position)
     about = {"model": lm.name, "setting": setting, "position": position, "dtype": store.origin.dtype}
     return TruthStudy(study, data, tables, where, about)
+
+
+def _curves(study: ProbeStudy, resamples: int, seed: int) -> dict[str, pd.DataFrame]:
+    """The calibration and risk–coverage curves that have points."""
+    names = ("probe_calibration", "probe_risk")
+    found = {name: to_frame(study, name, resamples=resamples, seed=seed) for name in names}
+    return {name: curve for name, curve in found.items() if len(curve)}
 
 
 def check_protocol(kinds: Sequence[str], protocol: str, other_data: bool) -> None:
