@@ -287,7 +287,7 @@ def test_the_command_writes_a_report_with_escaped_texts_and_figures(
     code, out, err = call(capsys, "compare", *runs, "--out", tmp_path / "out")
     assert code == 0, err
     assert "\x1b" not in out
-    assert "answers judged correct (judge similarity, decoder vanilla)" in out
+    assert "answers judged correct (similarity, vanilla)" in out
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
@@ -323,3 +323,11 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert found.findings()["runs"][0].startswith("No setting differs")
     manifest = json.loads((runs[0] / "manifest.json").read_text())
     assert manifest["model"]["name"] == "tiny"
+
+
+def test_a_decoder_compared_with_another_is_named_wherever_the_difference_is_told(five: tuple[Path, Path]) -> None:
+    found = exitlens.compare_runs(five)
+    changed = found.tables["compare_changes"]
+    assert set(changed["own"]) == {"decoder sled"}
+    told = " ".join(found.findings()["changes"])
+    assert "answers judged correct (similarity, vanilla; two: sled): 3 only two answers correctly, 0 only one." in told

@@ -99,7 +99,7 @@ def _difference(number: Number, first: Number | None, name: str, seed: int) -> d
         found = stats.independent_difference(_interval(number, seed), _interval(first, seed))
         pairing = f"unpaired: {_why(number, first, len(shared))}"
         if not math.isfinite(found.low):
-            pairing = "no interval: the study gives none for this number"
+            pairing = "no interval: the study gives none"
     return {
         "difference": found.value,
         "difference_low": found.low,
@@ -112,7 +112,7 @@ def _difference(number: Number, first: Number | None, name: str, seed: int) -> d
 
 def _why(number: Number, first: Number, shared: int) -> str:
     if not number.units or not first.units:
-        return f"no mean over {number.counted} that both runs kept"
+        return f"the run keeps no value of each of its {number.counted}"
     if not shared:
         return "no question is in both runs"
     return f"only {shared} of {len(first.units)} and {len(number.units)} questions are in both runs"
@@ -146,6 +146,7 @@ def change_table(runs: Sequence[Run], matched: Sequence[Matched[Number]]) -> pd.
                         "first_answer": old.answer,
                         "first_correct": old.value == 1,
                         "run": runs[place].name,
+                        "own": of_text(one.items[place].of, one.first.of),
                         "answer": unit.answer,
                         "correct": unit.value == 1,
                     }

@@ -11,11 +11,12 @@ from exitlens.report.frames import Results, Row, groups
 from exitlens.report.text import Column, interval_text, is_number, p_text, slug, to_float, visible
 from exitlens.report.words import LEVEL, counted, excludes, join
 from exitlens.studies.compare import figures as draw
-from exitlens.studies.compare.match import short_name
+from exitlens.studies.compare.match import capital, short_name
 
 __all__ = ["CHAPTERS"]
 
 _PAIRED = "paired"
+_HASHES = ("sha256", "fingerprint")
 
 
 class RunsChapter(Chapter):
@@ -34,7 +35,7 @@ class RunsChapter(Chapter):
         differing = list(dict.fromkeys(str(row["setting"]) for row in results.rows("compare_settings")))
         if not differing:
             return "No setting differs: the runs have the same model, data and settings."
-        told = join([visible(name) for name in differing[:8]]) + (", …" if len(differing) > 8 else "")
+        told = join([*map(visible, differing[:8]), *([f"{len(differing) - 8} more"] if len(differing) > 8 else [])])
         return f"{counted(len(differing), 'setting')} differ{'s' if len(differing) == 1 else ''}: {told}."
 
     def headline(self, results: Results) -> list[str]:
@@ -128,7 +129,7 @@ class NumbersChapter(Chapter):
             return []
         names = _runs(results)
         out = []
-        frame = frame.assign(_label=[_label(row) for row in results.rows("compare_numbers")])
+        frame = frame.assign(_of=[short_name(visible(row.get("of"))) for row in results.rows("compare_numbers")])
         for unit, part in frame.groupby("unit", sort=False, dropna=False):
             part = part[part["difference_low"].notna()]
             for study, mine in part.groupby("study", sort=False):
@@ -169,7 +170,7 @@ class CurvesChapter(Chapter):
         names = _runs(results)
         out = []
         for key, part in frame.groupby(["study", "curve"], sort=False):
-            caption = f"{str(key[1]).capitalize()} in each run, with 95% CI."
+            caption = f"{capital(str(key[1]))} in each run, with 95% CI."
             drawn = partial(draw.curves, part, names=names, note=_models(results))
             out.append(Plate(f"curves-{key[0]}-{slug(str(key[1]))}", f"{caption} {_models(results)}.", caption, drawn))
         return out
@@ -276,8 +277,9 @@ def _models(results: Results) -> str:
 
 def _label(row: Row) -> str:
     """``answers judged correct (judge similarity, decoder vanilla)``; the tables have the names in full."""
-    of = short_name(visible(row.get("of")))
-    return visible(row["number"]) + (f" ({of})" if of else "")
+    of, own = (short_name(visible(row.get(name))) for name in ("of", "own"))
+    told = "; ".join(filter(None, (of, f"{visible(row['run'])}: {own}" if own else "")))
+    return visible(row["number"]) + (f" ({told})" if told else "")
 
 
 def _keyed(results: Results) -> list[Row]:
@@ -296,7 +298,9 @@ def _settings(results: Results) -> tuple[list[str], list[list[object]]]:
     for (group, setting), mine in groups(keyed, "_key").items():
         values = {row["run"]: row.get("value") for row in mine}
         told = str(setting) if group == "settings" else f"{group}: {setting}"
-        body.append([told, *(_plain(values.get(name)) for name in names)])
+        cells = [_plain(values.get(name)) for name in names]
+        # Of a hash, twelve digits tell two apart; the table has all of them.
+        body.append([told, *(str(cell)[:12] if setting.endswith(_HASHES) else cell for cell in cells)])
     return names, body
 
 
@@ -310,7 +314,7 @@ def _heads(names: Sequence[str]) -> list[str]:
 def _line(lines: Sequence[Row], names: Sequence[str], *, short: bool) -> list[object]:
     """A number as a line: its value in each run, then each difference to the first."""
     by_run = {row["run"]: row for row in lines}
-    line: list[object] = [_label(lines[0])]
+    line: list[object] = [_label({**lines[0], "own": ""})]  # each run's own stands with its value
     for name in names:
         row = by_run.get(name)
         line.append("–" if row is None else _value(row))
@@ -340,7 +344,7 @@ def _signed(row: Row) -> str:
 def _pairing(row: Row) -> str:
     text = visible(row.get("pairing"))
     n = to_float(row.get("n_paired"))
-    return text.replace("paired by question", f"paired, n = {n:.0f}", 1) if n > 0 else text or "–"
+    return text.replace("paired by question", f"paired, n\u00a0=\u00a0{n:.0f}", 1) if n > 0 else text or "–"
 
 
 def _both(row: Row) -> list[str]:

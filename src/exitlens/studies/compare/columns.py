@@ -91,6 +91,7 @@ COMPARE_TABLES = (
             Field("first_answer", "its answer"),
             Field("first_correct", "whether that is correct"),
             _RUN,
+            Field("own", "what of `of` is otherwise in that run"),
             Field("answer", "that run's answer"),
             Field("correct", "whether that is correct"),
         ),

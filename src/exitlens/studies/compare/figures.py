@@ -24,7 +24,7 @@ from exitlens.report.figure_style import (
 from exitlens.report.frames import Row, column, distinct, groups, rows
 from exitlens.report.text import figure_text, is_number, shorten, to_float, wrap
 from exitlens.studies.compare.analysis import DEPTH
-from exitlens.studies.compare.match import short_name
+from exitlens.studies.compare.match import capital, short_name
 
 __all__ = ["curves", "differences"]
 
@@ -38,22 +38,24 @@ def differences(numbers: DataFrame, *, names: Sequence[str], note: str = "") -> 
     ``numbers``: rows of ``compare_numbers`` of one unit. ``names``: all runs, in their order.
     """
     items = [row for row in rows(numbers) if is_number(row.get("difference")) and is_number(row.get("difference_low"))]
-    lines = groups(items, "_label")
-    figure = new_figure(0.27 * max(len(lines), 2) + 1.35)
+    lines = groups(({**row, "_line": (row["number"], row.get("_of"))} for row in items), "_line")
+    labels = [_line_label(str(number), _panel_name(of, group)) for (number, of), group in lines.items()]
+    heights = [max(1.9, 1.0 + label.count("\n")) for label in labels]
+    figure = new_figure(0.16 * sum(heights) + 1.35)
     axes = figure.subplots()
     axes.axvline(0, color=INK, linewidth=0.8)
-    others = list(names[1:])
-    step = 0.62 / max(len(others), 1)
-    for place, group in enumerate(lines.values()):
+    others = [name for name in names[1:] if name in distinct(items, "run")]
+    step = 0.9 / max(len(others), 1)
+    places = [sum(heights[:i]) + height / 2 for i, height in enumerate(heights)]
+    for place, group in zip(places, lines.values(), strict=True):
         for row in group:
             which = others.index(row["run"])
-            look = pick(which + 1)
-            y = place + step * (which - (len(others) - 1) / 2)
+            look = pick(list(names).index(row["run"]))
             value = to_float(row["difference"])
             down, up = value - to_float(row["difference_low"]), to_float(row["difference_high"]) - value
             axes.errorbar(
                 [value],
-                [y],
+                [place + step * (which - (len(others) - 1) / 2)],
                 xerr=[[max(down, 0.0)], [max(up, 0.0)]],
                 fmt=look["marker"],
                 color=look["color"],
@@ -61,19 +63,31 @@ def differences(numbers: DataFrame, *, names: Sequence[str], note: str = "") -> 
                 elinewidth=1.2,
                 markerfacecolor=look["color"] if to_float(row.get("p_holm")) < 0.05 else "#ffffff",
             )
-    axes.set_yticks(range(len(lines)), [shorten(figure_text(name), 58) for name in lines])
-    axes.set_ylim(len(lines) - 0.4, -0.6)
+    axes.set_yticks(places, labels, fontsize=8)
+    engine = figure.get_layout_engine()
+    if engine is not None:  # many lines of text are wider in a file than they are laid out on the screen's grid
+        engine.set(w_pad=0.14)  # type: ignore[call-arg]
+    axes.set_ylim(sum(heights), 0)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
     axes.xaxis.set_major_formatter(short_number)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     reach = max((abs(limit) for limit in axes.get_xlim()), default=1.0)
     axes.set_xlim(-reach, reach)
     unit = str(items[0].get("unit") or "") if items else ""
-    axes.set_xlabel(f"difference to {shorten(figure_text(names[0]), 40)}" + (f" ({unit})" if unit else ""))
+    axes.set_xlabel("difference" + (f" ({unit})" if unit else ""))
+    first = shorten(figure_text(names[0]), 40)
     if len(others) > 1:
-        _legend(figure, others, 1)
-    title(figure, f"Difference to {figure_text(names[0])}", note)
+        _legend(figure, others, names)
+    heading = f"{shorten(figure_text(others[0]), 40)} minus {first}" if len(others) == 1 else f"Difference to {first}"
+    title(figure, heading, f"{note} · filled: p < .05 after Holm's correction")
     return figure
+
+
+def _line_label(number: str, of: str) -> str:
+    """The number, and on lines below it what it is of."""
+    lines = [wrap(figure_text(number), 46, 2), wrap(of, 46, 3)]
+    return "\n".join(line for line in lines if line)
 
 
 @drawing
@@ -90,7 +104,7 @@ def curves(lines: DataFrame, *, names: Sequence[str], note: str = "") -> Figure:
     for place, (axes, (of, mine)) in enumerate(zip(places, parts.items(), strict=True)):
         for name, points in groups(mine, "run").items():
             _line(axes, points, pick(list(names).index(str(name))))
-        axes.set_title(wrap(_panel_name(of, mine), 46 if wide == 2 else 96, 2), fontsize=8.5)
+        axes.set_title(wrap(_panel_name(of, mine), 46 if wide == 2 else 96, 2) or " ", fontsize=8.5)
         axes.grid(axis="y")
         if place % wide == 0:
             axes.set_ylabel(figure_text(unit))
@@ -102,8 +116,8 @@ def curves(lines: DataFrame, *, names: Sequence[str], note: str = "") -> Figure:
             axes.xaxis.set_major_formatter(percent)
             if bottom:
                 axes.set_xlabel(_DEPTH_LABEL if axis == DEPTH else figure_text(axis))
-    _legend(figure, [name for name in names if name in distinct(items, "run")], 0, names)
-    title(figure, f"{figure_text(items[0]['curve']).capitalize()}, by run", note)
+    _legend(figure, [name for name in names if name in distinct(items, "run")], names)
+    title(figure, f"{capital(figure_text(items[0]['curve']))}, by run", note)
     return figure
 
 
@@ -117,19 +131,15 @@ def _line(axes: Axes, points: Sequence[Row], look: dict[str, Any]) -> None:
 
 
 def _panel_name(of: object, points: Sequence[Row]) -> str:
-    """What the panel is of; where a run's own differs, that too."""
+    """What a panel or a line is of; where a run's own differs, that too."""
     own = {str(row["run"]): str(row["own"]) for row in points if row.get("own")}
-    text = figure_text(short_name(str(of))) + "".join(
-        f"; {figure_text(run)}: {figure_text(short_name(name))}" for run, name in own.items()
-    )
-    return text or " "
+    more = [f"{figure_text(run)}: {figure_text(short_name(name))}" for run, name in own.items()]
+    return "; ".join(filter(None, (figure_text(short_name(str(of))), *more)))
 
 
-def _legend(figure: Figure, names: Sequence[str], start: int, order: Sequence[str] | None = None) -> None:
+def _legend(figure: Figure, names: Sequence[str], order: Sequence[str]) -> None:
+    """Runs look the same in every figure: by their place in ``order``."""
     from matplotlib.lines import Line2D
 
-    handles = []
-    for i, name in enumerate(names):
-        look = pick(list(order).index(name) if order is not None else i + start)
-        handles.append(Line2D([], [], label=shorten(figure_text(name), 36), **look))
+    handles = [Line2D([], [], label=shorten(figure_text(n), 36), **pick(list(order).index(n))) for n in names]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-__all__ = ["Matched", "match", "of_text", "short_name"]
+__all__ = ["Matched", "capital", "match", "of_text", "short_name"]
 
 
 class _Item(Protocol):
@@ -84,5 +84,15 @@ def of_text(of: Mapping[str, str], beside: Mapping[str, str] | None = None) -> s
 
 
 def short_name(text: str) -> str:
-    """What something is of, short enough for a table: a judge without the details of how its metric is computed."""
-    return re.sub(r" \([^()]*\)|, TruthfulQA's published protocol", "", text)
+    """What something is of, short enough for a table: without the words that its value makes plain.
+
+    A judge goes without the details of how its metric is computed; the Parquet tables have the names in full.
+    """
+    plain = re.sub(r" \([^()]*\)|, TruthfulQA's published protocol", "", text)
+    plain = re.sub(r" ([<>≤≥]) ", "\u00a0\\1\u00a0", plain)  # a threshold stays on one line
+    return re.sub(r"(^|, )(?:judge|decoder|setting|method|kind|policy|role) ", r"\1", plain)
+
+
+def capital(text: str) -> str:
+    """The text with a capital at its beginning, and AUROC as it is."""
+    return text[:1].upper() + text[1:]

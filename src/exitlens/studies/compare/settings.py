@@ -16,7 +16,7 @@ __all__ = ["run_table", "setting_table"]
 
 COLUMNS = {spec.name: [field.name for field in spec.fields] for spec in COMPARE_TABLES}
 # Where results appear, not what they are.
-_LEFT_OUT = frozenset({"out", "figures", "states"})
+_LEFT_OUT = frozenset({"out", "figures", "states", "only"})
 
 
 def run_table(runs: Sequence[Run]) -> pd.DataFrame:

@@ -79,4 +79,4 @@ def _depth(results: Results, row: Row) -> dict[str, str]:
     if not is_number(row.get("layer")):
         return {}
     layer = to_float(row["layer"])
-    return {"depth": f"{layer / depth:.0%}"} if depth > 0 else {"layer": f"{layer:.0f}"}
+    return {"layer": f"at {layer / depth:.0%} of the depth"} if depth > 0 else {"layer": f"{layer:.0f}"}
