@@ -37,6 +37,7 @@ _HOME = {
     "fit_jacobian_lens": "lenses.fit_jacobian",
     "generate": "decoding.loop",
     "layers_study": "studies.layers.study",
+    "lens_study": "studies.lens_quality.study",
     "load": "api",
     "look": "studies.layers.look",
     "mc_scores": "studies.decoding.multiple_choice",
@@ -104,6 +105,7 @@ if TYPE_CHECKING:
     from exitlens.studies.layers.attribution import attribute as attribute
     from exitlens.studies.layers.look import look as look
     from exitlens.studies.layers.study import layers_study as layers_study
+    from exitlens.studies.lens_quality.study import lens_study as lens_study
     from exitlens.studies.probes.truth import probes_study as probes_study
     from exitlens.studies.run import run as run
     from exitlens.version import __version__ as __version__

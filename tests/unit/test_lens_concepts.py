@@ -102,14 +102,16 @@ def test_pass_at_k_is_the_mean_over_prompts_of_the_share_of_concepts() -> None:
         pass_at([np.array([], dtype=np.int64)], 1)
 
 
-def test_chance_is_that_of_orders_drawn_at_random() -> None:
-    rng = np.random.default_rng(0)
-    read = ConceptRead("s/p", "s", (1,), ("a", "b"), ((3, 4), (5,)))
-    drawn = np.stack([rng.permuted(np.tile(np.arange(1, 41), (20_000, 1)), axis=1) for _ in range(3)])
-    best = drawn.min(axis=0)
-    expected = np.mean([(best[:, :2].min(axis=1) <= 4).mean(), (best[:, 2] <= 4).mean()])
-    assert chance_pass([read], 4, vocab=40, layers=3) == pytest.approx(expected, abs=0.01)
-    assert chance_pass([read], 39, vocab=40, layers=3) == pytest.approx(1.0, abs=0.001)
+def test_chance_is_that_of_random_directions_through_norm_and_unembedding(lm: Any) -> None:
+    reads = [ConceptRead("s/p", "s", (1,), ("a", "b"), ((30, 40), (50,))), ConceptRead("s/q", "s", (1,), (), ())]
+    chance = chance_pass(lm, reads, (4, 20), layers=3)
+    assert np.isnan(chance[1]).all()
+    g = torch.Generator().manual_seed(9)
+    z = lm.unembed(lm.norm(torch.randn(3 * 4000, lm.d_model, generator=g)))
+    rank = 1 + (z[:, None] > z[:, [30, 40, 50], None]).sum(-1)
+    best = torch.stack([rank[:, :2].amin(1), rank[:, 2]], 1).view(4000, 3, 2).amin(1)
+    expected = [float((best <= k).float().mean()) for k in (4, 20)]
+    assert chance[0].tolist() == pytest.approx(expected, abs=0.012)
 
 
 def test_a_rotation_keeps_lengths_and_angles_is_seeded_and_another_at_every_layer() -> None:
@@ -121,11 +123,12 @@ def test_a_rotation_keeps_lengths_and_angles_is_seeded_and_another_at_every_laye
     assert not torch.allclose(turned[0], turned[1], atol=0.1)
     assert torch.equal(RotationLens(24, seed=1).transform(eye, 2), turned[1])
     assert not torch.allclose(RotationLens(24, seed=2).transform(eye, 2), turned[1], atol=0.1)
-    assert RotationLens(24, seed=1).identity != RotationLens(24, seed=2).identity
+    assert not torch.allclose(RotationLens(24, seed=1, draw=5).transform(eye, 2), turned[1], atol=0.1)
+    assert len({RotationLens(24, seed, draw).identity for seed in (1, 2) for draw in (0, 1)}) == 4
     # Evenly drawn: one vector lands in every direction alike.
     h = torch.zeros(1, 24)
     h[0, 0] = 1.0
-    many = torch.cat([RotationLens(24, seed=s).transform(h, 3) for s in range(400)])
+    many = torch.cat([RotationLens(24, draw=s).transform(h, 3) for s in range(400)])
     assert float(many.mean(0).abs().max()) < 4 / (24**0.5 * 20)
     assert torch.allclose(many.pow(2).mean(0), torch.full((24,), 1 / 24), atol=0.02)
 

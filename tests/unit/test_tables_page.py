@@ -75,9 +75,15 @@ def test_a_run_of_every_study_writes_only_declared_tables(tmp_path: Path) -> Non
         "data": (str(tmp_path / "more.jsonl"),),
     }  # fmt: skip
     own = run(config.model_copy(update=more), lm=lm)
+    concepts = {"items": [{"prompt": f"It is {i}", "intermediates": ["true", "a"]} for i in range(4)]}
+    (tmp_path / "typo.json").write_text(json.dumps(concepts))
+    sets = {"only": ("lenses",), "data": (str(tmp_path / "typo.json"),), "out": str(tmp_path / "sets")}
+    read = run(config.model_copy(update=sets), lm=lm)
     specs = {table.name: table for study in STUDIES.values() for table in study.tables}
-    assert set(specs) - set(done.tables) - set(own.tables) == set(), "every declared table is written"
-    for name, frame in [*done.tables.items(), *own.tables.items()]:
+    assert set(specs) - set(done.tables) - set(own.tables) - set(read.tables) == set(), (
+        "every declared table is written"
+    )
+    for name, frame in [*done.tables.items(), *own.tables.items(), *read.tables.items()]:
         # In the same order, so that whoever reads the page finds the column where it stands.
         have = [field.name for field in specs[name].fields if not field.optional or field.name in frame]
         assert list(map(str, pd.DataFrame(frame).columns)) == have, name

@@ -1,4 +1,4 @@
-"""`exitlens lens show | list | merge | export`: lenses fitted here or published elsewhere."""
+"""`exitlens lens compare | show | list | merge | export`: lenses fitted here or published elsewhere."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from exitlens.cli._lens_show import show
+from exitlens.cli._settings import Own
 from exitlens.cli.console import Column, echo, print_json, print_table, say
 from exitlens.cli.help import add_command, new_group
 from exitlens.cli.lens_train import train_command
 from exitlens.cli.options import JsonOption, QuietOption
+from exitlens.cli.study_command import LOADING, OUT, study_command
 
 if TYPE_CHECKING:
     from exitlens.lenses import JacobianLens, TunedLens
@@ -19,10 +21,32 @@ if TYPE_CHECKING:
 __all__ = ["register"]
 
 
+COMPARE = {
+    "model": Own(),
+    "data": Own(help="Sets of concept prompts, a folder or file of them; repeatable.", default=""),
+    "compared_lenses": Own(
+        ("--lens",), help="Lenses, comma-separated [raw, logit, and this model's own tuned and jacobian]."
+    ),
+    "layers": Own(help="Inner layers over which a concept's best rank is taken.", default="all: 1 to N-1"),
+    "pass_at": Own(),
+    "read_at": Own(),
+    "limit": Own(help="At most this many prompts, the first of each set."),
+    "out": OUT,
+    "seed": Own(),
+    **LOADING,
+}
+_ABOUT = """Which lens to trust: how often each ranks known concepts first at inner layers, with controls and intervals.
+
+Reads sets of prompts with intermediate concepts (docs/lens_quality.md). --json prints model, findings (sentences) and
+the tables lenses, lenses_pairs, lenses_layers, lenses_summary and lenses_sets, which docs/tables.md describes.
+"""
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     group = new_group(app, "lens", "Tuned and Jacobian lenses: train, merge, export, see what a file holds.")
     add_command(group, "train", train_command)
+    add_command(group, "compare", study_command("lenses", COMPARE, _ABOUT))
     add_command(group, "show", show_command)
     add_command(group, "list", list_command)
     add_command(group, "merge", merge_command)

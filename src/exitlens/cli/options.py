@@ -59,6 +59,7 @@ _SHORT = {"model": "-m", "data": "-d", "out": "-o"}
 _METAVAR = {
     "model": "NAME", "data": "DATA", "statements": "DATA", "test_data": "DATA", "out": "FOLDER", "prompts": "FILE",
     "states": "FOLDER", "layers": "LAYERS", "probed_layers": "LAYERS", "probe_layers": "LAYERS",
+    "compared_lenses": "LIST", "pass_at": "LIST",
     "exit_layers": "LAYERS", "lens": "LENS", "decoders": "LIST", "judges": "LIST", "kinds": "LIST", "only": "LIST",
     "entropy_estimators": "LIST", "device": "DEVICE", "dtype": "DTYPE", "revision": "REF", "bertscore_model": "NAME",
     "column": "ROLE=NAME", "exit_heads": "FILE", "adapter": "FOLDER", "base": "NAME",

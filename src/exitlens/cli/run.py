@@ -30,7 +30,9 @@ _HEADINGS = {
         "judges", "bertscore_model",
         "bertscore_layer", "entropy_estimators",
     ),
-    "Layers (help: exitlens layers)": ("prompts", "lens", "layers", "rule", "look_limit", "picks", "top_k"),
+    "Layers (help: exitlens layers, exitlens lens compare)": (
+        "prompts", "lens", "layers", "rule", "look_limit", "picks", "top_k", "compared_lenses", "pass_at", "read_at",
+    ),
     "Exits (help: exitlens exits)": (
         "exit_layers", "exit_heads", "exit_delta", "exit_epsilon", "adapter",
     ),

@@ -31,15 +31,21 @@ from exitlens.models.tokens import reached
 
 __all__ = [
     "ConceptRead",
+    "best_of_tokens",
     "best_ranks",
     "chance_pass",
     "inner_layers",
+    "padded_targets",
     "pass_at",
     "plan_read",
     "plan_reads",
     "ranks_at",
+    "read_states",
     "with_rule",
 ]
+
+DIRECTIONS = 2048  # random directions by which chance is counted
+_BLOCK = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +157,7 @@ def ranks_at(
 ) -> list[NDArray[np.int64]]:
     """Rank (1 is the best) of every concept at every layer, ``[layers, concepts]`` for each of ``reads``."""
     out: list[NDArray[np.int64]] = [np.zeros((len(layers), 0), dtype=np.int64) for _ in reads]
-    for index, hidden in _states(lm, reads, layers):
+    for index, hidden in read_states(lm, reads, layers):
         flat = [[token for tokens in reads[i].tokens for token in tokens] for i in index]
         found = readout(lm, hidden, lens=lens, stats=("rank",), targets=padded_targets(flat))["rank"]
         ranks = 1 + found.cpu().numpy()
@@ -196,22 +202,47 @@ def pass_at(best: Sequence[NDArray[np.int64]], k: int) -> float:
     return float(np.mean(shares))
 
 
-def chance_pass(reads: Sequence[ConceptRead], k: int, *, vocab: int, layers: int) -> float:
-    """Pass@k of a lens that orders the vocabulary at random at each layer: ``1 − Π(1 − k/V)`` over tokens and layers.
+@torch.no_grad()
+def chance_pass(
+    lm: LayeredModel, reads: Sequence[ConceptRead], ks: Sequence[int], *, layers: int, seed: int = 0
+) -> NDArray[np.float64]:
+    """Pass@k of a lens that hands the final norm a random direction at every layer: ``[prompts, ks]``.
 
-    For a concept with n tokens that is ``1 − (C(V − n, k) / C(V, k))^layers``: none of them among the first k.
+    Tokens do not rank alike by chance: those with long rows of the unembedding stand at either end of most orders.
+    So the chance q that one direction ranks one of a concept's tokens among the first k is counted over random
+    directions through the model's own norm and unembedding; over the layers it is ``1 − (1 − q)^layers``.
+
+    Args:
+        lm: The model.
+        reads: The prompts; one without concepts has NaN.
+        ks: How far down a concept may rank.
+        layers: The number of layers over which the best rank is taken.
+        seed: Of the directions.
     """
-    shares = []
-    for read in reads:
-        missed = [np.prod([1 - k / (vocab - i) for i in range(len(tokens))]) for tokens in read.tokens]
-        if missed:
-            shares.append(float(np.mean(1 - np.clip(missed, 0, 1) ** layers)))
-    return float(np.mean(shares))
+    ids = sorted({token for read in reads for tokens in read.tokens for token in tokens})
+    place = {token: i for i, token in enumerate(ids)}
+    chosen = torch.tensor(ids, dtype=torch.long, device=lm.weight.device)
+    g = torch.Generator().manual_seed(seed)
+    hits = []
+    for start in range(0, DIRECTIONS, _BLOCK):
+        x = torch.randn(min(_BLOCK, DIRECTIONS - start), lm.d_model, generator=g)
+        z = lm.unembed(lm.norm(x.to(lm.weight.device, lm.dtype)))
+        # A token has rank ≤ k where its logit reaches the k-th largest.
+        least = z.topk(max(ks), dim=1).values[:, [k - 1 for k in ks]]
+        hits.append((z[:, chosen, None] >= least[:, None]).cpu().numpy())
+    found = np.concatenate(hits)
+    out = np.full((len(reads), len(ks)), np.nan)
+    for i, read in enumerate(reads):
+        if read.concepts:
+            q = [found[:, [place[token] for token in tokens]].any(axis=1).mean(axis=0) for tokens in read.tokens]
+            out[i] = (1 - (1 - np.stack(q)) ** layers).mean(axis=0)
+    return out
 
 
-def _states(
+def read_states(
     lm: LayeredModel, reads: Sequence[ConceptRead], layers: Sequence[int]
 ) -> Iterator[tuple[list[int], dict[int, Tensor]]]:
+    """Residual streams ``{layer: [t, d_model]}`` at the tokens that are read, and which of ``reads`` they belong to."""
     for part in passes(lm, [read.ids for read in reads], layers=layers, positions="last"):
         yield part.index, {j: h[:, -1] for j, h in part.hidden.items()}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,30 +21,35 @@ class RotationLens(Lens):
 
     Args:
         d_model: Width of the residual stream [channels].
-        seed: The same seed gives the same rotations.
+        seed: Of Q.
+        draw: Of every D_j and P_j. Prompts whose states are alike share the luck of one rotation; a draw for each
+            prompt makes them independent.
     """
 
     name = "random-rotation"
 
-    def __init__(self, d_model: int, seed: int = 0) -> None:
-        self.d_model, self.seed = d_model, seed
+    def __init__(self, d_model: int, seed: int = 0, draw: int = 0) -> None:
+        self.d_model, self.seed, self.draw = d_model, seed, draw
 
     @property
     def identity(self) -> str:
-        """Its name, width and seed."""
-        return f"{self.name} {self.d_model} {self.seed}"
-
-    @cached_property
-    def rotation(self) -> Tensor:
-        """Q ``[d_model, d_model]`` float32."""
-        g = torch.Generator().manual_seed(self.seed)
-        q, r = torch.linalg.qr(torch.randn(self.d_model, self.d_model, generator=g, dtype=torch.float64))
-        evenly: Tensor = (q * r.diagonal().sign()).float()
-        return evenly
+        """Its name, width, seed and draw."""
+        return f"{self.name} {self.d_model} {self.seed} {self.draw}"
 
     def transform(self, h: Tensor, layer: int) -> Tensor:
         """``h [..., d_model]`` at ``layer``, rotated."""
-        g = torch.Generator().manual_seed((self.seed << 20) + layer + 1)
+        g = torch.Generator().manual_seed(self.draw * 100_003 + layer)
         order = torch.randperm(self.d_model, generator=g).to(h.device)
         signs = (torch.randint(2, (self.d_model,), generator=g) * 2 - 1).to(h.device)
-        return torch.matmul(h.float()[..., order] * signs, self.rotation.to(h.device).T).to(h.dtype)
+        return torch.matmul(h.float()[..., order] * signs, _rotation(self.d_model, self.seed).to(h.device).T).to(
+            h.dtype
+        )
+
+
+@cache
+def _rotation(d_model: int, seed: int) -> Tensor:
+    """Q ``[d_model, d_model]`` float32."""
+    g = torch.Generator().manual_seed(seed)
+    q, r = torch.linalg.qr(torch.randn(d_model, d_model, generator=g, dtype=torch.float64))
+    evenly: Tensor = (q * r.diagonal().sign()).float()
+    return evenly

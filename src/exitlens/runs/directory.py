@@ -208,6 +208,7 @@ class _Manifest(BaseModel):
     notes: list[str] = []
     made: list[str] = []
     exit_times: list[dict[str, Any]] = []
+    lens_costs: list[dict[str, Any]] = []
     tokens_per_second: dict[str, float | None] = {}
     probe_verdict: str = ""
     probe_notes: list[str] = []

@@ -28,8 +28,9 @@ from exitlens.studies.tables import TableSpec
 
 __all__ = ["Need", "Study"]
 
-# What the run has to bring: questions, statements, and the entropies of every layer while the questions are answered.
-Need = Literal["questions", "statements", "entropies"]
+# What the run has to bring: questions, statements, concept prompts, and the entropies of every layer while the
+# questions are answered.
+Need = Literal["questions", "statements", "entropies", "concepts"]
 
 
 class Study(Protocol):

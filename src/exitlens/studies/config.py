@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from exitlens.compute.names import check_device_name, dtype_name
 from exitlens.data.columns import parse_columns
 from exitlens.data.reading import check_data
+from exitlens.data.records import ReadAt
 from exitlens.errors import ConfigError, InputError
 from exitlens.layer_range import parse_layers
 from exitlens.lenses.lens_words import check_lens_word
@@ -25,7 +26,7 @@ from exitlens.probes.kinds import check_kind
 from exitlens.probes.names import check_protocol_name
 from exitlens.scoring.names import ScoringProtocol, parse_judge
 from exitlens.studies.answers.decoder_spec import DecoderSpec
-from exitlens.studies.names import HOMES
+from exitlens.studies.names import HOMES, usual_studies
 
 __all__ = ["RunConfig", "check_words", "load_config"]
 
@@ -74,9 +75,7 @@ class RunConfig(BaseModel):
     )
     prompts: str | None = Field(None, description="JSON lines of prompts with choices, looked at as well")
 
-    only: tuple[str, ...] = Field(
-        default_factory=lambda: tuple(HOMES), description=f"studies to run: {', '.join(HOMES)}"
-    )
+    only: tuple[str, ...] = Field(default_factory=usual_studies, description=f"studies to run: {', '.join(HOMES)}")
     out: str = Field("exitlens-run", description="run directory")
     figures: bool = Field(True, description="draw figures; the report has its tables either way")
     seed: int = Field(0, ge=0, description="seed of every random choice; equal seeds give equal tables")
@@ -113,6 +112,14 @@ class RunConfig(BaseModel):
     look_limit: int | None = Field(50, ge=1, description="questions of the layer study at most; none: all")
     picks: int = Field(2, ge=0, description="correct and incorrect answers shown layer by layer, of each at most")
     top_k: int = Field(5, ge=1, description="top tokens kept per layer")
+
+    compared_lenses: tuple[str, ...] = Field(
+        (), description="lenses compared; none: raw, logit, and this model's own tuned and jacobian"
+    )
+    pass_at: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 5, 10, 50), min_length=1, description="pass@k: how far down a concept may rank, comma-separated"
+    )
+    read_at: ReadAt | None = Field(None, description="token that is read, of sets that do not say it")
 
     probed_layers: LayerText = Field("1/2,5/8,3/4", description="layers that the original study's probes read")
     epochs: int = Field(5, ge=1, description="epochs of the probes")
@@ -158,7 +165,9 @@ class RunConfig(BaseModel):
     def _known_roles(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(f"{role}={name}" for role, name in parse_columns(value).items())
 
-    @field_validator("data", "statements", "decoders", "judges", "lens", "kinds", mode="after")
+    @field_validator(
+        "data", "statements", "decoders", "judges", "lens", "kinds", "compared_lenses", "pass_at", mode="after"
+    )
     @classmethod
     def _no_repeats(cls, value: Any) -> Any:
         if isinstance(value, tuple):
@@ -184,7 +193,7 @@ def check_words(config: RunConfig) -> None:
     for text in config.kinds:
         check_kind(text)
     check_protocol_name(config.protocol)
-    for text in config.lens:
+    for text in (*config.lens, *config.compared_lenses):
         check_lens_word(text)
     for text in (*config.data, *config.statements, *config.test_data):
         check_data(text)

@@ -10,7 +10,7 @@ from exitlens.data import BUILTIN, limited, read_data
 from exitlens.data.answers_as_statements import as_statements
 from exitlens.data.columns import ColumnMap, columns_of_kind, parse_columns
 from exitlens.data.prompts import qa_prompt, read_prompts
-from exitlens.data.records import Dataset, Question, Statement
+from exitlens.data.records import ConceptPrompt, Dataset, Question, Statement
 from exitlens.errors import DataError, InputError
 from exitlens.models.protocol import LayeredModel
 from exitlens.parsing import cut
@@ -31,6 +31,7 @@ class Inputs:
     datasets: tuple[Dataset, ...]
     notes: tuple[str, ...]
     test_statements: tuple[Statement, ...] = ()
+    concepts: tuple[ConceptPrompt, ...] = ()
 
     def provenance(self) -> list[dict[str, Any]]:
         """Name, source, hash and size of each data set, for the manifest."""
@@ -55,7 +56,7 @@ class Inputs:
 
 
 def load_inputs(config: RunConfig, needs: Collection[str]) -> Inputs:
-    """Read the kinds of data that ``needs`` names (questions, statements).
+    """Read the kinds of data that ``needs`` names (questions, statements, concepts).
 
     Raises DataError for what cannot be read or has no usable rows, and for data of which nothing would be used.
 
@@ -66,14 +67,15 @@ def load_inputs(config: RunConfig, needs: Collection[str]) -> Inputs:
     wants_statements = "statements" in needs
     columns = _Columns(config)
     given = [_limited(spec, config, columns.of_data(spec)) for spec in config.data]
+    concepts = [d for d in given if d.kind == "concepts"]
+    _check_concepts(config, given, concepts, needs)
     questions = [d for d in given if d.kind == "questions"]
     statements = [d for d in given if d.kind == "statements"]
     notes: list[str] = []
     if wants_questions and not questions:
         if not wants_statements:  # a run of both kinds may bring one of them; here nothing given would be used
-            held = "concept prompts" if any(d.kind == "concepts" for d in given) else "statements"
             raise DataError(
-                f"'{', '.join(config.data)[:80]}' holds {held}, not questions: give questions with --data, or "
+                f"'{', '.join(config.data)[:80]}' holds statements, not questions: give questions with --data, or "
                 "leave it out for the built-in ones"
             )
         default = RunConfig.model_fields["data"].default
@@ -87,7 +89,7 @@ def load_inputs(config: RunConfig, needs: Collection[str]) -> Inputs:
             statements.append(found)
     tested = [_limited(spec, config, columns.of_test(spec)) for spec in config.test_data] if wants_statements else []
     columns.check_used()
-    used = ([*questions] if wants_questions else []) + ([*statements] if wants_statements else [])
+    used = ([*questions] if wants_questions else []) + ([*statements] if wants_statements else []) + concepts
     used += tested
     notes += [f"{d.name}: {note}" for d in used for note in d.notes]
     return Inputs(
@@ -96,6 +98,7 @@ def load_inputs(config: RunConfig, needs: Collection[str]) -> Inputs:
         tuple(used),
         tuple(notes),
         _unique([s for d in tested for s in (d.statements or as_statements(d.questions, d.name))]),
+        _unique([c for d in concepts for c in d.concepts]),
     )
 
 
@@ -177,9 +180,30 @@ class _Columns:
         return part
 
 
+def _check_concepts(
+    config: RunConfig, given: Sequence[Dataset], concepts: Sequence[Dataset], needs: Collection[str]
+) -> None:
+    """Concept prompts are read by a study that was asked for, and by that one nothing else."""
+    if concepts and "concepts" not in needs:
+        raise DataError(
+            f"'{concepts[0].source[:80]}' holds concept prompts, which none of the studies asked for reads: use "
+            "exitlens lens compare, or --only lenses"
+        )
+    if "concepts" not in needs:
+        return
+    other = next((d for d in given if d.kind != "concepts"), None)
+    if other is not None and not concepts:
+        raise DataError(
+            f"'{', '.join(config.data)[:80]}' holds {other.kind}, not concept prompts: give sets of them with --data "
+            "(docs/data.md has the layout)"
+        )
+    if other is not None and not {"questions", "statements"} & set(needs):
+        raise DataError(f"'{other.source[:80]}' holds {other.kind}, which lens compare does not read: leave it out")
+
+
 def _limited(spec: str, config: RunConfig, columns: ColumnMap) -> Dataset:
     found = read_data(spec, columns=columns)
-    return limited(found, config.limit if found.kind == "questions" else config.limit_statements)
+    return limited(found, config.limit_statements if found.kind == "statements" else config.limit)
 
 
 def _unique(records: Sequence[Any]) -> tuple[Any, ...]:
