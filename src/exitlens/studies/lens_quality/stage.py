@@ -15,7 +15,7 @@ from torch import Tensor
 
 from exitlens.lenses.concepts import ConceptRead, best_of_tokens, padded_targets, read_states
 from exitlens.lenses.controls import RotationLens
-from exitlens.lenses.lens import Lens
+from exitlens.lenses.lens import BUILT_IN, Lens
 from exitlens.lenses.read_hidden import readout
 from exitlens.models.protocol import LayeredModel
 
@@ -148,22 +148,17 @@ def _read(
     records: Sequence[ConceptRecord],
 ) -> dict[str, NDArray[Any]]:
     """Rank (1 is the best) ``[layers, prompts, targets]``, KL and agreement ``[layers, prompts]``."""
-    stats = ("rank", "kl", "agreement")
-    if isinstance(lens, RotationLens):  # a rotation for each prompt, drawn from its id
-        found = [
-            readout(
-                lm,
-                {j: h[row, None] for j, h in hidden.items()},
-                lens=RotationLens(lens.d_model, lens.seed, zlib.crc32(record.id.encode())),
-                stats=stats,
-                targets=targets[row, None],
-            )
-            for row, record in enumerate(records)
-        ]
-        parts = {name: torch.cat([one[name] for one in found], dim=1) for name in stats}
-    else:
-        parts = dict(readout(lm, hidden, lens=lens, stats=stats, targets=targets))
-    return {name: part.cpu().numpy() + int(name == "rank") for name, part in parts.items()}
+    if isinstance(lens, RotationLens):  # a rotation for each prompt, drawn from its id; then read as they are
+        turns = [RotationLens(lens.d_model, lens.seed, zlib.crc32(record.id.encode())) for record in records]
+        hidden = {
+            j: h
+            if j == lm.n_layers
+            else torch.stack([turn.transform(row, j) for turn, row in zip(turns, h, strict=True)])
+            for j, h in hidden.items()
+        }
+        lens = BUILT_IN["logit"]
+    found = readout(lm, hidden, lens=lens, stats=("rank", "kl", "agreement"), targets=targets)
+    return {name: part.cpu().numpy() + int(name == "rank") for name, part in found.items()}
 
 
 def _head(record: ConceptRecord, lens: str) -> dict[str, Any]:
