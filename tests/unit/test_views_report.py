@@ -19,7 +19,7 @@ from exitlens.report.frames import Results
 from exitlens.report.gallery import plates as all_plates
 from exitlens.report.page import write_report
 from exitlens.report.token_map import token_map
-from exitlens.report.words import counted, set_text
+from exitlens.report.words import counted, narrow_tables, set_text
 from exitlens.studies.decoding.chapter import DecodingChapter
 from exitlens.studies.entropy.chapter import EntropyChapter
 from exitlens.studies.exits.chapter import ExitsChapter
@@ -155,6 +155,17 @@ def test_a_stage_that_two_versions_made_says_so() -> None:
     )
     assert "continued by another version" not in alone
     assert "continued by another version of exitlens: batches 2 by 0.1.0, 1 by 0.2.0." in both
+
+
+def test_every_table_whose_intervals_rest_on_few_units_is_named() -> None:
+    few = pd.DataFrame({"n_test": [200, 8], "n": [9, 9], "accuracy": [0.7, 0.6], "accuracy_low": [0.6, 0.2]})
+    enough = few.assign(n_test=[200, 15])
+    without = few.drop(columns="accuracy_low")
+    told = narrow_tables(Results({"few": few, "enough": enough, "without": without}), ["few", "enough", "without"])
+    assert told.endswith("smallest n: few (n = 8).")
+    assert narrow_tables(Results({"enough": enough}), ["enough", "none"]) == ""
+    groups = pd.DataFrame({"n_correct": [40], "n_incorrect": [3], "low": [0.1]})
+    assert "groups (n = 3)" in narrow_tables(Results({"groups": groups}), ["groups"])
 
 
 def test_an_empty_run_still_gives_a_page() -> None:

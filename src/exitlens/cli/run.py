@@ -114,6 +114,7 @@ def print_headlines(
 
     ``only``: one study; ``whole``: every layer instead of a few.
     """
+    from exitlens.report.words import narrow_tables
     from exitlens.studies.registry import chapters
 
     for study, chapter in chapters().items():
@@ -123,6 +124,9 @@ def print_headlines(
         for place, part in enumerate(parts):
             title = ": ".join(filter(None, (chapter.title if place == 0 else "", part.title)))
             print_table(part.columns, part.rows, title=title, note=part.note)
+        narrow = narrow_tables(finished.results, chapter.own)
+        if narrow:
+            echo(narrow)
         for finding in chapter.findings(finished.results):
             for line in finding.split("\n"):
                 echo(line)

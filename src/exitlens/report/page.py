@@ -22,6 +22,7 @@ from exitlens.report import figure_style as style
 from exitlens.report.chapter import Chapter, Plate, Sheet
 from exitlens.report.frames import Results
 from exitlens.report.text import is_number, number_text, slug, visible
+from exitlens.report.words import narrow_tables
 from exitlens.storage.atomic import write_bytes
 
 __all__ = ["render", "write_report"]
@@ -98,7 +99,7 @@ def render(results: Results, chapters: Mapping[str, Chapter], figures: Mapping[s
             _Section(
                 name,
                 chapter,
-                [text for text in troubles if text],
+                [text for text in (*troubles, narrow_tables(results, chapter.own)) if text],
                 chapter.answer(results),
                 chapter.headline(results),
                 [_figure(figure, figures[figure], made.get(figure)) for figure in drawn],

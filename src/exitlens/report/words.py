@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from exitlens.report.frames import Row
+from exitlens.report.frames import Results, Row
 from exitlens.report.text import interval_text, is_number, number_text, p_text, to_float, visible
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "join",
     "layer_list",
     "layers_text",
+    "narrow_tables",
     "p_equals",
     "ranges",
     "reservation",
@@ -97,6 +98,27 @@ def interval_reservation(n: int) -> str:
 
     note = interval_note(n)
     return f" ({note})" if note else ""
+
+
+# What an interval of a table is over: the first of these sets of columns that the table has.
+_UNITS = (("n_test",), ("n_correct", "n_incorrect"), ("n",))
+
+
+def narrow_tables(results: Results, names: Iterable[str]) -> str:
+    """A sentence on the tables ``names`` whose intervals rest on too few units; '' where all rest on enough."""
+    least: dict[str, int] = {}
+    for name in names:
+        frame = results.frame(name)
+        if frame is None or not any(str(column).rpartition("_")[2] == "low" for column in frame.columns):
+            continue
+        units = next((set_ for set_ in _UNITS if set(set_) <= set(frame.columns)), ())
+        known = [int(value) for unit in units for value in frame[unit].dropna()]
+        if known and interval_reservation(min(known)):
+            least[name] = min(known)
+    if not least:
+        return ""
+    told = join([f"{name} (n = {n})" for name, n in least.items()])
+    return f"Intervals over few units are too narrow, and over one or two there is none; smallest n: {told}."
 
 
 def count(row: Row, name: str) -> str:
