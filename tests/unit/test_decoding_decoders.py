@@ -388,7 +388,7 @@ def test_no_candidates_left() -> None:
         ("dola:top=2", "0 to 1"),
         ("dola:top=nan", "not a number"),
         ("dola:top=", "is empty"),
-        ("dola:lens=tuned", "use raw or logit"),
+        ("dola:lens=tund", "no lens 'tund': use logit, raw, tuned, jacobian, a file"),
         ("dola:high,low", "gives layers two values"),
         ("dola:high,layers=low", "gives layers two values"),
         ("dola:4/x", "not a layer"),

@@ -123,7 +123,7 @@ def test_what_is_no_decoder_is_refused_in_one_line() -> None:
         ("dola", Halfway, {}, "is taken by a built-in one"),
         ("a:b", Halfway, {}, "cannot be written"),
         ("mine", int, {}, "int is no decoder"),
-        ("mine", lambda final, early: final, {"lens": "tuned"}, "unknown lens 'tuned'"),
+        ("mine", lambda final, early: final, {"lens": "tund"}, "no lens 'tund'"),
     ],
 )
 def test_what_cannot_be_registered(name: str, decoder: object, more: dict[str, str], says: str) -> None:

@@ -18,6 +18,8 @@ from tests.unit.lens_model import SmallModel, states
 from torch import Tensor
 
 import exitlens
+from exitlens.decoding.contrast.controls import StaticLayer
+from exitlens.decoding.contrast.early_logits import BoundDecoder
 from exitlens.errors import InputError
 from exitlens.lenses import readout
 from exitlens.lenses.jacobian import JacobianLens, merged
@@ -361,3 +363,21 @@ def test_float16_matrices_are_read_in_float32() -> None:
     h = torch.randn(3, D)
     want: Tensor = h @ lens.matrices[1].float().T
     torch.testing.assert_close(lens.transform(h, 1), want)
+
+
+def test_contrast_decoders_read_early_layers_through_it(tmp_path: Path) -> None:
+    lm = exitlens.wrap(tiny.model("llama"), tiny.tokenizer(), name="llama")
+    g = torch.Generator().manual_seed(0)
+    matrices = torch.eye(32) + 0.5 * torch.randn(3, 32, 32, generator=g)
+    lens = JacobianLens("j", lm.fingerprint, matrices, (0, 1, 2), 3, 1)
+    path = lens.save(tmp_path / "lens.safetensors")
+    texts = {used: exitlens.generate(lm, ["A cat has"], decoder=f"static:1,lens={used}", max_new_tokens=12)[0].token_ids
+             for used in ("logit", path)}  # fmt: skip
+    assert texts["logit"] != texts[path]
+    bound = BoundDecoder(lm, f"static:1,lens={path}")
+    h, final = torch.randn(2, 32, generator=g), torch.randn(2, lm.vocab_size, generator=g)
+    plain = StaticLayer(layer=1)(final, lm.logits(h @ matrices[1].T, 1)[None], 3)
+    torch.testing.assert_close(bound.scores(final, {1: h}).scores, plain.scores)
+    top = JacobianLens("top", lm.fingerprint, matrices[2:], (2,), 3, 1).save(tmp_path / "top.safetensors")
+    with pytest.raises(InputError, match="no matrix for layer 1, only for 2"):
+        BoundDecoder(lm, f"static:1,lens={top}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from exitlens.errors import InputError, layer_range_error
+from exitlens.lenses.lens_words import check_lens_word
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,9 +33,10 @@ __all__ = [
     "plausible",
 ]
 
-Lens = Literal["raw", "logit"]
+Lens = str
+"""``raw``, ``logit``, or what else ``--lens`` takes: a lens of this model, by name or file."""
 Candidates = Literal["low", "high", "all"] | tuple[int, ...]
-Kind = Literal["number", "whole", "layer", "layers", "word"]
+Kind = Literal["number", "whole", "layer", "layers", "word", "lens"]
 
 
 @dataclass(slots=True)
@@ -61,7 +63,7 @@ class Decoder(Protocol):
 
     @property
     def lens(self) -> Lens:
-        """How early layers are read: ``raw`` (no norm) or ``logit`` (through the final norm)."""
+        """How early layers are read: ``raw`` (no norm), ``logit`` (through the final norm), or a fitted lens."""
         ...
 
     def layers(self, n_layers: int, tied: bool) -> tuple[int, ...]:
@@ -77,7 +79,7 @@ class Decoder(Protocol):
 class Option:
     """One option of a decoder. ``field`` is its name in Python, ``name`` its name in ``decoder:name=value``.
 
-    ``kind``: a finite number, a whole number, one layer, a set of layers, or one of ``words``. A value lies in
+    ``kind``: a finite number, a whole number, one layer, a set of layers, one of ``words``, or a lens. A value lies in
     ``low``..``high`` (without ``low`` itself where ``above``). ``default`` None: ``help`` says what is taken. ``bare``:
     may stand alone after the colon, as in ``dola:high``. ``required``: there is no default.
     """
@@ -99,6 +101,8 @@ class Option:
         """The values that are allowed, in words."""
         if self.kind == "word":
             return " or ".join(self.words)
+        if self.kind == "lens":
+            return "raw, logit, tuned, jacobian, or a lens's file or name"
         if self.high < math.inf:
             return f"{self.low:g} to {self.high:g}"
         return f"above {self.low:g}" if self.above else f"at least {self.low:g}"
@@ -107,6 +111,8 @@ class Option:
         """Raise :class:`InputError` for a value that this option cannot have."""
         if self.kind == "word" and value not in self.words:
             raise InputError(f"unknown {self.name} {str(value)[:80]!r}: use {self.bounds}")
+        if self.kind == "lens" and value not in ("raw", "logit"):
+            check_lens_word(str(value))
         # NaN is within no bounds, so it is refused as well.
         if self.kind in ("number", "whole") and not (
             self.low <= value <= self.high and math.isfinite(value) and not (self.above and value == self.low)
@@ -135,7 +141,7 @@ def option(
 
 def lens_option(default: Lens) -> Any:
     """The option ``lens`` with a default of its own."""
-    return option(default, "how early layers are read", "word", words=("raw", "logit"))
+    return option(default, "how early layers are read", "lens")
 
 
 def filter_option(default: float) -> Any:

@@ -77,7 +77,7 @@ def register_decoder(
             or a function of final logits ``[batch, vocab]`` and early logits ``[layers, batch, vocab]`` (both in the
             dtype of the first) that returns scores ``[batch, vocab]``.
         layers: for a function, the early layers that it reads, or a function of N that gives them.
-        lens: for a function, how they are read, ``raw`` or ``logit``.
+        lens: for a function, how they are read: ``raw``, ``logit``, or what else ``--lens`` takes.
 
     Raises:
         InputError: for a name that is taken or cannot be written, an unknown lens, or a class that is no decoder.
@@ -87,8 +87,7 @@ def register_decoder(
     if not re.fullmatch(r"[A-Za-z][\w-]*", name):
         raise InputError(f"decoder name {name[:80]!r} cannot be written: use letters, digits, - and _")
     if not isinstance(decoder, type):
-        if lens not in ("raw", "logit"):
-            raise InputError(f"unknown lens {lens!r}: use raw or logit")
+        Option("lens", "lens", "lens", "logit", "how early layers are read").check(lens)
         reads = layers if callable(layers) else tuple(layers)
         _OWN[name] = partial(_FunctionDecoder, name=name, function=decoder, reads=reads, lens=lens)
     elif is_dataclass(decoder) and issubclass(decoder, ContrastDecoder):
@@ -198,4 +197,5 @@ _READ: dict[str, Callable[[str, str], Any]] = {
     "layer": _whole,
     "layers": _layers,
     "word": lambda value, _text: value,
+    "lens": lambda value, _text: value,
 }
