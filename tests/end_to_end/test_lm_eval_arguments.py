@@ -125,6 +125,20 @@ def test_a_gguf_file_of_a_folder_is_the_one_that_is_loaded(tmp_path: Path, monke
         ExitlensLM(pretrained=str(tmp_path), gguf_file="b.gguf")
 
 
+def test_a_gguf_file_scores_as_the_harness_own_model_does(builtin_path: Path) -> None:
+    if builtin_path.suffix != ".gguf":
+        pytest.skip("the built-in model is no GGUF file here")
+    from lm_eval.models.huggingface import HFLM
+
+    requests = asked(("The capital of France is", " Paris"), ("Bees make", " honey and wax"), ("A", " b"))
+    named = {"pretrained": str(builtin_path.parent), "gguf_file": builtin_path.name, "dtype": "float32"}
+    own = HFLM(**named, device="cpu", batch_size=1).loglikelihood(requests)
+    got = ExitlensLM(**named).loglikelihood(requests)
+    for (ours, greedy), (theirs, best) in zip(got, own, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-3)
+        assert greedy == best
+
+
 def test_help_is_there_without_the_harness() -> None:
     program = (
         "import importlib.util as u; real = u.find_spec\n"

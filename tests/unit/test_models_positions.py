@@ -245,3 +245,61 @@ def test_a_token_of_the_text_is_never_taken_for_padding(kind: str) -> None:
     together = exitlens.generate(lm, prompts, max_new_tokens=6, batch_size=3)  # type: ignore[arg-type]
     alone = [exitlens.generate(lm, [ids], max_new_tokens=6)[0] for ids in prompts]  # type: ignore[arg-type]
     assert [g.token_ids for g in together] == [g.token_ids for g in alone]
+
+
+# ---- sinks, chunks, clips and windows beyond what is run at load
+
+
+def _gpt_oss() -> Any:
+    return tf.GptOssConfig(
+        **SIZES, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=12,
+        layer_types=["sliding_attention", "full_attention"],
+    )  # fmt: skip
+
+
+def _llama4() -> Any:
+    return tf.Llama4TextConfig(
+        **SIZES, head_dim=8, intermediate_size_mlp=48, num_local_experts=2, attention_chunk_size=16, moe_layers=[],
+        no_rope_layers=[1, 0], layer_types=["chunked_attention", "full_attention"],
+    )  # fmt: skip
+
+
+FAR: dict[str, tuple[Any, int, bool]] = {
+    "attention sinks": (_gpt_oss, 40, False),
+    "chunked attention": (_llama4, 40, False),
+    "clipped projections": (lambda: tf.OlmoConfig(**SIZES, clip_qkv=0.5), 40, False),
+    "a window over 4096": (
+        lambda: tf.MistralConfig(**SIZES | {"max_position_embeddings": 6000}, sliding_window=5000), 5030, True,
+    ),
+    "windows over 4096 in some layers": (
+        lambda: tf.Qwen2Config(
+            **SIZES | {"max_position_embeddings": 6000}, use_sliding_window=True, sliding_window=4500,
+            max_window_layers=1,
+        ), 4520, True,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FAR)
+def test_decoding_past_what_the_load_looked_at_is_the_models_own(kind: str) -> None:
+    config, length, own = FAR[kind]
+    model = _built(config())
+    if kind == "attention sinks":
+        for layer in model.model.layers:
+            torch.nn.init.normal_(layer.self_attn.sinks, mean=2.0)
+    model.generation_config.eos_token_id = None
+    lm = wrap(model, tiny.tokenizer())
+    assert (native(lm) is not None) == own
+    ids = (torch.arange(length) * 37 % 317 + 3).tolist()
+    answer = exitlens.generate(lm, [ids], max_new_tokens=4)[0]  # type: ignore[arg-type]
+    with torch.no_grad():
+        logits = model(torch.tensor([[*ids, *answer.token_ids]]), use_cache=False).logits[0, length - 1 : -1]
+    for row, token in zip(logits, answer.token_ids, strict=False):
+        assert float(row.max() - row[token]) < 1e-3
+    assert len(answer.token_ids) == 4
+    if own:  # without the window the same weights say something else here
+        wide = config()
+        wide.sliding_window = 5900
+        with torch.no_grad():
+            seen = _built(wide)(torch.tensor([ids])).logits[0, -1]
+        assert float((seen - logits[0]).abs().max()) > 1e-3

@@ -58,9 +58,9 @@ def test_own_texts_are_the_ids_that_were_chosen(kind: str) -> None:
 def test_a_lens_and_exit_heads_are_fitted_on_those_ids(kind: str) -> None:
     lm = _model(kind)
     written = own_texts(lm, 20, seed=1)
-    pieces, origin = pieces_of_own(lm, 20, 100_000, seed=1)
-    assert pieces == [ids for ids in written if len(ids) > 1]
-    assert origin == "20 texts by the model itself, seed 1"
+    found = pieces_of_own(lm, 20, 100_000, seed=1)
+    assert found.ids == [ids for ids in written if len(ids) > 1]
+    assert found.source == "20 texts by the model itself, seed 1"
     windows = own_windows(lm, 20, length=16, seed=1)
     lead = int(kind == "bos")
     joined = [token for window in windows for token in window]

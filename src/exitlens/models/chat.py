@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from exitlens.errors import InputError
+from exitlens.models.patterns import panicked
 from exitlens.models.reasons import one_line
 
 __all__ = ["rendered"]
@@ -61,7 +62,9 @@ def rendered(lm: Templated, turns: Sequence[Mapping[str, Any]], *, tokenize: boo
                     _say(lm, today)
     except _TooLong:
         raise InputError(f"{named} did not end within {SECONDS:g} s: it loops; mend it, or leave --chat out") from None
-    except Exception as error:  # noqa: BLE001 - a template is a program, and may fail in any way
+    except BaseException as error:  # a template is a program, and may fail in any way
+        if not isinstance(error, Exception) and not panicked(error):
+            raise
         raise InputError(f"{named} refuses these messages: {one_line(error, 160)}") from None
     if not tokenize:
         return str(made)

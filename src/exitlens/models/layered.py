@@ -317,7 +317,7 @@ class Layered(Shown):
         Raises :class:`InputError` for a text that is no Unicode, and for a token beyond the embedding.
         """
         tokens.check_text(text)
-        ids = list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        ids = tokens.encoded(self.tokenizer, text, special, self.name)
         n = len(self._ends)
         if special and n and tuple(ids[-n:]) == self._ends:
             del ids[-n:]

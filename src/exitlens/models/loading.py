@@ -19,6 +19,7 @@ from exitlens.models.hub import catalog
 from exitlens.models.hub.online import hub_name, local
 from exitlens.models.identity import folder_hash, model_hash
 from exitlens.models.layered import Layered
+from exitlens.models.patterns import check_patterns
 from exitlens.models.pretrained import Raw
 from exitlens.models.reasons import one_line
 from exitlens.models.tokens import tokenizer_notes
@@ -83,6 +84,7 @@ def wrap(model: nn.Module, tokenizer: Any, *, name: str | None = None) -> Layere
 
 
 def _layered(model: Any, inner: Any, tokenizer: Any, label: str, fingerprint: str, notes: list[str]) -> Layered:
+    check_patterns(tokenizer, label)
     try:
         lm = Layered(
             model, tokenizer, name=label, fingerprint=fingerprint, cache_factory=lambda: pretrained.kv_cache(inner)

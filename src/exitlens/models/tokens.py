@@ -8,8 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from exitlens.errors import InputError
+from exitlens.models.patterns import panicked
+from exitlens.models.reasons import one_line
+from exitlens.parsing import cut
 
-__all__ = ["appended", "check_ids", "check_text", "reached", "tokenizer_notes"]
+__all__ = ["appended", "check_ids", "check_text", "encoded", "reached", "tokenizer_notes"]
 
 
 def check_text(text: str) -> None:
@@ -19,6 +22,19 @@ def check_text(text: str) -> None:
     except UnicodeEncodeError as error:
         half = text[error.start : error.start + 1]
         raise InputError(f"a text holds {half!r}, which is no character: write it as UTF-8") from None
+
+
+def encoded(tokenizer: Any, text: str, special: bool, model: str) -> list[int]:
+    """Token ids of ``text``. Raises :class:`InputError` where the tokenizer itself gives up on it."""
+    try:
+        return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+    except BaseException as error:
+        if not panicked(error):
+            raise
+        raise InputError(
+            f"the tokenizer of {model} gives up on a text of {len(text)} characters ({cut(text, 40)!r}): "
+            f"{one_line(error, 100)}; mend the pattern in its tokenizer.json, or leave the text out"
+        ) from None
 
 
 def appended(tokenizer: Any) -> tuple[int, ...]:
