@@ -47,7 +47,7 @@ def test_every_column_of_every_table_is_on_the_page(script: ModuleType) -> None:
 
 def test_a_run_of_every_study_writes_only_declared_tables(tmp_path: Path) -> None:
     rows = [
-        {"question": f"What is {i} + 1?", "best": "two", "correct": ["two"], "incorrect": ["no", f"n{i}"]}
+        {"question": f"What is {i} + 1?", "best": "two", "correct": ["two"], "incorrect": ["no", f"{i}"]}
         for i in range(4)
     ]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -228,11 +228,12 @@ class _Split:
         if lm.bias is not None:
             bias = lm.bias.detach().double().cpu() * self.scale
             self.constant = self.constant + self._difference(bias.expand(len(w), -1))
+        self.rounding = torch.zeros_like(self.logit)
         self.parts: list[_Part] = list(self._sums(first.detach().double().cpu()))
         total = _total(self.parts)
         self.error = (self.logit - total).abs()
         largest = torch.stack([values.abs() for _, values in self.parts]).amax(0)
-        self._bounded(total, self.logit, largest, "its components")
+        self._bounded(total, self.logit, largest, self.rounding, "its components")
         if half(lm.dtype):  # what the model's own sums lost, so that the rows sum to its logit
             self.parts.append((_names("rounding", "rounding", -1), self.logit - total))
         if heads:
@@ -264,17 +265,27 @@ class _Split:
         return values.gather(1, self.plus) - torch.where(self.alone, 0.0, values.gather(1, self.minus))
 
     def _sums(self, first: Tensor) -> Iterator[_Part]:
+        stream = torch.zeros_like(first)
+        square = self.logit**2
         if self.terms.whole_embeddings:
-            value = first * self.terms.additions.begin
-            if bool(value.any()):
-                yield _names("embeddings", "embeddings", 0), self._along(value)
+            stream = first * self.terms.additions.begin
+            if bool(stream.any()):
+                yield _names("embeddings", "embeddings", 0), self._along(stream)
         for term in self.terms.terms:
-            yield _names(term.label, term.kind, term.block), self._along(self.recorded.values[term] * term.factor)
+            value = self.recorded.values[term] * term.factor
+            stream = stream + value
+            square = square + self._spread(stream)
+            yield _names(term.label, term.kind, term.block), self._along(value)
+        # Each sum of the stream was rounded to the model's type, entry by entry: their spread in the logit, 7 sigma.
+        self.rounding = 2 * torch.finfo(self.lm.dtype).eps * square.sqrt()
         if bool(self.constant.any()):
             yield _names("final bias", "final bias", -1), self.constant
 
     def _along(self, value: Tensor) -> Tensor:
         return (self.direction * value[:, None]).sum(-1)
+
+    def _spread(self, value: Tensor) -> Tensor:
+        return ((self.direction * value[:, None]) ** 2).sum(-1)
 
     def _heads(self) -> list[_Part]:
         out: list[_Part] = []
@@ -289,12 +300,15 @@ class _Split:
             ]
             if bool(constants.any()):
                 out.append((_names(f"{name} heads' bias", "head bias", term.block), constants))
-            whole = self._along(self.recorded.values[term] * term.factor)
-            self._bounded(each.sum(-1) + constants, whole, each.abs().amax(-1), f"the heads of {term.label}")
+            value = self.recorded.values[term] * term.factor
+            rounding = 4 * torch.finfo(self.lm.dtype).eps * self._spread(value).sqrt()
+            total, largest = each.sum(-1) + constants, each.abs().amax(-1)
+            self._bounded(total, self._along(value), largest, rounding, f"the heads of {term.label}")
         return out
 
-    def _bounded(self, got: Tensor, want: Tensor, largest: Tensor, what: str) -> None:
-        bound = (3e-2 if half(self.lm.dtype) else 1e-4) * torch.maximum(want.abs(), largest).clamp_min(1.0)
+    def _bounded(self, got: Tensor, want: Tensor, largest: Tensor, rounding: Tensor, what: str) -> None:
+        """Raise unless equal to 1e-4 of the largest number, or to what the model's own rounding explains."""
+        bound = torch.maximum(1e-4 * torch.maximum(want.abs(), largest).clamp_min(1.0), rounding)
         off = (got - want).abs()
         if not bool((off <= bound).all()):
             worst = int((off / bound).nan_to_num(nan=torch.inf).argmax())

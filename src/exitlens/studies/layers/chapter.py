@@ -13,6 +13,7 @@ from exitlens.report.comparable import Curve, Number
 from exitlens.report.frames import Results, Row, distinct, evenly, groups, layers_of, rows, spread
 from exitlens.report.text import Column, is_number, number_text, slug, to_float, token_text, visible
 from exitlens.report.words import join, layers_text
+from exitlens.studies.layers import attribution_chapter as attribution
 from exitlens.studies.layers import figures as draw
 from exitlens.studies.layers.accuracy import accuracy_answer, accuracy_figures, accuracy_sheet
 from exitlens.studies.layers.compared import layer_curves, layer_numbers
@@ -35,9 +36,10 @@ class LayersChapter(Chapter):
         "what all choices together have of the vocabulary's probability. Accuracy is the share of all questions where "
         "a correct choice ranks first; chance is the mean share of a question's choices that are correct. The "
         "questions shown one by one were picked by the program as "
-        "the most interesting correct and incorrect answers, so they illustrate and prove nothing."
+        "the most interesting correct and incorrect answers, so they illustrate and prove nothing. " + attribution.HOW
     )
-    own = ("layers", "layers_accuracy", "layers_picks", "layers_top")
+    stages = ("attribution",)
+    own = ("layers", "layers_accuracy", "layers_picks", "layers_top", "attribution_means")
 
     def answer(self, results: Results) -> str:
         """At which layers the correct choice ranks first more often than chance, over all questions."""
@@ -45,10 +47,11 @@ class LayersChapter(Chapter):
 
     def headline(self, results: Results) -> list[str]:
         """For each question picked: which choice ranks first, how much all have, and since when it leads."""
-        return [_finding(results, pick, rows(mine)) for pick, mine in _picked(results) if "answer" in pick]
+        found = [_finding(results, pick, rows(mine)) for pick, mine in _picked(results) if "answer" in pick]
+        return found + attribution.attribution_findings(results)
 
     def terminal(self, results: Results, whole: bool) -> list[Part]:
-        """Accuracy by layer through the first lens."""
+        """Accuracy by layer through the first lens; which components separate correct from incorrect choices."""
         frame = results.frame("layers_accuracy")
         if frame is None:
             return []
@@ -58,17 +61,18 @@ class LayersChapter(Chapter):
         names = ("n", "accuracy", "low", "high", "correct_share", "mass")
         heads = ("correct choice first", "low", "high", "share of the correct choices", "mass of all choices")
         columns: list[Column | str] = [Column("layer", "d"), "questions", *(Column(head, ".3f") for head in heads)]
-        return [Part(f"{lens} lens", columns, [[int(row["layer"]), *(row[name] for name in names)] for row in items])]
+        body = [[int(row["layer"]), *(row[name] for name in names)] for row in items]
+        return [Part(f"{lens} lens", columns, body), *attribution.attribution_part(results, whole)]
 
     def tables(self, results: Results) -> list[Sheet]:
-        """Accuracy by layer over all questions; for each question picked choice × layer, and the top-1 token."""
+        """Accuracy by layer; for each question picked choice × layer, and the top-1 token; what each block adds."""
         out: list[Sheet] = [accuracy_sheet(results)] if "layers_accuracy" in results else []
         for pick, mine in _picked(results):
             out += _sheets(results, pick, rows(mine))
-        return out
+        return out + attribution.attribution_sheets(results)
 
     def figures(self, results: Results) -> list[Plate]:
-        """Accuracy by layer; for each question picked bars at six layers, shares by layer, the layers' top tokens."""
+        """Accuracy by layer; for each question picked bars at six layers, shares, top tokens; what each block adds."""
         seen: dict[str, int] = {}
         out: list[Plate] = [*accuracy_figures(results)]
         for pick, mine in _picked(results):
@@ -76,7 +80,7 @@ class LayersChapter(Chapter):
             seen[verdict] = seen.get(verdict, 0) + 1
             tag = slug(verdict) + (f"-{seen[verdict]}" if seen[verdict] > 1 else "")
             out += _plates(results, pick, mine, tag)
-        return out
+        return [*out, *attribution.attribution_plates(results)]
 
     def numbers(self, results: Results) -> list[Number]:
         """Whether a correct choice ranks first, at the last layer and over layers."""

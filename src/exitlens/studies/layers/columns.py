@@ -10,6 +10,10 @@ _ID = Field("question_id", "id of the question")
 _LENS = Field("lens", "through which the layer is read")
 _LAYER = Field("layer", "0: embeddings, N: the model's own output")
 
+_COMPONENT = Field("component", "embeddings, the attention or MLP of a block, final bias, or rounding (half precision)")
+_KIND = Field("kind", "attention, mlp, mixer, embeddings, …")
+_BLOCK = Field("block", "1 to N; 0: embeddings, -1: belongs to no block")
+
 LAYERS_TABLES = (
     TableSpec(
         "layers",
@@ -70,6 +74,38 @@ LAYERS_TABLES = (
             Field("chance", "what drawing a choice reaches: the mean share of choices that are correct", "0–1"),
             Field("correct_share", "mean share of the correct choices", "0–1"),
             Field("mass", "mean probability of all choices together, over the whole vocabulary", "0–1"),
+        ),
+        printed=True,
+    ),
+    TableSpec(
+        "attribution",
+        "a question and component",
+        (
+            _ID,
+            Field("question", "its text"),
+            Field("correct_choice", "the correct choice whose first distinguishing token has the largest logit"),
+            Field("incorrect_choice", "the incorrect choice with the largest"),
+            _COMPONENT,
+            _KIND,
+            _BLOCK,
+            Field("contribution", "what it adds to the correct choice's logit minus the incorrect one's", "logits"),
+            Field("logit_difference", "the model's own difference, before its soft-cap: the sum of them", "logits"),
+        ),
+    ),
+    TableSpec(
+        "attribution_means",
+        "a component",
+        (
+            _COMPONENT,
+            _KIND,
+            _BLOCK,
+            Field("n", "questions whose choices one token tells apart", "questions"),
+            Field("contribution", "mean over questions of what it adds to correct minus best incorrect", "logits"),
+            Field("low", "lower end of the 95% interval of `contribution`", "logits"),
+            Field("high", "upper end of the 95% interval of `contribution`", "logits"),
+            Field("p", "two-sided sign-flip test of: the mean is 0", "0–1"),
+            Field("p_holm", "the same, corrected over components (Holm)", "0–1"),
+            Field("p_bh", "the same, corrected over components (Benjamini–Hochberg)", "0–1"),
         ),
         printed=True,
     ),

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import pandas as pd
 
 from exitlens.data.records import Question
-from exitlens.errors import InputError
+from exitlens.errors import InputError, UnsupportedModel
 from exitlens.layer_range import Layers
+from exitlens.lenses.attribution import parts_of
 from exitlens.lenses.lens import Lens, lens_name
 from exitlens.lenses.lens_names import open_lens
 from exitlens.lenses.lens_words import check_lens_word
@@ -19,14 +20,16 @@ from exitlens.studies.base import Study
 from exitlens.studies.config import RunConfig
 from exitlens.studies.context import Context
 from exitlens.studies.inputs import Inputs, look_records, prompt_records
+from exitlens.studies.layers.attribution import AttributionStage, attribution_means, one_token_records
 from exitlens.studies.layers.chapter import LayersChapter
 from exitlens.studies.layers.choices import Rule
 from exitlens.studies.layers.columns import LAYERS_TABLES
-from exitlens.studies.layers.stage import LayersStage, accuracy_by_layer, check_layers, pick_interesting
+from exitlens.studies.layers.stage import LayersStage, LookRecord, accuracy_by_layer, check_layers, pick_interesting
 
 __all__ = ["STUDY", "ChoicesByLayer", "LayersStudy", "layers_study"]
 
 BATCH = 16  # questions to a unit of work
+ATTRIBUTED = 64  # of attribution: the few-shot prompt that all share is most of the work, and runs once a unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ class LayersStudy(Study):
             open_lens(lens, ctx.engine.lm)
 
     def run(self, ctx: Context) -> None:
-        """Tables ``layers``, ``layers_top``, ``layers_picks``, ``layers_accuracy``."""
+        """Tables ``layers``, ``layers_top``, ``layers_picks``, ``layers_accuracy``, and those of attribution."""
         config, lm = ctx.config, ctx.engine.lm
         records, notes = look_records(lm, ctx.inputs.questions, rule=config.rule, most=config.look_limit)
         if config.prompts is not None:
@@ -118,6 +121,29 @@ class LayersStudy(Study):
         if len(layers) and bool(layers["correct"].any()):
             ctx.write("layers_picks", pick_interesting(layers, lens=lens_name(lenses[0]), most=config.picks))
             ctx.write("layers_accuracy", accuracy_by_layer(layers, seed=config.seed))
+        _attribute(ctx, records)
+
+
+def _attribute(ctx: Context, records: Sequence[LookRecord]) -> None:
+    """Tables ``attribution`` and ``attribution_means``, where this model's logits and these choices can be split."""
+    lm = ctx.engine.lm
+    known = [record for record in records if any(record.correct) and not all(record.correct)]
+    usable = one_token_records(lm, known)
+    if len(usable) < len(known):
+        ctx.say(
+            f"layers: {counted(len(known) - len(usable), 'question')} left out of attribution, no first token tells "
+            "their choices apart"
+        )
+    if not usable:
+        return
+    try:
+        parts_of(lm)
+        table = ctx.engine.map(AttributionStage(), usable, batch_size=ATTRIBUTED).tables["attribution"]
+    except UnsupportedModel as error:
+        ctx.say(f"layers: no attribution: {error}")
+        return
+    ctx.write("attribution", table)
+    ctx.write("attribution_means", attribution_means(table, seed=ctx.config.seed))
 
 
 STUDY = LayersStudy()
