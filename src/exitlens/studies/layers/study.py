@@ -24,7 +24,8 @@ from exitlens.studies.layers.attribution import AttributionStage, attribution_me
 from exitlens.studies.layers.chapter import LayersChapter
 from exitlens.studies.layers.choices import Rule
 from exitlens.studies.layers.columns import LAYERS_TABLES
-from exitlens.studies.layers.stage import LayersStage, LookRecord, accuracy_by_layer, check_layers, pick_interesting
+from exitlens.studies.layers.records import LookRecord
+from exitlens.studies.layers.stage import LayersStage, accuracy_by_layer, check_layers, pick_interesting
 
 __all__ = ["STUDY", "ChoicesByLayer", "LayersStudy", "layers_study"]
 
