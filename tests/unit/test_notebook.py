@@ -98,7 +98,7 @@ def test_only_our_own_scripts_run(lm: Any, tmp_path: Path) -> None:
     allowed = set(re.findall(r"sha256-([^']+)", html.unescape(policy.group(1))))
     run = re.findall(r"<script(?: nomodule| type=\"module\")>(.*?)</script>", page, re.DOTALL)
     assert {base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in run} == allowed
-    assert len(re.findall(r"<script", page)) == 3  # the two, and the data
+    assert len(re.findall(r"<script", page)) == 4  # the three, and the data
     assert "<img" not in page
     assert "unsafe-inline" not in html.unescape(policy.group(1)).split("style-src")[0]
 

@@ -1,18 +1,19 @@
 // Horizontal bars with their values, and small matrices: for choices, exits, contributions, topic × topic.
 
 import { shade } from "./colour.js";
+import { box, label, line } from "./scene.js";
 import { number, shorten, visible } from "./text.js";
 
 /** @typedef {import("./types").Scene} Scene */
 
 /**
  * @param {{name: string, label: string, width: number, most?: number, signed?: boolean,
- *   bars: {label: string, value: number, low?: number, high?: number, colour?: number, mark?: boolean, note?: string, key?: any}[]}} o
+ *   bars: {label: string, value: number, low?: number, high?: number, colour?: number, note?: string, key?: any}[]}} o
  * @returns {Scene}
  */
 export function barChart(o) {
   const row = 22;
-  const longest = Math.max(6, ...o.bars.map((bar) => [...visible(bar.label)].length + (bar.mark ? 2 : 0)));
+  const longest = Math.max(6, ...o.bars.map((bar) => [...visible(bar.label)].length));
   const named = Math.min(Math.max(longest * 6.6 + 10, 60), o.width * 0.42);
   const left = named + 4;
   const room = o.width - left - 58;
@@ -26,17 +27,16 @@ export function barChart(o) {
   o.bars.forEach((bar, i) => {
     const y = i * row + 4;
     const long = (Number.isFinite(bar.value) ? bar.value : 0) * scale;
-    const text = `${bar.mark ? "✓ " : ""}${shorten(visible(bar.label), Math.floor((named - 8) / 6.2))}`;
-    items.push({ tag: "text", x: named - 2, y: y + 13, text, anchor: "end", size: 12, bold: bar.mark });
-    items.push({ tag: "rect", x: long < 0 ? zero + long : zero, y: y + 2, w: Math.max(Math.abs(long), 1), h: row - 8, r: 2, fill: `s${(bar.colour ?? 0) % 6}` });
+    const text = shorten(visible(bar.label), Math.floor((named - 8) / 6.2));
+    items.push(label(named - 2, y + 13, text, 12, "ink", "end"), box(long < 0 ? zero + long : zero, y + 2, Math.max(Math.abs(long), 1), row - 8, `s${(bar.colour ?? 0) % 5}`));
     if (bar.low !== undefined && bar.high !== undefined && Number.isFinite(bar.low) && Number.isFinite(bar.high)) {
-      items.push({ tag: "path", d: `M${zero + bar.low * scale} ${y + 9}H${zero + bar.high * scale}`, stroke: "ink", wide: 1.2 });
+      items.push(line(`M${zero + bar.low * scale} ${y + 9}H${zero + bar.high * scale}`, "ink", 1.2));
     }
     const end = o.signed ? o.width - 4 : Math.min(zero + Math.max(long, 0) + 5, o.width - 50);
-    items.push({ tag: "text", x: end, y: y + 13, text: bar.note ?? number(bar.value), size: 11, fill: "muted", anchor: o.signed ? "end" : "start" });
+    items.push(label(end, y + 13, bar.note ?? number(bar.value), 11, "muted", o.signed ? "end" : "start"));
     hits.push({ x: zero + Math.max(long, 4), y: y + 9, label: `${visible(bar.label)}: ${bar.note ?? number(bar.value)}`, key: bar.key ?? i });
   });
-  items.push({ tag: "path", d: `M${zero} 2V${o.bars.length * row + 4}`, stroke: "line" });
+  items.push(line(`M${zero} 2V${o.bars.length * row + 4}`, "line"));
   return { name: o.name, label: o.label, width: o.width, height: o.bars.length * row + 10, items, hits };
 }
 
@@ -60,18 +60,14 @@ export function matrix(o) {
   o.columns.forEach((name, j) => items.push({ tag: "text", x: left + (j + 0.5) * cell + 4, y: head - 8, text: shorten(visible(name), 16), size: 11, turn: -40 }));
   o.rows.forEach((name, i) => {
     const y = head + i * tall;
-    items.push({ tag: "text", x: left - 8, y: y + 17, text: shorten(visible(name), Math.floor(left / 6.4)), anchor: "end", size: 12 });
+    items.push(label(left - 8, y + 17, shorten(visible(name), Math.floor(left / 6.4)), 12, "ink", "end"));
     o.columns.forEach((column, j) => {
       const value = o.value(i, j);
       const x = left + j * cell;
-      if (!Number.isFinite(value)) {
-        items.push({ tag: "rect", x, y, w: cell - 1, h: tall - 1, stroke: "grid" });
-        return;
-      }
+      if (!Number.isFinite(value)) return;
       const t = o.signed ? 0.5 + (0.5 * value) / high : (value - low) / (high - low || 1);
       const { fill, ink } = shade(o.dark, t, o.signed);
-      items.push({ tag: "rect", x, y, w: cell - 1, h: tall - 1, fill });
-      if (cell >= 30) items.push({ tag: "text", x: x + cell / 2 - 0.5, y: y + 17, text: number(value, 2), anchor: "middle", size: 11, fill: ink });
+      items.push(box(x, y, cell - 1, tall - 1, fill), label(x + cell / 2 - 0.5, y + 17, number(value, 2), 11, ink, "middle"));
       hits.push({ x: x + cell / 2, y: y + tall / 2, label: o.text?.(i, j) ?? `${visible(name)}, ${visible(column)}: ${number(value)}`, key: [i, j] });
     });
   });

@@ -1,14 +1,15 @@
 // Lines with intervals over layers, positions or thresholds: the drawing, and pointer and keys on it.
 
 import { h, s } from "./dom.js";
-import { paint } from "./scene.js";
-import { number } from "./text.js";
+import { box, label, line, paint } from "./scene.js";
+import { interval } from "./text.js";
 
 /** @typedef {import("./types").Scene} Scene */
 /** @typedef {import("./types").Series} Series */
 /** @typedef {import("./types").Hit} Hit */
 
-const DASHES = ["", "6 3", "2 2.5", "8 3 2 3"];
+/** @param {Series} series @param {number} k */
+const dashOf = (series, k) => [undefined, "6 3", "2 2.5", "8 3 2 3"][series.dashed ? 1 : k % 4];
 
 /** Round steps over a range. @param {number} low @param {number} high @param {number} most */
 export function ticks(low, high, most = 6) {
@@ -66,48 +67,42 @@ export function lineChart(o) {
   const items = [];
   const marks = o.log ? [0, 10, 100, 1000, 10000, 100000].filter((v) => v <= y1) : ticks(y0, y1, Math.max(2, Math.floor(height / 50)));
   for (const v of marks) {
-    items.push({ tag: "path", d: `M${left} ${r(py(v))}H${width - right}`, stroke: "grid" });
-    items.push({ tag: "text", x: left - 6, y: py(v) + 4, text: tick(v), anchor: "end", size: 11, fill: "muted" });
+    items.push(line(`M${left} ${r(py(v))}H${width - right}`, "grid"), label(left - 6, py(v) + 4, tick(v), 11, "muted", "end"));
   }
   for (const v of ticks(x0, x1, Math.max(2, Math.floor(width / 70)))) {
     if (o.whole && !Number.isInteger(v)) continue;
-    items.push({ tag: "text", x: px(v), y: height - bottom + 16, text: tick(v), anchor: "middle", size: 11, fill: "muted" });
+    items.push(label(px(v), height - bottom + 16, tick(v), 11, "muted", "middle"));
   }
-  items.push({ tag: "text", x: left - 40, y: 11, text: o.y, size: 11, fill: "muted" });
-  items.push({ tag: "text", x: width - right, y: height - 5, text: o.x, anchor: "end", size: 11, fill: "muted" });
+  items.push(label(left - 40, 11, o.y, 11, "muted"), label(width - right, height - 5, o.x, 11, "muted", "end"));
   for (const ref of o.refs ?? []) {
-    items.push({ tag: "path", d: `M${left} ${r(py(ref.y))}H${width - right}`, stroke: "line", dash: "3 3" });
-    items.push({ tag: "text", x: width - right, y: py(ref.y) - 4, text: ref.label, anchor: "end", size: 11, fill: "muted" });
+    items.push(line(`M${left} ${r(py(ref.y))}H${width - right}`, "line", 1, "3 3"), label(width - right, py(ref.y) - 4, ref.label, 11, "muted", "end"));
   }
   if (o.at !== undefined && o.at !== null && Number.isFinite(o.at)) {
-    items.push({ tag: "path", d: `M${r(px(o.at))} ${top}V${height - bottom}`, stroke: "line" });
+    items.push(line(`M${r(px(o.at))} ${top}V${height - bottom}`, "line"));
   }
   /** @type {Hit[]} */
   const hits = [];
-  o.series.forEach((line, i) => {
-    const k = line.colour ?? i;
-    const colour = `s${k % 6}`;
-    const points = line.points.filter((p) => Number.isFinite(p.x) && Number.isFinite(p.y));
+  o.series.forEach((each, i) => {
+    const k = each.colour ?? i;
+    const colour = `s${k % 5}`;
+    const points = each.points.filter((p) => Number.isFinite(p.x) && Number.isFinite(p.y));
     const banded = points.filter((p) => Number.isFinite(p.low) && Number.isFinite(p.high));
-    if (banded.length > 1 && !line.plain) {
+    if (banded.length > 1) {
       const up = banded.map((p) => `${r(px(p.x))} ${r(py(p.high ?? 0))}`);
       const down = banded.map((p) => `${r(px(p.x))} ${r(py(p.low ?? 0))}`).reverse();
       items.push({ tag: "path", d: `M${up.join("L")}L${down.join("L")}Z`, fill: colour, alpha: 0.16 });
     }
-    if (line.plain) {
-      for (const p of banded) items.push({ tag: "path", d: `M${r(px(p.x))} ${r(py(p.low ?? 0))}V${r(py(p.high ?? 0))}`, stroke: colour });
-    }
-    if (points.length > 1 && !(line.plain && !line.dashed)) items.push({ tag: "path", d: path(line.points, px, py), stroke: colour, wide: 1.8, dash: DASHES[line.dashed ? 1 : k % 4] || undefined });
+    if (points.length > 1) items.push(line(path(each.points, px, py), colour, 1.8, dashOf(each, k)));
     const dots = points.length <= 60 ? points : [];
     for (const p of dots) items.push(marker(k, px(p.x), py(p.y), points.length > 40 ? 1.6 : 2.6));
     for (const p of points) {
-      const said = `${o.x} ${tick(p.x)}, ${line.name}: ${number(p.y)}${Number.isFinite(p.low) && Number.isFinite(p.high) ? ` [${number(p.low)}, ${number(p.high)}]` : ""}`;
+      const said = `${o.x} ${tick(p.x)}, ${each.name}: ${interval(p.y, p.low, p.high)}`;
       hits.push({ x: px(p.x), y: py(p.y), label: p.label ?? said, key: p.key ?? p.x });
     }
   });
   for (const m of o.marks ?? []) {
     items.push({ tag: "circle", x: px(m.x), y: py(m.y), r: 4.5, stroke: "ink", wide: 1.5, fill: "paper" });
-    items.push({ tag: "text", x: px(m.x) + (px(m.x) > width / 2 ? -8 : 8), y: py(m.y) + 15, text: m.label, size: 11, anchor: px(m.x) > width / 2 ? "end" : "start" });
+    items.push(label(px(m.x) + (px(m.x) > width / 2 ? -8 : 8), py(m.y) + 15, m.label, 11, "ink", px(m.x) > width / 2 ? "end" : "start"));
   }
   hits.sort((a, b) => a.x - b.x || a.y - b.y);
   return { name: o.name, label: o.label, width, height, items, hits };
@@ -115,9 +110,9 @@ export function lineChart(o) {
 
 /** A mark of its own for each series, so that colour is never alone. @param {number} k @param {number} x @param {number} y @param {number} size @returns {import("./types").Shape} */
 export function marker(k, x, y, size) {
-  const fill = `s${k % 6}`;
+  const fill = `s${k % 5}`;
   const a = size * 1.25;
-  if (k % 4 === 1) return { tag: "rect", x: x - size, y: y - size, w: 2 * size, h: 2 * size, fill };
+  if (k % 4 === 1) return box(x - size, y - size, 2 * size, 2 * size, fill);
   if (k % 4 === 2) return { tag: "path", d: `M${r(x)} ${r(y - a)}L${r(x + a)} ${r(y + size)}H${r(x - a)}Z`, fill };
   if (k % 4 === 3) return { tag: "path", d: `M${r(x)} ${r(y - a)}L${r(x + a)} ${r(y)}L${r(x)} ${r(y + a)}L${r(x - a)} ${r(y)}Z`, fill };
   return { tag: "circle", x, y, r: size, fill };
@@ -163,7 +158,7 @@ function padded(values) {
 export function chartFigure(make, o) {
   const svg = s("svg", { "aria-hidden": "true", class: "chart" });
   const tip = h("output", { class: "tip", "aria-live": "polite" });
-  const frame = h("div", { class: "plot", tabindex: "0", role: "group", "aria-label": o.name, "aria-roledescription": "chart" }, svg, tip);
+  const frame = h("div", { class: "plot", tabindex: "0", role: "group", "aria-label": o.name }, svg, tip);
   const keyed = legend(o.series ?? []);
   const figure = h("figure", { class: "chart-figure" }, h("figcaption", { class: "chart-title", text: o.name }), keyed, frame);
   /** @type {Scene} */
@@ -216,10 +211,8 @@ export function chartFigure(make, o) {
   });
   frame.addEventListener("keydown", (event) => {
     const last = scene.hits.length - 1;
-    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -1e9, End: 1e9 }[event.key];
     if (step) show(Math.min(Math.max(place + step, 0), last));
-    else if (event.key === "Home") show(0);
-    else if (event.key === "End") show(last);
     else if ((event.key === "Enter" || event.key === " ") && scene.hits[place]) o.onpick?.(scene.hits[place]);
     else return;
     event.preventDefault();
@@ -236,14 +229,14 @@ export function legend(series) {
   return h(
     "ul",
     { class: "legend" },
-    ...series.map((line, i) => {
-      const k = line.colour ?? i;
+    ...series.map((each, i) => {
+      const k = each.colour ?? i;
       const svg = s("svg", { width: 22, height: 10, viewBox: "0 0 22 10", "aria-hidden": "true" });
       paint(svg, {
         name: "", label: "", width: 22, height: 10, hits: [],
-        items: [{ tag: "path", d: "M0 5H22", stroke: `s${k % 6}`, wide: 1.8, dash: DASHES[line.dashed ? 1 : k % 4] || undefined }, marker(k, 11, 5, 2.6)],
+        items: [line("M0 5H22", `s${k % 5}`, 1.8, dashOf(each, k)), marker(k, 11, 5, 2.6)],
       });
-      return h("li", {}, svg, h("bdi", { text: line.name }));
+      return h("li", {}, svg, h("bdi", { text: each.name }));
     }),
   );
 }

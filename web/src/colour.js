@@ -1,24 +1,24 @@
-// Colours: viridis for one-signed quantities, a diverging ramp for signed ones, six hues for series.
+// Colours: viridis for one-signed quantities, a diverging ramp for signed ones, five hues for series.
 
-/** Names of colours in a scene: light, then dark. The same values stand in style.css. @type {Record<string, [string, string]>} */
+/** Names of colours in scenes and style: light, then dark. @type {Record<string, [string, string]>} */
 export const PALETTE = {
   paper: ["#ffffff", "#15191e"],
   ink: ["#1f2730", "#e4e8ec"],
   muted: ["#5f6974", "#9aa5b1"],
   grid: ["#dfe3e8", "#2d343c"],
   line: ["#7c8691", "#75808c"],
+  wash: ["#f3f5f8", "#1f262d"],
   // Okabe and Ito (2008), darkened or lightened to 3 : 1 against the paper
   s0: ["#0072b2", "#4ea8de"],
   s1: ["#c65300", "#f0843c"],
   s2: ["#00805d", "#35c39a"],
   s3: ["#a04a7b", "#d58fb6"],
   s4: ["#946500", "#e0ab3a"],
-  s5: ["#4a5a9a", "#86a0f3"],
 };
 
-// viridis (Smith and van der Walt 2015) at nine places: even in lightness, read alike with every common colour vision.
-const VIRIDIS = ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c", "#28ae80", "#5ec962", "#addc30", "#fde725"];
-const DIVERGING = ["#b44a00", "#e39a66", "#f3e4d8", "#f2f2f0", "#dbe7f0", "#7db3d8", "#045b91"];
+// viridis (Smith and van der Walt 2015) at seven places: even in lightness, read alike with every common colour vision.
+const VIRIDIS = ["#440154", "#443983", "#31688e", "#21918c", "#35b779", "#90d743", "#fde725"];
+const DIVERGING = ["#b44a00", "#eab690", "#f2f2f0", "#a6cbe2", "#045b91"];
 
 /** @param {string} hex @returns {number[]} */
 export function rgb(hex) {

@@ -60,7 +60,7 @@ export function choice(label, options, value, chosen) {
     h("span", { text: label }),
     ...options.map((o) =>
       h("button", {
-        type: "button", text: o.label, title: o.title, "aria-pressed": String(o.value === value),
+        text: o.label, title: o.title, "aria-pressed": String(o.value === value),
         onclick: () => chosen(o.value),
       }),
     ),
@@ -77,7 +77,7 @@ export function choice(label, options, value, chosen) {
 export function grid(caption, heads, rows, numeric = []) {
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
     h("table", {}, h("caption", { text: caption }),
-      h("thead", {}, h("tr", {}, ...heads.map((text, i) => h("th", { scope: "col", text, class: numeric[i] && "n" })))),
+      h("thead", {}, h("tr", {}, ...heads.map((text, i) => h("th", { text, class: numeric[i] && "n" })))),
       h("tbody", {}, ...rows.map((row) => h("tr", {}, ...row.map((value, i) => h("td", { class: numeric[i] && "n" }, value)))))));
 }
 

@@ -30,22 +30,6 @@ function download(name, text, type) {
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
-/** @param {string} text @param {ShadowRoot | Document} root */
-async function copy(text, root) {
-  try {
-    await navigator.clipboard.writeText(text);
-    return true;
-  } catch {
-    // Frames without the permission, and pages from files in some browsers.
-    const area = h("textarea", { class: "away", value: text, "aria-hidden": "true" });
-    (root instanceof Document ? root.body : root).append(area);
-    area.select();
-    const done = document.execCommand("copy");
-    area.remove();
-    return done;
-  }
-}
-
 /**
  * @param {string} title
  * @param {() => import("./types").Part} part
@@ -55,7 +39,7 @@ async function copy(text, root) {
 export function exportMenu(title, part, json, announce) {
   /** @type {(label: string, act: () => void | Promise<void>) => HTMLElement} */
   const item = (label, act) =>
-    h("button", { type: "button", text: label, onclick: async () => {
+    h("button", { text: label, onclick: async () => {
       await act();
       menu.open = false;
     } });
@@ -75,9 +59,14 @@ export function exportMenu(title, part, json, announce) {
       { class: "items" },
       item("Copy as CSV", async () => {
         const text = part().sheets().map(toCsv).join("\r\n");
-        announce((await copy(text, /** @type {ShadowRoot} */ (menu.getRootNode()))) ? "Copied as CSV." : "This browser did not allow copying: download the CSV instead.");
+        try {
+          await navigator.clipboard.writeText(text);
+          announce("Copied.");
+        } catch {
+          // Frames without the permission, and pages of insecure addresses.
+          download(`${slug(title)}.csv`, text, "text/csv");
+        }
       }),
-      item("Download CSV", () => part().sheets().forEach((sheet) => download(`${slug(`${title}-${sheet.name}`)}.csv`, toCsv(sheet), "text/csv"))),
       item("Download JSON", () => download(`${slug(title)}.json`, json(), "application/json")),
       item("Download SVG", () => svgs(false)),
       item("Download SVG for print or PDF", () => svgs(true)),

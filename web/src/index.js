@@ -1,11 +1,14 @@
 // exitlens in a browser: mount(element, view) draws any view; in a page of exitlens it draws those that stand there.
 
-import { mapView } from "./map/index.js";
+import { mapPart, mapView } from "./map/index.js";
 import { show } from "./shell.js";
-import { startPage } from "./page.js";
+import { choicesView } from "./views/choices.js";
+import { decodersView } from "./views/decoders.js";
+import { figuresView } from "./views/figures.js";
 
 /** @type {Record<string, (ctx: import("./types").Context) => import("./types").Part>} */
-const KINDS = { map: mapView };
+const KINDS = { map: mapView, choices: choicesView, decoders: decodersView };
+for (const kind of ["entropy", "probes", "exits", "attribution", "lenses", "runs"]) KINDS[kind] = (ctx) => figuresView(ctx);
 
 /**
  * Draws a view into an element.
@@ -17,6 +20,9 @@ const KINDS = { map: mapView };
 export function mount(element, view, options = {}) {
   return show(element, view, options, KINDS);
 }
+
+// Scripts that stand beside this one in a page find it here.
+Object.assign(globalThis, { exitlens: { mount } });
 
 /** The hook of anywidget: a notebook's widget whose traits are `view` and `state`. */
 const widget = {
@@ -52,5 +58,4 @@ const widget = {
   },
 };
 export default widget;
-
-if (typeof document !== "undefined" && document.documentElement.dataset.exitlens === "page") startPage(mount);
+export { mapPart, show };

@@ -3,6 +3,9 @@
 
 /** @typedef {import("./types").State} State */
 
+/** What view.js, which stands before this script, leaves for it. @type {{mount: typeof import("./index.js").mount}} */
+const api = /** @type {any} */ (globalThis).exitlens;
+
 /** @returns {Record<string, State>} */
 function readAddress() {
   const text = location.hash.startsWith("#~") ? location.hash.slice(2) : "";
@@ -25,8 +28,7 @@ function writeAddress(states) {
   }
 }
 
-/** @param {(element: HTMLElement, view: any, options: import("./types").Options) => import("./types").Handle} mount */
-export function startPage(mount) {
+function startPage() {
   const states = readAddress();
   /** @type {Map<string, import("./types").Handle>} */
   const handles = new Map();
@@ -44,7 +46,7 @@ export function startPage(mount) {
     const state = states[id];
     handles.set(
       id,
-      mount(element, view, {
+      api.mount(element, view, {
         state: state && typeof state === "object" ? state : {},
         onState(now) {
           states[id] = now;
@@ -83,5 +85,7 @@ export function startPage(mount) {
     for (const [id, handle] of handles) handle.setState(now[id] ?? {});
   });
   /** For those who drive the page: tests, and readers in the console. */
-  Object.assign(window, { exitlens: { mount, handles, start: () => elements.forEach(start) } });
+  Object.assign(api, { handles, start: () => elements.forEach(start) });
 }
+
+startPage();

@@ -6,8 +6,7 @@ import { s } from "./dom.js";
 /** @typedef {import("./types").Scene} Scene */
 /** @typedef {import("./types").Shape} Shape */
 
-const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', Arial, sans-serif";
-const FILE_FONT = "'DejaVu Sans', 'Helvetica Neue', Arial, sans-serif";
+const FILE_FONT = "DejaVu Sans, Arial, sans-serif";
 
 /**
  * The attributes of a shape. Colours by name become variables of the page, or with `paint` what that gives.
@@ -36,6 +35,28 @@ function attributes(item, paint) {
   return out;
 }
 
+/**
+ * A text.
+ * @param {number} x @param {number} y @param {string} text @param {number} size
+ * @param {string} [fill] @param {Shape["anchor"]} [anchor] @param {boolean} [bold]
+ * @returns {Shape}
+ */
+export const label = (x, y, text, size, fill, anchor, bold) => ({ tag: "text", x, y, text, size, fill, anchor, bold });
+
+/**
+ * A line or area.
+ * @param {string} d @param {string} stroke @param {number} [wide] @param {string} [dash]
+ * @returns {Shape}
+ */
+export const line = (d, stroke, wide, dash) => ({ tag: "path", d, stroke, wide, dash });
+
+/**
+ * A filled rectangle.
+ * @param {number} x @param {number} y @param {number} w @param {number} h @param {string} fill
+ * @returns {Shape}
+ */
+export const box = (x, y, w, h, fill) => ({ tag: "rect", x, y, w, h, fill });
+
 /** @param {number | undefined} value */
 function n(value) {
   return value === undefined ? undefined : Math.round(value * 100) / 100;
@@ -46,7 +67,6 @@ export function paint(svg, scene) {
   svg.setAttribute("viewBox", `0 0 ${scene.width} ${scene.height}`);
   svg.setAttribute("width", String(scene.width));
   svg.setAttribute("height", String(scene.height));
-  svg.setAttribute("font-family", FONT);
   const named = (/** @type {string} */ name) => (name[0] === "#" || name === "none" ? name : `var(--${name})`);
   svg.replaceChildren(
     ...scene.items.map((item) => {
@@ -64,7 +84,7 @@ function escape(value) {
 
 /**
  * The scene as the text of a file: light colours, no style sheet, texts as texts. For print the size is in
- * millimetres (a column of 180 mm) and nothing is transparent, so that every converter to PDF reads it alike.
+ * millimetres (a column of 180 mm). Nothing is transparent, so that every converter to PDF reads it alike.
  * @param {Scene} scene
  * @param {boolean} print
  */
@@ -74,7 +94,7 @@ export function toSvg(scene, print) {
   const unit = print ? "mm" : "";
   const shapes = scene.items.map((item) => {
     const given = attributes(item, named);
-    if (print && item.alpha !== undefined) {
+    if (item.alpha !== undefined) {
       given.fill = flat(given.fill, item.alpha);
       delete given["fill-opacity"];
     }

@@ -1,7 +1,8 @@
 // The frame of every view: heading, tools, notes, a table for screen readers; faults as a sentence; state kept small.
 
 import style from "./style.css";
-import { VERSION, ViewError, unpack } from "./unpack.js";
+import { ViewError, unpack } from "./unpack.js";
+import { PALETTE } from "./colour.js";
 import { bdi, h, tableOf } from "./dom.js";
 import { exportMenu, toCsv } from "./exports.js";
 import { toSvg } from "./scene.js";
@@ -17,7 +18,8 @@ let sheet;
 function dress(root) {
   if (!sheet) {
     sheet = new CSSStyleSheet();
-    sheet.replaceSync(style);
+    const variables = (/** @type {number} */ mode) => Object.entries(PALETTE).map(([name, pair]) => `--${name}:${pair[mode]};`).join("");
+    sheet.replaceSync(`.view{${variables(0)}}.view[data-theme=dark]{${variables(1)}}${style}`);
   }
   root.adoptedStyleSheets = [sheet];
 }
@@ -25,7 +27,7 @@ function dress(root) {
 /** @param {import("./types").Options} options */
 function isDark(options) {
   if (options.theme === "light" || options.theme === "dark") return options.theme === "dark";
-  const host = document.body?.dataset.jpThemeLight ?? document.body?.getAttribute("data-jp-theme-light");
+  const host = document.body?.dataset.jpThemeLight;
   if (host) return host === "false";
   return matchMedia("(prefers-color-scheme: dark)").matches;
 }
@@ -134,14 +136,12 @@ export function show(element, json, options, kinds) {
 
 /** The data as plain JSON, unpacked: what is shown, and what stands beside it. @param {import("./types").Unpacked} view @param {Part} part */
 function asJson(view, part) {
-  const { kind, title, caption, model, notes, meta } = view;
-  return { format: "exitlens-view-data", version: VERSION, kind, title, caption, model, notes, meta, tables: part.sheets() };
+  return { ...view, arrays: undefined, pages: undefined, tables: part.sheets() };
 }
 
 /** @param {HTMLElement} frame @param {unknown} error */
 function fault(frame, error) {
-  const text = error instanceof ViewError ? error.message : "This view cannot be shown: an unexpected fault. The static figures and tables hold the same data.";
-  frame.append(h("p", { class: "fault", role: "alert", text: visible(text) }));
+  frame.append(h("p", { class: "fault", role: "alert", text: visible(error instanceof ViewError ? error.message : "This view cannot be shown.") }));
 }
 
 /** The data as tables, made when opened. @param {() => Part} part */

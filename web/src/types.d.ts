@@ -107,7 +107,6 @@ export interface Series {
   points: { x: number; y: number; low?: number; high?: number; label?: string; key?: any }[];
   colour?: number;
   dashed?: boolean;
-  plain?: boolean;
 }
 
 export type State = Record<string, any>;
@@ -165,6 +164,7 @@ export interface Figure {
   note?: string;
   table: string;
   where?: string[];
+  only?: Row;
   x: string;
   y: string;
   by?: string;

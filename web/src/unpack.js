@@ -9,6 +9,9 @@ export const VERSION = schema.version;
 /** A fault of the view, in a sentence for the reader. */
 export class ViewError extends Error {}
 
+/** @param {string} what */
+const damaged = (what) => new ViewError(`This view is damaged (${what}): write it again.`);
+
 /** @type {Record<string, any>} */
 const ARRAYS = {
   b1: Uint8Array, u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, i4: Int32Array,
@@ -29,7 +32,7 @@ function bytes(base64) {
 
 /** @param {string} data @param {number} size */
 async function inflate(data, size) {
-  if (!(size >= 0 && size <= MOST)) throw new ViewError("This view is damaged: its size is not a size.");
+  if (!(size >= 0 && size <= MOST)) throw damaged("size");
   const stream = new Blob([bytes(data)]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
   const reader = stream.getReader();
   const out = new Uint8Array(size);
@@ -37,11 +40,11 @@ async function inflate(data, size) {
   for (;;) {
     const { done, value } = await reader.read();
     if (done) break;
-    if (at + value.length > size) throw new ViewError("This view is damaged: it holds more than it says.");
+    if (at + value.length > size) throw damaged("too long");
     out.set(value, at);
     at += value.length;
   }
-  if (at !== size) throw new ViewError("This view is damaged: it holds less than it says.");
+  if (at !== size) throw damaged("too short");
   return out;
 }
 
@@ -56,7 +59,7 @@ function array(entry, whole, texts) {
   const shape = entry.shape;
   const length = shape.reduce((a, b) => a * b, 1);
   if (!Kind || entry.at % Kind.BYTES_PER_ELEMENT || entry.at + length * Kind.BYTES_PER_ELEMENT > whole.length) {
-    throw new ViewError("This view is damaged: an array lies outside of it.");
+    throw damaged("array");
   }
   const stored = new Kind(whole.buffer, entry.at, length);
   const none = 256 ** Kind.BYTES_PER_ELEMENT - 1;
@@ -84,34 +87,32 @@ async function arrays(block) {
     whole = await inflate(block.data, block.size);
     texts = JSON.parse(new TextDecoder().decode(whole.subarray(0, block.texts)));
   } catch (error) {
-    throw error instanceof ViewError ? error : new ViewError("This view is damaged: it cannot be unpacked.");
+    throw error instanceof ViewError ? error : damaged("data");
   }
   return new Map(Object.entries(block.arrays).map(([name, entry]) => [name, array(entry, whole, texts)]));
 }
 
 /**
- * Throws a ViewError where the arrays are not those that the kind has: lines like
- * `number lens layer position?: entropy kl`, or `text policies.: policy` for the columns of a table.
+ * Throws a ViewError where the arrays are not those that the kind has, by lines like `number lens layer?: entropy kl`,
+ * or where the columns of a table (`table.column`) are not of one length.
  * @param {Map<string, Values>} found
  * @param {string[]} lines
  */
 function check(found, lines) {
   /** @type {Record<string, number>} */
   const sizes = {};
+  const fits = (/** @type {string} */ axis, /** @type {number} */ size) => (sizes[axis] ??= size) === size;
+  for (const [name, values] of found) {
+    const [table, column] = name.split(".");
+    if (column && !fits(table, values.shape[0])) throw damaged(name);
+  }
   for (const line of lines) {
     const [head, names] = line.split(": ");
     const [type, ...axes] = head.replace("?", "").split(" ");
-    const table = axes[0].endsWith(".") ? axes[0] : "";
-    for (const name of names.split(" ").map((short) => table + short)) {
+    for (const name of names.split(" ")) {
       const values = found.get(name);
-      if (!values) {
-        if (head.endsWith("?")) continue;
-        throw new ViewError(`This view is incomplete: it has no ${name}.`);
-      }
-      const fits = values.type === type && values.shape.length === axes.length;
-      if (!fits || axes.some((axis, i) => (sizes[axis] ??= values.shape[i]) !== values.shape[i])) {
-        throw new ViewError(`This view is damaged: its ${name} does not fit the rest.`);
-      }
+      if (!values && head.endsWith("?")) continue;
+      if (!values || values.type !== type || values.shape.length !== axes.length || !axes.every((axis, i) => fits(axis, values.shape[i]))) throw damaged(name);
     }
   }
 }
@@ -124,15 +125,14 @@ export async function unpack(view) {
   if (!view || view.format !== "exitlens-view") throw new ViewError("This is not a view of exitlens.");
   if (!(view.version <= VERSION)) {
     throw new ViewError(
-      `This view was written by a newer exitlens (form ${view.version}; this page reads up to ${VERSION}). ` +
-        "Update exitlens to see it.",
+      `This view is of a newer exitlens (form ${view.version}; here ${VERSION}): update exitlens to see it.`,
     );
   }
   /** @type {Record<string, string[]>} */
   const kinds = schema.kinds;
-  if (!Object.hasOwn(kinds, view.kind)) throw new ViewError(`This page cannot show views of the kind “${String(view.kind).slice(0, 80)}”.`);
+  if (!Object.hasOwn(kinds, view.kind)) throw new ViewError(`Unknown kind of view: ${String(view.kind).slice(0, 80)}.`);
   if (typeof DecompressionStream === "undefined") {
-    throw new ViewError("This browser cannot unpack the data (it has no DecompressionStream): use one from 2023 or later.");
+    throw new ViewError("This browser is too old to unpack views: use one from 2023 or later.");
   }
   const found = await arrays(view.block);
   check(found, kinds[view.kind]);
@@ -151,7 +151,7 @@ export async function unpack(view) {
     page(i) {
       let made = pages.get(i);
       if (!made) {
-        if (!packed[i]) return Promise.reject(new ViewError("This view is incomplete: a page is missing."));
+        if (!packed[i]) return Promise.reject(damaged("page"));
         made = arrays(packed[i]).then((page) => (check(page, kinds[`${view.kind}/page`]), page));
         pages.set(i, made);
       }

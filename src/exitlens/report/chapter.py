@@ -24,6 +24,7 @@ from pandas import DataFrame
 from exitlens.report.comparable import Curve, Number, table_curves, table_numbers
 from exitlens.report.frames import Results
 from exitlens.report.text import Column
+from exitlens.report.view_data import View
 
 __all__ = ["Chapter", "Part", "Plate", "Sheet", "plain_rows"]
 
@@ -110,6 +111,10 @@ class Chapter(Protocol):
 
     def figures(self, results: Results) -> list[Plate]:
         """The figures that these tables allow, in the order of the section."""
+        return []
+
+    def views(self, results: Results) -> list[View]:
+        """The interactive views of the section; figures stand in for them on paper and where no script runs."""
         return []
 
     def numbers(self, results: Results) -> list[Number]:

@@ -1,4 +1,4 @@
-"""``report.html``: one file that tells a run on screen and on paper, with no network and no script.
+"""``report.html``: one file that tells a run on screen and on paper, with no network and no script but our own.
 
 ``templates/report.html.j2`` is the page and ``templates/report.css`` its style. Jinja escapes whatever it inserts; only
 the style sheet and the drawings of :mod:`exitlens.report.figure_style` go in as they are.
@@ -22,6 +22,7 @@ from exitlens.report import figure_style as style
 from exitlens.report.chapter import Chapter, Plate, Sheet
 from exitlens.report.frames import Results
 from exitlens.report.text import is_number, number_text, slug, visible
+from exitlens.report.view_page import OLD_BROWSER, component, policy, script_of, starter
 from exitlens.report.words import narrow_tables
 from exitlens.storage.atomic import write_bytes
 
@@ -55,6 +56,7 @@ class _Section:
     answer: str
     findings: list[str]
     figures: list[tuple[str, Markup | None, str]]
+    views: list[Markup]
     sheets: list[Sheet]
 
 
@@ -103,11 +105,17 @@ def render(results: Results, chapters: Mapping[str, Chapter], figures: Mapping[s
                 chapter.answer(results),
                 chapter.headline(results),
                 [_figure(figure, figures[figure], made.get(figure)) for figure in drawn],
+                [
+                    script_of(view, f"{slug(name)}-{i}")
+                    for i, view in enumerate(chapter.views(results) if there else (), start=1)
+                ],
                 [sheet for sheet in chapter.tables(results) if sheet.rows] if there else [],
             )
         )
     apart = [_trouble(stage, facts) for stage, facts in stages.items() if homes[stage] is None]
     page = _environment().get_template("report.html.j2")
+    # Without views the page holds no script at all, and its policy allows none.
+    scripts = (component(), starter(), OLD_BROWSER) if any(section.views for section in sections) else ()
     return page.render(
         model=results.model,
         manifest=manifest,
@@ -118,6 +126,8 @@ def render(results: Results, chapters: Mapping[str, Chapter], figures: Mapping[s
         run={key: manifest[key] for key in ("seed", "started", "finished", "version") if manifest.get(key) is not None},
         stage_sheet=_stage_sheet(stages),
         colours=COLOURS,
+        policy=policy(*scripts),
+        scripts=[Markup(script) for script in scripts],
     )
 
 

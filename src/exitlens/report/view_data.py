@@ -332,6 +332,11 @@ def _check(made: View) -> None:
 
 def _check_block(what: str, block: Block, specs: Mapping[str, ArraySpec]) -> None:
     sizes: dict[Hashable, int] = {}
+    # The columns of a table, arrays named `table.column`, are of one length.
+    for name, column in block.arrays.items():
+        table, _, short = name.partition(".")
+        if short and (not column.shape or sizes.setdefault(table, column.shape[0]) != column.shape[0]):
+            raise InputError(f"the view's array {name!r} ({what}) is not as long as the other columns of {table!r}")
     for name, spec in specs.items():
         entry = block.arrays.get(name)
         if entry is None:

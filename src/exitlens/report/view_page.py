@@ -17,7 +17,7 @@ from markupsafe import Markup
 from exitlens.report.text import visible
 from exitlens.report.view_data import View, embedded
 
-__all__ = ["OLD_BROWSER", "component", "frame", "page", "policy", "script_of"]
+__all__ = ["OLD_BROWSER", "component", "frame", "page", "policy", "script_of", "starter"]
 
 # For browsers that do not know modules: they run this and skip the component.
 OLD_BROWSER: Final = (
@@ -31,7 +31,17 @@ _HEIGHTS: Final = {"map": 760, "choices": 720, "decoders": 760, "entropy": 760, 
 @functools.cache
 def component() -> str:
     """The component's JavaScript, an ES module."""
-    return resources.files("exitlens.report").joinpath("assets/view.js").read_text(encoding="utf-8")
+    return _asset("view.js")
+
+
+@functools.cache
+def starter() -> str:
+    """The script of a page, after the component: it draws the views that stand there, and keeps their state."""
+    return _asset("page.js")
+
+
+def _asset(name: str) -> str:
+    return resources.files("exitlens.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def policy(*scripts: str) -> str:
@@ -69,7 +79,7 @@ def page(views: Sequence[View], *, title: str = "", static: str = "") -> str:
     Returns:
         The document.
     """
-    scripts = (component(), OLD_BROWSER)
+    scripts = (component(), starter(), OLD_BROWSER)
     return (
         _environment()
         .get_template("view.html.j2")
@@ -78,8 +88,8 @@ def page(views: Sequence[View], *, title: str = "", static: str = "") -> str:
             policy=policy(*scripts),
             views=[script_of(made, f"view-{i}") for i, made in enumerate(views, start=1)],
             static=Markup(static),
-            component=Markup(scripts[0]),
-            old=Markup(scripts[1]),
+            scripts=[Markup(each) for each in scripts[:2]],
+            old=Markup(OLD_BROWSER),
         )
     )
 

@@ -49,31 +49,32 @@ export function makeCurves(model, o) {
   const shown = () => (o.metric() === "p" || o.metric() === "rank" ? (model.has("entropy") ? "entropy" : "margin") : o.metric());
   const ranked = () => model.has("rank") || model.ranks > 1;
 
-  /** @type {{title: () => string, make: (width: number) => import("../types").Scene, layers: boolean}[]} */
+  const layered = /** @type {[number, number]} */ ([model.layers[0], model.layers[model.layers.length - 1]]);
+  /** @type {(title: () => string, layers: boolean, kind: () => string, lines: (kind: string) => import("../types").Series[]) => {title: () => string, layers: boolean, make: (width: number) => import("../types").Scene}} */
+  const chart = (title, layers, kind, lines) => ({
+    title, layers,
+    make(width) {
+      const name = title();
+      const ranked = kind() === "rank";
+      const all = layers ? [] : window();
+      return lineChart({
+        name, label: name, width, height: 170, x: layers ? "layer" : "position", y: METRICS[kind()].unit || METRICS[kind()].label.toLowerCase(), whole: true,
+        domain: layers ? layered : [all[0], all[all.length - 1]], range: kind() === "p" ? [0, 1] : undefined, down: ranked, log: ranked,
+        series: lines(kind()), at: layers ? model.layers[place().layer] : place().position,
+      });
+    },
+  });
   const charts = [
-    {
-      title: () => "Probability by layer", layers: true,
-      make: (width) => lineChart({ name: "probability-by-layer", label: "Probability of the followed tokens by layer", width, height: 170, x: "layer", y: "probability", whole: true, domain: [model.layers[0], model.layers[model.layers.length - 1]], range: [0, 1], series: overLayers("p"), at: model.layers[place().layer] }),
-    },
-    {
-      title: () => "Rank by layer", layers: true,
-      make: (width) => lineChart({ name: "rank-by-layer", label: "Rank of the followed tokens by layer; 0 is the most probable", width, height: 170, x: "layer", y: "rank", whole: true, domain: [model.layers[0], model.layers[model.layers.length - 1]], down: true, log: true, series: overLayers("rank"), at: model.layers[place().layer] }),
-    },
-    {
-      title: () => "Rank by position", layers: false,
-      make: (width) => lineChart({ name: "rank-by-position", label: "Rank of the followed tokens by position", width, height: 170, x: "position", y: "rank", whole: true, domain: [window()[0], window()[window().length - 1]], down: true, log: true, series: overPositions("rank"), at: place().position }),
-    },
-    {
-      title: () => `${METRICS[shown()].label} by layer`, layers: true,
-      make: (width) => lineChart({
-        name: `${shown()}-by-layer`, label: `${METRICS[shown()].hint} by layer at the token in focus`, width, height: 170, x: "layer", y: METRICS[shown()].unit || shown(), whole: true, at: model.layers[place().layer],
-        series: model.lenses.map((name, l) => ({ name, colour: l, points: model.layers.map((x, j) => ({ x, y: model.value(shown(), l, j, place().position), key: j })) })),
-      }),
-    },
+    chart(() => "Probability by layer", true, () => "p", overLayers),
+    chart(() => "Rank by layer", true, () => "rank", overLayers),
+    chart(() => "Rank by position", false, () => "rank", overPositions),
+    chart(() => `${METRICS[shown()].label} by layer`, true, shown, (kind) => model.lenses.map((name, colour) => ({
+      name, colour, points: model.layers.map((x, j) => ({ x, y: model.value(kind, colour, j, place().position), key: j })),
+    }))),
   ];
-  const made = charts.map((chart) => chartFigure(chart.make, {
-    name: chart.title(),
-    onpick: (hit) => (chart.layers ? o.go(hit.key, place().position) : o.go(place().layer, hit.key)),
+  const made = charts.map((each) => chartFigure(each.make, {
+    name: each.title(),
+    onpick: (hit) => (each.layers ? o.go(hit.key, place().position) : o.go(place().layer, hit.key)),
   }));
   const names = h("div", { class: "followed" });
   const element = h("div", { class: "curves-frame" }, names, h("div", { class: "curves" }, ...made.map((each) => each.figure)));
@@ -98,6 +99,6 @@ export function makeCurves(model, o) {
         names.replaceChildren(h("span", { text: o.pins().length ? "Pinned:" : "Followed:" }), legend(tokens.map((token) => ({ name: tokenText(token), points: [] }))));
       }
     },
-    scenes: () => charts.map((chart) => chart.make(640)).filter((_, i) => ranked() || (i !== 1 && i !== 2)),
+    scenes: () => charts.map((each) => each.make(640)).filter((_, i) => ranked() || (i !== 1 && i !== 2)),
   };
 }

@@ -2,12 +2,12 @@
 
 import { PALETTE, ramp, shade } from "../colour.js";
 import { h } from "../dom.js";
-import { shorten, tokenText } from "../text.js";
+import { tokenText } from "../text.js";
 import { strength, valueText } from "./model.js";
 
 const GUTTER = 34; // of the layers' numbers
 const HEAD = 24; // of the text's tokens
-const segmenter = typeof Intl !== "undefined" && "Segmenter" in Intl ? new Intl.Segmenter() : null;
+const segmenter = new Intl.Segmenter();
 
 /**
  * @param {import("./model.js").Model} model
@@ -22,8 +22,8 @@ export function makeGrid(model, o) {
   const scroller = h(
     "div",
     {
-      class: "grid", tabindex: "0", role: "application", "aria-roledescription": "map of tokens and layers",
-      "aria-label": "Token by layer map. Arrow keys move between cells, Home and End go to the first and last token, Page Up and Page Down to the last and first layer, Enter opens the distribution.",
+      class: "grid", tabindex: "0", role: "application",
+      "aria-label": "Map of tokens and layers: arrow keys, Home, End, Page Up and Page Down move, Enter selects",
     },
     canvas, ring, spacer,
   );
@@ -54,13 +54,12 @@ export function makeGrid(model, o) {
 
   /** @param {string} text @param {number} room */
   const fit = (text, room) => {
-    const key = text;
-    let found = cut.get(key);
+    let found = cut.get(text);
     if (found === undefined) {
-      found = text.length > 200 ? shorten(text, 60) : text;
+      found = text.slice(0, 200);
       if (pen.measureText(found).width > room) {
         // Cut between what a reader sees as characters: accents and families of emoji stay whole.
-        const parts = segmenter ? [...segmenter.segment(found)].map((part) => part.segment) : [...found];
+        const parts = [...segmenter.segment(found)].map((part) => part.segment);
         let low = 0;
         let high = parts.length;
         while (low < high) {
@@ -70,11 +69,17 @@ export function makeGrid(model, o) {
         }
         found = `${parts.slice(0, low).join("")}…`;
       }
-      cut.set(key, found);
+      cut.set(text, found);
     }
     return found;
   };
 
+  const clip = (/** @type {number} */ x, /** @type {number} */ y, /** @type {number} */ w, /** @type {number} */ hh) => {
+    pen.save();
+    pen.beginPath();
+    pen.rect(x, y, w, hh);
+    pen.clip();
+  };
   const render = () => {
     queued = false;
     const width = scroller.clientWidth;
@@ -108,7 +113,7 @@ export function makeGrid(model, o) {
     pen.direction = "ltr";
     pen.textBaseline = "middle";
     pen.textAlign = "left";
-    pen.font = "12px system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif";
+    pen.font = "12px system-ui,sans-serif";
     for (let row = firstRow; row <= lastRow; row++) {
       const j = layerAt(row);
       const y = HEAD + row * ch - top;
@@ -140,24 +145,18 @@ export function makeGrid(model, o) {
     pen.fillRect(0, 0, width, HEAD);
     pen.fillRect(0, 0, GUTTER, height);
     pen.fillStyle = ink;
-    pen.font = "600 12px system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif";
-    pen.save();
-    pen.beginPath();
-    pen.rect(GUTTER, 0, width - GUTTER, HEAD);
-    pen.clip();
+    pen.font = "600 12px system-ui,sans-serif";
+    clip(GUTTER, 0, width, HEAD);
     for (let p = first; p <= last; p++) {
       const x = GUTTER + p * cw - left;
       if (worded) pen.fillText(fit(`${tokenText(model.token(p))}`, cw - 9), x + 4, HEAD / 2);
       else if (p % 10 === 0) pen.fillText(String(p), x, HEAD / 2);
     }
     pen.restore();
-    pen.font = "11px system-ui, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif";
+    pen.font = "11px system-ui,sans-serif";
     pen.fillStyle = muted;
     pen.textAlign = "right";
-    pen.save();
-    pen.beginPath();
-    pen.rect(0, HEAD, GUTTER, height - HEAD);
-    pen.clip();
+    clip(0, HEAD, GUTTER, height);
     for (let row = firstRow; row <= lastRow; row++) {
       const j = layerAt(row);
       if (worded || model.layers[j] % 5 === 0 || row === 0) pen.fillText(String(model.layers[j]), GUTTER - 6, HEAD + row * ch - top + ch / 2);
@@ -165,7 +164,7 @@ export function makeGrid(model, o) {
     pen.restore();
     const hiddenColumns = model.positions() - Math.floor((left + width - GUTTER + 2) / cw);
     const hiddenRows = rows() - Math.floor((top + height - HEAD + 2) / ch);
-    more.textContent = [hiddenColumns > 0 && `${hiddenColumns} more token${hiddenColumns > 1 ? "s" : ""} →`, hiddenRows > 0 && `${hiddenRows} more layer${hiddenRows > 1 ? "s" : ""} ↓`].filter(Boolean).join("   ");
+    more.textContent = `${hiddenColumns > 0 ? `tokens → ${hiddenColumns} more` : ""}${hiddenRows > 0 ? `  layers ↓ ${hiddenRows} more` : ""}`;
     more.hidden = !more.textContent;
     mark();
   };
@@ -225,14 +224,11 @@ export function makeGrid(model, o) {
   });
   scroller.addEventListener("keydown", (event) => {
     const { layer, position } = o.at() ?? { layer: rows() - 1, position: 0 };
-    if (event.key === "ArrowRight") go(layer, position + 1);
-    else if (event.key === "ArrowLeft") go(layer, position - 1);
-    else if (event.key === "ArrowUp") go(layer + 1, position);
-    else if (event.key === "ArrowDown") go(layer - 1, position);
-    else if (event.key === "Home") go(event.ctrlKey ? rows() - 1 : layer, 0);
-    else if (event.key === "End") go(event.ctrlKey ? 0 : layer, model.positions() - 1);
-    else if (event.key === "PageUp") go(rows() - 1, position);
-    else if (event.key === "PageDown") go(0, position);
+    const end = 1e9;
+    /** @type {Record<string, [number, number]>} */
+    const moves = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowUp: [1, 0], ArrowDown: [-1, 0], Home: [0, -end], End: [0, end], PageUp: [end, 0], PageDown: [-end, 0] };
+    const move = moves[event.key];
+    if (move) go(layer + move[0], position + move[1]);
     else if (event.key === "Enter" || event.key === " ") o.onopen(layer, position);
     else return;
     event.preventDefault();

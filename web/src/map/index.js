@@ -2,7 +2,8 @@
 
 import { shade } from "../colour.js";
 import { choice, h } from "../dom.js";
-import { distinct, shorten, tokenText } from "../text.js";
+import { box, label } from "../scene.js";
+import { shorten, tokenText } from "../text.js";
 import { makeCurves } from "./curves.js";
 import { makeGrid } from "./grid.js";
 import { METRICS, packedModel, strength, valueText } from "./model.js";
@@ -50,10 +51,8 @@ export function mapPart(ctx, model, extra = {}) {
     },
     onopen(layer, position) {
       hovered = null;
-      state.opened = true;
       ctx.set({ at: [layer, position] });
-      const token = tokenText(model.top(lens(), layer, position, 0));
-      ctx.announce(`Layer ${model.layers[layer]}, after “${tokenText(model.token(position))}”: ${token}, ${valueText("p", model.value("p", lens(), layer, position))}`);
+      say();
     },
   });
   grid.scroller.addEventListener("pointerleave", () => {
@@ -123,7 +122,7 @@ export function mapPart(ctx, model, extra = {}) {
       h("span", { text: valueText(metric(), ends[0]) }),
       h("span", { class: "ramp", style: { background: `linear-gradient(90deg, ${stops.join(",")})` } }),
       h("span", { text: valueText(metric(), ends[1]) }),
-      h("span", { class: "what", text: what }),
+      h("span", { text: what }),
     );
   };
 
@@ -167,19 +166,18 @@ function scene(model, l, metric, values) {
   const range = model.range(metric, l);
   /** @type {import("../types").Shape[]} */
   const items = [];
-  for (let p = 0; p < shown; p++) items.push({ tag: "text", x: left + p * cw + 3, y: 17, text: shorten(tokenText(model.token(p)), 9), size: 10, bold: true });
+  for (let p = 0; p < shown; p++) items.push(label(left + p * cw + 3, 17, shorten(tokenText(model.token(p)), 9), 10, "ink", undefined, true));
   model.layers.forEach((layer, j) => {
     const y = head + (model.layers.length - 1 - j) * ch;
-    items.push({ tag: "text", x: left - 6, y: y + 14, text: String(layer), anchor: "end", size: 10, fill: "muted" });
+    items.push(label(left - 6, y + 14, String(layer), 10, "muted", "end"));
     for (let p = 0; p < shown; p++) {
       const value = model.value(metric, l, j, p);
       const t = strength(metric, value, range);
       const { fill, ink } = t >= 0 ? shade(false, t) : { fill: "#ffffff", ink: "#000000" };
-      items.push({ tag: "rect", x: left + p * cw, y, w: cw - 1, h: ch - 1, fill });
       const text = values ? valueText(metric, value) : shorten(tokenText(model.top(l, j, p, 0)), 10);
-      items.push({ tag: "text", x: left + p * cw + 3, y: y + 14, text, size: 10, fill: ink });
+      items.push(box(left + p * cw, y, cw - 1, ch - 1, fill), label(left + p * cw + 3, y + 14, text, 10, ink));
     }
   });
-  const label = `Top-1 token of each layer after each token, ${model.lenses[l]} lens; colour: ${METRICS[metric].hint}` + (shown < model.positions() ? `; the first ${shown} of ${model.positions()} tokens` : "");
-  return { name: `map-${distinct([metric])[0]}`, label, width: left + shown * cw + 4, height: head + model.layers.length * ch + 4, items, hits: [] };
+  const about = `Top-1 token of each layer, ${model.lenses[l]} lens; colour: ${METRICS[metric].hint}; ${shown} of ${model.positions()} tokens`;
+  return { name: `map-${metric}`, label: about, width: left + shown * cw + 4, height: head + model.layers.length * ch + 4, items, hits: [] };
 }

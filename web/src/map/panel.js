@@ -1,6 +1,6 @@
 // The distribution of the cell in focus: the top tokens with their probabilities, and the cell's numbers.
 
-import { h } from "../dom.js";
+import { bdi, h } from "../dom.js";
 import { tokenText } from "../text.js";
 import { METRICS, valueText } from "./model.js";
 
@@ -13,7 +13,7 @@ export function makePanel(model, o) {
   const where = h("p", { class: "where" });
   const list = h("ol", { class: "top" });
   const numbers = h("dl", { class: "numbers" });
-  const hint = h("p", { class: "hint", text: "Press a token to pin it: curves follow pinned tokens." });
+  const hint = h("p", { class: "hint", text: "Press a token to pin it to the curves." });
   const actions = h("div", { class: "actions" });
   const element = h("aside", { class: "panel", "aria-label": "The cell in focus" }, where, list, numbers, actions, hint);
   // Rows are made once and filled anew: a pointer that moves over cells must not wait for elements.
@@ -21,25 +21,12 @@ export function makePanel(model, o) {
     const token = h("bdi", { class: "token" });
     const bar = h("span", { class: "bar" });
     const share = h("span", { class: "share" });
-    const button = h("button", { type: "button", onclick: () => o.pin(item.raw) }, token, h("span", { class: "track", "aria-hidden": "true" }, bar), share);
+    const button = h("button", { onclick: () => o.pin(item.raw) }, token, h("span", { class: "track", "aria-hidden": "true" }, bar), share);
     const line = h("li", {}, button);
     const item = { line, token, bar, share, button, raw: "" };
     return item;
   });
   list.append(...rows.map((row) => row.line));
-  /** @type {Map<string, {term: HTMLElement, value: HTMLElement}>} */
-  const facts = new Map();
-  for (const metric of ["entropy", "kl", "margin"]) {
-    if (!model.has(metric)) continue;
-    const term = h("dt", { text: METRICS[metric].label });
-    const value = h("dd");
-    facts.set(metric, { term, value });
-    numbers.append(term, value);
-  }
-  const nextTerm = h("dt");
-  const nextValue = h("dd");
-  numbers.append(nextTerm, nextValue);
-
   return {
     element,
     draw() {
@@ -50,7 +37,7 @@ export function makePanel(model, o) {
       const lens = o.lens();
       const number = model.layers[layer];
       const named = layer === model.layers.length - 1 ? `layer ${number}, the last` : number === 0 ? "layer 0, the embeddings" : `layer ${number}`;
-      where.replaceChildren(`After `, h("bdi", { class: "token", text: tokenText(model.token(position)) }), ` (${position}), ${named}`);
+      where.replaceChildren(`After `, bdi(tokenText(model.token(position)), "token"), ` (${position}), ${named}`);
       const pins = o.pins();
       rows.forEach((row, k) => {
         const raw = model.top(lens, layer, position, k);
@@ -65,14 +52,10 @@ export function makePanel(model, o) {
         row.button.setAttribute("aria-pressed", String(on));
         row.button.title = on ? "Unpin" : "Pin";
       });
-      for (const [metric, { value }] of facts) value.textContent = valueText(metric, model.value(metric, lens, layer, position));
+      const facts = ["entropy", "kl", "margin"].filter(model.has).flatMap((metric) => [h("dt", { text: METRICS[metric].label }), h("dd", { text: valueText(metric, model.value(metric, lens, layer, position)) })]);
       const next = model.next(position);
-      nextTerm.hidden = nextValue.hidden = next === null;
-      if (next !== null) {
-        nextTerm.replaceChildren("Next in the text: ", h("bdi", { class: "token", text: tokenText(next) }));
-        const rank = model.value("rank", lens, layer, position);
-        nextValue.textContent = Number.isNaN(rank) ? "–" : `rank ${rank}`;
-      }
+      if (next !== null) facts.push(h("dt", {}, "Next in the text: ", bdi(tokenText(next), "token")), h("dd", { text: `rank ${valueText("rank", model.value("rank", lens, layer, position))}` }));
+      numbers.replaceChildren(...facts);
       const made = o.actions?.(at);
       actions.replaceChildren(...(made ? [made] : []));
     },

@@ -9,12 +9,14 @@ from exitlens.report.chapter import Chapter, Part, Plate, Sheet, plain_rows
 from exitlens.report.comparable import Curve, Number
 from exitlens.report.frames import Results, Row, distinct, groups, layers_of
 from exitlens.report.text import Column, is_number, number_text, p_text, to_float, visible
+from exitlens.report.view_data import View
 from exitlens.report.words import count, counted, excludes, join, ranges, reservation, shown, sizes
 from exitlens.scoring import PROTOCOLS
 from exitlens.studies.answers.chapter import answers_judged
 from exitlens.studies.decoding import figures as draw
 from exitlens.studies.decoding.compared import decoding_numbers
 from exitlens.studies.decoding.figures import metric_name
+from exitlens.studies.decoding.views import run_views
 
 __all__ = ["DecodingChapter"]
 
@@ -132,6 +134,10 @@ class DecodingChapter(Chapter):
             drawn = partial(draw.layer_choices, frame, note=model)
             out.append(Plate("decoding-layers", f"{caption} Model {model}.", caption, drawn))
         return out
+
+    def views(self, results: Results) -> list[View]:
+        """See :mod:`exitlens.studies.decoding.views`."""
+        return run_views(results)
 
     def numbers(self, results: Results) -> list[Number]:
         """Scores and verdicts of every decoder."""

@@ -9,10 +9,12 @@ from exitlens.report.chapter import Chapter, Part, Plate, Sheet
 from exitlens.report.comparable import Curve, Number
 from exitlens.report.frames import Results, Row, distinct, groups, layers_of, spread
 from exitlens.report.text import Column, is_number, number_text, p_text, to_float, visible
+from exitlens.report.view_data import View
 from exitlens.report.words import LEVEL, count, counted, excludes, join, layers_text, p_equals, reservation, shown
 from exitlens.studies.answers.chapter import answers_judged
 from exitlens.studies.entropy import figures as draw
 from exitlens.studies.entropy.compared import entropy_curves, entropy_numbers
+from exitlens.studies.entropy.views import run_views
 
 __all__ = ["EntropyChapter"]
 
@@ -112,6 +114,10 @@ class EntropyChapter(Chapter):
             where = f"{_POOLED} Model {model}; judge and n in each panel's title."
             made.append(Plate("entropy-pooled-weights", where, _POOLED, pooled))
         return made
+
+    def views(self, results: Results) -> list[View]:
+        """See :mod:`exitlens.studies.entropy.views`."""
+        return run_views(results)
 
     def numbers(self, results: Results) -> list[Number]:
         """Verdicts, entropy at the last layer, and how well it ranks answers."""

@@ -12,9 +12,11 @@ from exitlens.report.chapter import Chapter, Part, Plate, Sheet, plain_rows
 from exitlens.report.comparable import Curve, Number
 from exitlens.report.frames import Results, Row
 from exitlens.report.text import Column, is_number, number_text, to_float, visible
+from exitlens.report.view_data import View
 from exitlens.report.words import counted, excludes, join, set_text, share_text, shown
 from exitlens.studies.exits import figures as draw
 from exitlens.studies.exits.compared import best_saving, exit_curves, exit_numbers, is_oracle
+from exitlens.studies.exits.views import run_views
 
 __all__ = ["ExitsChapter"]
 
@@ -125,6 +127,10 @@ class ExitsChapter(Chapter):
                 drawn = partial(function, frame, note=results.model)
                 out.append(Plate(f"exits-{name}", f"{caption} Model {results.model}.", caption, drawn))
         return out
+
+    def views(self, results: Results) -> list[View]:
+        """See :mod:`exitlens.studies.exits.views`."""
+        return run_views(results)
 
     def numbers(self, results: Results) -> list[Number]:
         """What is saved at each agreement, and the risk where it is guaranteed."""

@@ -12,11 +12,13 @@ from exitlens.report.chapter import Chapter, Part, Plate, Sheet
 from exitlens.report.comparable import Curve, Number
 from exitlens.report.frames import Results, Row, distinct, evenly, groups, layers_of, rows, spread
 from exitlens.report.text import Column, is_number, number_text, slug, to_float, token_text, visible
+from exitlens.report.view_data import View
 from exitlens.report.words import join, layers_text
 from exitlens.studies.layers import attribution_chapter as attribution
 from exitlens.studies.layers import figures as draw
 from exitlens.studies.layers.accuracy import accuracy_answer, accuracy_figures, accuracy_sheet
 from exitlens.studies.layers.compared import layer_curves, layer_numbers
+from exitlens.studies.layers.views import run_views
 
 __all__ = ["LayersChapter"]
 
@@ -81,6 +83,10 @@ class LayersChapter(Chapter):
             tag = slug(verdict) + (f"-{seen[verdict]}" if seen[verdict] > 1 else "")
             out += _plates(results, pick, mine, tag)
         return [*out, *attribution.attribution_plates(results)]
+
+    def views(self, results: Results) -> list[View]:
+        """See :mod:`exitlens.studies.layers.views`."""
+        return run_views(results)
 
     def numbers(self, results: Results) -> list[Number]:
         """Whether a correct choice ranks first, at the last layer and over layers."""

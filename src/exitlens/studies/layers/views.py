@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pandas import DataFrame
 
-from exitlens.report.frames import Results
+from exitlens.report.frames import Results, evenly
 from exitlens.report.text import visible
 from exitlens.report.view_data import Values, View, columns_of, view
+from exitlens.report.view_figures import Figure, Switch, figures_meta
 
 __all__ = ["choices_view", "run_views"]
 
+BARS = 6  # layers with bars of their own, as in the original figures
 PAGE = 40  # questions: some 100 kB, unpacked in a few milliseconds
 
 
@@ -108,8 +110,33 @@ def choices_view(
     if accuracy is not None:
         names = ("lens", "layer", "n", "accuracy", "low", "high", "correct_share", "mass")
         arrays |= columns_of("accuracy", accuracy, names)
-    meta = {"early": int(layers[len(layers) // 2])}
+    meta = {"early": int(layers[len(layers) // 2]), **_figures(lenses, [int(layer) for layer in layers])}
     return view("choices", arrays, title=title, caption=caption, model=model, meta=meta, pages=pages)
+
+
+def _figures(lenses: list[str], layers: list[int]) -> dict[str, Any]:
+    """Shares or probabilities of the choices: curves over all layers, bars at six of them, and accuracy over all."""
+    measure = Switch("measure", "Show", options=(("share", "Share among the choices"), ("probability", "Probability")))
+    switches = [measure, Switch("lens", "Lens", options=tuple((name, name) for name in lenses))]
+    where = ("lens",)
+    figures = [
+        Figure("line", "by-layer", "{$measure} by layer", "choices", "layer", "$measure", by="choice", where=where)
+    ]
+    for layer in evenly(layers, BARS):
+        last = ", the last" if layer == layers[-1] else ""
+        figures.append(
+            Figure(
+                "bar", f"layer-{layer}", f"Layer {layer}{last}", "choices", "choice", "$measure",
+                by="choice", where=where, only={"layer": layer}, label="{mark}{choice}", range=(0, 1),
+            )
+        )  # fmt: skip
+    figures.append(
+        Figure(
+            "line", "accuracy", "Correct choice first, all questions (n = {n})", "accuracy", "layer", "accuracy",
+            by="lens", low="low", high="high", range=(0, 1), note="Bands: 95% intervals.",
+        )
+    )  # fmt: skip
+    return figures_meta(figures, switches)
 
 
 def _wide(frame: DataFrame, value: str, lenses: list[str], layers: NDArray[Any]) -> DataFrame:

@@ -11,12 +11,14 @@ from exitlens.report.chapter import Chapter, Part, Plate, Sheet, plain_rows
 from exitlens.report.comparable import Curve, Number
 from exitlens.report.frames import Results, Row, distinct, groups
 from exitlens.report.text import Column, is_number, number_text, to_float, visible
+from exitlens.report.view_data import View
 from exitlens.report.words import apart, count, excludes, shown, sizes
 from exitlens.studies.probes import figures, figures_evaluation
 from exitlens.studies.probes.answer import WARNING, original_answer, probe_answer
 from exitlens.studies.probes.answer_chapter import answer_findings, answer_parts, answer_plates, answer_sheets
 from exitlens.studies.probes.compared import probe_curves, probe_numbers
 from exitlens.studies.probes.figures import method_name
+from exitlens.studies.probes.views import run_views
 
 __all__ = ["ProbesChapter"]
 
@@ -163,6 +165,10 @@ class ProbesChapter(Chapter):
             drawn = partial(figures.training_curves, curves, note=results.model)
             out.append(Plate("probes-training", f"{_TRAINING} Model {results.model}.", _TRAINING, drawn))
         return out
+
+    def views(self, results: Results) -> list[View]:
+        """See :mod:`exitlens.studies.probes.views`."""
+        return run_views(results)
 
     def numbers(self, results: Results) -> list[Number]:
         """Accuracy and AUROC of each kind of probe, and of the original study's."""
