@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,6 +22,7 @@ from exitlens.report.frames import Results
 from exitlens.report.gallery import plates as all_plates
 from exitlens.report.page import write_report
 from exitlens.report.token_map import token_map
+from exitlens.report.view_data import parse_view
 from exitlens.report.words import counted, narrow_tables, set_text
 from exitlens.studies.decoding.chapter import DecodingChapter
 from exitlens.studies.entropy.chapter import EntropyChapter
@@ -109,8 +113,15 @@ def full() -> str:
 def test_a_full_report_is_well_formed_self_contained_and_escaped(full: str) -> None:
     text = full
     reader = read(text)
-    names = {tag for tag, _ in reader.tags}
-    assert "script" not in names
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", text, re.DOTALL)
+    assert len(scripts) == sum(tag == "script" for tag, _ in reader.tags)
+    policy = next(str(a["content"]) for _, a in reader.tags if a.get("http-equiv"))
+    run = [script for kind, script in scripts if "application/json" not in kind]
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in run]
+    assert sorted(re.findall(r"sha256-([^']+)", policy)) == sorted(hashes), "only our own scripts run"
+    assert "unsafe" not in policy.replace("style-src 'unsafe-inline'", "")
+    assert {parse_view(script).kind for kind, script in scripts if "application/json" in kind} >= {"choices", "exits"}
+    text = re.sub(r"<script[^>]*>.*?</script>", "", text, flags=re.DOTALL)
     assert "alert(" in text, "the awkward text is there, escaped"
     assert "&lt;script&gt;" in text
     for character in ("\x00", "\x1b", "\u202e", "\ud800"):
@@ -168,9 +179,10 @@ def test_every_table_whose_intervals_rest_on_few_units_is_named() -> None:
     assert "groups (n = 3)" in narrow_tables(Results({"groups": groups}), ["groups"])
 
 
-def test_an_empty_run_still_gives_a_page() -> None:
+def test_an_empty_run_still_gives_a_page_without_any_script() -> None:
     text = render({}, {}, {})
-    read(text)
+    assert "script" not in {tag for tag, _ in read(text).tags}
+    assert "script-src 'none'" in html.unescape(text)
     assert "No study of this run has results yet" in text
 
 

@@ -17,7 +17,7 @@ export function barChart(o) {
   const named = Math.min(Math.max(longest * 6.6 + 10, 60), o.width * 0.42);
   const left = named + 4;
   const room = o.width - left - 58;
-  const most = o.most ?? (Math.max(...o.bars.map((bar) => Math.abs(bar.high ?? bar.value)).filter(Number.isFinite), 1e-9));
+  const most = o.most ?? Math.max(...o.bars.flatMap((bar) => [bar.value, bar.low, bar.high]).map((v) => Math.abs(v ?? 0)).filter(Number.isFinite), 1e-9);
   const zero = o.signed ? left + room / 2 : left;
   const scale = (o.signed ? room / 2 : room) / most;
   /** @type {import("./types").Shape[]} */
@@ -32,7 +32,7 @@ export function barChart(o) {
     if (bar.low !== undefined && bar.high !== undefined && Number.isFinite(bar.low) && Number.isFinite(bar.high)) {
       items.push(line(`M${zero + bar.low * scale} ${y + 9}H${zero + bar.high * scale}`, "ink", 1.2));
     }
-    const end = o.signed ? o.width - 4 : Math.min(zero + Math.max(long, 0) + 5, o.width - 50);
+    const end = o.signed ? o.width - 4 : Math.min(zero + Math.max(long, (bar.high ?? 0) * scale || 0) + 5, o.width - 50);
     items.push(label(end, y + 13, bar.note ?? number(bar.value), 11, "muted", o.signed ? "end" : "start"));
     hits.push({ x: zero + Math.max(long, 4), y: y + 9, label: `${visible(bar.label)}: ${bar.note ?? number(bar.value)}`, key: bar.key ?? i });
   });
@@ -49,7 +49,7 @@ export function barChart(o) {
 export function matrix(o) {
   const left = Math.min(24 + 6.6 * Math.max(...o.rows.map((name) => [...name].length)), o.width * 0.34);
   const head = Math.min(34 + 5.2 * Math.max(...o.columns.map((name) => [...name].length)), 110);
-  const cell = Math.max(30, Math.min((o.width - left - 8) / o.columns.length, 84));
+  const cell = Math.max(30, Math.min((o.width - left - 50) / o.columns.length, 84));
   const tall = 26;
   const low = o.low ?? 0;
   const high = o.high ?? 1;
@@ -71,5 +71,5 @@ export function matrix(o) {
       hits.push({ x: x + cell / 2, y: y + tall / 2, label: o.text?.(i, j) ?? `${visible(name)}, ${visible(column)}: ${number(value)}`, key: [i, j] });
     });
   });
-  return { name: o.name, label: o.label, width: Math.max(o.width, left + cell * o.columns.length + 8), height: head + o.rows.length * tall + 4, items, hits };
+  return { name: o.name, label: o.label, width: Math.max(o.width, left + cell * o.columns.length + 50), height: head + o.rows.length * tall + 4, items, hits };
 }

@@ -74,8 +74,11 @@ export function lineChart(o) {
     items.push(label(px(v), height - bottom + 16, tick(v), 11, "muted", "middle"));
   }
   items.push(label(left - 40, 11, o.y, 11, "muted"), label(width - right, height - 5, o.x, 11, "muted", "end"));
-  for (const ref of o.refs ?? []) {
-    items.push(line(`M${left} ${r(py(ref.y))}H${width - right}`, "line", 1, "3 3"), label(width - right, py(ref.y) - 4, ref.label, 11, "muted", "end"));
+  // Names of lines across, above each other where the lines are close.
+  let above = height;
+  for (const ref of (o.refs ?? []).toSorted((a, b) => a.y - b.y)) {
+    above = Math.min(py(ref.y) - 4, above - 12);
+    items.push(line(`M${left} ${r(py(ref.y))}H${width - right}`, "line", 1, "3 3"), label(width - right, above, ref.label, 11, "muted", "end"));
   }
   if (o.at !== undefined && o.at !== null && Number.isFinite(o.at)) {
     items.push(line(`M${r(px(o.at))} ${top}V${height - bottom}`, "line"));

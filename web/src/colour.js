@@ -18,7 +18,7 @@ export const PALETTE = {
 
 // viridis (Smith and van der Walt 2015) at seven places: even in lightness, read alike with every common colour vision.
 const VIRIDIS = ["#440154", "#443983", "#31688e", "#21918c", "#35b779", "#90d743", "#fde725"];
-const DIVERGING = ["#b44a00", "#eab690", "#f2f2f0", "#a6cbe2", "#045b91"];
+const DIVERGING = ["#b44a00", "#eab690", "#a6cbe2", "#045b91"];
 
 /** @param {string} hex @returns {number[]} */
 export function rgb(hex) {
@@ -78,8 +78,7 @@ export function ramp(dark, diverging = false) {
       const t = i / (STEPS - 1);
       let colour;
       if (diverging) {
-        colour = along(DIVERGING, t);
-        if (dark) colour = mix(paper, colour, 0.25 + 0.75 * Math.abs(2 * t - 1));
+        colour = mix(paper, along(DIVERGING, t), Math.min(1, Math.abs(4 * t - 2)));
       } else {
         colour = mix(paper, along(VIRIDIS, dark ? 0.1 + 0.8 * t : 0.9 - 0.78 * t), Math.min(1, 0.03 + t * 1.25));
       }

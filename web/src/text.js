@@ -37,8 +37,8 @@ export function number(value, digits = 3) {
 
 /** `0.52 [0.48, 0.56]`. @param {number} value @param {number} [low] @param {number} [high] @param {number} digits */
 export function interval(value, low, high, digits = 3) {
-  const bounds = low === undefined || high === undefined || Number.isNaN(low) || Number.isNaN(high);
-  return bounds ? number(value, digits) : `${number(value, digits)} [${number(low, digits)}, ${number(high, digits)}]`;
+  const text = number(value, digits);
+  return Number.isFinite(low) && Number.isFinite(high) ? `${text} [${number(low, digits)}, ${number(high, digits)}]` : text;
 }
 
 /** At most so many characters. @param {string} text @param {number} most */

@@ -15,6 +15,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import re
 import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,6 +63,8 @@ _STORED: Final[Mapping[str, str]] = {
     "s2": "<u2",
     "s4": "<u4",
 }
+# What could end a script, what cannot be encoded, and what would be in the file without being seen.
+_ESCAPED: Final = re.compile("[&<>\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 Values: TypeAlias = "NDArray[Any] | Quantised"
 
 
@@ -353,5 +356,5 @@ def _check_block(what: str, block: Block, specs: Mapping[str, ArraySpec]) -> Non
 
 
 def embedded(made: View) -> str:
-    """The view's JSON for a ``<script type="application/json">``: nothing in it can end the element."""
-    return made.to_json().replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+    """The view's JSON for a ``<script type="application/json">``: nothing in it can end the element or is invisible."""
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found.group()):04x}", made.to_json())

@@ -23,7 +23,7 @@ export function makeGrid(model, o) {
     "div",
     {
       class: "grid", tabindex: "0", role: "application",
-      "aria-label": "Map of tokens and layers: arrow keys, Home, End, Page Up and Page Down move, Enter selects",
+      "aria-label": "Tokens by layers: arrow keys move, Enter selects",
     },
     canvas, ring, spacer,
   );

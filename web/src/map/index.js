@@ -178,6 +178,6 @@ function scene(model, l, metric, values) {
       items.push(box(left + p * cw, y, cw - 1, ch - 1, fill), label(left + p * cw + 3, y + 14, text, 10, ink));
     }
   });
-  const about = `Top-1 token of each layer, ${model.lenses[l]} lens; colour: ${METRICS[metric].hint}; ${shown} of ${model.positions()} tokens`;
+  const about = `Top-1 token of each layer, ${model.lenses[l]} lens; colour: ${METRICS[metric].hint}`;
   return { name: `map-${metric}`, label: about, width: left + shown * cw + 4, height: head + model.layers.length * ch + 4, items, hits: [] };
 }

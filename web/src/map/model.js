@@ -14,7 +14,7 @@ import { number } from "../text.js";
 export const METRICS = {
   p: { name: "p", label: "Probability", unit: "", hint: "probability of the layer's top-1 token" },
   entropy: { name: "entropy", label: "Entropy", unit: "nats", hint: "entropy of the layer's distribution" },
-  kl: { name: "kl", label: "KL", unit: "nats", hint: "Kullback–Leibler divergence of the last layer's distribution from this layer's" },
+  kl: { name: "kl", label: "KL", unit: "nats", hint: "divergence of the last layer from this one" },
   margin: { name: "margin", label: "Margin", unit: "", hint: "probability of the top-1 token minus that of the second" },
   rank: { name: "rank", label: "Rank", unit: "", hint: "rank of the pinned token; without one, of the text's next token" },
 };

@@ -35,9 +35,7 @@ export function makePanel(model, o) {
       if (!at) return;
       const { layer, position } = at;
       const lens = o.lens();
-      const number = model.layers[layer];
-      const named = layer === model.layers.length - 1 ? `layer ${number}, the last` : number === 0 ? "layer 0, the embeddings" : `layer ${number}`;
-      where.replaceChildren(`After `, bdi(tokenText(model.token(position)), "token"), ` (${position}), ${named}`);
+      where.replaceChildren(`After `, bdi(tokenText(model.token(position)), "token"), `, layer ${model.layers[layer]}`);
       const pins = o.pins();
       rows.forEach((row, k) => {
         const raw = model.top(lens, layer, position, k);

@@ -90,7 +90,7 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
     }
     const flat = f.flat ? items.filter((row) => !Number.isFinite(row[f.x])).map((row) => ({ y: row[name(f.y)], label: `${visible(row[f.by ?? ""])} ${number(row[name(f.y)])}` })) : [];
     const refs = (f.refs ?? []).filter((ref) => !ref[2] || ref[2].includes(now(f.y.slice(1)))).map(([y, text]) => ({ y: Number(y), label: String(text) }));
-    const here = f.marks ? [...f.marks.map(([x, y, text]) => ({ x, y, label: text })), ...table(f.table).filter((row) => f.without?.includes(row[f.by ?? ""]) && row[f.x]).map((row) => ({ x: row[f.x], y: row[f.y], label: visible(row[f.by ?? ""]) }))] : [];
+    const here = f.marks ? [...f.marks.map(([x, y, text]) => ({ x, y, label: text })), ...table(f.table).filter((row) => f.without?.includes(row[f.by ?? ""]) && row[f.x]).map((row, i) => ({ x: row[f.x], y: row[f.y], label: i ? "" : visible(row[f.by ?? ""]) }))] : [];
     const row = f.marks && picked();
     if (row) here.push({ x: row[f.x], y: row[f.y], label: filled(meta.slider.mark, row) });
     return lineChart({ name: f.name, label, width, height: f.height, x: f.xLabel ?? f.x, y: f.yLabel ?? name(f.y), whole: f.x === "layer", range: f.range, domain: f.domain, series: series(f), refs: [...refs, ...flat], marks: here, at: f.pick ? state[f.pick] : null });

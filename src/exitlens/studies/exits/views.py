@@ -42,7 +42,7 @@ def run_views(results: Results) -> list[View]:
             {"policies": frame, "exit_layers": results.frame("exits_layers")},
             figures,
             title="Early exits: what they save and what they cost",
-            caption=f"{results.model} · {int(frame['n'].iloc[0])} tokens",
+            caption=results.model,
             model=results.model,
             switches=[Switch("policy", "Policy", "policies", without=_BOUNDS)],
             slider=Slider("Threshold", "policies", ("policy",), "layers_saved", "{policy} {threshold}", _FACTS),
