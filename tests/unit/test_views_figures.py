@@ -9,6 +9,8 @@ from pathlib import Path
 import matplotlib
 import pandas as pd
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 
 from exitlens.errors import RunError
 from exitlens.report import figure_style as style
@@ -115,6 +117,9 @@ EXITS = pd.DataFrame(
 )  # fmt: skip
 LEFT = pd.DataFrame({"policy": "margin", "threshold": 0.9, "layer": [5, 6], "share": [0.4, 0.6]})
 
+ACCURACY = pd.DataFrame({"lens": "logit", "layer": [0, 1], "n": 40, "accuracy": [0.2, 0.6], "low": [0.1, 0.5],
+                         "high": [0.3, 0.7], "chance": 0.25})  # fmt: skip
+
 DRAWN = {
     "bars": (figures_layers.choice_bars, layers()),
     "lines": (figures_layers.choice_lines, layers()),
@@ -133,6 +138,7 @@ DRAWN = {
     "chosen": (figures_decoding.layer_choices, CHOSEN),
     "pareto": (figures_exits.pareto, EXITS),
     "left": (figures_exits.exit_layers, LEFT),
+    "accuracy": (figures_layers.accuracy_curves, ACCURACY),
 }
 
 
@@ -224,3 +230,72 @@ def test_numbers_are_short_and_never_rounded_to_nothing() -> None:
     assert number_text(0.00002) == "2.0e-05"
     assert number_text(None) == "–"
     assert number_text(12345) == "12,345"
+
+
+@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("width", ["column", "page"])
+def test_text_is_read_at_seven_points_and_stays_on_the_paper(name: str, width: style.FigureWidth) -> None:
+    draw, frame = DRAWN[name]
+    with style.figure_width(width):
+        figure = draw(frame, note="smollm2-135m · n = 40 questions · logit lens · judge ROUGE-L margin")
+    assert figure.get_figwidth() <= style.WIDTHS[width]
+    assert all(text.get_fontsize() >= 7 for text in figure.findobj(Text) if text.get_text().strip())
+    figure.draw_without_rendering()
+    drawn = figure.get_tightbbox()  # inches
+    assert drawn.x0 > -0.03
+    assert drawn.x1 < figure.get_figwidth() + 0.03
+
+
+def test_the_width_holds_inside_its_block_alone(tmp_path: Path) -> None:
+    tables = {"decoding": decoding()}
+    found = {
+        width: gallery.draw_all(Results(tables, {}), chapters(), tmp_path / width, width)["decoding-scores"]
+        for width in ("column", "page")
+    }
+    assert 'width="237.6pt"' in found["column"]
+    assert 'width="504pt"' in found["page"]
+    assert style.new_figure(1.0).get_figwidth() == 7.0
+
+
+def test_no_panel_of_choices_is_empty_and_who_leads_is_named() -> None:
+    # Early layers give the choices next to nothing of the vocabulary; among themselves they still have shares.
+    frame = layers(choices=("two", "none")).assign(probability=1e-9)
+    frame["share"] = [0.7 if c == "two" else 0.3 for c in frame["choice"]]
+    figure = figures_layers.choice_bars(frame)
+    assert len(figure.axes) == 6
+    for axes in figure.axes:
+        widths = [patch.get_width() for patch in axes.patches]
+        assert widths == pytest.approx([0.7, 0.3])
+        assert any("two leads" in text.get_text() for text in axes.texts)
+    colours = [patch.get_facecolor()[:3] for patch in figure.axes[0].patches]
+    assert colours == [to_rgb(style.VERMILION), to_rgb(style.BLUE)]
+    even = figures_layers.choice_bars(frame.assign(share=0.5))
+    assert all(any("no choice leads" in text.get_text() for text in axes.texts) for axes in even.axes)
+    bare = figures_layers.choice_bars(frame, value="probability")
+    assert bare.axes[0].get_xscale() == "log"
+    assert all(patch.get_width() > 0 for axes in bare.axes for patch in axes.patches)
+
+
+def test_pareto_curves_begin_where_nothing_is_saved_and_leave_out_what_costs_more() -> None:
+    frame = pd.DataFrame(
+        [
+            ("margin", 0.9, 0.99, 0.1),
+            ("margin", 0.8, 0.98, 0.05),
+            ("margin", 0.5, 0.8, 0.3),
+            ("entropy", 1.0, 0.97, -0.2),
+        ],
+        columns=["policy", "threshold", "agreement", "flops_saved"],
+    )
+    figure = figures_exits.pareto(frame)
+    (line,) = figure.axes[0].get_lines()[:1]
+    assert list(line.get_xdata()) == [0.0, 0.1, 0.3]  # 0.8 saves less at a lower agreement than 0.9
+    assert list(line.get_ydata()) == [1.0, 0.99, 0.8]
+    assert figure.axes[0].get_xlim()[0] == 0.0
+    svg = style.svg_text(figure)
+    assert "1 threshold costs more than it saves and is left out" in svg
+    nothing = style.svg_text(figures_exits.pareto(frame.iloc[3:]))
+    assert "no threshold saves anything" in nothing
+    timed = frame.assign(predicted_time=1 - frame["flops_saved"])
+    axes = figures_exits.pareto(timed, cost="predicted_time").axes[0]
+    assert list(axes.get_lines()[0].get_xdata()) == pytest.approx([1.0, 0.9, 0.7])
+    assert axes.get_xlim()[0] == 1.0

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["print_headlines", "register"]
 
-_COMMON = ("model", "data", "statements", "column", "only", "limit", "limit_statements", "out", "figures", "seed")
+_COMMON = (
+    "model", "data", "statements", "column", "only", "limit", "limit_statements", "out", "figures", "figure_width", "seed",
+)  # fmt: skip
 # Under a heading an option is only named: the study's own command has its help.
 _HEADINGS = {
     "Answers (help: exitlens entropy, exitlens decoding)": (

@@ -11,10 +11,11 @@ import functools
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Final, ParamSpec
+from typing import Any, Final, Literal, ParamSpec, TypeAlias
 
 import matplotlib
 import numpy as np
@@ -39,10 +40,15 @@ __all__ = [
     "PAPER",
     "SEQUENTIAL",
     "VERMILION",
-    "WIDTH",
+    "WIDTHS",
+    "FigureWidth",
+    "bottom_legend",
     "drawing",
     "end_labels",
+    "figure_width",
+    "footnote",
     "layer_axis",
+    "narrow",
     "new_figure",
     "on_colour",
     "panels",
@@ -73,7 +79,12 @@ SEQUENTIAL: Final = LinearSegmentedColormap.from_list("exitlens", ["#f4f8fb", "#
 DIVERGING: Final = LinearSegmentedColormap.from_list(
     "exitlens-diverging", ["#b44a00", "#f0b98f", "#f7f7f5", "#8fc1de", "#045b91"]
 )
-WIDTH: Final = 7.2  # inches: a text column on paper, and about the width of the report on a screen
+FigureWidth: TypeAlias = Literal["column", "page"]
+# Inches: one column of a paper of two, and a page (also about the width of the report on a screen). Figures are made
+# at the size at which they are printed: text drawn at 7 points is then read at 7 points.
+WIDTHS: Final[Mapping[FigureWidth, float]] = {"column": 3.3, "page": 7.0}
+_WIDTH: ContextVar[float] = ContextVar("figure width", default=WIDTHS["page"])
+_SMALL_TEXT: Final = 7.0  # points: nothing is smaller
 
 _RC: Final[dict[str, Any]] = {
     "axes.axisbelow": True,
@@ -150,9 +161,25 @@ def drawing(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     return inside
 
 
-def new_figure(height: float, width: float = WIDTH) -> Figure:
-    """An empty figure (inches) that lays itself out."""
-    figure = Figure(figsize=(width, height), layout="constrained")
+@contextmanager
+def figure_width(name: FigureWidth) -> Iterator[None]:
+    """Figures made inside of the block are as wide as a column (3.3 inches) or a page (7 inches)."""
+    token = _WIDTH.set(WIDTHS[name])
+    try:
+        yield
+    finally:
+        _WIDTH.reset(token)
+
+
+def narrow() -> bool:
+    """Whether figures are now made for a column."""
+    return _WIDTH.get() < 5.0
+
+
+def new_figure(height: float, width: float | None = None) -> Figure:
+    """An empty figure (inches) that lays itself out, as wide as figures now are or as ``width`` where that is less."""
+    most = _WIDTH.get()
+    figure = Figure(figsize=(min(width or most, most), height), layout="constrained")
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.set(w_pad=0.05, h_pad=0.06, hspace=0.06, wspace=0.05)  # type: ignore[call-arg]
@@ -160,9 +187,12 @@ def new_figure(height: float, width: float = WIDTH) -> Figure:
 
 
 def panels(count: int, columns: int, height: float, *, extra: float = 0.6, **shared: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of ``count`` panels in at most ``columns`` columns, each row ``height`` inches; unused ones removed."""
+    """A figure of ``count`` panels in at most ``columns`` columns, each row ``height`` inches; unused ones removed.
+
+    In a column's width there is one column of panels less.
+    """
     count = max(count, 1)
-    columns = min(columns, count)
+    columns = min(max(columns - narrow(), 1), count)
     rows = -(-count // columns)
     figure = new_figure(rows * height + extra)
     grid = figure.subplots(rows, columns, squeeze=False, **shared)
@@ -176,12 +206,47 @@ def panels(count: int, columns: int, height: float, *, extra: float = 0.6, **sha
     return figure, flat[:count]
 
 
-def title(figure: Figure, text: object, note: str = "", width: int = 96) -> None:
-    """A left-aligned title, wrapped to the figure; ``note`` (judge, lens, model, n) on a line of its own below."""
-    lines = wrap(figure_text(text), width, 2)
+def title(figure: Figure, text: object, note: str = "") -> None:
+    """A left-aligned title, wrapped to the figure; ``note`` (judge, lens, model, n) on lines of its own below."""
+    size = 8.5 if narrow() else 9.5
+    room = _room(figure, size)
+    lines = wrap(figure_text(text), room, 3 if narrow() else 2)
     if note:
-        lines += "\n" + wrap(figure_text(note), width + 6, 2)
-    figure.suptitle(lines, x=0.012, ha="left", fontsize=9.5, linespacing=1.45)
+        lines += "\n" + wrap(figure_text(note), room, 5 if narrow() else 2)
+    figure.suptitle(lines, x=0.012, ha="left", fontsize=size, linespacing=1.45)
+
+
+def footnote(figure: Figure, text: str) -> None:
+    """Small print below a figure, wrapped to it: what short names stand for."""
+    if text:
+        lines = wrap(figure_text(text), _room(figure, _SMALL_TEXT), 14)
+        figure.supxlabel(lines, x=0.012, ha="left", fontsize=_SMALL_TEXT, color=MUTED, linespacing=1.4)
+
+
+def bottom_legend(
+    figure: Figure, handles: Sequence[Any] | None = None, labels: Sequence[str] | None = None, *, columns: int = 3
+) -> None:
+    """A legend below the figure, in at most ``columns`` columns and as many as fit; none where nothing has a name.
+
+    Without ``handles`` it names what the first panel shows.
+    """
+    if handles is None or labels is None:
+        handles, labels = figure.axes[0].get_legend_handles_labels() if figure.axes else ([], [])
+    if not handles:
+        return
+    widest = max(len(label) for label in labels) * _letter(8.5) + 0.55  # inches, with the mark before it
+    fitting = max(1, min(columns, int(figure.get_figwidth() / widest)))
+    figure.legend(handles, labels, loc="outside lower center", ncols=fitting)
+
+
+def _room(figure: Figure, size: float) -> int:
+    """Letters of ``size`` points that a line of the figure holds."""
+    return int((figure.get_figwidth() - 0.15) / _letter(size))
+
+
+def _letter(size: float) -> float:
+    """Inches that a letter of DejaVu Sans takes, on average over English text, with a little to spare."""
+    return 0.575 * size / 72
 
 
 def layer_axis(axes: Axes, label: bool = True) -> None:

@@ -17,13 +17,19 @@ def plates(results: Results, chapters: Mapping[str, Chapter]) -> list[Plate]:
     return [plate for chapter in chapters.values() for plate in chapter.figures(results)]
 
 
-def draw_all(results: Results, chapters: Mapping[str, Chapter], folder: str | os.PathLike[str]) -> dict[str, str]:
+def draw_all(
+    results: Results,
+    chapters: Mapping[str, Chapter],
+    folder: str | os.PathLike[str],
+    width: style.FigureWidth = "page",
+) -> dict[str, str]:
     """Draw every figure of every chapter.
 
     Args:
         results: Tables and manifest of a run.
         chapters: The chapters by study.
         folder: Each figure is saved there as SVG, PDF and PNG.
+        width: Of every figure: a column (3.3 inches) or a page (7 inches).
 
     Returns:
         SVG text by file name.
@@ -32,7 +38,8 @@ def draw_all(results: Results, chapters: Mapping[str, Chapter], folder: str | os
         RunError: The folder cannot be written.
     """
     out: dict[str, str] = {}
-    for plate in plates(results, chapters):
-        paths = style.save(plate.draw(), folder, plate.name)
-        out[plate.name] = paths["svg"].read_text(encoding="utf-8")
+    with style.figure_width(width):
+        for plate in plates(results, chapters):
+            paths = style.save(plate.draw(), folder, plate.name)
+            out[plate.name] = paths["svg"].read_text(encoding="utf-8")
     return out

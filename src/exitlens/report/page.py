@@ -201,7 +201,9 @@ def _drawing(tag: str, svg: str, alt: str) -> Markup | None:
         body = body.replace(f": {light}", f": var(--fig-{label},{light})")
     body = body.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
     width = re.search(r'<svg[^>]*?\bwidth="([\d.]+)pt"', body)
-    most = f' style="max-width:{float(width.group(1)) * 4 / 3:.0f}px"' if width else ""
+    size = round(float(width.group(1)) * 4 / 3) if width else 0
+    # A figure is never drawn larger than it is; on a small screen a wide one is scrolled rather than made too small.
+    most = f' style="max-width:{size}px;min-width:min(30rem,{size}px)"' if width else ""
     root = re.match(r"<svg[^>]*>", body)
     if root is not None:
         plain = re.sub(r'\s(width|height)="[^"]*"', "", root.group(0))

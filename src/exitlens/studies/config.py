@@ -36,7 +36,7 @@ BUILT_IN_LIMITS = {"limit": ("data", 40), "limit_statements": ("statements", 560
 # Settings that change where or how fast results appear, never what they are: a run may go on with other values.
 # A model is known by its fingerprint, whatever it is called and wherever it lies: see `_introduce` in studies/run.py.
 _NAMES_OF_A_MODEL = frozenset({"model", "revision", "trust_remote_code", "base"})
-_NOT_IDENTITY = frozenset({"only", "out", "figures", "states"}) | _NAMES_OF_A_MODEL
+_NOT_IDENTITY = frozenset({"only", "out", "figures", "figure_width", "states"}) | _NAMES_OF_A_MODEL
 
 
 def _layer_text(value: Any) -> Any:
@@ -78,6 +78,7 @@ class RunConfig(BaseModel):
     only: tuple[str, ...] = Field(default_factory=usual_studies, description=f"studies to run: {', '.join(HOMES)}")
     out: str = Field("exitlens-run", description="run directory")
     figures: bool = Field(True, description="draw figures; the report has its tables either way")
+    figure_width: Literal["column", "page"] = Field("page", description="width of figures: 3.3 or 7 inches")
     seed: int = Field(0, ge=0, description="seed of every random choice; equal seeds give equal tables")
     batch_size: int = Field(32, ge=1, description="prompts generated together")
 

@@ -13,6 +13,7 @@ from exitlens.decoding.token_rules import rules_of
 from exitlens.errors import RunError
 from exitlens.models.generation_settings import settings_not_applied
 from exitlens.models.protocol import LayeredModel
+from exitlens.report.figure_style import FigureWidth
 from exitlens.report.frames import Results
 from exitlens.runs.directory import RunDirectory, now
 from exitlens.runs.engine import LocalEngine, Report
@@ -113,17 +114,23 @@ def run(
             study.run(ctx)
         directory.note(finished=now())
         say("drawing figures and writing the report" if config.figures else "writing the report")
-        return publish(directory, figures=config.figures)
+        return publish(directory, figures=config.figures, width=config.figure_width)
 
 
-def publish(directory: RunDirectory, *, figures: bool = True) -> Finished:
-    """Draw the figures and write the report of a run directory from its tables and manifest alone."""
+def publish(directory: RunDirectory, *, figures: bool = True, width: FigureWidth = "page") -> Finished:
+    """Draw the figures and write the report of a run directory from its tables and manifest alone.
+
+    Args:
+        directory: The run directory.
+        figures: Draw them; the report has its tables either way.
+        width: Of every figure: a column (3.3 inches) or a page (7 inches).
+    """
     from exitlens.report.gallery import draw_all
     from exitlens.report.page import write_report
 
     tables = directory.tables()
     results = Results(tables, directory.manifest)
-    drawn = draw_all(results, chapters(), directory.path / "figures") if figures else {}
+    drawn = draw_all(results, chapters(), directory.path / "figures", width) if figures else {}
     path = write_report(results, chapters(), drawn, directory.path / "report.html")
     return Finished(directory.path, path, tables, directory.manifest)
 

@@ -8,6 +8,7 @@ from exitlens.report.chapter import Sheet
 from exitlens.report.comparable import Number, Unit, labels
 from exitlens.report.frames import Results, groups
 from exitlens.report.text import is_number, to_float
+from exitlens.studies.answers.judge_names import short_judges
 
 __all__ = ["answers_judged", "question_texts", "verdicts"]
 
@@ -31,7 +32,9 @@ def answers_judged(results: Results) -> Sheet:
         for row in answers
         if row.get("decoder") == first
     ]
-    return Sheet(f"Answers ({first}) and verdicts", ["question", "answer", *names], body, "answers", True)
+    short = short_judges(names)
+    heads = ["question", "answer", *(short[name] for name in names)]
+    return Sheet(f"Answers ({first}) and verdicts", heads, body, "answers", True)
 
 
 def question_texts(results: Results) -> Mapping[str, str]:

@@ -12,6 +12,7 @@ from pandas import DataFrame
 
 from exitlens.report.figure_style import (
     INK,
+    bottom_legend,
     drawing,
     layer_axis,
     new_figure,
@@ -142,4 +143,4 @@ def _legend(figure: Figure, names: Sequence[str], order: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], label=shorten(figure_text(n), 36), **pick(list(order).index(n))) for n in names]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 3))
+    bottom_legend(figure, handles, [str(handle.get_label()) for handle in handles])

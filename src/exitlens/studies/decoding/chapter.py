@@ -131,8 +131,13 @@ class DecodingChapter(Chapter):
         if frame is not None:
             candidates = ranges(layers_of(results.rows("decoding_layers")))
             caption = f"How often each early layer was chosen (candidates {candidates})."
-            drawn = partial(draw.layer_choices, frame, note=model)
-            out.append(Plate("decoding-layers", f"{caption} Model {model}.", caption, drawn))
+            tokens = sum(int(to_float(row.get("count"))) for row in results.rows("decoding_layers"))
+            size = f"n = {counted(f'{tokens:,}', 'token')}"
+            drawn = partial(draw.layer_choices, frame, note=f"{model} · {size}")
+            where = (
+                f"Model {model}, {size} of all decoders; early layers are read as each decoder reads them; no judge."
+            )
+            out.append(Plate("decoding-layers", f"{caption} {where}", caption, drawn))
         return out
 
     def views(self, results: Results) -> list[View]:
@@ -178,7 +183,7 @@ def _answer(items: list[Row]) -> str:
     told = join([visible(name) for name in distinct(better, "decoder")])
     verb = "is" if len(distinct(better, "decoder")) == 1 else "are"
     both = [name for name in distinct(better, "decoder") if name in distinct(worse, "decoder")]
-    less = f", though {join([visible(name) for name in both])} on others worse" if both else ""
+    less = f", though {join([visible(name) for name in both])} also significantly worse in others" if both else ""
     advice = f"confirm it on other questions before leaving {base}"
     many = counted(len(compared), "comparison")
     return (

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame
 
-from exitlens.report.figure_style import BLUE, INK, MUTED, drawing, layer_axis, panels, short_number, title
+from exitlens.report.figure_style import BLUE, INK, MUTED, drawing, layer_axis, narrow, panels, short_number, title
 from exitlens.report.frames import Row, column, distinct, errors, groups, layers_of, rows
 from exitlens.report.text import figure_text, is_number, shorten, to_float
 from exitlens.report.words import excludes
@@ -83,7 +83,7 @@ def _panels(items: list[Row]) -> tuple[Figure, list[Axes], dict[str, list[Row]],
         axes.xaxis.set_major_formatter(short_number)
         axes.margins(x=0.12)
     if names:
-        places[0].set_yticks(range(len(names)), [shorten(figure_text(name), 30) for name in names])
+        places[0].set_yticks(range(len(names)), [shorten(figure_text(name), 14 if narrow() else 30) for name in names])
         places[0].set_ylim(len(names) - 0.45, -0.75)
     return figure, places, metrics, names
 

@@ -12,6 +12,7 @@ from exitlens.report.text import Column, is_number, number_text, p_text, to_floa
 from exitlens.report.view_data import View
 from exitlens.report.words import LEVEL, count, counted, excludes, join, layers_text, p_equals, reservation, shown
 from exitlens.studies.answers.chapter import answers_judged
+from exitlens.studies.answers.judge_names import judge_legend, short_judges
 from exitlens.studies.entropy import figures as draw
 from exitlens.studies.entropy.compared import entropy_curves, entropy_numbers
 from exitlens.studies.entropy.views import run_views
@@ -51,12 +52,14 @@ class EntropyChapter(Chapter):
 
     def answer(self, results: Results) -> str:
         """Whether the entropy of any layer tells incorrect from correct answers, over all judges."""
-        return _answer(groups(results.rows("entropy_layers", estimator="per-group"), "judge"))
+        return _answer(_judged(results))
 
     def headline(self, results: Results) -> list[str]:
         """For each judge: is there a significant difference after correction over the layers, and how well it ranks."""
-        judged = groups(results.rows("entropy_layers", estimator="per-group"), "judge")
-        return [_finding(judge, items) for judge, items in judged.items()]
+        judged = _judged(results)
+        legend = judge_legend(distinct(results.rows("entropy_layers"), "judge"))
+        told = [_finding(judge, items) for judge, items in judged.items()]
+        return [*told, f"The judges in full: {legend}."] if told and legend else told
 
     def terminal(self, results: Results, whole: bool) -> list[Part]:
         """Means, difference, AUROC and p by layer, a part a judge and estimator."""
@@ -65,12 +68,13 @@ class EntropyChapter(Chapter):
         columns += [*(Column(head, ".3f") for head in heads), Column("p (Holm)", ".3g")]
         names = ("correct", "incorrect", "difference", "difference_low", "difference_high", "auroc", "p_holm")
         parts = []
+        short = short_judges(distinct(results.rows("entropy_layers"), "judge"))
         for judge, lines in groups(results.rows("entropy_layers"), "judge").items():
             for estimator, items in groups(lines, "estimator").items():
                 items = sorted(items, key=lambda row: int(row["layer"]))
                 items = items if whole else spread(items, 5)
                 body = [[int(row["layer"]), *(row.get(name) for name in names)] for row in items]
-                parts.append(Part(f"{judge} ({estimator})", columns, body, _warning(estimator)))
+                parts.append(Part(f"{short[judge]} ({estimator})", columns, body, _warning(estimator)))
         return parts
 
     def tables(self, results: Results) -> list[Sheet]:
@@ -78,6 +82,7 @@ class EntropyChapter(Chapter):
         headers = ["layer", "correct (nats)", "incorrect (nats)", "difference", "AUROC", "Cohen's d", "p", "p Holm"]
         headers += ["p BH", "length-adjusted", "its p"]
         out: list[Sheet] = []
+        short = short_judges(distinct(results.rows("entropy_layers"), "judge"))
         for estimator, items in groups(results.rows("entropy_layers"), "estimator").items():
             for judge, lines in groups(items, "judge").items():
                 body: list[list[object]] = [
@@ -92,7 +97,7 @@ class EntropyChapter(Chapter):
                     for row in sorted(lines, key=lambda row: int(row["layer"]))
                 ]
                 warning = _warning(estimator)
-                caption = f"By layer, judge {judge}, estimator {estimator}" + (f". {warning}" if warning else "")
+                caption = f"By layer, judge {short[judge]}, estimator {estimator}" + (f". {warning}" if warning else "")
                 out.append(Sheet(caption, headers, body, "entropy_layers", True))
         return [*out, answers_judged(results)]
 
@@ -102,8 +107,9 @@ class EntropyChapter(Chapter):
         if frame is None:
             return []
         model = results.model
-        named = [f"“{visible(name)}”" for name in distinct(results.rows("entropy_layers"), "judge")]
-        who = f"Judge{'s' if len(named) > 1 else ''}: {join(named)}. Model {model}; n in each panel's title."
+        judges = distinct(results.rows("entropy_layers"), "judge")
+        legend = judge_legend(judges) or join([visible(name) for name in judges])
+        who = f"Judge{'s' if len(judges) > 1 else ''}: {legend}. Model {model}, logit lens; n in each panel's title."
         made: list[Plate] = []
         if results.rows("entropy_layers", estimator="per-group"):
             drawings = (("mean", _MEAN, draw.means), ("difference", _DIFFERENCE, draw.difference))
@@ -128,12 +134,19 @@ class EntropyChapter(Chapter):
         return entropy_curves(results)
 
 
+def _judged(results: Results) -> dict[str, list[Row]]:
+    """The rows of each judge, by its short name."""
+    judged = groups(results.rows("entropy_layers", estimator="per-group"), "judge")
+    short = short_judges(judged)
+    return {short[judge]: items for judge, items in judged.items()}
+
+
 def _warning(estimator: object) -> str | None:
     """What stands below numbers that support no conclusion, wherever they are shown."""
     return _POOLED if estimator == "pooled-weights" else None
 
 
-def _answer(judged: Mapping[object, Sequence[Row]]) -> str:
+def _answer(judged: Mapping[str, Sequence[Row]]) -> str:
     """One sentence on all judges: a judge with a significant difference first; empty without judges."""
     able = {
         judge: [row for row in items if is_number(row.get("difference")) and is_number(row.get("difference_low"))]
@@ -156,6 +169,8 @@ def _answer(judged: Mapping[object, Sequence[Row]]) -> str:
     who = f"{visible(judge)}; {count(row, 'n_correct')} correct, {count(row, 'n_incorrect')} incorrect answers"
     told += f" ({who}{reservation(row, _BOTH).replace(' (', '; ').rstrip(')')})"
     if not found:
+        if excludes(row, "difference", 0.0):
+            told += ", which does not survive the correction over the layers"
         by = "" if len(able) == 1 else f" by any of {len(able)} judges"
         return (
             f"No: no layer's entropy differs significantly between incorrect and correct answers{by}; the largest "

@@ -8,9 +8,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from exitlens.report.figure_style import BLUE, INK, MUTED, VERMILION, drawing, layer_axis, panels, title
+from exitlens.report.figure_style import (
+    BLUE,
+    INK,
+    MUTED,
+    VERMILION,
+    drawing,
+    footnote,
+    layer_axis,
+    narrow,
+    panels,
+    title,
+)
 from exitlens.report.frames import Row, column, distinct, groups, rows
-from exitlens.report.text import figure_text, is_number, wrap
+from exitlens.report.text import figure_text, is_number
+from exitlens.studies.answers.judge_names import judge_legend, short_judges
 
 __all__ = ["auroc", "difference", "means"]
 
@@ -60,20 +72,22 @@ def _figure(
     frame: DataFrame, estimator: str, draw: Callable[[Axes, list[Row]], None], heading: str, note: str, unit: str
 ) -> Figure:
     judges = groups(rows(frame, estimator=estimator), "judge")
+    short = short_judges(judges)
     columns = 1 if len(judges) <= 1 else 2
     figure, places = panels(len(judges), columns, 2.7 if columns == 1 else 2.3, extra=0.75, sharex=True, sharey=True)
     for place, (axes, (judge, items)) in enumerate(zip(places, judges.items(), strict=False)):
         items = sorted(items, key=lambda row: int(row["layer"]))
         draw(axes, items)
         size = f"{_n(items, 'n_correct')} correct, {_n(items, 'n_incorrect')} incorrect answers"
-        name = wrap(figure_text(f"Judge: {judge}"), 44 if columns == 2 else 96, 2)
+        name = figure_text(f"Judge: {short[judge]}")
         axes.set_title(f"{name}\n{size}", fontsize=8.5)
-        layer_axis(axes, label=place + columns >= len(judges))
+        layer_axis(axes, label=narrow() or place + columns >= len(judges))
         axes.grid(axis="y")
-        if place % columns == 0:
+        if narrow() or place % columns == 0:
             axes.set_ylabel(unit)
         if place == 0 and axes.get_legend_handles_labels()[0]:
             axes.legend(loc="best")
+    footnote(figure, judge_legend(judges))
     title(figure, heading if judges else heading + ": no judged answers", note)
     return figure
 

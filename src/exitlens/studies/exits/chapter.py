@@ -13,7 +13,7 @@ from exitlens.report.comparable import Curve, Number
 from exitlens.report.frames import Results, Row
 from exitlens.report.text import Column, is_number, number_text, to_float, visible
 from exitlens.report.view_data import View
-from exitlens.report.words import counted, excludes, join, set_text, share_text, shown
+from exitlens.report.words import counted, excludes, join, set_text, share_text, shown, sizes
 from exitlens.studies.exits import figures as draw
 from exitlens.studies.exits.compared import best_saving, exit_curves, exit_numbers, is_oracle
 from exitlens.studies.exits.views import run_views
@@ -23,8 +23,8 @@ __all__ = ["ExitsChapter"]
 _AGREEMENTS = (0.98, 0.95, 0.90)
 _WORTH = 0.05  # share of the FLOPs below which a saving is not worth a decoder that may write other tokens
 _PARETO = (
-    "Agreement with the full model against the compute saved, the exit checks included, one curve a policy; "
-    "the oracle is the upper bound."
+    "Agreement with the full model against the compute saved, the exit checks included: one curve a policy, through "
+    "the thresholds that none of the same policy beats in both; the oracle is the upper bound."
 )
 _LAYERS = "Share of tokens that exit at each layer."
 
@@ -124,8 +124,13 @@ class ExitsChapter(Chapter):
         for name, table, function, caption in drawings:
             frame = results.frame(table)
             if frame is not None:
-                drawn = partial(function, frame, note=results.model)
-                out.append(Plate(f"exits-{name}", f"{caption} Model {results.model}.", caption, drawn))
+                n = sizes(results.rows("exits"), "n")
+                size = [f"n = {counted(n, 'token')}"] if n else []
+                said = [results.model, *size, "cache: defer"]
+                drawn = partial(function, frame, note=" · ".join(said))
+                read = "Layers are read by the model's own unembedding (logit lens), or by exit heads where given; "
+                where = f"Model {', '.join(said)}. {read}no judge: agreement is with the full model's tokens."
+                out.append(Plate(f"exits-{name}", f"{caption} {where}", caption, drawn))
         return out
 
     def views(self, results: Results) -> list[View]:

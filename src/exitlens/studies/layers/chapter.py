@@ -199,8 +199,9 @@ def _plates(results: Results, pick: Row, mine: DataFrame, tag: str) -> Iterator[
     where = f"Model {results.model}, {lens} lens, choices by {rule}, n = 1 question: “{question}”."
     yield Plate(
         f"layers-bars-{tag}",
-        f"Probability of each choice at six layers, of the whole vocabulary; the correct choice is marked ✓. {where}",
-        f"Bars of the probability of each choice at six layers for the question {question}",
+        "Share of each choice among the choices at six layers; the correct choice is marked ✓, and above each panel "
+        f"stand the choice that leads and what all choices have of the vocabulary's probability. {where}",
+        f"Bars of the share of each choice at six layers for the question {question}",
         partial(draw.choice_bars, mine, **note),
     )
     yield Plate(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 from pandas import DataFrame
 
 from exitlens.report.figure_style import (
@@ -16,9 +16,11 @@ from exitlens.report.figure_style import (
     MUTED,
     SEQUENTIAL,
     VERMILION,
+    bottom_legend,
     drawing,
     end_labels,
     layer_axis,
+    narrow,
     new_figure,
     on_colour,
     panels,
@@ -27,9 +29,9 @@ from exitlens.report.figure_style import (
     title,
 )
 from exitlens.report.frames import Row, column, evenly, groups, layers_of, rows
-from exitlens.report.text import figure_text, number_text, shorten, to_float, token_text, wrap
+from exitlens.report.text import figure_text, is_number, number_text, shorten, to_float, token_text, wrap
 
-__all__ = ["accuracy_curves", "choice_bars", "choice_lines", "top_grid"]
+__all__ = ["accuracy_curves", "choice_bars", "choice_lines", "leader", "top_grid"]
 
 MOST_CHOICES = 12
 REST = "#a9b2bc"
@@ -58,8 +60,7 @@ def accuracy_curves(layers_accuracy: DataFrame, *, note: str = "") -> Figure:
     axes.yaxis.set_major_formatter(percent)
     axes.set_ylabel("correct choice first")
     axes.grid(axis="y")
-    if axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside lower center", ncols=3)
+    bottom_legend(figure)
     title(figure, "How often the correct choice ranks first, by layer", note)
     return figure
 
@@ -69,68 +70,93 @@ def choice_bars(
     layers: DataFrame,
     *,
     layers_shown: Sequence[int] | None = None,
-    value: str = "probability",
+    value: str = "share",
     note: str = "",
 ) -> Figure:
-    """The six-panel figure: every choice's probability at six layers, the correct choice marked.
+    """The six-panel figure: every choice at six layers, the correct choice marked, the one that leads named.
 
-    ``layers``: the table of that name, rows of one question and one lens. ``value``: ``probability`` (of the whole
-    vocabulary) or ``share`` (among the choices). ``layers_shown``: which layers; default six, evenly spaced, the last
-    one included. ``note`` is the line under the question (model, lens, rule).
+    ``layers``: the table of that name, rows of one question and one lens. ``value``: ``share`` (among the choices, so
+    that no panel is empty) or ``probability`` (of the whole vocabulary, on a log axis, because early layers give all
+    choices next to nothing). ``layers_shown``: which layers; default six, evenly spaced, the last one included.
+    ``note`` is the line under the question (model, lens, rule).
     """
     items = rows(layers)
     choices = _choices(items)
     shown = list(layers_shown) if layers_shown is not None else evenly(layers_of(items), 6)
-    names = [_choice_name(choice, correct) for choice, correct in choices]
+    names = [_choice_name(choice, correct, 14 if narrow() else 24) for choice, correct in choices]
     row = 0.32 if any("\n" in name for name in names) else 0.21
-    tall = max(row * len(names) + 0.4, 1.0)
-    figure, places = panels(len(shown), 3, tall, extra=1.1, sharex=True, sharey=True)
-    top = max([to_float(row.get(value)) for row in items if row.get("layer") in shown] or [1.0])
+    tall = max(row * len(names) + 0.62, 1.2)
+    columns = 2 if narrow() else 3  # a column's width has room for one panel beside the names
+    figure, places = panels(len(shown), columns, tall, extra=1.1, sharex=True, sharey=True)
+    known = [v for v in (to_float(r.get(value)) for r in items if r.get("layer") in shown) if v == v and v > 0]
+    least = min(known, default=0.1) / 3 if value == "probability" else 0.0
     for axes, layer in zip(places, shown, strict=False):
-        here = {str(row["choice"]): to_float(row.get(value)) for row in items if int(row["layer"]) == layer}
-        values = [here.get(choice, float("nan")) for choice, _ in choices]
-        best = max((v for v in values if v == v), default=float("nan"))
-        colours = [
-            BLUE if correct else VERMILION if v == best else REST
-            for (_, correct), v in zip(choices, values, strict=True)
-        ]
-        heights = [0.0 if v != v else v for v in values]
-        axes.barh(range(len(choices)), heights, height=0.68, color=colours)
-        for place, v in enumerate(values):
-            label = number_text(v, 2) if v != v or v >= 0.005 else f"{v:.0e}".replace("e-0", "e-")
-            axes.annotate(
-                label,
-                (0.0 if v != v else v, place),
-                xytext=(3, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=7.5,
-                color=MUTED if colours[place] == REST else colours[place],
-            )
-        axes.set_title(f"layer {layer}", pad=3)
+        here = [row for row in items if int(row["layer"]) == layer]
+        _bars(axes, here, choices, value, least)
         axes.set_yticks(range(len(choices)), names)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_color(GRID)
     if shown:
-        places[0].set_xlim(0, (top or 1.0) * 1.2)
-        # Three ticks at most, short ones: six narrow panels stand side by side, and a probability may be 0.0004.
-        places[0].xaxis.set_major_locator(MaxNLocator(3))
-        places[0].xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        if value == "probability":
+            places[0].set_xscale("log")
+            places[0].set_xlim(least, max(known, default=1.0) * 12)  # the numbers stand behind the bars
+        else:
+            places[0].set_xlim(0, 1.18)
+            places[0].set_xticks([0, 0.5, 1], ["0%", "50%", "100%"])
         places[0].invert_yaxis()
-    for axes in places[-3:]:
-        axes.set_xlabel("share among the choices" if value == "share" else "probability")
+    for axes in places[-(columns - narrow()) :]:
+        axes.set_xlabel("share among the choices" if value == "share" else "probability (log)")
     question = items[0].get("question", "") if items else "No layers recorded"
     title(figure, question, note)
-    figure.legend(
-        handles=[
-            Patch(color=BLUE, label="correct choice (✓)"),
-            Patch(color=VERMILION, label="top choice here, incorrect"),
-            Patch(color=REST, label="other choices"),
-        ],
-        loc="outside lower center",
-        ncols=3,
-    )
+    parts = {"correct choice (✓)": BLUE, "incorrect choice that leads": VERMILION, "other choices": REST}
+    bottom_legend(figure, [Patch(color=colour) for colour in parts.values()], list(parts))
     return figure
+
+
+def _bars(axes: Axes, items: Sequence[Row], choices: Sequence[tuple[str, bool]], value: str, least: float) -> None:
+    """One layer: a bar a choice with its number, and above them who leads and what all choices have together."""
+    here = {str(row["choice"]): to_float(row.get(value)) for row in items}
+    values = [here.get(choice, float("nan")) for choice, _ in choices]
+    first = leader(items, value)
+    for place, ((choice, correct), v) in enumerate(zip(choices, values, strict=True)):
+        colour = BLUE if correct else VERMILION if choice == first else REST
+        length = v if v == v and v > least else least
+        axes.barh(place, length, height=0.68, color=colour)
+        label = number_text(v, 2) if v != v or v >= 0.005 else f"{v:.0e}".replace("e-0", "e-")
+        axes.annotate(
+            f"{v:.0%}" if value == "share" and v == v else label,
+            (length, place),
+            xytext=(3, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=7.5,
+            color=MUTED if colour == REST else colour,
+        )
+    layer = int(items[0]["layer"]) if items else 0
+    mass = to_float(items[0].get("mass")) if items else float("nan")
+    lines = [f"layer {layer}", "no choice leads" if first is None else f"{shorten(figure_text(first), 20)} leads"]
+    if mass == mass:
+        lines.append(f"all choices: probability {mass:.2g}")
+    axes.set_title("\n".join(lines[:1]), pad=26, fontsize=8.5)
+    axes.annotate(
+        "\n".join(lines[1:]),
+        (0.0, 1.0),
+        (0, 3),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        va="bottom",
+        fontsize=7.5,
+        linespacing=1.3,
+        color=VERMILION if first is not None and not dict(choices).get(first, False) else MUTED,
+    )
+
+
+def leader(items: Sequence[Row], value: str = "share") -> str | None:
+    """The choice that is ahead of every other in these rows of one layer; None where the first two are equal."""
+    order = sorted((row for row in items if is_number(row.get(value))), key=lambda row: -to_float(row.get(value)))
+    if not order or (len(order) > 1 and to_float(order[0].get(value)) == to_float(order[1].get(value))):
+        return None
+    return str(order[0]["choice"])
 
 
 @drawing
@@ -163,7 +189,7 @@ def choice_lines(layers: DataFrame, *, value: str = "share", note: str = "") -> 
             zorder=3 if strong else 2,
         )
         if ys and ys[-1] == ys[-1]:
-            name = shorten(_choice_name(choice, correct).replace("\n", " "), 26)
+            name = shorten(_choice_name(choice, correct).replace("\n", " "), 12 if narrow() else 26)
             ends.append((ys[-1], name, colour if strong else MUTED))
     layer_axis(axes)
     axes.set_ylim(0, 1.0 if value == "share" else None)
@@ -182,6 +208,7 @@ def top_grid(
 
     ``layers_top``: rows of one question and one lens. At most ``most_rows`` layers, evenly spaced.
     """
+    ranks = min(ranks, 3) if narrow() else ranks  # what a column holds
     items = [row for row in rows(layers_top) if int(row["rank"]) < ranks]
     shown = evenly(layers_of(items), most_rows)
     figure = new_figure(0.235 * max(len(shown), 1) + 1.3)
@@ -195,7 +222,7 @@ def top_grid(
         axes.fill_between([x, x + 0.97], y - 0.46, y + 0.46, color=colour, linewidth=0)
         ink = on_colour(colour[:3])
         token = figure_text(token_text(row.get("token")))
-        token = shorten(token, 12 if "⟨" in token or token.isupper() else 15)
+        token = shorten(token, (12 if "⟨" in token or token.isupper() else 15) - 4 * narrow())
         axes.text(x + 0.04, y, token, va="center", fontsize=8, color=ink)
         axes.text(
             x + 0.93,
@@ -234,6 +261,6 @@ def _choices(items: list[Row]) -> list[tuple[str, bool]]:
     return [pair for pair in all_of if pair[1] or pair[0] in keep]
 
 
-def _choice_name(choice: str, correct: bool) -> str:
-    text = wrap(figure_text(choice), 24, 2) or "∅"
+def _choice_name(choice: str, correct: bool, width: int = 24) -> str:
+    text = wrap(figure_text(choice), width, 2) or "∅"
     return f"✓ {text}" if correct else text

@@ -8,8 +8,8 @@ from functools import partial
 from exitlens.report.chapter import Part, Plate, Sheet
 from exitlens.report.frames import Results, Row, groups, rows
 from exitlens.report.text import Column, is_number, number_text, to_float, visible
-from exitlens.report.words import count, counted, layer_list, shown
-from exitlens.studies.answers.judge_names import short_judges
+from exitlens.report.words import count, counted, interval_reservation, layer_list, shown
+from exitlens.studies.answers.judge_names import judge_legend, short_judges
 from exitlens.studies.probes.figures import layer_curves
 
 __all__ = ["answer_findings", "answer_parts", "answer_plates", "answer_sheets"]
@@ -22,16 +22,33 @@ _CAPTION = (
 
 
 def answer_findings(results: Results) -> list[str]:
-    """For each judge, those with probes first: does the state know, and does it know more than what costs less."""
+    """For each judge, the one with the most answers of the rarer verdict first: does the state know, and does it know
+    more than what costs less.
+    """
+    facts = _facts(results)
+    able = sorted((fact for fact in facts if not fact.get("reason")), key=_smaller, reverse=True)
+    fitted = [_finding(results, fact) for fact in able]
+    told = fitted + [_nothing(fact) for fact in facts if fact.get("reason")]
+    legend = judge_legend([fact.get("judge") for fact in facts])
+    return [*told, f"The judges in full: {legend}."] if legend else told
+
+
+def _facts(results: Results) -> list[Row]:
+    """What each judge decided, and its short name."""
     facts = results.rows("answer_probe_judges")
-    fitted = [_finding(results, fact) for fact in facts if not fact.get("reason")]
-    return fitted + [_nothing(fact) for fact in facts if fact.get("reason")]
+    short = short_judges([fact.get("judge") for fact in facts])
+    return [{**fact, "short": short[fact.get("judge")]} for fact in facts]
+
+
+def _smaller(fact: Row) -> float:
+    """Answers of the rarer verdict: what an interval rests on."""
+    return min(to_float(fact.get("n_correct")), to_float(fact.get("n_incorrect")))
 
 
 def _nothing(fact: Row) -> str:
     sizes = f"{count(fact, 'n_correct')} correct, {count(fact, 'n_incorrect')} incorrect"
     return (
-        f"Nothing can be told by judge {visible(fact.get('judge'))} ({sizes} answers): {visible(fact.get('reason'))}: "
+        f"Nothing can be told by judge {visible(fact.get('short'))} ({sizes} answers): {visible(fact.get('reason'))}: "
         "ask more questions, or judge the answers otherwise."
     )
 
@@ -42,13 +59,14 @@ def _finding(results: Results, fact: Row) -> str:
     ranked = [row for row in items if is_number(row.get("auroc"))]
     where = _NAMES.get(str(fact.get("position")), visible(fact.get("position")))
     sizes = f"{count(fact, 'n_correct')} correct, {count(fact, 'n_incorrect')} incorrect answers"
-    who = f"{sizes} by {visible(judge)}"
+    who = f"{sizes} by {visible(fact.get('short'))}"
     if not ranked:
         return f"Not measured at {where} ({who}): no fold has both correct and incorrect answers: ask more questions."
     best = max(ranked, key=lambda row: to_float(row.get("auroc")))
     layers = layer_list(best.get("layers"))
+    few = interval_reservation(int(_smaller(fact)))
     probe = f"the {visible(best.get('kind'))} probe at {where}{f', {layers}' if layers else ''}"
-    told = f"{probe} ranks correct above incorrect answers with AUROC {shown(best, 'auroc', 2)} ({who})"
+    told = f"{probe} ranks correct above incorrect answers with AUROC {shown(best, 'auroc', 2)}{few} ({who})"
     if not to_float(best.get("auroc_low")) > 0.5:
         reach = "no more than chance (0.5)" if is_number(best.get("auroc_low")) else "without an interval"
         return f"Not shown: {told}, {reach}: do not take the state for a sign of an incorrect answer."
@@ -72,13 +90,14 @@ def _finding(results: Results, fact: Row) -> str:
 def answer_parts(results: Results) -> list[Part]:
     """For the terminal: every probe at its chosen layer, and what it has to beat, a part a judge."""
     parts = []
+    short = short_judges([fact.get("judge") for fact in results.rows("answer_probe_judges")])
     for judge, items in groups(results.rows("answer_probe_best"), "judge").items():
         columns: list[Column | str] = ["kind", "role", Column("layers", shrink=True)]
         columns += [Column(name, ".3f") for name in ("AUROC", "low", "high", "accuracy", "Brier")]
         names = ("auroc", "auroc_low", "auroc_high", "accuracy", "brier")
         body = [[row["kind"], row["role"], row.get("layers") or None, *(row.get(n) for n in names)] for row in items]
         where = f"{items[0].get('position')}, {items[0].get('protocol')}, n = {count(items[0], 'n_test')}"
-        parts.append(Part(f"judge {visible(judge)} ({where})", columns, body))
+        parts.append(Part(f"judge {short[judge]} ({where})", columns, body))
     return parts
 
 

@@ -162,8 +162,10 @@ class ProbesChapter(Chapter):
             out.append(Plate("probes-accuracy", f"{_ACCURACY} {where}", _ACCURACY, draw))
         curves = results.frame("probe_curves")
         if curves is not None:
-            drawn = partial(figures.training_curves, curves, note=results.model)
-            out.append(Plate("probes-training", f"{_TRAINING} Model {results.model}.", _TRAINING, drawn))
+            n = sizes(results.rows("probes"), "n_train")
+            said = [results.model, *([f"n = {n} training statements"] if n else [])]
+            drawn = partial(figures.training_curves, curves, note=" · ".join(said))
+            out.append(Plate("probes-training", f"{_TRAINING} Model {', '.join(said)}.", _TRAINING, drawn))
         return out
 
     def views(self, results: Results) -> list[View]:

@@ -10,8 +10,10 @@ from exitlens.report.figure_style import (
     INK,
     MUTED,
     VERMILION,
+    bottom_legend,
     drawing,
     layer_axis,
+    narrow,
     new_figure,
     panels,
     pick,
@@ -79,7 +81,8 @@ def accuracy_dots(probes: DataFrame, *, note: str = "") -> Figure:
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.16)
     if names:
-        places[0].set_yticks(range(len(names)), [shorten(name, 34) for name in names])
+        most = 20 if narrow() else 34
+        places[0].set_yticks(range(len(names)), [shorten(name, most) for name in names])
         places[0].set_ylim(len(names) - 0.4, -0.9)
     title(
         figure,
@@ -111,8 +114,7 @@ def training_curves(probe_curves: DataFrame, *, note: str = "") -> Figure:
             if number == len(settings) - 1:
                 axes.set_xlabel("epoch")
     if settings:
-        handles, labels = places[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+        bottom_legend(figure, columns=4)
     title(figure, "Training of the probes, after each epoch", note)
     return figure
 
@@ -163,6 +165,6 @@ def layer_curves(probe_layers: DataFrame, *, value: str = "accuracy", note: str 
     layer_axis(axes)
     axes.set_ylabel("AUROC" if value == "auroc" else value)
     axes.grid(axis="y")
-    figure.legend(loc="outside lower center", ncols=3)
+    bottom_legend(figure)
     title(figure, f"{'AUROC' if value == 'auroc' else value.capitalize()} by layer and kind of probe", note)
     return figure

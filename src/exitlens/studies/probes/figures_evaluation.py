@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from pandas import DataFrame
 
-from exitlens.report.figure_style import DIVERGING, INK, drawing, new_figure, on_colour, pick, title
+from exitlens.report.figure_style import DIVERGING, INK, bottom_legend, drawing, new_figure, on_colour, pick, title
 from exitlens.report.frames import column, distinct, errors, groups, rows
 from exitlens.report.text import figure_text, number_text, shorten, to_float
 
@@ -43,8 +43,8 @@ def calibration(probe_calibration: DataFrame, *, note: str = "") -> Figure:
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="probability given by the probe", ylabel="share that is true")
     axes.set_aspect("equal")
     axes.grid()
-    figure.legend(loc="outside lower center", ncols=2)
-    title(figure, "Calibration", note, width=70)
+    bottom_legend(figure, columns=2)
+    title(figure, "Calibration", note)
     return figure
 
 
@@ -81,8 +81,7 @@ def risk_coverage(probe_risk: DataFrame, *, note: str = "") -> Figure:
     axes.set(xlim=(0, 1), xlabel="coverage: share of statements answered", ylabel="risk: error among them")
     axes.set_ylim(0, 1.08 * top or 1.0)
     axes.grid(axis="y")
-    if axes.get_legend_handles_labels()[0]:
-        figure.legend(loc="outside lower center", ncols=3)
+    bottom_legend(figure)
     title(figure, "Risk against coverage, the most confident first", note)
     return figure
 
@@ -118,5 +117,5 @@ def transfer(probe_transfer: DataFrame, *, value: str = "accuracy", note: str = 
         axes.spines[side].set_visible(False)
     axes.set_xlabel("tested on")
     axes.set_ylabel("trained on")
-    title(figure, f"{value.capitalize()} from topic to topic", note, width=64)
+    title(figure, f"{value.capitalize()} from topic to topic", note)
     return figure
