@@ -61,6 +61,7 @@ _METAVAR = {
     "states": "FOLDER", "layers": "LAYERS", "probed_layers": "LAYERS", "probe_layers": "LAYERS",
     "compared_lenses": "LIST", "pass_at": "LIST",
     "exit_layers": "LAYERS", "lens": "LENS", "decoders": "LIST", "judges": "LIST", "kinds": "LIST", "only": "LIST",
+    "position": "WHERE", "figure_width": "WIDTH",
     "entropy_estimators": "LIST", "device": "DEVICE", "dtype": "DTYPE", "revision": "REF", "bertscore_model": "NAME",
     "column": "ROLE=NAME", "exit_heads": "FILE", "adapter": "FOLDER", "base": "NAME",
 }  # fmt: skip

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["print_headlines", "register"]
 
 _COMMON = (
-    "model", "data", "statements", "column", "only", "limit", "limit_statements", "out", "figures", "figure_width", "seed",
+    "model", "data", "statements", "column", "only", "limit", "limit_statements", "out", "figures", "figure_width",
+    "seed",
 )  # fmt: skip
 # Under a heading an option is only named: the study's own command has its help.
 _HEADINGS = {
@@ -45,7 +46,7 @@ _PROBES = "Probes (help: exitlens probe)"
 _ABOUT = """All studies: what each layer would answer, its entropy, what it knows of truth, decoding, early exit.
 
 Without options it runs on the built-in model and data. Killed and started again it continues where it stopped.
---json prints run, report, findings (sentences by study) and tables (rows by table), as docs/tables.md describes them.
+--json prints run, report, findings and tables (see docs/tables.md).
 """
 
 

@@ -103,7 +103,7 @@ def _register_probe(app: typer.Typer) -> None:
     probe = study_command(
         "probes",
         PROBE,
-        "Do hidden states tell true statements from false ones? --kinds at every layer, then the original study.\n\n"
+        "Do hidden states tell true from false? --kinds at every layer, then the original study.\n\n"
         + _JSON.format("probes, probe_best, probe_layers, probe_comparisons and probe_transfer")
         + " With --save also saved, the file.",
         adapt=_probe_settings,
@@ -115,7 +115,8 @@ def _register_probe(app: typer.Typer) -> None:
 
 
 def _probe_settings(given: dict[str, Any], save: Path | None) -> dict[str, Any]:
-    """What --zero-shot, --kinds, --original and --save mean together."""
+    """What --zero-shot, --kinds, --original, --position and --save mean together."""
+    from exitlens.data.prompts import ANSWER_POSITIONS
     from exitlens.errors import ConfigError
 
     zero_shot, kinds = given.get("zero_shot"), given.get("kinds")
@@ -123,6 +124,9 @@ def _probe_settings(given: dict[str, Any], save: Path | None) -> dict[str, Any]:
         if kinds == "none":
             raise ConfigError(f"--save '{save}' keeps the best of --kinds: name some, for example --kinds logistic")
         given = {**given, "kinds": kinds or "logistic"}  # named, so that data that it cannot be fitted on are refused
+    if given.get("position") in ANSWER_POSITIONS:  # --data and --limit are then of questions
+        names = {"statements": "data", "limit_statements": "limit"}
+        given = {names.get(name, name): value for name, value in given.items()}
     return {
         "original": kinds in (None, "none") and save is None,
         **given,

@@ -78,7 +78,7 @@ class RunConfig(BaseModel):
     only: tuple[str, ...] = Field(default_factory=usual_studies, description=f"studies to run: {', '.join(HOMES)}")
     out: str = Field("exitlens-run", description="run directory")
     figures: bool = Field(True, description="draw figures; the report has its tables either way")
-    figure_width: Literal["column", "page"] = Field("page", description="width of figures: 3.3 or 7 inches")
+    figure_width: Literal["column", "page"] = Field("page", description="of figures: page (7 inches) or column (3.3)")
     seed: int = Field(0, ge=0, description="seed of every random choice; equal seeds give equal tables")
     batch_size: int = Field(32, ge=1, description="prompts generated together")
 
@@ -136,7 +136,7 @@ class RunConfig(BaseModel):
         "few-shot", description="what stands around those probes' statements"
     )
     position: Literal["last", "mean", "answer", "every", "exact-answer", "every-answer-token"] = Field(
-        "last", description="where they read a statement, or a generated answer (exact-answer, every-answer-token)"
+        "last", description="last, mean, answer, every; of generated answers exact-answer, every-answer-token"
     )
     test_data: tuple[str, ...] = Field((), description="statements or questions to test on, with protocol transfer")
     states: str | None = Field(None, description="shared folder of hidden states; none: the run directory")
