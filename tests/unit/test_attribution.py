@@ -247,6 +247,13 @@ def test_texts_that_begin_alike_are_told_apart_behind_what_they_share(lm: LM) ->
     assert found.logits["logit"][0] == pytest.approx(float(z[plus[shared]] - z[minus[shared]]), abs=1e-4)
 
 
+def test_a_choice_called_as_a_column_keeps_its_own(lm: LM) -> None:
+    found = lm.attribute(PROMPT, ["head", "true"])
+    table = found.table(heads=False)
+    assert list(table.columns) == ["component", "kind", "block", "head", "head (target)", "true"]
+    assert table["head (target)"].sum() == pytest.approx(found.logits["logit"][0], abs=1e-4)
+
+
 def test_saved_table_is_the_table(lm: LM, tmp_path: Path) -> None:
     found = lm.attribute(PROMPT, "Paris")
     pd.testing.assert_frame_equal(pd.read_parquet(found.save(tmp_path / "a.parquet")), found.components)

@@ -82,7 +82,7 @@ def _print(record: LookRecord, found: Attribution) -> None:
         if len(rest):
             rows.append([f"{len(rest)} more", *(float(rest[name].sum()) for name in shown)])
         if what == "component":
-            logits = found.logits.set_index("target")
+            logits = found.logits.assign(column=targets).set_index("column")
             rows.append(["sum: the model's logit", *(float(logits["logit"][name]) for name in shown)])
             if bool((logits["logit"] != logits["capped"]).any()):
                 rows.append(["after its soft-cap", *(float(logits["capped"][name]) for name in shown)])

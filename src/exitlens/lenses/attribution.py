@@ -81,10 +81,9 @@ class Attribution:
         if not heads:
             mine = mine[~mine["kind"].isin(HEAD_KINDS)]
         names = ["component", "kind", "block", "head"]
-        wide = mine.pivot_table(
-            index=names, columns="target", values="contribution", sort=False, dropna=False, observed=True
-        )
-        wide = wide.dropna(how="all").reset_index()
+        # A choice may be called as a column is.
+        mine = mine.assign(target=[f"{name} (target)" if name in names else name for name in mine["target"]])
+        wide = mine.pivot_table(index=names, columns="target", values="contribution", sort=False).reset_index()
         wide.columns.name = None
         return wide[[*names, *dict.fromkeys(mine["target"])]]
 
