@@ -331,3 +331,12 @@ def test_a_decoder_compared_with_another_is_named_wherever_the_difference_is_tol
     assert set(changed["own"]) == {"decoder sled"}
     told = " ".join(found.findings()["changes"])
     assert "answers judged correct (similarity, vanilla; two: sled): 3 only two answers correctly, 0 only one." in told
+
+
+def test_a_table_of_another_kind_of_values_is_refused_in_one_line(tmp_path: Path) -> None:
+    tables = layer_tables([[True, False]] * 20)
+    one = run_folder(tmp_path / "one", tables)
+    words = {**tables, "layers": tables["layers"].assign(layer="deep")}
+    other = run_folder(tmp_path / "two", words)
+    with pytest.raises(RunError, match=r"tables of study layers in .* hold values that cannot be read"):
+        exitlens.compare_runs([one, other])

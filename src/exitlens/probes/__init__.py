@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 from exitlens.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from exitlens.probes.auroc_gaps import AurocGap as AurocGap
-    from exitlens.probes.auroc_gaps import auroc_gaps as auroc_gaps
     from exitlens.probes.controls import Baseline as Baseline
     from exitlens.probes.controls import calibrated as calibrated
     from exitlens.probes.controls import from_scores as from_scores
@@ -24,6 +22,8 @@ if TYPE_CHECKING:
     from exitlens.probes.ensemble import Ensemble as Ensemble
     from exitlens.probes.ensemble import make_ensemble as make_ensemble
     from exitlens.probes.evaluation import evaluate as evaluate
+    from exitlens.probes.gaps import AurocGap as AurocGap
+    from exitlens.probes.gaps import auroc_gaps as auroc_gaps
     from exitlens.probes.grid import Fold as Fold
     from exitlens.probes.grid import Grid as Grid
     from exitlens.probes.grid import fit as fit
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from exitlens.probes.topics import topic_transfer as topic_transfer
 
 _HOME = {
-    "AurocGap": "auroc_gaps",
+    "AurocGap": "gaps",
     "Baseline": "controls",
     "Comparison": "results",
     "Ensemble": "ensemble",
@@ -88,7 +88,7 @@ _HOME = {
     "TABLES": "tables",
     "TopicTransfer": "topics",
     "affirmed_to_negated": "splits",
-    "auroc_gaps": "auroc_gaps",
+    "auroc_gaps": "gaps",
     "calibrated": "controls",
     "evaluate": "evaluation",
     "fit": "grid",

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from exitlens import stats
+from exitlens.errors import RunError
+from exitlens.parsing import cut
+from exitlens.report.chapter import Chapter
 from exitlens.report.comparable import Curve, Number, Unit
+from exitlens.report.frames import Results
 from exitlens.studies.compare.columns import COMPARE_TABLES
 from exitlens.studies.compare.match import Matched, match, of_text
 from exitlens.studies.compare.runs import Run
@@ -23,14 +27,29 @@ COLUMNS = {spec.name: [field.name for field in spec.fields] for spec in COMPARE_
 _SHARED = 0.5  # of the smaller run's questions: with fewer in common, pairing would throw most of the data away
 
 Key = tuple[str, str]
+Item = TypeVar("Item", Number, Curve)
 
 
 def common_numbers(runs: Sequence[Run]) -> list[Matched[Number]]:
     """The headline numbers of the runs, put beside each other."""
-    offered = [
-        {name: STUDIES[name].chapter.numbers(run.results) for name in STUDIES if name in run.studies} for run in runs
-    ]
-    return match(offered)
+    return match([_offered(run, lambda chapter, results: chapter.numbers(results)) for run in runs])
+
+
+def _offered(run: Run, ask: Callable[[Chapter, Results], list[Item]]) -> dict[str, list[Item]]:
+    """What the chapter of each of the run's studies offers.
+
+    Raises RunError where a table has the declared columns and values of another kind in them.
+    """
+    found = {}
+    for name in run.studies:
+        try:
+            found[name] = ask(STUDIES[name].chapter, run.results)
+        except (KeyError, TypeError, ValueError) as why:
+            raise RunError(
+                f"the tables of study {name} in '{cut(str(run.path))}' hold values that cannot be read ({cut(why)}): "
+                "make the run again"
+            ) from why
+    return found
 
 
 def number_table(runs: Sequence[Run], matched: Sequence[Matched[Number]], *, seed: int = 0) -> pd.DataFrame:
@@ -156,9 +175,7 @@ def change_table(runs: Sequence[Run], matched: Sequence[Matched[Number]]) -> pd.
 
 def curve_table(runs: Sequence[Run]) -> pd.DataFrame:
     """Table ``compare_curves``: every curve of every run; layers become a share of the depth where depths differ."""
-    offered = [
-        {name: STUDIES[name].chapter.curves(run.results) for name in STUDIES if name in run.studies} for run in runs
-    ]
+    offered = [_offered(run, lambda chapter, results: chapter.curves(results)) for run in runs]
     depths = [run.depth for run in runs]
     scaled = len(set(depths)) > 1 and None not in depths
     frames = []
