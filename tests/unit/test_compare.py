@@ -18,6 +18,7 @@ from exitlens.errors import InputError, RunError
 from exitlens.report.chapter import Chapter
 from exitlens.stats import Interval, independent_difference
 from exitlens.studies.base import Study
+from exitlens.studies.compare.figures import significant
 from exitlens.studies.context import Context
 from exitlens.studies.registry import STUDIES, register
 from exitlens.studies.tables import Field, TableSpec, with_interval
@@ -340,3 +341,14 @@ def test_a_table_of_another_kind_of_values_is_refused_in_one_line(tmp_path: Path
     other = run_folder(tmp_path / "two", words)
     with pytest.raises(RunError, match=r"tables of study layers in .* hold values that cannot be read"):
         exitlens.compare_runs([one, other])
+
+
+def test_last_digits_are_no_difference_and_one_question_no_significance(tmp_path: Path) -> None:
+    values = [i / 40 for i in range(20)]
+    one = run_folder(tmp_path / "a", decoding_tables(values))
+    noisy = run_folder(tmp_path / "b", decoding_tables([v + 1e-8 * (-1) ** i for i, v in enumerate(values)]))
+    row = number(exitlens.compare_runs([one, noisy]), "ROUGE-L max", "b")
+    assert (row["difference"], row["p"]) == (0, 1)
+    assert not significant({"difference_low": -0.3, "difference_high": 0.1, "p_holm": 0.004})
+    assert not significant({"difference_low": 0.1, "difference_high": 0.3, "p_holm": 0.2})
+    assert significant({"difference_low": 0.1, "difference_high": 0.3, "p_holm": 0.004})

@@ -9,7 +9,7 @@ from functools import partial
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet
 from exitlens.report.frames import Results, Row, groups
 from exitlens.report.text import Column, interval_text, is_number, p_text, slug, to_float, visible
-from exitlens.report.words import LEVEL, counted, excludes, join
+from exitlens.report.words import counted, excludes, join
 from exitlens.studies.compare import figures as draw
 from exitlens.studies.compare.match import capital, short_name
 
@@ -73,7 +73,8 @@ class NumbersChapter(Chapter):
         "Paired: over the questions that both runs have, the same by id and text, at least half of the smaller run's; "
         "95% CI of the mean difference by question (Agresti–Min where answers are correct or incorrect, else the "
         "studentised bootstrap), sign-flip test. Unpaired: from the two intervals (MOVER) with a normal test, too wide "
-        "where the questions are partly the same. p Holm is corrected over all numbers in the table."
+        "where the questions are partly the same. p Holm is corrected over all numbers in the table. Significant: p "
+        "Holm below .05 and a 95% CI that excludes 0; of few and skewed values one question can pass one of the two."
     )
     own = ("compare_numbers",)
 
@@ -84,7 +85,7 @@ class NumbersChapter(Chapter):
         if len(told) == 1:
             return told[0]
         tested = [row for row in results.rows("compare_numbers") if is_number(row.get("p"))]
-        found = [row for row in tested if to_float(row.get("p_holm")) < LEVEL]
+        found = [row for row in tested if draw.significant(row)]
         return (
             f"{len(found)} of {counted(len(tested), 'difference')} to {visible(names[0])} are significant after Holm's "
             f"correction: look at {join([visible(name) for name in dict.fromkeys(row['run'] for row in found)])}."
@@ -134,8 +135,8 @@ class NumbersChapter(Chapter):
             part = part[part["difference_low"].notna()]
             for study, mine in part.groupby("study", sort=False):
                 caption = (
-                    f"Difference of each run to {visible(names[0])}, {study} study, with 95% CI; filled: p < .05 after "
-                    "Holm's correction."
+                    f"Difference of each run to {visible(names[0])}, {study} study, with 95% CI; filled: the CI "
+                    "excludes 0 and p < .05 after Holm's correction."
                 )
                 drawn = partial(draw.differences, mine, names=names, note=f"{study} · {_models(results)}")
                 name = f"numbers-{study}" + (f"-{slug(str(unit))}" if unit else "")
@@ -257,7 +258,7 @@ def _against(results: Results, name: str) -> str:
     head += "paired by question): "
     if not tested:
         return f"{head}nothing can be tested."
-    found = sorted((r for r in tested if to_float(r["p_holm"]) < LEVEL), key=lambda r: to_float(r["p_holm"]))
+    found = sorted(filter(draw.significant, tested), key=lambda r: to_float(r["p_holm"]))
     alone = sum(row not in found and excludes(row, "difference", 0.0) for row in tested)
     told = "; ".join(f"{_label(row)} {_signed(row)}" for row in found[:4])
     more = f"; and {len(found) - 4} more" if len(found) > 4 else ""

@@ -24,17 +24,26 @@ from exitlens.report.figure_style import (
 )
 from exitlens.report.frames import Row, column, distinct, groups, rows
 from exitlens.report.text import figure_text, is_number, shorten, to_float, wrap
+from exitlens.report.words import LEVEL, excludes
 from exitlens.studies.compare.analysis import DEPTH
 from exitlens.studies.compare.match import capital, short_name
 
-__all__ = ["curves", "differences"]
+__all__ = ["curves", "differences", "significant"]
 
 _DEPTH_LABEL = "depth (0%: embeddings, 100%: the model itself)"
 
 
+def significant(row: Row) -> bool:
+    """Whether a difference passes both: its 95% CI excludes 0, and p corrected over the table is below the level.
+
+    Of few and skewed values one of the two alone can be passed by a single question.
+    """
+    return to_float(row.get("p_holm")) < LEVEL and excludes(row, "difference", 0.0)
+
+
 @drawing
 def differences(numbers: DataFrame, *, names: Sequence[str], note: str = "") -> Figure:
-    """Difference of every run to the first, a line a number; filled: p < .05 after Holm's correction.
+    """Difference of every run to the first, a line a number; filled: a significant one.
 
     ``numbers``: rows of ``compare_numbers`` of one unit. ``names``: all runs, in their order.
     """
@@ -62,7 +71,7 @@ def differences(numbers: DataFrame, *, names: Sequence[str], note: str = "") -> 
                 color=look["color"],
                 markersize=5,
                 elinewidth=1.2,
-                markerfacecolor=look["color"] if to_float(row.get("p_holm")) < 0.05 else "#ffffff",
+                markerfacecolor=look["color"] if significant(row) else "#ffffff",
             )
     axes.set_yticks(places, labels, fontsize=8)
     engine = figure.get_layout_engine()
@@ -81,7 +90,7 @@ def differences(numbers: DataFrame, *, names: Sequence[str], note: str = "") -> 
     if len(others) > 1:
         _legend(figure, others, names)
     heading = f"{shorten(figure_text(others[0]), 40)} minus {first}" if len(others) == 1 else f"Difference to {first}"
-    title(figure, heading, f"{note} · filled: p < .05 after Holm's correction")
+    title(figure, heading, f"{note} · filled: 95% CI excludes 0 and p < .05 (Holm)")
     return figure
 
 
