@@ -7,9 +7,21 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from pandas import DataFrame
 
-from exitlens.report.figure_style import INK, MUTED, drawing, layer_axis, new_figure, panels, percent, pick, title
+from exitlens.report.figure_style import (
+    INK,
+    MUTED,
+    drawing,
+    layer_axis,
+    new_figure,
+    panels,
+    percent,
+    pick,
+    short_number,
+    title,
+)
 from exitlens.report.frames import Row, column, distinct, errors, groups, rows
 from exitlens.report.text import figure_text, shorten, to_float
 
@@ -88,6 +100,9 @@ def by_layer(lenses_layers: DataFrame, *, note: str = "") -> Figure:
             axes.set_ylim(bottom=0)
         else:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(short_number)
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(axis="y")
     handles, labels = places[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5)

@@ -93,11 +93,12 @@ def gain_sentences(results: Results) -> list[str]:
     for lens, items in groups([row for row in results.rows("lenses", k=k) if not row["control"]], "lens").items():
         sets = [row for row in items if row["set"] != "all"]
         read = [visible(row["set"]) for row in sets if _reads(row)]
-        told = f"reads concepts on {join(read)}" if read else "reads no concepts on any set"
+        told = f"reads concepts on {join(read)}" if read else "reads no concepts beyond chance on any set"
         first = items[0]
+        where = "over all prompts" if first["set"] == "all" else "there"
         out.append(
-            f"{visible(lens)} {told}: own concepts beat those of other prompts by {shown(first, 'gain')} in pass@{k} "
-            f"{'over all' if first['set'] == 'all' else 'there'} (n = {int(to_float(first['n_shuffled']))})."
+            f"{visible(lens)} {told}; {where} own concepts against those of other prompts: {shown(first, 'gain')} in "
+            f"pass@{k} (n = {int(to_float(first['n_shuffled']))})."
         )
     return out
 
