@@ -1,0 +1,110 @@
+"""The code blocks of README and docs, and the folder that their commands run in."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers as tf
+
+__all__ = ["PAGES", "ROOT", "Block", "blocks", "commands", "fill", "tiny_builtin"]
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_FENCE = re.compile(r"^```(\w*)[ \t]*\n(.*?)^```", re.S | re.M)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block: its page, line, language and text."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of one page, in order."""
+    whole = page.read_text(encoding="utf-8")
+    return [
+        Block(page, whole.count("\n", 0, match.start()) + 1, match[1], match[2]) for match in _FENCE.finditer(whole)
+    ]
+
+
+def commands(page: Path) -> list[tuple[int, list[str]]]:
+    """Line and words of each shell command of a page; lines that go on with a backslash are one."""
+    found = []
+    for block in blocks(page):
+        if block.language not in ("", "bash", "sh"):
+            continue
+        for offset, line in enumerate(block.text.replace("\\\n", " ").splitlines()):
+            if re.match(r"(exitlens|python|pip|make|lm_eval) ?", line):
+                found.append((block.line + 1 + offset, shlex.split(line, comments=True)))
+    return found
+
+
+def tiny_builtin(folder: Path, real: Any) -> Path:
+    """A random model of the built-in one's depth with its tokenizer: commands are tried, not results."""
+    config = tf.LlamaConfig(
+        vocab_size=len(real), hidden_size=16, intermediate_size=24, num_hidden_layers=30, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
+        pad_token_id=2,
+    )  # fmt: skip
+    tf.set_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(config)
+    model.save_pretrained(folder)
+    real.save_pretrained(folder)
+    return folder
+
+
+_QUESTIONS = [
+    ("How many legs does a spider have?", "eight", "eight; 8", "six; four", "Animals"),
+    ("What is the capital of France?", "Paris", "Paris", "London; Rome", "Places"),
+    ("Is the Moon made of cheese?", "no", "no; It is rock", "yes", "Myths"),
+    ("What do bees make?", "honey", "honey", "milk; silk", "Animals"),
+    ("Which planet is the largest?", "Jupiter", "Jupiter", "Saturn; Mars", "Places"),
+    ("Can pigs fly?", "no", "no; Pigs cannot fly", "yes; Pigs fly", "Myths"),
+]
+_TOPICS = {
+    "animals": ("The {} is an animal.", ["cat", "dog", "horse", "cow"], ["spoon", "table", "stone", "cloud"]),
+    "cities": ("{} is a city.", ["Paris", "Rome", "Berlin", "Oslo"], ["France", "Italy", "Asia", "Peru"]),
+    "elements": ("{} is an element.", ["Iron", "Gold", "Neon", "Zinc"], ["Bread", "Wood", "Paper", "Water"]),
+    "companies": ("{} is a company.", ["Sony", "Ford", "Shell", "Bosch"], ["Rain", "Left", "Blue", "Seven"]),
+    "facts": ("{} is true.", ["Fire burns", "Ice melts", "Birds sing", "Rain falls"], ["Ice burns", "Fire melts", "Fish sing", "Rain rises"]),
+    "inventions": ("{} was invented.", ["The wheel", "The lamp", "Paper", "The car"], ["The sun", "The sea", "Sand", "The moon"]),
+}  # fmt: skip
+
+
+def fill(folder: Path) -> None:
+    """The files that pages name: questions, statements, corpora, answers, predictions, a settings file."""
+    with (folder / "TruthfulQA.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ["Type", "Category", "Question", "Best Answer", "Correct Answers", "Incorrect Answers", "Source"]
+        )
+        for question, best, right, wrong, category in _QUESTIONS:
+            writer.writerow(["Adversarial", category, question, best, right, wrong, "made for this test"])
+    (folder / "true-false").mkdir()
+    for topic, (form, true, false) in _TOPICS.items():
+        with (folder / "true-false" / f"{topic}_true_false.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["statement", "label"])
+            writer.writerows([(form.format(x), 1) for x in true] + [(form.format(x), 0) for x in false])
+    texts = [f"{form.format(x)} {question[0]} {question[1]}." for form, true, _ in _TOPICS.values()
+             for x in true for question in _QUESTIONS]  # fmt: skip
+    (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (folder / "FILE").write_text("\n".join(texts[:40]) + "\n")
+    (folder / "answers.jsonl").write_text(
+        "".join(json.dumps({"question": q, "answer": best}) + "\n" for q, best, *_ in _QUESTIONS)
+    )
+    for name, at in (("predictions.json", 1), ("other.jsonl", 3), ("answers.json", 1)):
+        rows = [{"question": row[0], "prediction": row[at].split(";")[0]} for row in _QUESTIONS]
+        text = json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / name).write_text(text)
+    (folder / "study.toml").write_text('only = ["layers"]\nlimit = 2\n')
