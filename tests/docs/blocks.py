@@ -71,14 +71,15 @@ _QUESTIONS = [
     ("Which planet is the largest?", "Jupiter", "Jupiter", "Saturn; Mars", "Places"),
     ("Can pigs fly?", "no", "no; Pigs cannot fly", "yes; Pigs fly", "Myths"),
 ]
-_TOPICS = {
-    "animals": ("The {} is an animal.", ["cat", "dog", "horse", "cow"], ["spoon", "table", "stone", "cloud"]),
-    "cities": ("{} is a city.", ["Paris", "Rome", "Berlin", "Oslo"], ["France", "Italy", "Asia", "Peru"]),
-    "elements": ("{} is an element.", ["Iron", "Gold", "Neon", "Zinc"], ["Bread", "Wood", "Paper", "Water"]),
-    "companies": ("{} is a company.", ["Sony", "Ford", "Shell", "Bosch"], ["Rain", "Left", "Blue", "Seven"]),
-    "facts": ("{} is true.", ["Fire burns", "Ice melts", "Birds sing", "Rain falls"], ["Ice burns", "Fire melts", "Fish sing", "Rain rises"]),
-    "inventions": ("{} was invented.", ["The wheel", "The lamp", "Paper", "The car"], ["The sun", "The sea", "Sand", "The moon"]),
-}  # fmt: skip
+_TOPICS = ("animals", "cities", "elements", "companies", "facts", "inventions")
+_SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
+
+
+def _statements(topic: str) -> list[tuple[str, int]]:
+    """24 statements of one topic about made-up things, half of them true; no thing is in two topics."""
+    at = 24 * _TOPICS.index(topic)
+    things = [_SYLLABLES[i % 70].capitalize() + _SYLLABLES[(i * 11 + 3) % 70] for i in range(at, at + 24)]
+    return [(f"{thing} is one of the {topic}.", i % 2) for i, thing in enumerate(things)]
 
 
 def fill(folder: Path) -> None:
@@ -91,15 +92,12 @@ def fill(folder: Path) -> None:
         for question, best, right, wrong, category in _QUESTIONS:
             writer.writerow(["Adversarial", category, question, best, right, wrong, "made for this test"])
     (folder / "true-false").mkdir()
-    for topic, (form, true, false) in _TOPICS.items():
+    for topic in _TOPICS:
         with (folder / "true-false" / f"{topic}_true_false.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["statement", "label"])
-            writer.writerows([(form.format(x), 1) for x in true] + [(form.format(x), 0) for x in false])
-    texts = [f"{form.format(x)} {question[0]} {question[1]}." for form, true, _ in _TOPICS.values()
-             for x in true for question in _QUESTIONS]  # fmt: skip
+            csv.writer(file).writerows([("statement", "label"), *_statements(topic)])
+    texts = [f"{text} {row[0]} {row[1]}." for topic in _TOPICS for text, _ in _statements(topic) for row in _QUESTIONS]
     (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    (folder / "FILE").write_text("\n".join(texts[:40]) + "\n")
+    (folder / "FILE").write_text("\n".join(texts[:120]) + "\n")
     (folder / "answers.jsonl").write_text(
         "".join(json.dumps({"question": q, "answer": best}) + "\n" for q, best, *_ in _QUESTIONS)
     )
