@@ -8,9 +8,10 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import transformers as tf
+
+from tests.tiny import tokenizer
 
 __all__ = ["PAGES", "ROOT", "Block", "blocks", "commands", "fill", "tiny_builtin"]
 
@@ -49,17 +50,17 @@ def commands(page: Path) -> list[tuple[int, list[str]]]:
     return found
 
 
-def tiny_builtin(folder: Path, real: Any) -> Path:
-    """A random model of the built-in one's depth with its tokenizer: commands are tried, not results."""
+def tiny_builtin(folder: Path) -> Path:
+    """A random model as deep as the built-in one: commands are tried here, not results."""
+    words = tokenizer()
     config = tf.LlamaConfig(
-        vocab_size=len(real), hidden_size=16, intermediate_size=24, num_hidden_layers=30, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=2048, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2,
-        pad_token_id=2,
+        vocab_size=len(words), hidden_size=16, intermediate_size=24, num_hidden_layers=30, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=8192, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0,
+        pad_token_id=0,
     )  # fmt: skip
     tf.set_seed(0)
-    model = tf.AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(folder)
-    real.save_pretrained(folder)
+    tf.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    words.save_pretrained(folder)
     return folder
 
 
@@ -95,9 +96,11 @@ def fill(folder: Path) -> None:
     for topic in _TOPICS:
         with (folder / "true-false" / f"{topic}_true_false.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("statement", "label"), *_statements(topic)])
-    texts = [f"{text} {row[0]} {row[1]}." for topic in _TOPICS for text, _ in _statements(topic) for row in _QUESTIONS]
+    texts = [
+        f"{text} {row[0]} {row[1]}." for topic in _TOPICS for text, _ in _statements(topic)[:6] for row in _QUESTIONS
+    ]
     (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    (folder / "FILE").write_text("\n".join(texts[:120]) + "\n")
+    (folder / "FILE").write_text("\n".join(texts[:60]) + "\n")
     (folder / "answers.jsonl").write_text(
         "".join(json.dumps({"question": q, "answer": best}) + "\n" for q, best, *_ in _QUESTIONS)
     )
