@@ -27,7 +27,7 @@ PIP_FAILED = { echo >&2; \
 	echo "       No wheel for this Python ($$($(BIN)/python -V))? Try: make clean && make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; \
 	exit 1; }
 
-.PHONY: help run test lint types pytest clean install
+.PHONY: help run test lint types pytest docs clean install
 
 help: ## list what can be made
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -35,7 +35,7 @@ help: ## list what can be made
 run: $(STAMP_RUN) ## the whole study on the built-in model and data; ends with tables and the report's path (OUT=runs/main)
 	$(BIN)/exitlens run --out $(OUT) $(RUN_ARGS)
 
-test: lint types pytest ## lint, types, tests with run-time shape checks; any warning fails
+test: lint types docs pytest ## lint, types, documentation, tests with run-time shape checks; any warning fails
 
 lint: $(STAMP_TEST) ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -43,6 +43,10 @@ lint: $(STAMP_TEST) ## ruff: rules and format
 
 types: $(STAMP_TEST) ## mypy, strict, on src/
 	$(BIN)/mypy src
+
+docs: $(STAMP_TEST) ## the documentation site, in build/site; any warning fails
+	$(BIN)/python -m sphinx -q -W --keep-going docs build/site
+	@echo "documentation: build/site/index.html"
 
 # One thread a worker: many small products, and results that do not depend on the number of cores.
 pytest: $(STAMP_TEST) ## the tests alone (PYTEST_ARGS='-k name')

@@ -32,13 +32,13 @@ html_show_sphinx = False
 html_copy_source = False
 
 myst_enable_extensions = ["colon_fence"]
+highlight_language = "none"
 myst_heading_anchors = 4
 # Notebooks are executed by the tests, never while the pages are built: what stands in them is what was seen.
 nb_execution_mode = "off"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_type_aliases = {}
 python_maximum_signature_line_length = 88
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False

@@ -1,7 +1,7 @@
 """The exception tree.
 
 Every error a user can cause is an :class:`ExitlensError`; its message is one line that quotes the offending value
-and names the remedy. The command line prints that line and exits with code 2, without a traceback.
+and names the remedy. The command line prints that line and exits with code 2, without a traceback::
 
     ExitlensError
       InputError          an argument, option or file the user gave cannot be used
