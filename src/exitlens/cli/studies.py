@@ -40,14 +40,19 @@ PROBE = {
     "seed": Own(),
     "protocol": Own(heading=_KINDS),
     "probe_layers": Own(("--layers",), heading=_KINDS),
-    "position": Own(("--position",), heading=_KINDS),
+    "position": Own(
+        ("--position",),
+        help="State of a statement (last, mean, answer, every) or of a generated answer (exact-answer, "
+        "every-answer-token).",
+        heading=_KINDS,
+    ),
     "test_data": Own(heading=_KINDS),
     "probe_seeds": Own(("--seeds",), heading=_KINDS),
     "original": Own(help="The original study's table [yes, unless --kinds].", heading=_ORIGINAL),
     **under(_ORIGINAL, "probed_layers", "epochs", "test_topic"),
     "zero_shot": Own(
         ("--zero-shot/--few-shot",),
-        help="Without or with the few-shot prompt [--kinds: few-shot; original: both].",
+        help="Prompt [--kinds: few-shot; original: both].",
         heading=_ORIGINAL,
     ),
     "states": Own(heading=_KINDS),
