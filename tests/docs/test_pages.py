@@ -86,14 +86,7 @@ def test_commands_run(
             if done.returncode or missing:
                 failed.append(f"{page.name}:{line}: {' '.join(words)}: {missing or done.stderr[-200:]}")
             continue
-        import time
-
-        t0 = time.time()
-        c0 = time.process_time()
         code = main(words[1:])
-        Path("/tmp/site_times.txt").open("a").write(
-            f"{time.time() - t0:.1f} {time.process_time() - c0:.1f} {' '.join(words)}\n"
-        )
         said = capsys.readouterr()
         if code:
             failed.append(f"{page.name}:{line}: {' '.join(words)}: exit code {code}: {said.err[-300:]}")
