@@ -1,7 +1,8 @@
 """Every command and every Python block of README and docs runs.
 
 Commands run as they stand, in a folder with the files that they name, but on a random model of the built-in one's depth
-with a vocabulary of 320 tokens, so that a page takes seconds. What cannot run here is in ``_ELSEWHERE``, each with the reason.
+with a vocabulary of 320 tokens, so that a page takes seconds. What cannot run here is in ``_ELSEWHERE``, each with the
+reason.
 """
 
 from __future__ import annotations

@@ -63,7 +63,8 @@ _METAVAR = {
     "exit_layers": "LAYERS", "lens": "LENS", "decoders": "LIST", "judges": "LIST", "kinds": "LIST", "only": "LIST",
     "position": "WHERE", "figure_width": "WIDTH",
     "entropy_estimators": "LIST", "device": "DEVICE", "dtype": "DTYPE", "revision": "REF", "bertscore_model": "NAME",
-    "column": "ROLE=NAME", "position": "POSITION", "protocol": "NAME", "test_topic": "NAME", "exit_heads": "FILE", "adapter": "FOLDER", "base": "NAME",
+    "column": "ROLE=NAME", "protocol": "NAME", "test_topic": "NAME",
+    "exit_heads": "FILE", "adapter": "FOLDER", "base": "NAME",
 }  # fmt: skip
 _HEADING = {"device": MODEL, "dtype": MODEL, "revision": MODEL, "trust_remote_code": MODEL, "base": MODEL}
 
