@@ -183,7 +183,7 @@ def _answer(items: list[Row]) -> str:
     told = join([visible(name) for name in distinct(better, "decoder")])
     verb = "is" if len(distinct(better, "decoder")) == 1 else "are"
     both = [name for name in distinct(better, "decoder") if name in distinct(worse, "decoder")]
-    less = f", though {join([visible(name) for name in both])} also significantly worse in others" if both else ""
+    less = f", and significantly worse in others ({join([visible(name) for name in both])})" if both else ""
     advice = f"confirm it on other questions before leaving {base}"
     many = counted(len(compared), "comparison")
     return (
