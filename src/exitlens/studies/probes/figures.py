@@ -9,6 +9,7 @@ from exitlens.report.figure_style import (
     BLUE,
     INK,
     MUTED,
+    ORDER,
     VERMILION,
     bottom_legend,
     drawing,
@@ -137,7 +138,9 @@ def layer_curves(probe_layers: DataFrame, *, value: str = "accuracy", note: str 
             height = to_float(items[0].get(value))
             if is_number(height):
                 dash = ((0, (1, 1.4)), (0, (6, 2)), (0, (6, 2, 1, 2)))[flat % 3]
-                axes.axhline(height, color=MUTED, linewidth=1.1, linestyle=dash, label=name)
+                # Three dashes are told apart in grey; of more lines each third has a colour of its own.
+                colour = (MUTED, *ORDER[1:])[flat // 3 % len(ORDER)]
+                axes.axhline(height, color=colour, linewidth=1.1, linestyle=dash, label=name)
                 flat += 1
             continue
         items = sorted((row for row in items if is_number(row.get("layer"))), key=lambda row: to_float(row["layer"]))
