@@ -47,8 +47,8 @@ def pass_table(
         for lens, mine in here.groupby("lens", sort=False):
             own, other = (mine[[f"{part} {k}" for k in ks]].to_numpy(np.float64) for part in ("own", "shuffled"))
             both = ~np.isnan(other).any(axis=1)
-            passed = mean_intervals(own, seed=seed)
-            control = mean_intervals(other[both], seed=seed) if both.any() else None
+            passed = _clamped(mean_intervals(own, seed=seed))
+            control = _clamped(mean_intervals(other[both], seed=seed)) if both.any() else None
             gain = paired_differences(own[both], other[both], seed=seed) if both.any() else None
             for i, k in enumerate(ks):
                 rows.append(
@@ -105,6 +105,8 @@ def layers_table(reads: pd.DataFrame, k: int, *, seed: int = 0) -> pd.DataFrame:
             ends = [found.value, found.low, found.high]
             if name == "answer_rank":  # the mean of logarithms, back as a rank; no rank is below 1
                 ends = [np.maximum(np.exp(end), 1.0) for end in ends]
+            elif name != "kl":
+                ends = [np.clip(end, 0.0, 1.0) for end in ends]
             columns |= dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
             layers, n = [int(layer) for layer in wide.columns], len(wide)
         frames.append(pd.DataFrame({"lens": lens, "layer": layers, "n": n, "k": k, **columns}))
@@ -153,6 +155,12 @@ def _sets(share: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 def _named(name: str, found: Intervals | Any, column: int) -> dict[str, float]:
     parts = (np.nan,) * 3 if found is None else (found.value[column], found.low[column], found.high[column])
     return dict(zip((name, f"{name}_low", f"{name}_high"), map(float, parts), strict=True))
+
+
+def _clamped(found: Intervals) -> Intervals:
+    """Intervals of shares, clamped to their bounds: those of rare shares that are not 0 or 1 can leave them."""
+    low, high = np.clip(found.low, 0.0, 1.0), np.clip(found.high, 0.0, 1.0)
+    return Intervals(found.value, low, high, found.n)
 
 
 def _corrected(table: pd.DataFrame) -> pd.DataFrame:

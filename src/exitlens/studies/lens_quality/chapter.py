@@ -8,7 +8,7 @@ from typing import Any
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet
 from exitlens.report.frames import Results, Row, column, distinct, groups
 from exitlens.report.text import Column, number_text, p_text, to_float, visible
-from exitlens.report.words import counted, join, share_text, shown
+from exitlens.report.words import counted, join, shown
 from exitlens.studies.lens_quality import figures as draw
 from exitlens.studies.lens_quality.verdict import (
     control_sentences,
@@ -19,6 +19,7 @@ from exitlens.studies.lens_quality.verdict import (
     kl_sentence,
     left_out_sentence,
     pair_sentences,
+    percent_text,
     verdict,
 )
 
@@ -100,11 +101,11 @@ class LensesChapter(Chapter):
         mine = groups(results.rows("lenses", set=name), "lens")
         ks = distinct(results.rows("lenses", set=name), "k")
         body: list[list[Any]] = [
-            [visible(lens), *(_interval(row, "passed") for row in items), number_text(column(items, "n")[0], 0)]
+            [visible(lens), *(percent_text(row, "passed") for row in items), number_text(column(items, "n")[0], 0)]
             for lens, items in mine.items()
         ]
         some = next(iter(mine.values()))
-        body.append(["chance", *(share_text(row["chance"], digits=1) for row in some), ""])
+        body.append(["chance", *(percent_text(row, "chance") for row in some), ""])
         which = "all prompts" if name == "all" else f"set {visible(name)}"
         note = "best rank over inner layers; random-rotation is a control that must score at chance"
         return Part(f"{which}, pass@k", ["lens", *(f"pass@{k}" for k in ks), Column("n")], body, note)
@@ -115,8 +116,8 @@ class LensesChapter(Chapter):
         body = []
         for name, mine in groups(items, "set").items():
             of = {row["lens"]: row for row in mine}
-            body.append([visible(name), *(_interval(of[lens], "passed") for lens in lenses),
-                         share_text(mine[0]["chance"], digits=1)])  # fmt: skip
+            body.append([visible(name), *(percent_text(of[lens], "passed") for lens in lenses),
+                         percent_text(mine[0], "chance")])  # fmt: skip
         return Part(f"pass@{k} by set", ["set", *map(visible, lenses), "chance"], body)
 
     def _pairs(self, results: Results, k: int) -> Part:
@@ -137,10 +138,6 @@ class LensesChapter(Chapter):
         return Part("reading", ["lens", "KL to layer N", "saturation layer", "cost"], body, note)
 
 
-def _interval(row: Row, name: str) -> str:
-    return share_text(row[name], row.get(f"{name}_low"), row.get(f"{name}_high"), 1)
-
-
 def _cost(row: Row | None) -> str:
     if row is None:
         return "–"
@@ -150,8 +147,8 @@ def _cost(row: Row | None) -> str:
 
 def _passes(results: Results) -> Sheet:
     body = [
-        [row["set"], row["lens"], f"pass@{int(row['k'])}", _interval(row, "passed"),
-         share_text(row["chance"], digits=1), _interval(row, "shuffled"), shown(row, "gain"), p_text(row["p_holm"]),
+        [row["set"], row["lens"], f"pass@{int(row['k'])}", percent_text(row, "passed"),
+         percent_text(row, "chance"), percent_text(row, "shuffled"), shown(row, "gain"), p_text(row["p_holm"]),
          number_text(row["n"], 0)]
         for row in results.rows("lenses", k=headline_of(results))
     ]  # fmt: skip
@@ -182,7 +179,7 @@ def _summary(results: Results) -> Sheet:
 
 def _layers(results: Results) -> Sheet:
     body = [
-        [row["lens"], row["layer"], _interval(row, "share"), shown(row, "kl", 2), _interval(row, "agreement"),
+        [row["lens"], row["layer"], percent_text(row, "share"), shown(row, "kl", 2), percent_text(row, "agreement"),
          shown(row, "answer_rank", 1)]
         for row in results.rows("lenses_layers")
     ]  # fmt: skip

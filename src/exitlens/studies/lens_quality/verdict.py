@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from exitlens.report.frames import Results, Row, distinct, groups
 from exitlens.report.text import is_number, number_text, to_float, visible
-from exitlens.report.words import LEVEL, counted, excludes, join, p_equals, share_text, shown
+from exitlens.report.words import LEVEL, counted, excludes, join, p_equals, shown
 
 __all__ = [
     "control_sentences",
@@ -17,6 +17,7 @@ __all__ = [
     "kl_sentence",
     "left_out_sentence",
     "pair_sentences",
+    "percent_text",
     "verdict",
 ]
 
@@ -108,8 +109,8 @@ def control_sentences(results: Results) -> list[str]:
     k = headline_of(results)
     rows = results.rows("lenses", k=k)
     out = [
-        f"Control, {visible(row['lens'])}: pass@{k} {_share(row, 'passed')}, chance "
-        f"{share_text(row['chance'], digits=1)}: {_at_chance(row, 'passed')}."
+        f"Control, {visible(row['lens'])}: pass@{k} {percent_text(row, 'passed')}, chance "
+        f"{percent_text(row, 'chance')}: {_at_chance(row, 'passed')}."
         for row in rows
         if row["control"] and row["set"] == rows[0]["set"]
     ]
@@ -211,12 +212,16 @@ def _value(rows: Sequence[Row], lens: str) -> float:
     return max(to_float(row["passed"]) for row in rows if row["lens"] == lens)
 
 
-def _share(row: Row, name: str) -> str:
-    return share_text(row[name], row[f"{name}_low"], row[f"{name}_high"], 1)
+def percent_text(row: Row, name: str) -> str:
+    """A share in per cent with one digit, and its interval where there is one: ``1.0% [0.1, 4.7]``."""
+    value, low, high = (100 * to_float(row.get(part)) for part in (name, f"{name}_low", f"{name}_high"))
+    if not is_number(value):
+        return "–"
+    return f"{value:.1f}%" + (f" [{low:.1f}, {high:.1f}]" if is_number(low) and is_number(high) else "")
 
 
 def _passed(row: Row, k: int) -> str:
-    return f"{visible(row['lens'])} pass@{k} {_share(row, 'passed')}, n = {int(row['n'])}"
+    return f"{visible(row['lens'])} pass@{k} {percent_text(row, 'passed')}, n = {int(row['n'])}"
 
 
 def _at_chance(row: Row, name: str) -> str:
@@ -224,4 +229,4 @@ def _at_chance(row: Row, name: str) -> str:
 
 
 def _case(row: Row) -> str:
-    return f"{visible(row['lens'])} on {visible(row['set'])} ({share_text(row['shuffled'], digits=1)})"
+    return f"{visible(row['lens'])} on {visible(row['set'])} ({to_float(row['shuffled']):.1%})"
