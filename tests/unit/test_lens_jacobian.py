@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -21,6 +23,8 @@ import exitlens
 from exitlens.decoding.contrast.controls import StaticLayer
 from exitlens.decoding.contrast.early_logits import BoundDecoder
 from exitlens.errors import InputError
+from exitlens.exits.replay_policies import Cost
+from exitlens.exits.shortlist import ExitReader
 from exitlens.lenses import readout
 from exitlens.lenses.jacobian import JacobianLens, merged
 from exitlens.lenses.lens_names import load_lens, open_lens, own_path
@@ -233,7 +237,9 @@ def test_damaged_files(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("model")
-    tiny.model("llama").save_pretrained(path)
+    model = tiny.model("llama")
+    model.config.max_position_embeddings = 1024  # few-shot prompts have 500 tokens here
+    model.save_pretrained(path)
     tiny.tokenizer().save_pretrained(path)
     return path
 
@@ -381,3 +387,65 @@ def test_contrast_decoders_read_early_layers_through_it(tmp_path: Path) -> None:
     top = JacobianLens("top", lm.fingerprint, matrices[2:], (2,), 3, 1).save(tmp_path / "top.safetensors")
     with pytest.raises(InputError, match="no matrix for layer 1, only for 2"):
         BoundDecoder(lm, f"static:1,lens={top}")
+
+
+def test_exits_are_read_through_it(folder: Path, fitted: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    lm = exitlens.load(folder)
+    lens = open_lens("jacobian", lm)
+    assert isinstance(lens, JacobianLens)
+    h = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
+    want = lm.logits(h @ lens.matrices[1].T, 1).float()
+    torch.testing.assert_close(ExitReader(lm, lens=lens).show(h, 1).z, want)
+    torch.testing.assert_close(ExitReader(lm, lens=lens).show(h, 3).z, lm.logits(h, 3).float())
+    torch.testing.assert_close(ExitReader(lm, lens="raw").show(h, 1).z, lm.logits(h, 1, "raw").float())
+    assert Cost.of(lm, lens=lens).at_exit == Cost.of(lm).unembed + 2 * 32**2
+    questions = exitlens.read_data("facts-qa").questions[:4]
+    shares = [exitlens.exits_study(lm, questions, layers=[1], max_new_tokens=4, lens=used).exits_layers
+              for used in ("logit", lens)]  # fmt: skip
+    assert not shares[0].equals(shares[1])
+    top = dataclasses.replace(lens, matrices=lens.matrices[2:], layers=(2,))
+    with pytest.raises(InputError, match="no matrix for layer 1, only for 2"):
+        exitlens.exits_study(lm, questions, layers=[1], lens=top)
+    words = ["generate", "A cat has", "--model", folder, "--exit", "fixed:1", "--max-new-tokens", "12"]
+    answers = [done(capsys, *words, *more)[0]["token_ids"] for more in ([], ["--exit-lens", "jacobian"])]
+    assert answers[0] != answers[1]
+    code, _, err = call(capsys, "generate", "A cat has", "--exit-lens", "jacobian")
+    assert code == 2
+    assert "--exit-lens jacobian reads exits of --exit alone" in err
+
+
+def test_a_run_reads_layers_and_exits_through_it(
+    folder: Path, fitted: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    words = ["--model", folder, "--only", "layers,exits", "--limit", "4", "--max-new-tokens", "4", "--look-limit", "2"]
+    words += ["--rule", "sequence", "--judges", "margin:bleu", "--lens", "logit,jacobian", "--exit-lens", "jacobian"]
+    code, _, err = call(capsys, "run", *words, "--out", out, "-q")
+    assert code == 0, err
+    layers = pd.read_parquet(next(out.rglob("layers.parquet")))
+    assert set(layers["lens"]) == {"logit", fitted["name"]}
+    assert next(out.rglob("exits.parquet")).exists()
+
+
+def test_a_published_lens_of_another_model_is_refused(tmp_path: Path) -> None:
+    mine, other = (
+        exitlens.wrap(tiny.model("llama", seed=seed), tiny.tokenizer(), name=f"seed {seed}") for seed in (0, 1)
+    )
+    texts = [[(11 * i + 5 * k) % 300 for i in range(30)] for k in range(4)]
+    lens, _ = exitlens.fit_jacobian_lens(mine, texts, skip=8, held_out=0)
+    write_published(lens, tmp_path / "lens.pt", pickled=True)
+    again = load_lens(tmp_path / "lens.pt", mine)
+    assert isinstance(again, JacobianLens)
+    assert again.depth == 3
+    with pytest.raises(InputError, match=r"lens 'lens' is another model's: at layer 2 it points elsewhere than seed 1"):
+        load_lens(tmp_path / "lens.pt", other)
+
+
+def test_a_published_matrix_of_layer_n_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    matrices = {block: torch.eye(D).half() + block * torch.ones(D, D).half() for block in range(4)}
+    path = published(tmp_path / "lens.pt", J=matrices, source_layers=[0, 1, 2, 3])
+    lens = load_lens(path, SmallModel())
+    assert isinstance(lens, JacobianLens)
+    assert lens.layers == (1, 2, 3)
+    assert "has a matrix of layer 4, the model itself, which is left out" in caplog.text
+    assert "whether it is small cannot be told" in caplog.text

@@ -19,9 +19,12 @@ __all__ = ["check_options", "prepare", "read_draft", "read_exit"]
 Answer = Callable[[Sequence[str]], tuple[list[Any], dict[str, Any]]]
 
 
-def check_options(exit_: str | None, speculate: str | None, decoder: str, penalty: float, heads: Path | None) -> None:
+def check_options(
+    exit_: str | None, speculate: str | None, decoder: str, penalty: float, heads: Path | None, lens: str
+) -> None:
     """Raise InputError for options that exclude each other, before a model is loaded."""
     from exitlens.errors import InputError
+    from exitlens.lenses.lens_words import check_lens_word
 
     if exit_ is not None and speculate is not None and (heads is None or not exit_.startswith("fixed:")):
         raise InputError(
@@ -36,6 +39,10 @@ def check_options(exit_: str | None, speculate: str | None, decoder: str, penalt
         )
     if heads is not None and exit_ is None and speculate is None:
         raise InputError("--heads does nothing without --exit or --speculate: give one")
+    if lens != "logit":
+        if exit_ is None or speculate is not None or heads is not None:
+            raise InputError(f"--exit-lens {lens[:80]} reads exits of --exit alone, without --heads and --speculate")
+        check_lens_word(lens)
 
 
 def read_exit(text: str) -> None:
@@ -54,17 +61,18 @@ def read_draft(text: str) -> None:
 
 
 def prepare(
-    lm: LayeredModel, exit_: str | None, cache: str, speculate: str | None, heads: Path | None, options: dict[str, Any],
-    batch_size: int, quiet: bool, progress: Callable[[int, int], None] | None,
+    lm: LayeredModel, exit_: str | None, cache: str, speculate: str | None, heads: Path | None, lens: str,
+    options: dict[str, Any], batch_size: int, quiet: bool, progress: Callable[[int, int], None] | None,
 ) -> Answer:  # fmt: skip
     """How to answer under these options. Raises InputError, LayerError, ProbeError, UnsupportedModel."""
     from exitlens.errors import InputError
     from exitlens.exits.policies import parse_policy
     from exitlens.exits.shortlist import ExitReader
+    from exitlens.lenses.lens_names import open_lens
     from exitlens.studies.exits.files import load_heads
 
     trained = None if heads is None else load_heads(heads, lm)
-    reader = ExitReader(lm, trained)
+    reader = ExitReader(lm, trained, lens=open_lens(lens, lm))
     if exit_ is not None and speculate is None:
         return _exiting(lm, exit_, cache, reader, options, batch_size, progress)
     if exit_ is not None and reader.resolve(parse_policy(exit_)).layers != (lm.n_layers,):

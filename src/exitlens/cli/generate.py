@@ -14,6 +14,7 @@ from exitlens.cli._load import load_model
 from exitlens.cli.console import echo, print_json, safe, say
 from exitlens.cli.help import add_command
 from exitlens.cli.options import (
+    CHECKS,
     DEFAULT_MODEL,
     AdapterOption,
     BaseOption,
@@ -84,6 +85,13 @@ ExitCacheOption = Annotated[
 HeadsOption = Annotated[
     Path | None, typer.Option("--heads", help="Exit heads of `exits train`.", rich_help_panel=FASTER)
 ]
+ExitLensOption = Annotated[
+    str,
+    typer.Option(
+        "--exit-lens", metavar="LENS", help="Lens of exits without heads: jacobian, ...", rich_help_panel=FASTER,
+        **CHECKS["lens"],
+    ),
+]  # fmt: skip
 SpeculateOption = Annotated[
     str | None,
     typer.Option(
@@ -123,6 +131,7 @@ def generate_command(
     exit_: ExitOption = None,
     exit_cache: ExitCacheOption = "defer",
     heads: HeadsOption = None,
+    exit_lens: ExitLensOption = "logit",
     speculate: SpeculateOption = None,
     adapter: AdapterOption = None,
     device: DeviceOption = "auto",
@@ -148,7 +157,7 @@ def generate_command(
         **({} if generation_config is None else {"generation_config": generation_config}),
     }  # fmt: skip
     skips = exit_ is not None or speculate is not None
-    check_options(exit_, speculate, spec.decoder, spec.penalty, heads)
+    check_options(exit_, speculate, spec.decoder, spec.penalty, heads, exit_lens)
     _check_company(stops, generation_config, speculate, chat, chat_date)
     saved = None if watch is None else _watcher(watch, skips, qa)
     asked = ["".join(qa_prompt(text, QA_PROMPT)) for text in texts] if qa else texts
@@ -170,7 +179,7 @@ def generate_command(
         more = counted(tick)
         facts: dict[str, Any] = {}
         if skips:
-            answer_all = prepare(lm, exit_, exit_cache, speculate, heads, options, batch_size, quiet, more)
+            answer_all = prepare(lm, exit_, exit_cache, speculate, heads, exit_lens, options, batch_size, quiet, more)
             answers, facts = answer_all(asked)
         else:
             answers = generate(lm, asked, batch_size=batch_size, progress=more, **options)

@@ -64,7 +64,7 @@ _METAVAR = {
     "position": "WHERE", "figure_width": "WIDTH",
     "entropy_estimators": "LIST", "device": "DEVICE", "dtype": "DTYPE", "revision": "REF", "bertscore_model": "NAME",
     "column": "ROLE=NAME", "protocol": "NAME", "test_topic": "NAME",
-    "exit_heads": "FILE", "adapter": "FOLDER", "base": "NAME",
+    "exit_heads": "FILE", "exit_lens": "LENS", "adapter": "FOLDER", "base": "NAME",
 }  # fmt: skip
 _HEADING = {"device": MODEL, "dtype": MODEL, "revision": MODEL, "trust_remote_code": MODEL, "base": MODEL}
 

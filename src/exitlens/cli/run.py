@@ -37,7 +37,7 @@ _HEADINGS = {
         "prompts", "lens", "layers", "rule", "look_limit", "picks", "top_k", "compared_lenses", "pass_at", "read_at",
     ),
     "Exits (help: exitlens exits)": (
-        "exit_layers", "exit_heads", "exit_delta", "exit_epsilon", "adapter",
+        "exit_layers", "exit_heads", "exit_lens", "exit_delta", "exit_epsilon", "adapter",
     ),
     MODEL: ("device", "dtype", "revision", "trust_remote_code", "base"),
 }  # fmt: skip

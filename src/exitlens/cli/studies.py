@@ -61,6 +61,7 @@ PROBE = {
 EXITS = {
     **_QUESTIONS,
     "exit_heads": Own(("--heads",)),
+    "exit_lens": Own(("--lens",)),
     "adapter": Own(),
     "exit_layers": Own(("--layers",)),
     "exit_delta": Own(("--delta",)),

@@ -19,6 +19,7 @@ from exitlens.errors import InputError
 from exitlens.exits.heads import ExitHeads
 from exitlens.exits.policies import ExitPolicy, entropy_of
 from exitlens.exits.shortlist import ExitReader
+from exitlens.lenses.lens import Lens, as_lens
 from exitlens.models.protocol import LayeredModel
 
 __all__ = [
@@ -71,13 +72,20 @@ class Cost:
     exit_unembed: float | None = None
 
     @classmethod
-    def of(cls, lm: LayeredModel, heads: ExitHeads | None = None, context: int = 128) -> Cost:
-        """Counted from the model's own weights: two per weight and token, plus attention over ``context`` positions."""
+    def of(
+        cls, lm: LayeredModel, heads: ExitHeads | None = None, context: int = 128, *, lens: str | Lens = "logit"
+    ) -> Cost:
+        """Counted from the model's own weights: two per weight and token, plus attention over ``context`` positions.
+
+        An exit without a head costs the unembedding and what its ``lens`` takes.
+        """
         inside = sum(p.numel() for p in lm.blocks[0].parameters() if p.dim() > 1)
         mixing = 4.0 * context * lm.d_model
         at_exit = None
         if heads is not None:  # the shortlist's rows of the unembedding, and the translator's two thin matrices
             at_exit = 2.0 * len(heads.shortlist) * lm.d_model + 4.0 * heads.down.shape[1] * lm.d_model
+        elif as_lens(lens).flops:
+            at_exit = 2.0 * lm.weight.numel() + as_lens(lens).flops
         return cls(2.0 * inside + mixing, 2.0 * lm.weight.numel(), 2.0 * lm.d_model, at_exit)
 
     @property

@@ -19,6 +19,7 @@ from exitlens.compute.prepacked import packed
 from exitlens.errors import InputError, LayerError
 from exitlens.exits.heads import ExitHeads
 from exitlens.exits.policies import ExitPolicy
+from exitlens.lenses.lens import Lens, as_lens
 from exitlens.models.forward import padded
 from exitlens.models.native.runner import logits_of
 from exitlens.models.protocol import LayeredModel
@@ -69,14 +70,21 @@ class ExitLogits:
 class ExitReader:
     """What the exits of a model show: logits of states ``[rows, d_model]`` at a layer, and a classifier's confidence.
 
-    Without ``heads`` the model's own norm and unembedding read every layer. With them, a head reads its layer over the
-    shortlist and, once :meth:`bind` has named the texts of a batch, over the tokens of each row's text. ``classifier``
-    takes the place of the heads' own. Raises :class:`ProbeError` for heads of another model.
+    Without ``heads`` the model's own norm and unembedding read every layer, through ``lens``. With them, a head reads
+    its layer over the shortlist and, once :meth:`bind` has named the texts of a batch, over the tokens of each row's
+    text. ``classifier`` takes the place of the heads' own. Raises :class:`ProbeError` for heads of another model,
+    :class:`InputError` for a lens of another one, and for a lens beside heads, which have translators of their own.
     """
 
     def __init__(
-        self, lm: LayeredModel, heads: ExitHeads | None = None, *, classifier: ExitClassifier | None = None
+        self,
+        lm: LayeredModel,
+        heads: ExitHeads | None = None,
+        *,
+        classifier: ExitClassifier | None = None,
+        lens: str | Lens = "logit",
     ) -> None:
+        self.lens = as_lens(lens, lm)
         self.lm, self.heads, self.classifier = lm, heads, classifier
         self.layers: tuple[int, ...] = ()  # those with a head
         self._own: list[list[int]] = []
@@ -85,6 +93,10 @@ class ExitReader:
             self._logits = logits_of(lm)
             return
         heads.check(lm)
+        if self.lens.name != "logit":
+            raise InputError(
+                f"exit heads have translators of their own, so lens {self.lens.name!r} does nothing: give one"
+            )
         self.layers = heads.layers
         self.classifier = classifier or heads.confidence
         self._listed = frozenset(heads.shortlist.tolist())
@@ -115,6 +127,7 @@ class ExitReader:
             # Heads of the lower half are there for drafts: a check at each of them costs more than it saves.
             policy = policy.at(tuple(j for j in self.layers if j >= n // 2) or self.layers)
         exits = policy.exits(n, last=self.last)
+        self.lens.check_layers([layer for layer in exits if layer < n])
         if self.heads is not None:
             for layer in exits:
                 self.heads.index(layer)
@@ -149,7 +162,10 @@ class ExitReader:
         ``rows``: which rows of the batch they are (one may be there more than once); None: no text is known.
         """
         if self.heads is None:
-            return ExitLogits(self._logits(h, layer).float())
+            if self.lens.name == "raw":
+                return ExitLogits(self._logits(h, layer, "raw").float())
+            moved = self.lens.transform(h, layer) if layer < self.lm.n_layers else h
+            return ExitLogits(self._logits(moved, layer).float())
         x = self._features(self.heads, h, layer)
         if rows is None:
             return ExitLogits(self._over(x), self.heads.shortlist)

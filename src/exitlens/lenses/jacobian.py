@@ -87,6 +87,11 @@ class JacobianLens(Lens):
         """Width of the residual stream."""
         return int(self.matrices.shape[1])
 
+    @property
+    def flops(self) -> float:
+        """One product with a matrix for one state [FLOPs]."""
+        return 2.0 * self.d_model**2
+
     def transform(self, h: Tensor, layer: int) -> Tensor:
         """``h [..., d]`` at ``layer`` → ``J h``; at N ``h`` itself. Raises InputError, LayerError."""
         if layer == self.depth:

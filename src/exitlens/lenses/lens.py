@@ -32,6 +32,11 @@ class Lens(ABC):
         """Raise :class:`InputError` when it cannot read one of ``layers``."""
 
     @property
+    def flops(self) -> float:
+        """What :meth:`transform` takes for one state [FLOPs]."""
+        return 0.0
+
+    @property
     def identity(self) -> str:
         """What tells this lens from any other: its name and, where it has parameters, a hash of them."""
         return self.name

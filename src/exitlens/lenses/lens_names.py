@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import logging
 from pathlib import Path
@@ -13,7 +12,7 @@ from exitlens.lenses.jacobian import FORMAT as JACOBIAN
 from exitlens.lenses.jacobian import JacobianLens
 from exitlens.lenses.lens import BUILT_IN, Lens, as_lens
 from exitlens.lenses.lens_words import FITTED, kept_lenses, lens_named
-from exitlens.lenses.published_jacobian import PICKLES, PUBLISHED, from_published_tensors, read_published
+from exitlens.lenses.published_jacobian import PICKLES, PUBLISHED, for_model, from_published_tensors, read_published
 from exitlens.lenses.tuned import TunedLens
 from exitlens.models.protocol import LayeredModel
 from exitlens.storage.cache_folder import cache_dir
@@ -64,11 +63,9 @@ def load_lens(path: Path, lm: LayeredModel | None = None) -> TunedLens | Jacobia
     lens = _loaded(path)
     if lm is None:
         return lens
-    lens.check(lm)
     if isinstance(lens, JacobianLens) and lens.depth is None:
-        if "ignored" in lens.provenance:
-            _LOG.warning("lens '%s' also holds %s, which is ignored", lens.name, lens.provenance["ignored"])
-        lens = dataclasses.replace(lens, depth=lm.n_layers)
+        return for_model(lens, lm)
+    lens.check(lm)
     return lens
 
 

@@ -7,7 +7,9 @@ refuses a file that asks for more. As safetensors the same fields are tensors ``
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,15 +18,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitlens.errors import InputError
+from exitlens.errors import InputError, UnsupportedModel
 from exitlens.lenses.jacobian import JacobianLens
+from exitlens.lenses.text_jacobian import FitSettings, rows_jacobian
+from exitlens.models.protocol import LayeredModel
+from exitlens.models.pullback import Gradient
 from exitlens.parsing import check_plain, cut
 from exitlens.storage.atomic import write_file, write_tensors
 
-__all__ = ["PICKLES", "PUBLISHED", "from_published_tensors", "read_published", "write_published"]
+__all__ = ["PICKLES", "PUBLISHED", "for_model", "from_published_tensors", "read_published", "write_published"]
 
 PICKLES = (".pt", ".pth", ".bin")
 PUBLISHED = "jlens"
+_LOG = logging.getLogger("exitlens")
+_ALIKE = 0.2  # the cosine that tells a model's own lens from another's
+_SKIP = 8  # of a text shorter than those that lenses are fitted on
+_TEXT = (
+    "The giant anteater walks on its knuckles to keep its long claws sharp, and eats ants and termites, which it finds "
+    "by smell. It lives in the grasslands of South America and sleeps on open ground under its own tail."
+)
 _FIELDS = ("J", "n_prompts", "source_layers", "d_model")
 
 
@@ -91,6 +103,55 @@ def write_published(lens: JacobianLens, path: Path, *, pickled: bool) -> str:
     return (
         "layer 0 (the embeddings) is left out: published files begin at block 0's output" if lens.layers[0] == 0 else ""
     )
+
+
+def for_model(lens: JacobianLens, lm: LayeredModel) -> JacobianLens:
+    """A published lens as one of this model: the file names no model, so its highest matrix is compared.
+
+    Some rows of the model's own matrix at that layer are computed on one short text. What the blocks above add to the
+    identity points the same way on any text of one model (cosines of 0.57 to 0.78 at the last four layers of the
+    built-in model, between prose and code), and elsewhere in another's (0.03 at most).
+
+    Raises:
+        InputError: Width or layers do not fit, or the matrix is another model's.
+    """
+    last = lm.n_layers
+    if last in lens.layers and len(lens.layers) > 1:
+        _LOG.warning("lens '%s' has a matrix of layer %d, the model itself, which is left out", lens.name, last)
+        place = lens.layers.index(last)
+        lens = dataclasses.replace(lens, matrices=lens.matrices[:place], layers=lens.layers[:place])
+    lens.check(lm)
+    if "ignored" in lens.provenance:
+        _LOG.warning("lens '%s' also holds %s, which is ignored", lens.name, lens.provenance["ignored"])
+    try:
+        alike = _likeness(lens, lm)
+    except UnsupportedModel as error:
+        _LOG.warning("lens '%s' names no model, and whether it is %s cannot be told: %s", lens.name, lm.name, error)
+        alike = 1.0
+    if not alike >= _ALIKE:
+        raise InputError(
+            f"lens {lens.name!r} is another model's: at layer {lens.layers[-1]} it points elsewhere than {lm.name} "
+            f"(cosine {alike:.2f}, {_ALIKE} at least): use the lens of this model"
+        )
+    return dataclasses.replace(lens, depth=last)
+
+
+def _likeness(lens: JacobianLens, lm: LayeredModel) -> float:
+    """Cosine of the lens's and the model's own ``J − I`` at the lens's highest layer, over a few rows."""
+    ids = lm.encode(_TEXT)[: min(48, lm.context or 48)]
+    layer, d = lens.layers[-1], lm.d_model
+    own = torch.zeros(1, d, d, device=lm.device)
+    text = Gradient(lm).text(ids, first=_SKIP, lowest=layer)
+    rows = range(0, d, max(1, d // 8))
+    for row in rows:
+        rows_jacobian(text, range(row, row + 1), [layer], len(ids) - 1 - _SKIP, FitSettings(rows=1), own)
+    picked = torch.tensor(list(rows))
+    eye = torch.eye(d)[picked]
+    a, b = lens.matrices[-1].float().cpu()[picked] - eye, own[0].cpu()[picked] - eye
+    size = float(a.norm() * b.norm())
+    if size == 0:
+        raise UnsupportedModel(f"its matrix of layer {layer} is the identity")
+    return float((a * b).sum()) / size
 
 
 def _lens(matrices: Mapping[Any, Any], fields: Mapping[str, Any], path: Path) -> JacobianLens:

@@ -84,6 +84,11 @@ class TunedLens(Lens):
         """Width of the residual stream."""
         return int(self.bias.shape[1])
 
+    @property
+    def flops(self) -> float:
+        """One product with a matrix, or with two thin ones, for one state [FLOPs]."""
+        return 2.0 * self.d_model**2 if self.down is None else 4.0 * self.down.shape[1] * self.d_model
+
     def transform(self, h: Tensor, layer: int) -> Tensor:
         """``h [..., d]`` at ``layer`` → what the final norm shall read; at N ``h`` itself. Raises LayerError."""
         if not 0 <= layer <= self.n_layers:

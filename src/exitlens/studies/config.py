@@ -145,6 +145,7 @@ class RunConfig(BaseModel):
 
     exit_layers: LayerText | None = Field(None, description="exits; none: those of the heads, or the upper half")
     exit_heads: str | None = Field(None, description="exit heads: a file of `exitlens exits train`")
+    exit_lens: str = Field("logit", description="lens that exits without heads are read through")
     exit_delta: float | None = Field(
         None, gt=0, lt=1, description="share of differing tokens that the guarantee allows"
     )
@@ -194,7 +195,7 @@ def check_words(config: RunConfig) -> None:
     for text in config.kinds:
         check_kind(text)
     check_protocol_name(config.protocol)
-    for text in (*config.lens, *config.compared_lenses):
+    for text in (*config.lens, *config.compared_lenses, config.exit_lens):
         check_lens_word(text)
     for text in (*config.data, *config.statements, *config.test_data):
         check_data(text)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from exitlens.exits.heads import ExitHeads
 from exitlens.exits.replay_policies import Signals, signals_of
 from exitlens.exits.shortlist import ExitReader
+from exitlens.lenses.lens import Lens, as_lens
 from exitlens.models.forward import passes
 from exitlens.models.protocol import LayeredModel
 
@@ -44,10 +45,13 @@ class ExitStage:
 
     layers: tuple[int, ...]
     heads: ExitHeads | None = None
+    lens: str | Lens = "logit"
 
     def settings(self) -> dict[str, Any]:
         """See :class:`exitlens.runs.engine.Stage`."""
-        return {"layers": self.layers, "heads": None if self.heads is None else _digest(self.heads)}
+        lens = as_lens(self.lens).identity
+        kept = {} if lens == "logit" else {"lens": lens}  # what was kept before there were other lenses still counts
+        return {"layers": self.layers, "heads": None if self.heads is None else _digest(self.heads), **kept}
 
     def identify(self, record: AnswerRecord) -> Any:
         """See :class:`exitlens.runs.engine.Stage`."""
@@ -58,7 +62,7 @@ class ExitStage:
         prompts = [lm.encode(record.prompt) for record in batch]
         texts = [[*prompt, *record.token_ids] for prompt, record in zip(prompts, batch, strict=True)]
         starts = [len(prompt) for prompt in prompts]
-        reader = ExitReader(lm, self.heads)
+        reader = ExitReader(lm, self.heads, lens=self.lens)
         n = lm.n_layers
         frames: dict[int, pd.DataFrame] = {}
         needed = max(0, min(starts) - 1)

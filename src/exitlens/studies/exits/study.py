@@ -20,6 +20,8 @@ from exitlens.exits.risk_control import check_levels, require_units
 from exitlens.exits.shortlist import ExitReader
 from exitlens.exits.timing import TimeModel, measure_times
 from exitlens.layer_range import parse_layers
+from exitlens.lenses.lens import Lens
+from exitlens.lenses.lens_names import open_lens
 from exitlens.models.protocol import LayeredModel
 from exitlens.runs.engine import Engine, LocalEngine, Report
 from exitlens.studies.answers.decoder_spec import DecoderSpec
@@ -57,6 +59,7 @@ def exits_study(
     *,
     layers: Sequence[int] | None = None,
     heads: ExitHeads | None = None,
+    lens: str | Lens = "logit",
     deltas: Sequence[float] = DELTAS,
     epsilon: float = 0.05,
     max_new_tokens: int = 50,
@@ -74,6 +77,7 @@ def exits_study(
         questions: Asked under the few-shot prompt.
         layers: The exits; None: those of ``heads``, else every layer of the upper half.
         heads: Trained exit heads, read in place of the unembedding.
+        lens: How exits without heads are read.
         deltas: Shares of differing tokens for which a threshold with a guarantee is looked for.
         epsilon: How often a guarantee may fail.
         max_new_tokens: Longest answer [tokens].
@@ -104,6 +108,7 @@ def exits_study(
         answers.token_ids,
         layers=layers,
         heads=heads,
+        lens=lens,
         deltas=deltas,
         epsilon=epsilon,
         strict=strict,
@@ -118,6 +123,7 @@ def analyse(
     *,
     layers: Sequence[int] | None = None,
     heads: ExitHeads | None = None,
+    lens: str | Lens = "logit",
     deltas: Sequence[float] = DELTAS,
     epsilon: float = 0.05,
     judgements: pd.DataFrame | None = None,
@@ -126,16 +132,16 @@ def analyse(
 ) -> ExitResult:
     """The same for answers that were generated: their token ids by question (none: an empty answer)."""
     lm: LayeredModel = engine.lm
-    exits = exit_layers(lm, layers, heads)
+    exits = exit_layers(lm, layers, heads, lens)
     records = [AnswerRecord(r.id, r.prompt, tuple(token_ids.get(r.id, ()))) for r in ask(questions)]
-    table = engine.map(ExitStage(exits, heads), records, batch_size=16).tables["exit_signals"]
+    table = engine.map(ExitStage(exits, heads, lens), records, batch_size=16).tables["exit_signals"]
     if not len(table):
         raise InputError("no answer has a token beyond the first: there is nothing to exit from")
     signals, confidence, ids = signals_from(table, lm.n_layers)
-    cost = Cost.of(lm, heads)
+    cost = Cost.of(lm, heads, lens=lens)
     times = None
     with contextlib.suppress(UnsupportedModel):  # the analysis works without; only the predicted time is left out
-        times = measure_times(lm, reader=ExitReader(lm, heads))
+        times = measure_times(lm, reader=ExitReader(lm, heads, lens=lens))
     shown = [ExitPolicy("probability", t, exits) for t in (0.95, 0.8, 0.5)]
     if heads is not None:
         shown += [ExitPolicy("classifier", t, exits) for t in (0.95, 0.8)]
@@ -149,9 +155,11 @@ def analyse(
     )
 
 
-def exit_layers(lm: LayeredModel, layers: Sequence[int] | None, heads: ExitHeads | None) -> tuple[int, ...]:
-    """The exits asked for, checked. Raises LayerError, InputError for a layer without a head, ProbeError."""
-    reader = ExitReader(lm, heads)
+def exit_layers(
+    lm: LayeredModel, layers: Sequence[int] | None, heads: ExitHeads | None, lens: str | Lens = "logit"
+) -> tuple[int, ...]:
+    """The exits asked for, checked. Raises LayerError, InputError for a layer without a head or matrix, ProbeError."""
+    reader = ExitReader(lm, heads, lens=lens)
     policy = reader.resolve(ExitPolicy("probability", 1.0, tuple(layers or ())))
     return policy.exits(lm.n_layers, last=reader.last)
 
@@ -179,10 +187,15 @@ class ExitsStudy(Study):
             require_units(len(inputs.questions) // 2, config.exit_delta, config.exit_epsilon)
         if config.exit_heads is not None:
             load_heads(config.exit_heads)
+            if config.exit_lens != "logit":
+                raise InputError(
+                    f"exit heads have translators of their own: leave out exit lens '{config.exit_lens[:80]}' or the "
+                    "heads"
+                )
 
     def check(self, ctx: Context) -> None:
         """Exits that the model does not have, heads of another model, questions that do not fit the context."""
-        exit_layers(ctx.engine.lm, _exits(ctx), _heads(ctx))
+        exit_layers(ctx.engine.lm, _exits(ctx), _heads(ctx), _lens(ctx))
         ctx.check_questions()
         ctx.judges()
 
@@ -202,6 +215,7 @@ class ExitsStudy(Study):
             found.token_ids,
             layers=_exits(ctx),
             heads=_heads(ctx),
+            lens=_lens(ctx),
             deltas=_deltas(config),
             epsilon=config.exit_epsilon,
             judgements=judged,
@@ -227,6 +241,10 @@ def _exits(ctx: Context) -> tuple[int, ...] | None:
 
 def _heads(ctx: Context) -> ExitHeads | None:
     return None if ctx.config.exit_heads is None else load_heads(ctx.config.exit_heads, ctx.engine.lm)
+
+
+def _lens(ctx: Context) -> Lens:
+    return open_lens(ctx.config.exit_lens, ctx.engine.lm)
 
 
 def _deltas(config: RunConfig) -> tuple[float, ...]:
