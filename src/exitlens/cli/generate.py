@@ -80,7 +80,12 @@ ExitOption = Annotated[
 ]
 ExitCacheOption = Annotated[
     Literal["defer", "propagate", "recompute"],
-    typer.Option("--exit-cache", help="Keys of skipped blocks; defer is exact.", rich_help_panel=FASTER),
+    typer.Option(
+        "--exit-cache",
+        metavar="HOW",
+        help="Keys of skipped blocks: defer (exact), propagate, recompute.",
+        rich_help_panel=FASTER,
+    ),
 ]
 HeadsOption = Annotated[
     Path | None, typer.Option("--heads", help="Exit heads of `exits train`.", rich_help_panel=FASTER)

@@ -43,7 +43,7 @@ _HEADINGS = {
 }  # fmt: skip
 _PROBES = "Probes (help: exitlens probe)"
 
-_ABOUT = """All studies: what each layer would answer, its entropy, what it knows of truth, decoding, early exit.
+_ABOUT = """All studies: layer by layer, entropy, truth, decoding, early exit.
 
 Without options it runs on the built-in model and data. Killed and started again it continues where it stopped.
 --json prints run, report, findings and tables (see docs/tables.md).
