@@ -57,6 +57,7 @@ def load(
         dtype: ``auto`` is bf16 where the hardware multiplies it faster than float32, else float32.
         revision: A branch, tag or commit of a Hub id.
         trust_remote_code: Whether code that comes with the model may run.
+        base: The base model of an adapter's folder, where it is not the one that the adapter names.
         chat_date: The day that its chat template sees (``2026-11-27``); by default the day of the call.
 
     Returns:
