@@ -105,7 +105,10 @@ def fill(folder: Path) -> None:
         "".join(json.dumps({"question": q, "answer": best}) + "\n" for q, best, *_ in _QUESTIONS)
     )
     for name, at in (("predictions.json", 1), ("other.jsonl", 3), ("answers.json", 1)):
-        rows = [{"question": row[0], "prediction": row[at].split(";")[0]} for row in _QUESTIONS]
+        rows = [{"question": row[0], "model_completion": row[at].split(";")[0]} for row in _QUESTIONS]
         text = json.dumps(rows) if name.endswith(".json") else "".join(json.dumps(row) + "\n" for row in rows)
         (folder / name).write_text(text)
+    examples = [{"input": row[0], "target_scores": {row[1]: 1, row[3].split(";")[0]: 0}} for row in _QUESTIONS]
+    task = {"name": "general_knowledge", "preferred_score": "multiple_choice_grade", "examples": examples}
+    (folder / "general_knowledge.json").write_text(json.dumps(task))
     (folder / "study.toml").write_text('only = ["layers"]\nlimit = 2\n')

@@ -7,6 +7,7 @@ reason.
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -57,6 +58,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, stand_in: Path, encoder_p
             "lens train --text corpus.jsonl --name mine -q",
             "exits train --text corpus.jsonl --out heads.safetensors -q",
             "probe --data true-false/ --kinds mass-mean --zero-shot --save truth.safetensors -q",
+            "entropy --limit 4 --max-new-tokens 6 --out run -q",
         ):
             assert main(text.split()) == 0, text
         yield folder
@@ -100,10 +102,9 @@ def _names(page: Path, lm: Any) -> dict[str, Any]:
     import pandas as pd
 
     from exitlens import data
-    from exitlens.studies.layers import columns  # noqa: F401 - the rooms are there after import exitlens
 
     rng = np.random.default_rng(0)
-    n = 48
+    n = 96
     topics = [f"topic {i % 4}" for i in range(n)]
     common: dict[str, Any] = {
         "lm": lm, "model": lm.model, "prompts": ["The capital of France is", "Bees make"], "Path": Path,
@@ -118,12 +119,19 @@ def _names(page: Path, lm: Any) -> dict[str, Any]:
             "texts": [f"statement {i}" for i in range(n)], "next_token_right": [i % 3 == 0 for i in range(n)],
             "p_true": rng.uniform(size=n),
         }  # fmt: skip
+    if page.stem == "report":
+        manifest = json.loads(Path("run/manifest.json").read_text(encoding="utf-8"))
+        tables = {path.stem: pd.read_parquet(path) for path in Path("run/tables").glob("*.parquet")}
+        common |= {"tables": tables, "manifest": manifest}
     if page.stem == "scoring":
         common["other"] = {"rouge_max": pd.Series(rng.uniform(size=6)).to_numpy()}
     return common
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if any(b.language == "python" for b in blocks(p))], ids=_page_id)
+_PYTHON = [p for p in PAGES if p.stem != "serve" and any(b.language == "python" for b in blocks(p))]  # needs a server
+
+
+@pytest.mark.parametrize("page", _PYTHON, ids=_page_id)
 @pytest.mark.timeout(900)
 def test_python_blocks_run(page: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a page run one after the other in one namespace."""
