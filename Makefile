@@ -27,7 +27,7 @@ PIP_FAILED = { echo >&2; \
 	echo "       No wheel for this Python ($$($(BIN)/python -V))? Try: make clean && make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; \
 	exit 1; }
 
-.PHONY: help run test lint types pytest docs clean install
+.PHONY: help run test lint types pytest docs wheel clean install
 
 help: ## list what can be made
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -47,6 +47,14 @@ types: $(STAMP_TEST) ## mypy, strict, on src/
 docs: $(STAMP_TEST) ## the documentation site, in build/site; any warning fails
 	$(BIN)/python -m sphinx -q -W --keep-going docs build/site
 	@echo "documentation: build/site/index.html"
+
+# What a user of the package gets: the wheel, built apart from the checkout and installed where nothing else is.
+wheel: $(STAMP_TEST) ## build the wheel and install it in an empty environment
+	rm -rf dist build/wheel-env
+	$(BIN)/python -m build -q
+	"$(PYTHON)" -m venv build/wheel-env
+	build/wheel-env/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt dist/*.whl
+	cd build && wheel-env/bin/exitlens look "The capital of France is" --layers last -q
 
 # One thread a worker: many small products, and results that do not depend on the number of cores.
 pytest: $(STAMP_TEST) ## the tests alone (PYTEST_ARGS='-k name')
