@@ -69,7 +69,7 @@ class RunConfig(BaseModel):
     data: tuple[str, ...] = Field(("facts-qa",), description="questions: built-in name, file or Hub id; repeatable")
     statements: tuple[str, ...] = Field(("facts-tf",), description="true/false statements: name, file or folder")
     limit: int | None = Field(None, ge=1, description="at most this many questions, the first ones")
-    limit_statements: int | None = Field(None, ge=1, description="at most this many statements, spread over topics and labels")
+    limit_statements: int | None = Field(None, ge=1, description="at most this many statements, from all topics")
     column: tuple[str, ...] = Field(
         (), description="what a file's columns hold: question=Prompt,best=Answer; repeatable"
     )
