@@ -27,7 +27,7 @@ PIP_FAILED = { echo >&2; \
 	echo "       No wheel for this Python ($$($(BIN)/python -V))? Try: make clean && make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; \
 	exit 1; }
 
-.PHONY: help run test lint types pytest docs wheel clean install
+.PHONY: help run test lint types web pytest docs wheel clean install
 
 help: ## list what can be made
 	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -35,7 +35,7 @@ help: ## list what can be made
 run: $(STAMP_RUN) ## the whole study on the built-in model and data; ends with tables and the report's path (OUT=runs/main)
 	$(BIN)/exitlens run --out $(OUT) $(RUN_ARGS)
 
-test: lint types docs pytest ## lint, types, documentation, tests with run-time shape checks; any warning fails
+test: lint types web docs pytest ## lint, types, the views' module, documentation, tests; any warning fails
 
 lint: $(STAMP_TEST) ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -55,6 +55,13 @@ wheel: $(STAMP_TEST) ## build the wheel and install it in an empty environment
 	"$(PYTHON)" -m venv build/wheel-env
 	build/wheel-env/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt dist/*.whl
 	cd build && wheel-env/bin/exitlens look "The capital of France is" --layers last -q
+
+# The committed bundle is what its sources give; node is needed for that and for nothing else.
+web: ## the component of web/: its types and tests, and the committed bundle rebuilt and compared (where node is there)
+	@if command -v npm >/dev/null 2>&1; then \
+		cd web && { [ -d node_modules ] || npm ci --no-audit --no-fund; } && npm run --silent types && npm run --silent test \
+		&& npm run --silent check; \
+	else echo "web: skipped, there is no npm (on Debian and Ubuntu: apt install nodejs npm)"; fi
 
 # One thread a worker: many small products, and results that do not depend on the number of cores.
 pytest: $(STAMP_TEST) ## the tests alone (PYTEST_ARGS='-k name')
@@ -80,5 +87,5 @@ $(STAMP_TEST): $(PINS) | $(BIN)/python
 	@touch $(STAMP_RUN) $@
 
 clean: ## remove .venv and every cache; runs/ stays
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) web/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -75,7 +75,7 @@ export function choice(label, options, value, chosen) {
  * @param {boolean[]} [numeric] columns of numbers
  */
 export function grid(caption, heads, rows, numeric = []) {
-  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
+  return h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": caption },
     h("table", {}, h("caption", { text: caption }),
       h("thead", {}, h("tr", {}, ...heads.map((text, i) => h("th", { text, class: numeric[i] && "n" })))),
       h("tbody", {}, ...rows.map((row) => h("tr", {}, ...row.map((value, i) => h("td", { class: numeric[i] && "n" }, value)))))));

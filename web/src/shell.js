@@ -92,7 +92,7 @@ export function show(element, json, options, kinds) {
       frame.setAttribute("aria-label", title);
       const tools = exportMenu(view.title, () => /** @type {Part} */ (part), () => JSON.stringify(asJson(view, /** @type {Part} */ (part))), announce);
       frame.append(
-        h("header", {}, h("div", { class: "titles" }, h("h3", {}, bdi(title)), view.caption && h("p", { class: "caption" }, bdi(visible(view.caption)))), tools),
+        h("header", {}, h("div", { class: "titles" }, h("h2", {}, bdi(title)), view.caption && h("p", { class: "caption" }, bdi(visible(view.caption)))), tools),
         ...view.notes.map((note) => h("p", { class: "note" }, bdi(visible(note)))),
         body,
         said,

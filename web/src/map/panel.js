@@ -35,7 +35,7 @@ export function makePanel(model, o) {
       if (!at) return;
       const { layer, position } = at;
       const lens = o.lens();
-      where.replaceChildren(`After `, bdi(tokenText(model.token(position)), "token"), `, layer ${model.layers[layer]}`);
+      where.replaceChildren(`After `, bdi(tokenText(model.token(position)), "token"), ` (${position}), layer ${model.layers[layer]}`);
       const pins = o.pins();
       rows.forEach((row, k) => {
         const raw = model.top(lens, layer, position, k);

@@ -65,7 +65,7 @@ export function choicesView(ctx) {
   };
   const items = h("ul", { class: "list" });
   const count = h("p", { class: "small", role: "status" });
-  const search = h("input", { type: "search", placeholder: "Search questions", title: "Search questions", oninput: () => ctx.set({ search: search.value }) });
+  const search = h("input", { type: "search", placeholder: "Search questions", "aria-label": "Search questions", oninput: () => ctx.set({ search: search.value }) });
   const filter = h("div", {});
   const heading = h("div", {});
   const body = h("div", {});

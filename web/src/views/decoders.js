@@ -62,9 +62,9 @@ export function decodersView(ctx) {
       h("div", { class: "tools" },
         choice("Answers", filters.filter(([name]) => judges.length || name === "parted" || name === "all").map(([value, label]) => ({ value, label })), filter[0], (value) => ctx.set({ filter: value })),
         h("span", { class: "small", role: "status", text: `${found.length} of ${answers.length}${found.length > LISTED ? `; the first ${LISTED} are shown` : ""}` })),
-      h("div", { class: "list", tabindex: "0", role: "region", "aria-label": "Answers" }, ...found.slice(0, LISTED).map((i) => {
+      h("div", { class: "list", tabindex: "0", role: "group", "aria-label": "Answers" }, ...found.slice(0, LISTED).map((i) => {
         const [both, left, right] = parting(text(i, 0), text(i, d()));
-        return h("div", {}, h("h4", {}, bdi(visible(answers[i].question))), line(i, 0, both, left), line(i, d(), both, right), stepsOf(i));
+        return h("div", {}, h("h3", {}, bdi(visible(answers[i].question))), line(i, 0, both, left), line(i, d(), both, right), stepsOf(i));
       })),
     ];
   };

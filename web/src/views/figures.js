@@ -126,7 +126,7 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
       .map((row, i) => ({ row, value: values.numbers[i * axis.length + j], flag: flags && flagged && k >= 0 ? flags.at(i * flagged.length + k) : null }))
       .filter((each) => Number.isFinite(each.value)).sort((a, b) => b.value - a.value);
     return [
-      h("h4", { text: filled(o.title, matching(o.from, o.where).find((row) => row[o.key] === at)) }),
+      h("h3", { text: filled(o.title, matching(o.from, o.where).find((row) => row[o.key] === at)) }),
       grid("Answers", [o.unit, "verdict", ...o.columns], all.slice(0, SHOWN).map(({ row, value, flag }) => [number(value), flag === null ? "–" : flag ? "✓ correct" : "✗ incorrect", ...o.columns.map((/** @type {string} */ c) => bdi(visible(row[c])))])),
       h("p", { class: "small", text: all.length > SHOWN ? `${SHOWN} of ${all.length} are listed.` : "" }),
     ];

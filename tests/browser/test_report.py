@@ -1,0 +1,156 @@
+"""The report in a real browser, from a file, without a network: it is whole, reachable, and nothing hostile runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.browser.run_tables import run_directory, run_tables
+
+pytestmark = pytest.mark.browser
+KINDS = {"layers": "choices", "decoding": "decoders", "entropy": "entropy", "probes": "probes", "exits": "exits"}
+
+
+def test_every_view_is_drawn_and_nothing_is_fetched(visit: Callable[..., Any], report: Path) -> None:
+    made = visit(report)
+    made.all_drawn()
+    assert made.page.evaluate("[...exitlens.handles.keys()].sort()") == sorted(f"{name}-1" for name in KINDS)
+    assert made.page.locator(".fault").count() == 0
+    for name in KINDS:
+        assert made.page.locator(f"[data-view={name}-1] svg.chart").count() > 0, name
+    assert made.requests == [report.as_uri()]
+    assert made.faults == []
+
+
+@pytest.mark.parametrize(("dark", "width"), [(False, 1200), (True, 1200), (False, 360)])
+def test_axe_finds_nothing(visit: Callable[..., Any], report: Path, dark: bool, width: int) -> None:
+    made = visit(report, dark=dark, width=width)
+    made.all_drawn()
+    for summary in made.page.locator("details.tables > summary").all():
+        summary.click()
+    assert made.axe() == []
+
+
+@pytest.mark.parametrize("width", [1200, 390, 360])
+def test_hostile_texts_run_nothing_and_break_no_layout(visit: Callable[..., Any], report: Path, width: int) -> None:
+    made = visit(report, width=width)
+    made.all_drawn()
+    for summary in made.page.locator("details:not([open]) > summary").all():
+        if summary.is_visible():
+            summary.click()
+    made.page.wait_for_timeout(100)
+    assert made.page.evaluate("window.pwned") is None
+    assert made.page.evaluate("document.querySelectorAll('img, a[href^=javascript]').length") == 0
+    roots = "[...document.querySelectorAll('.exitlens-view')].map((e) => e.shadowRoot)"
+    assert set(made.page.evaluate(f"{roots}.map((root) => root.querySelectorAll('img, a, script').length)")) == {0}
+    assert made.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert made.faults == []
+
+
+def test_what_is_exported_is_what_the_tables_hold(visit: Callable[..., Any], report: Path) -> None:
+    made = visit(report)
+    made.all_drawn()
+    tables = run_tables()
+
+    def sheet(view: str, name: str) -> dict[str, list[Any]]:
+        found = made.page.evaluate(f"exitlens.handles.get('{view}').sheets().find((s) => s.name === '{name}')")
+        return {column: [row[i] for row in found["rows"]] for i, column in enumerate(found["columns"])}
+
+    for view, name, table, columns in (
+        ("exits-1", "policies", "exits", ("threshold", "agreement", "agreement_low", "layers_saved", "flops_saved")),
+        ("entropy-1", "layers", "entropy_layers", ("correct", "incorrect_high", "difference_low", "auroc", "p_holm")),
+        ("probes-1", "transfer", "probe_transfer", ("auroc", "auroc_low", "n")),
+        ("decoding-1", "scores", "decoding", ("mean", "low", "high")),
+    ):
+        found = sheet(view, name)
+        for column in columns:
+            assert found[column] == tables[table][column].tolist(), (view, column)
+    choices = sheet("layers-1", "choices")
+    mine = tables["layers"][tables["layers"]["question_id"] == "q0"]
+    order = mine.assign(lens=mine["lens"].map({name: i for i, name in enumerate(mine["lens"].unique())}))
+    order = order.sort_values(["lens", "layer"], kind="stable")
+    np.testing.assert_array_equal(np.float32(choices["probability"]), order["probability"].to_numpy())
+    np.testing.assert_array_equal(np.float32(choices["share"]), order["share"].to_numpy())
+    csv = made.page.evaluate("exitlens.handles.get('exits-1').csv(0)")
+    line = csv.splitlines()[1].split(",")
+    assert [float(line[csv.splitlines()[0].split(",").index(c)]) for c in ("threshold", "layers_saved")] == [
+        0.25,
+        0.125,
+    ]
+
+
+def test_a_drawing_in_a_file_says_the_numbers_of_the_table(visit: Callable[..., Any], report: Path) -> None:
+    import xml.etree.ElementTree as ET
+
+    made = visit(report)
+    made.all_drawn()
+    text = made.page.evaluate("exitlens.handles.get('exits-1').svg(1, true)")
+    drawn = ET.fromstring(text)
+    assert drawn.attrib["width"].endswith("mm")
+    words = [node.text for node in drawn.iter() if node.tag.endswith("text")]
+    table = run_tables()["exits_layers"]
+    shares = table[(table["policy"] == "probability") & (table["threshold"] == 0.5)]["share"]
+    for share in shares:
+        assert f"{100 * share:.1f}".removesuffix(".0") + "%" in words
+
+
+def test_a_question_on_a_later_page_is_found_and_the_address_shows_it_again(
+    visit: Callable[..., Any], report: Path
+) -> None:
+    made = visit(report)
+    made.all_drawn()
+    view = made.page.locator("[data-view=layers-1]")
+    view.locator("input[type=search]").fill("question 43")
+    view.locator(".list button").first.click()
+    made.page.wait_for_timeout(500)
+    assert "question 43" in view.locator(".big").text_content()
+    again = visit(made.page.url)
+    again.all_drawn()
+    assert "question 43" in again.page.locator("[data-view=layers-1] .big").text_content()
+
+
+def test_a_point_of_the_entropy_curve_lists_its_answers(visit: Callable[..., Any], report: Path) -> None:
+    made = visit(report)
+    made.all_drawn()
+    plot = made.page.locator("[data-view=entropy-1] .plot").first
+    plot.focus()
+    for key in ("End", "Enter"):
+        plot.press(key)
+    rows = made.page.locator("[data-view=entropy-1] .scroll tbody tr")
+    assert rows.count() == 40
+    values = [
+        float(each) for each in made.page.locator("[data-view=entropy-1] tbody td:first-child").all_text_contents()
+    ]
+    assert values == sorted(values, reverse=True)
+
+
+def test_on_paper_the_static_figures_stand_and_closed_parts_are_open(visit: Callable[..., Any], report: Path) -> None:
+    made = visit(report)
+    made.all_drawn()
+    figure = made.page.locator("#exits figure svg").first
+    assert not figure.is_visible()
+    made.page.emulate_media(media="print")
+    assert figure.is_visible()
+    assert not made.page.locator("[data-view=exits-1]").is_visible()
+
+
+def test_without_scripts_figures_and_tables_are_complete(visit: Callable[..., Any], report: Path) -> None:
+    made = visit(report, scripts=False)
+    assert made.page.locator("#exits figure svg").first.is_visible()
+    assert "Scripts are off" in made.page.locator("noscript").first.inner_text()
+
+
+def test_a_run_over_817_questions_opens_in_two_seconds_and_is_at_most_5_mb(
+    visit: Callable[..., Any], tmp_path: Path
+) -> None:
+    path = run_directory(tmp_path, questions=817) / "report.html"
+    assert path.stat().st_size <= 5_000_000
+    start = time.perf_counter()
+    made = visit(path)
+    made.page.locator("[data-view=layers-1] .big").wait_for()
+    assert time.perf_counter() - start < 2.0
