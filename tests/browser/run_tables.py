@@ -110,7 +110,20 @@ def run_tables(questions: int = 45, seed: int = 0) -> dict[str, pd.DataFrame]:
         [{"policy": p, "threshold": t, "layer": j, "count": j + 1, "share": (j + 1) / 28}
          for p in ("probability", "oracle") for t in (0.25, 0.5, 0.75) for j in layer]
     )  # fmt: skip
+    parts = pd.DataFrame(
+        [{"component": f"{kind} {j}", "kind": kind, "block": j} for j in layer[1:] for kind in ("attention", "mlp")]
+    )
+    means = parts.assign(n=questions, contribution=rng.normal(size=len(parts)), low=-2.0, high=2.0)
+    means = means.assign(p=0.2, p_holm=1.0, p_bh=0.5)
+    single = pd.concat(
+        [
+            parts.assign(question_id=key, question=asked[key], contribution=rng.normal(size=len(parts)))
+            for key in ids[:3]
+        ]
+    ).assign(correct_choice="yes", incorrect_choice=HOSTILE[3], logit_difference=1.5)
     return {
+        "attribution_means": means,
+        "attribution": single,
         "layers": pd.DataFrame(rows),
         "layers_top": pd.DataFrame(top),
         "layers_accuracy": accuracy,

@@ -19,7 +19,8 @@ KINDS = {"layers": "choices", "decoding": "decoders", "entropy": "entropy", "pro
 def test_every_view_is_drawn_and_nothing_is_fetched(visit: Callable[..., Any], report: Path) -> None:
     made = visit(report)
     made.all_drawn()
-    assert made.page.evaluate("[...exitlens.handles.keys()].sort()") == sorted(f"{name}-1" for name in KINDS)
+    wanted = sorted([*(f"{name}-1" for name in KINDS), "layers-2"])
+    assert made.page.evaluate("[...exitlens.handles.keys()].sort()") == wanted
     assert made.page.locator(".fault").count() == 0
     for name in KINDS:
         assert made.page.locator(f"[data-view={name}-1] svg.chart").count() > 0, name
@@ -66,6 +67,7 @@ def test_what_is_exported_is_what_the_tables_hold(visit: Callable[..., Any], rep
         ("entropy-1", "layers", "entropy_layers", ("correct", "incorrect_high", "difference_low", "auroc", "p_holm")),
         ("probes-1", "transfer", "probe_transfer", ("auroc", "auroc_low", "n")),
         ("decoding-1", "scores", "decoding", ("mean", "low", "high")),
+        ("layers-2", "means", "attribution_means", ("contribution", "low", "high", "block")),
     ):
         found = sheet(view, name)
         for column in columns:

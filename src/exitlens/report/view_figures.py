@@ -19,15 +19,15 @@ __all__ = ["Figure", "Slider", "Switch", "figures_meta", "tables_view"]
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """A choice for the reader: a value of a column, or one of ``options`` (value, label).
+    """A choice for the reader: a value of the column ``key``, or one of ``options`` (value, label).
 
-    ``without``: values that are not offered.
+    ``where``: only values of rows that fit other switches. ``without``: values that are not offered.
     """
 
     key: str
     label: str
     table: str | None = None
-    column: str | None = None
+    where: tuple[str, ...] = ()
     options: tuple[tuple[str, str], ...] | None = None
     without: tuple[str, ...] | None = None
 

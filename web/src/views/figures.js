@@ -24,18 +24,27 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
   const still = Object.fromEntries(distinct([...arrays.keys()].filter((key) => key.includes(".")).map((key) => key.split(".")[0])).map((name) => [name, rows(arrays, name)]));
   const tables = () => ({ ...living(), ...still });
   const table = (/** @type {string} */ name) => tables()[name] ?? [];
+  /** Values of a switch with what they are called. @type {(s: any) => any[][]} */
+  const valuesOf = (s) => distinct(matching(s.table, s.where).map((row) => row[s.key])).filter((v) => v !== null && !s.without?.includes(v)).map((v) => [v, visible(v)]);
+  // Those that depend on another switch are looked up each time.
   /** @type {any[]} */
-  const switches = (meta.switches ?? []).map((/** @type {any} */ s) => ({ ...s, options: s.options ?? distinct(table(s.table).map((row) => row[s.column ?? s.key])).filter((v) => v !== null && !s.without?.includes(v)).map((v) => [v, visible(v)]) }));
+  const switches = [];
+  const optionsOf = (/** @type {string} */ key) => {
+    const found = switches.find((s) => s.key === key);
+    return found?.options ?? (found ? valuesOf(found) : []);
+  };
   /** The value of a switch in force. @param {string} key */
   const now = (key) => {
-    const options = switches.find((s) => s.key === key)?.options ?? [];
+    const options = optionsOf(key);
     return options.some((/** @type {any} */ o) => o[0] === state[key]) ? state[key] : options[0]?.[0];
   };
   const name = (/** @type {string} */ column) => (column[0] === "$" ? now(column.slice(1)) : column);
-  const matching = (/** @type {string} */ from, /** @type {string[]} */ where = [], /** @type {Row} */ only = {}) => {
-    const row = where.some((w) => w[0] === "=") ? picked() : null;
-    return table(from).filter((each) => Object.keys(only).every((key) => each[key] === only[key]) &&
-      where.every((w) => (w[0] === "=" ? Math.abs(each[w.slice(1)] - row?.[w.slice(1)]) < 1e-9 : each[w] === now(w))));
+  /** @type {(from: string, where?: string[], only?: Row) => Row[]} */
+  const matching = (from, where = [], only = {}) => {
+    const wanted = where.map((w) => (w[0] === "=" ? picked()?.[w.slice(1)] : now(w)));
+    const fixed = Object.entries(only);
+    return table(from).filter((each) => fixed.every(([key, value]) => each[key] === value) &&
+      where.every((w, i) => (w[0] === "=" ? Math.abs(each[w.slice(1)] - wanted[i]) < 1e-9 : each[w] === wanted[i])));
   };
   const of = (/** @type {Figure} */ f) => matching(f.table, f.where, f.only);
   /** The row that the slider is at. @returns {Row | undefined} */
@@ -46,7 +55,7 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
   const sliding = () => (meta.slider ? matching(meta.slider.table, meta.slider.where).sort((a, b) => a[meta.slider.order] - b[meta.slider.order]) : []);
   /** A text with `{column}` filled in. @param {string} text @param {Row | undefined} row */
   const filled = (text, row) => text.replace(/\{(\$?\w+)\}/g, (_, key) => {
-    if (key[0] === "$") return visible(switches.find((s) => s.key === key.slice(1))?.options.find((/** @type {any} */ o) => o[0] === now(key.slice(1)))?.[1] ?? "");
+    if (key[0] === "$") return visible(optionsOf(key.slice(1)).find((/** @type {any} */ o) => o[0] === now(key.slice(1)))?.[1] ?? "");
     const value = row?.[key] ?? state[key] ?? now(key);
     return typeof value === "number" ? number(value) : visible(value);
   });
@@ -132,6 +141,8 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
     ];
   };
 
+  for (const s of meta.switches ?? []) switches.push(s.where ? s : { ...s, options: s.options ?? valuesOf(s) });
+
   const slider = h("input", { type: "range", oninput: () => ctx.set({ step: Number(slider.value) }) });
   const sliderLabel = meta.slider && h("label", { class: "choice" }, h("span", { text: meta.slider.label }), slider);
   const tools = h("div", { class: "tools" });
@@ -146,7 +157,7 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
         slider.setAttribute("aria-valuetext", filled(meta.slider.mark, picked()));
       }
       tools.replaceChildren(
-        ...switches.filter((s) => s.options.length > 1).map((s) => choice(s.label, s.options.map((/** @type {any} */ [value, label]) => ({ value, label })), now(s.key), (value) => ctx.set({ [s.key]: value }))),
+        ...switches.map((s) => ({ s, options: optionsOf(s.key) })).filter(({ options }) => options.length > 1).map(({ s, options }) => choice(s.label, options.map((/** @type {any} */ [value, label]) => ({ value, label })), now(s.key), (value) => ctx.set({ [s.key]: value }))),
         ...(sliderLabel && sliding().length > 1 ? [sliderLabel] : []),
       );
       const charts = shown().map((f) => {

@@ -9,9 +9,11 @@ from functools import partial
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet
 from exitlens.report.frames import Results, Row, groups
 from exitlens.report.text import Column, interval_text, is_number, p_text, slug, to_float, visible
+from exitlens.report.view_data import View
 from exitlens.report.words import counted, excludes, join
 from exitlens.studies.compare import figures as draw
 from exitlens.studies.compare.match import capital, short_name
+from exitlens.studies.compare.views import curve_views, number_views
 
 __all__ = ["CHAPTERS"]
 
@@ -143,6 +145,10 @@ class NumbersChapter(Chapter):
                 out.append(Plate(name, f"{caption} {_models(results)}.", caption, drawn))
         return out
 
+    def views(self, results: Results) -> list[View]:
+        """See :mod:`exitlens.studies.compare.views`."""
+        return number_views(results)
+
 
 class CurvesChapter(Chapter):
     """The runs' curves."""
@@ -175,6 +181,10 @@ class CurvesChapter(Chapter):
             drawn = partial(draw.curves, part, names=names, note=_models(results))
             out.append(Plate(f"curves-{key[0]}-{slug(str(key[1]))}", f"{caption} {_models(results)}.", caption, drawn))
         return out
+
+    def views(self, results: Results) -> list[View]:
+        """See :mod:`exitlens.studies.compare.views`."""
+        return curve_views(results)
 
 
 class ChangesChapter(Chapter):

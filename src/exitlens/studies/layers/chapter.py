@@ -17,6 +17,7 @@ from exitlens.report.words import join, layers_text
 from exitlens.studies.layers import attribution_chapter as attribution
 from exitlens.studies.layers import figures as draw
 from exitlens.studies.layers.accuracy import accuracy_answer, accuracy_figures, accuracy_sheet
+from exitlens.studies.layers.attribution_views import attribution_views
 from exitlens.studies.layers.compared import layer_curves, layer_numbers
 from exitlens.studies.layers.views import run_views
 
@@ -86,7 +87,7 @@ class LayersChapter(Chapter):
 
     def views(self, results: Results) -> list[View]:
         """See :mod:`exitlens.studies.layers.views`."""
-        return run_views(results)
+        return [*run_views(results), *attribution_views(results)]
 
     def numbers(self, results: Results) -> list[Number]:
         """Whether a correct choice ranks first, at the last layer and over layers."""

@@ -8,6 +8,7 @@ from typing import Any
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet
 from exitlens.report.frames import Results, Row, column, distinct, groups
 from exitlens.report.text import Column, number_text, p_text, to_float, visible
+from exitlens.report.view_data import View
 from exitlens.report.words import counted, join, shown
 from exitlens.studies.lens_quality import figures as draw
 from exitlens.studies.lens_quality.verdict import (
@@ -22,6 +23,7 @@ from exitlens.studies.lens_quality.verdict import (
     percent_text,
     verdict,
 )
+from exitlens.studies.lens_quality.views import run_views
 
 __all__ = ["LensesChapter"]
 
@@ -96,6 +98,10 @@ class LensesChapter(Chapter):
             alt = f"Curves by layer of {names}."
             plates.append(Plate("lenses_layers", caption, alt, partial(draw.by_layer, layers, note=note)))
         return plates
+
+    def views(self, results: Results) -> list[View]:
+        """See :mod:`exitlens.studies.lens_quality.views`."""
+        return run_views(results)
 
     def _over_k(self, results: Results, name: str) -> Part:
         mine = groups(results.rows("lenses", set=name), "lens")
