@@ -55,6 +55,13 @@ FIELDS += (
     "right",
     "negated",
     "entity",
+    "items",
+    "intermediates",
+    "target",
+    "name",
+    "set",
+    "position",
+    "synonyms",
 )
 values = st.recursive(
     st.none()
@@ -125,6 +132,7 @@ HOSTILE = {
     "toml depth": "seed = " + "[" * 20_000,
     "long value": json.dumps({"statement": "a", "topic": "t", "label": "x" * 100_000}),
     "long field": json.dumps({"x" * 100_000: 1, "question": "a", "best": "b", "prompt": "p"}),
+    "long synonym": json.dumps({"items": [{"prompt": "p", "intermediates": ["a"]}], "synonyms": {"x" * 100_000: 1}}),
     "nul": "\0" * 100,
 }
 

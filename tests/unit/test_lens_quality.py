@@ -280,6 +280,13 @@ def test_a_run_continues_with_the_same_tables(folders: tuple[Path, Path], tmp_pa
     assert {name: (tmp_path / f"run/tables/{name}.parquet").read_bytes() for name in names} == before
     assert set(first.tables) == set(again.tables)
     assert LensesChapter().findings(again.results)
+    numbers = {(n.name, n.of["lens"]): n for n in LensesChapter().numbers(again.results)}
+    assert {name for name, _ in numbers} == {
+        "pass@10, all prompts", "pass@10, typo", "pass@10, association", "KL to layer N", "saturation layer",
+    }  # fmt: skip
+    for number in (numbers["pass@10, all prompts", "logit"], numbers["pass@10, typo", "raw"]):
+        assert number.n == len(number.units)
+        assert number.value == pytest.approx(np.mean([unit.value for unit in number.units]))
 
 
 @pytest.mark.parametrize(

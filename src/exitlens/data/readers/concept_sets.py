@@ -154,7 +154,7 @@ def _checked(kind: type[Kind], value: object, where: str) -> Kind:
         return kind.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = cut(".".join(str(part) for part in first["loc"]))
         if first["type"] == "missing":
             raise DataError(f"{where}: field {place!r} is missing (it has {quote_columns(list(value))})") from None
         if place == "position":

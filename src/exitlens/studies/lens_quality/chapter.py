@@ -6,11 +6,13 @@ from functools import partial
 from typing import Any
 
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet
+from exitlens.report.comparable import Number
 from exitlens.report.frames import Results, Row, column, distinct, groups
 from exitlens.report.text import Column, number_text, p_text, to_float, visible
 from exitlens.report.view_data import View
 from exitlens.report.words import counted, join, shown
 from exitlens.studies.lens_quality import figures as draw
+from exitlens.studies.lens_quality.compared import lens_numbers
 from exitlens.studies.lens_quality.verdict import (
     control_sentences,
     cost_rows,
@@ -102,6 +104,10 @@ class LensesChapter(Chapter):
     def views(self, results: Results) -> list[View]:
         """See :mod:`exitlens.studies.lens_quality.views`."""
         return run_views(results)
+
+    def numbers(self, results: Results) -> list[Number]:
+        """Pass@k, KL and saturation layer of each lens."""
+        return lens_numbers(results, headline_of(results))
 
     def _over_k(self, results: Results, name: str) -> Part:
         mine = groups(results.rows("lenses", set=name), "lens")
