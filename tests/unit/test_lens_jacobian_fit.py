@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from tests import tiny
+from tests.parity import zoo
+from tests.parity.decoding import taken
 from torch import Tensor, nn
 
 import exitlens
@@ -88,6 +90,23 @@ def test_every_method_gives_the_same(method: Any) -> None:
     torch.testing.assert_close(
         text_jacobian(lm, IDS, [0, 2], settings, Gradient(lm, method)), want, rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("entry", "method"),
+    [("gemma3n_text", "blocks"), ("deepseek_v4", "blocks"), ("zaya", "whole"), ("xlm", "whole"), ("mamba", "blocks")],
+)
+def test_several_streams_and_blocks_joined_by_more(entry: str, method: str) -> None:
+    lm = taken(zoo.build(entry), entry)
+    ids = [i % 190 for i in IDS]
+    how = gradient_of(lm, ids, first=SKIP)
+    assert how.method == method
+    assert bool(how.note) == (method == "whole")
+    settings = FitSettings(length=len(ids), skip=SKIP)
+    layers = range(lm.n_layers)
+    want = text_jacobian(lm, ids, layers, settings, Gradient(lm, "rows"))
+    got = text_jacobian(lm, ids, layers, settings, how)
+    torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4 * float(want.abs().max()))
 
 
 def test_same_position_with_all_patterns_is_exact_and_with_one_right_in_the_mean() -> None:
@@ -208,6 +227,9 @@ def test_hooks_are_refused() -> None:
     with pytest.raises(UnsupportedModel, match=r"a hook on 'model.layers.1'"):
         fit_jacobian_lens(lm, [IDS], skip=SKIP)
     handle.remove()
+    # Once asked for its states, a model keeps hooks that transformers put there: those only look.
+    lm.model(input_ids=torch.tensor([IDS]), output_hidden_states=True)
+    assert fit_jacobian_lens(lm, [IDS], skip=SKIP, held_out=0)[0].texts == 1
 
 
 def test_fewer_rows_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:

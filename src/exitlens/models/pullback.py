@@ -168,8 +168,11 @@ class Pullback:
         given = self._given[layer - 1]
         x = at(given, self.stream.enters).detach().requires_grad_()
         args, kwargs = replaced(given, self.stream.enters, x.clone() if self.lm.overwrites else x)
-        with torch.enable_grad():
-            out = at(self.lm.blocks[layer - 1](*args, **kwargs), self.stream.leaves)
+        try:
+            with torch.enable_grad():
+                out = at(self.lm.blocks[layer - 1](*args, **kwargs), self.stream.leaves)
+        except TypeError as error:  # what enters the first block is given to another module
+            raise UnsupportedModel(f"{self.lm.name}: block {layer} does not run by itself") from error
         if self.keep:
             self._graphs[layer] = x, out
         return x, out
@@ -295,13 +298,22 @@ def _layered(lm: LayeredModel) -> Layered:
 
 
 def _refuse_hooks(lm: Layered) -> None:
-    """A hook may change what a backward pass sees in ways that no comparison shows (it acts on both sides)."""
+    """A hook may change what a backward pass sees in ways that no comparison shows (it acts on both sides).
+
+    transformers leaves hooks of its own on a model that was once asked for its states; they only look.
+    """
     for name, module in lm.model.named_modules():
-        if module._backward_hooks or module._backward_pre_hooks or module._forward_hooks or module._forward_pre_hooks:
-            raise UnsupportedModel(
-                f"{lm.name} has a hook on {name or 'the model'!r}, which may change gradients unseen: remove it "
-                "(handle.remove()) before fitting a Jacobian lens"
-            )
+        for hooks in (
+            module._forward_pre_hooks,
+            module._forward_hooks,
+            module._backward_pre_hooks,
+            module._backward_hooks,
+        ):
+            if any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks.values()):
+                raise UnsupportedModel(
+                    f"{lm.name} has a hook on {name or 'the model'!r}, which may change gradients unseen: remove it "
+                    "(handle.remove()) before fitting a Jacobian lens"
+                )
 
 
 @contextlib.contextmanager
