@@ -3,6 +3,7 @@
     python benchmarks/jacobian.py                       # the built-in model, in its own number type and in float32
     python benchmarks/jacobian.py --rows 64 --turns 3   # more of each text's rows
     OMP_NUM_THREADS=1 nice -n 5 python benchmarks/jacobian.py
+    python benchmarks/jacobian.py --fit 72 --data lens-eval --keep sum.part   # a real fit, with its held-out curve
 
 The straightforward implementation is what the definition says: the text eight times in a batch, the whole model's graph
 (parameters want no gradient), one-hot cotangents at the last layer's channels, eight at a time, gradients of all
@@ -23,9 +24,11 @@ from torch import Tensor
 
 import exitlens
 from exitlens.compute.hardware import describe, product_dtype
+from exitlens.lenses.concepts import best_ranks, inner_layers, pass_at, plan_reads, ranks_at, with_rule
 from exitlens.lenses.text_jacobian import FitSettings, rows_jacobian
 from exitlens.models.layout.hooks import eval_mode
 from exitlens.models.pullback import Gradient, gradient_of
+from exitlens.studies.lens_training import pieces_of_own
 
 LENGTH, SKIP, BATCH = 128, 16, 8
 
@@ -35,7 +38,13 @@ def main() -> None:
     options.add_argument("--model", default="smollm2-135m")
     options.add_argument("--rows", type=int, default=32)
     options.add_argument("--turns", type=int, default=2)
+    options.add_argument("--fit", type=int, default=0, metavar="N", help="fit on N texts by the model itself instead")
+    options.add_argument("--data", help="concept prompts for pass@k along the fit")
+    options.add_argument("--keep", help="file of the sum so far: the same command goes on from it")
     chosen = options.parse_args()
+    if chosen.fit:
+        _fit(chosen)
+        return
     facts = describe()
     print(f"{facts['processor']}, {torch.get_num_threads()} of {facts['cores']} cores, {chosen.model}, {LENGTH} tokens")
     reference: Tensor | None = None
@@ -53,6 +62,38 @@ def main() -> None:
             found = [_ours(how, ids, chosen.rows) for _ in range(chosen.turns)]
             name = f"{how.method}, {str(product).removeprefix('torch.')}" if how.backward else how.method
             _row(lm, name, found, chosen.rows, reference, base)
+
+
+def _fit(chosen: argparse.Namespace) -> None:
+    """A lens on the model's own texts: held-out KL and pass@k each time the number of texts doubles, and the cost."""
+    lm = exitlens.load(chosen.model)
+    measure = None if chosen.data is None else _pass_at(lm, chosen.data)
+    if measure is not None:
+        print("logit lens:", measure("logit"), flush=True)
+    texts = pieces_of_own(lm, chosen.fit, 1 << 30, length=LENGTH, least=LENGTH - 28, enough=1)
+    begun, wall, first = time.process_time(), time.monotonic(), 0
+
+    def tell(_phase: str, done: int, total: int) -> None:
+        nonlocal first
+        first = first or done  # what an earlier run had done
+        each = [seconds / (done - first + 1) for seconds in (time.process_time() - begun, time.monotonic() - wall)]
+        print(f"{done} of {total} texts, {each[0]:.1f} s of processor and {each[1]:.1f} s each", flush=True)
+
+    lens, _ = exitlens.fit_jacobian_lens(
+        lm, texts.ids, held_out=8, keep=chosen.keep, source=texts.source, measure=measure, progress=tell, say=print
+    )
+    print(f"{lens.texts} texts: {lens.provenance['curve']}")
+
+
+def _pass_at(lm: Any, data: str) -> Callable[[Any], dict[str, float]]:
+    reads = plan_reads(lm, with_rule(exitlens.read_data(data).concepts, None))
+    layers = inner_layers(lm.n_layers)
+
+    def measure(lens: Any) -> dict[str, float]:
+        best = best_ranks(ranks_at(lm, reads, lens, layers))
+        return {f"pass@{k}": pass_at(best, k) for k in (1, 5, 10, 50)}
+
+    return measure
 
 
 def _text(lm: Any) -> list[int]:
