@@ -52,6 +52,16 @@ def test_results_introduce_themselves_in_six_lines_at_most(lm: Any) -> None:
         assert "<table" in bundle["text/html"]
 
 
+def test_the_result_of_a_study_shows_its_views(lm: Any) -> None:
+    questions = [Question(str(i), HOSTILE, "yes", ("yes",), ("no",), choices=("yes", "no")) for i in range(2)]
+    tiny = exitlens.wrap(model("gpt-neox"), tokenizer(), name="m")
+    tiny.context = 4096
+    result = exitlens.layers_study(tiny, questions, layers="last")
+    assert len(repr(result).splitlines()) <= 6
+    assert "layers_top (" in repr(result)
+    assert [each.kind for each in views_in(framed(result._repr_html_()))] == ["choices"]
+
+
 def test_a_map_has_the_numbers_of_its_trace(lm: Any) -> None:
     trace = lm.read("What is true?", stats=MAP_STATS)
     arrays = unpack(trace_view(trace).block)

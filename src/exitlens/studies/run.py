@@ -10,11 +10,14 @@ from typing import Any
 import pandas as pd
 
 from exitlens.decoding.token_rules import rules_of
+from exitlens.display import Shown
 from exitlens.errors import RunError
 from exitlens.models.generation_settings import settings_not_applied
 from exitlens.models.protocol import LayeredModel
+from exitlens.parsing import cut
 from exitlens.report.figure_style import FigureWidth
 from exitlens.report.frames import Results
+from exitlens.report.notebook import Shape, register_drawing, table_html
 from exitlens.runs.directory import RunDirectory, now
 from exitlens.runs.engine import LocalEngine, Report
 from exitlens.studies.config import RunConfig, check_words
@@ -26,14 +29,18 @@ from exitlens.studies.registry import STUDIES, chapters
 __all__ = ["Finished", "publish", "run"]
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+@dataclass(frozen=True, slots=True, repr=False)
+class Finished(Shown):
     """A finished run: its folder, tables by name, report, and the manifest."""
 
     path: Path
     report: Path
     tables: Mapping[str, pd.DataFrame]
     manifest: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.tables)
+        return f"Finished run in '{cut(self.path)}', report {self.report.name}\n  tables {cut(names, 300)}"
 
     @property
     def results(self) -> Results:
@@ -183,3 +190,12 @@ def _with_earlier(earlier: list[dict[str, Any]], read: list[dict[str, Any]]) -> 
     kinds = {data["kind"] for data in read}
     both = [data for data in earlier if data.get("kind") not in kinds] + read
     return sorted(both, key=lambda data: str(data["kind"]))
+
+
+def _shape(run: Finished) -> Shape:
+    views = [view for chapter in chapters().values() for view in chapter.views(run.results)]
+    rows = [[name, line.split("\n")[0]] for name, lines in run.findings().items() for line in lines]
+    return Shape(views, table_html(["study", "finding"], rows, f"Run in {run.path}"))
+
+
+register_drawing(Finished, _shape)

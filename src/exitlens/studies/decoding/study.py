@@ -24,12 +24,13 @@ from exitlens.studies.decoding.columns import DECODING_TABLES
 from exitlens.studies.decoding.multiple_choice import ChooseStage
 from exitlens.studies.decoding.speed import writing_speed
 from exitlens.studies.inputs import Inputs
+from exitlens.studies.result import StudyResult
 
 __all__ = ["STUDY", "DecodingResult", "DecodingStudy", "analyse", "decoding_study"]
 
 
-@dataclass(frozen=True, slots=True)
-class DecodingResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class DecodingResult(StudyResult):
     """Tables ``answers``, ``scores`` (per question), ``decoding`` and ``decoding_layers``."""
 
     answers: pd.DataFrame

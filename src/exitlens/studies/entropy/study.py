@@ -21,12 +21,13 @@ from exitlens.studies.entropy.analysis import entropy_by_layer
 from exitlens.studies.entropy.chapter import EntropyChapter
 from exitlens.studies.entropy.columns import ENTROPY_TABLES
 from exitlens.studies.inputs import Inputs
+from exitlens.studies.result import StudyResult
 
 __all__ = ["STUDY", "EntropyResult", "EntropyStudy", "analyse", "entropy_study"]
 
 
-@dataclass(frozen=True, slots=True)
-class EntropyResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class EntropyResult(StudyResult):
     """Tables ``answers``, ``entropy_tokens``, ``judgements`` and ``entropy_layers``."""
 
     answers: pd.DataFrame

@@ -36,14 +36,15 @@ from exitlens.studies.exits.files import load_heads
 from exitlens.studies.exits.stage import AnswerRecord, ExitStage, signals_from
 from exitlens.studies.exits.tables import calibration_table, kinds_table, layers_table, policy_table
 from exitlens.studies.inputs import Inputs
+from exitlens.studies.result import StudyResult
 
 __all__ = ["STUDY", "ExitResult", "ExitsStudy", "analyse", "exit_layers", "exits_study"]
 
 DELTAS = (0.02, 0.05, 0.1)  # risks that a guarantee is looked for at, where none is asked for
 
 
-@dataclass(frozen=True, slots=True)
-class ExitResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class ExitResult(StudyResult):
     """Tables ``exits``, ``exits_layers``, ``exits_kinds``, ``exits_calibration``; the time model where there is one."""
 
     exits: pd.DataFrame

@@ -26,6 +26,7 @@ from exitlens.studies.layers.choices import Rule
 from exitlens.studies.layers.columns import LAYERS_TABLES
 from exitlens.studies.layers.records import LookRecord
 from exitlens.studies.layers.stage import LayersStage, accuracy_by_layer, check_layers, pick_interesting
+from exitlens.studies.result import StudyResult
 
 __all__ = ["STUDY", "ChoicesByLayer", "LayersStudy", "layers_study"]
 
@@ -33,14 +34,18 @@ BATCH = 16  # questions to a unit of work
 ATTRIBUTED = 64  # of attribution: the few-shot prompt that all share is most of the work, and runs once a unit
 
 
-@dataclass(frozen=True, slots=True)
-class ChoicesByLayer:
+@dataclass(frozen=True, slots=True, repr=False)
+class ChoicesByLayer(StudyResult):
     """What the layers would have answered: the tables ``layers``, ``layers_top`` and ``layers_accuracy`` of a run."""
 
     layers: pd.DataFrame
     top: pd.DataFrame
     accuracy: pd.DataFrame
     notes: tuple[str, ...]
+
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """The tables by their names in a run directory."""
+        return {"layers": self.layers, "layers_top": self.top, "layers_accuracy": self.accuracy}
 
 
 def layers_study(

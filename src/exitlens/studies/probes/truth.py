@@ -52,6 +52,7 @@ from exitlens.studies.layers.stage import check_layers
 from exitlens.studies.probes.extraction import extract
 from exitlens.studies.probes.model_answers import model_answers, pick_probed_layers
 from exitlens.studies.probes.probe_kinds import view_tables
+from exitlens.studies.result import StudyResult
 
 __all__ = [
     "TruthStudy",
@@ -64,8 +65,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class TruthStudy:
+@dataclass(frozen=True, repr=False)
+class TruthStudy(StudyResult):
     """What was measured, on which rows, as tables and in words.
 
     ``tables``: ``probe_layers``, ``probe_best``, ``probe_comparisons``, ``probe_calibration``, ``probe_risk``,
@@ -77,6 +78,10 @@ class TruthStudy:
     tables: dict[str, pd.DataFrame]
     provenance: Provenance
     about: dict[str, Any]
+
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """The tables by their names in a run directory."""
+        return self.tables
 
     @property
     def sentence(self) -> str:
