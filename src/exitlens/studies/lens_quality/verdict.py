@@ -41,8 +41,9 @@ def verdict(results: Results) -> str:
     best = max(whole, key=lambda row: to_float(row["passed"]))
     if not any(_reads(row) for row in items):
         return (
-            f"No lens reads this model: none ranks a prompt's own concepts higher than those of other prompts beyond "
-            f"chance on any of {counted(len(sets), 'set')} (best: {_passed(best, k)}): trust none on this evidence."
+            "No lens is shown to read concepts here: none ranks a prompt's own concepts higher than those of other "
+            f"prompts beyond chance on any of {counted(len(sets), 'set')} (best: {_passed(best, k)}): trust none on this "
+            "evidence."
         )
     pairs = _against_base(results, k)
     better = {lens: _sets_where(pairs, lens, 1) for lens in distinct(pairs, "lens")}
