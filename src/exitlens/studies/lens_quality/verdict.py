@@ -42,8 +42,8 @@ def verdict(results: Results) -> str:
     if not any(_reads(row) for row in items):
         return (
             "No lens is shown to read concepts here: none ranks a prompt's own concepts higher than those of other "
-            f"prompts beyond chance on any of {counted(len(sets), 'set')} (best: {_passed(best, k)}): trust none on this "
-            "evidence."
+            f"prompts beyond chance on any of {counted(len(sets), 'set')} (best: {_passed(best, k)}): trust none on "
+            "this evidence."
         )
     pairs = _against_base(results, k)
     better = {lens: _sets_where(pairs, lens, 1) for lens in distinct(pairs, "lens")}
