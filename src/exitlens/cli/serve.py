@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -44,6 +46,10 @@ def serve_command(
         typer.Option("--token", envvar="EXITLENS_TOKEN", help="What clients must send as API key [EXITLENS_TOKEN]."),
     ] = None,
     decoder: DecoderOption = "vanilla",
+    watch: Annotated[
+        Path | None, typer.Option("--watch", metavar="FILE", help="On the page, each token with P(true) by a probe.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option("--run", metavar="DIR", help="A run whose report the page opens.")] = None,
     generation_config: GenerationConfigOption = None,
     chat_date: ChatDateOption = None,
     model: ModelOption = DEFAULT_MODEL,
@@ -64,15 +70,13 @@ def serve_command(
     trust_remote_code: TrustOption = False,
     base: BaseOption = None,
 ) -> None:
-    """Serve a model to OpenAI's clients: /v1/models, /v1/completions and /v1/chat/completions, streamed too.
+    """Serve a page to ask a model and see its layers live, at /, and OpenAI's interface to any decoder, at /v1.
 
     A request may name its decoder: {"model": ..., "prompt": ..., "decoder": "dola:high"}. There is no --json: answers
     are JSON in OpenAI's form. SIGTERM ends it in order, with exit code 0.
     """
-    import socket
-
+    from exitlens.cli._generate_watch import open_watcher
     from exitlens.decoding import parse_decoder
-    from exitlens.errors import InputError
 
     parse_decoder(decoder)
 
@@ -81,21 +85,35 @@ def serve_command(
     token = token or None
     check_address(host, token)
     limits = Limits(max_body, max_prompt_tokens, max_tokens, max_requests)
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    probe = None if watch is None else open_watcher(watch, skips=False, qa=True)
+    if run is not None:
+        from exitlens.runs.directory import RunDirectory
+
+        RunDirectory.read(run)
     # Taken before the model is loaded: a port in use is reported immediately.
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, port))
-    except OSError as error:
-        bound.close()
-        raise InputError(f"cannot serve on {host}:{port} ({error.strerror or error}): choose another --port") from None
+    bound = _bound(host, port)
 
     from exitlens.server import create_app, make_server
 
     with bound:
         lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base, chat_date=chat_date)
-        app = create_app(lm, token=token, decoder=decoder, limits=limits, generation_config=generation_config)
-        where = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}/v1"
-        say(f"serving {lm.name} at {where} (decoder {decoder}); stop with Ctrl-C", quiet)
+        app = create_app(
+            lm, token=token, decoder=decoder, limits=limits, generation_config=generation_config, probe=probe, run=run
+        )
+        where = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
+        say(f"serving {lm.name} at {where}/v1 (decoder {decoder}); the live page is {where}/; stop with Ctrl-C", quiet)
         make_server(app).run(sockets=[bound])
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket at the address. Raises InputError where there can be none."""
+    from exitlens.errors import InputError
+
+    found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host, port))
+    except OSError as error:
+        found.close()
+        raise InputError(f"cannot serve on {host}:{port} ({error.strerror or error}): choose another --port") from None
+    return found

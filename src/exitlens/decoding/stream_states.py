@@ -1,9 +1,9 @@
-"""One answer, token by token, with the hidden state of each: what a probe needs to watch a generation."""
+"""One answer, token by token, with the hidden states that each was chosen from: probes and live views watch it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,7 +15,21 @@ from exitlens.decoding.session import open_prefix
 from exitlens.decoding.stopping import undecided
 from exitlens.models.protocol import LayeredModel
 
-__all__ = ["Watched", "watch"]
+__all__ = ["Step", "Watched", "steps", "watch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The states ``[layers, d_model]`` at the last token of the text so far, and the token that was chosen from them.
+
+    ``token_id`` is None where nothing was chosen any more: the states at the answer's last token. ``info`` is what the
+    decoder reported (``choice`` is a layer number). States stay on the model's device, in the model's number type.
+    """
+
+    states: Tensor
+    token_id: int | None = None
+    token: str = ""
+    info: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +38,58 @@ class Watched:
 
     token: str
     states: Tensor
+
+
+def steps(
+    lm: LayeredModel,
+    prompt: str | Sequence[int],
+    layers: Sequence[int],
+    *,
+    decoder: str | Decoder = "vanilla",
+    max_new_tokens: int = 50,
+    stop: Sequence[str] = (),
+    repetition_penalty: float = 1.0,
+    sampling: Sampling | None = None,
+    generation_config: str | None = None,
+    seed: int = 0,
+    chat: bool = False,
+    trace: bool = False,
+    alive: Callable[[], bool] | None = None,
+) -> Iterator[Step | Generation]:
+    """Answer one prompt: a step for each token of the answer as soon as it is certain, one for its end, the answer.
+
+    The states are those of the pass in which the token was chosen. Only at the answer's last token, after which nothing
+    is chosen, they are read in a pass of its own. Tokens that may still turn out to begin a stop string are held back.
+    ``trace`` keeps what the decoder reports. ``alive`` is called after each token; when it says no, nothing more is
+    computed or given. The rest as in :func:`exitlens.decoding.generate`, which also says what is raised.
+    """
+    wanted = [lm.check_layer(j) for j in layers]
+    run = BatchRun(lm, decoder, max_new_tokens=max_new_tokens, stop=stop, repetition_penalty=repetition_penalty,
+                   sampling=sampling, generation_config=generation_config, seed=seed, trace=trace)  # fmt: skip
+    (row,) = run.rows([prompt], chat=chat)
+
+    def step(i: int) -> Step:
+        states, row.hidden[i] = row.hidden[i], row.hidden[i].new_empty(0)  # given away: a long answer keeps none
+        return Step(states, row.new[i], lm.token(row.new[i]), row.steps[i] if trace else {})
+
+    sent = 0
+    for _ in run.batch([row], open_prefix(lm, ()), wanted):
+        if alive is not None and not alive():
+            return
+        while row.finish is None and sent < len(row.new) and _certain(run, row, sent + 1):
+            yield step(sent)
+            sent += 1
+    answer = run.result(row)
+    kept = list(answer.token_ids)
+    for i in range(sent, len(kept)):
+        yield step(i)
+    if len(row.hidden) > len(kept):  # a stop string was written after it
+        yield Step(row.hidden[len(kept)])
+    else:
+        whole = torch.tensor([[*row.ids, *kept]], device=lm.device)
+        last = lm.forward(whole, layers=wanted, positions="last").hidden
+        yield Step(torch.stack([last[j][0, -1] for j in wanted]))
+    yield answer
 
 
 def watch(
@@ -40,32 +106,21 @@ def watch(
     seed: int = 0,
     chat: bool = False,
 ) -> Iterator[Watched | Generation]:
-    """Answer one prompt: each token of the answer as soon as it is certain and its state known, then the answer.
+    """Answer one prompt: each token of the answer once its own state is known, then the answer.
 
-    A state is recorded when its token is fed to choose the next one, at no further pass, so a token comes one step
-    after it was chosen; only the last, after which nothing is chosen, is read in a pass of its own. Tokens that may
-    still turn out to begin a stop string are held back. Raises as :func:`exitlens.decoding.generate`.
+    A token's state is known when the next one is chosen from it, so a token comes one step after it was chosen. The
+    rest as in :func:`steps`.
     """
-    wanted = [lm.check_layer(j) for j in layers]
-    run = BatchRun(lm, decoder, max_new_tokens=max_new_tokens, stop=stop, repetition_penalty=repetition_penalty,
-                   sampling=sampling, generation_config=generation_config, seed=seed)  # fmt: skip
-    (row,) = run.rows([prompt], chat=chat)
-    sent = 0
-    for _ in run.batch([row], open_prefix(lm, ()), wanted):
-        # What was recorded beside a token is the state that it was chosen from: that of the token before it.
-        while row.finish is None and sent < len(row.hidden) - 1 and _certain(run, row, sent + 1):
-            yield Watched(lm.token(row.new[sent]), row.hidden[sent + 1].float().cpu())
-            sent += 1
-    answer = run.result(row)
-    kept = list(answer.token_ids)
-    states = [h.float().cpu() for h in row.hidden[1 : len(kept) + 1]]
-    if len(states) < len(kept):
-        whole = torch.tensor([[*row.ids, *kept]], device=lm.device)
-        last = lm.forward(whole, layers=wanted, positions="last").hidden
-        states.append(torch.stack([last[j][0, -1] for j in wanted]).float().cpu())
-    for token, state in zip(answer.tokens[sent:], states[sent:], strict=True):
-        yield Watched(token, state)
-    yield answer
+    token: str | None = None
+    for one in steps(lm, prompt, layers, decoder=decoder, max_new_tokens=max_new_tokens, stop=stop,
+                     repetition_penalty=repetition_penalty, sampling=sampling, generation_config=generation_config,
+                     seed=seed, chat=chat):  # fmt: skip
+        if isinstance(one, Generation):
+            yield one
+            return
+        if token is not None:
+            yield Watched(token, one.states.float().cpu())
+        token = one.token
 
 
 def _certain(run: BatchRun, row: Row, count: int) -> bool:

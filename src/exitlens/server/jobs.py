@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from exitlens.decoding import Decoder, Generation, Sampling, parse_decoder, stream
 from exitlens.errors import InputError
@@ -105,6 +106,17 @@ class Job:
 
     def run(self, alive: Callable[[], bool]) -> Iterator[Piece | Answer]:
         """Pieces and answers, choice by choice; ends early when ``alive`` says no. Raises :class:`Refusal`."""
+        index = 0
+        for ids, new in self.prompts():
+            self.usage.prompt += len(ids)
+            for choice in range(self._request.n or 1):
+                if not alive():
+                    return
+                yield from self._choice(index, ids, new, self._settings.seed + choice, alive)
+                index += 1
+
+    def prompts(self) -> list[tuple[list[int], int]]:
+        """Token ids of each prompt, and how many tokens its answer may have. Raises :class:`Refusal`."""
         request, lm = self._request, self._lm
         most = min(x for x in (self._limits.prompt_tokens, lm.context, 1 << 30) if x is not None)
         if isinstance(request, CompletionRequest):
@@ -112,15 +124,20 @@ class Job:
         else:
             assert isinstance(request, ChatRequest)
             prompts = [chat_ids(lm, request, most)]
-        room = [self._room(len(ids), most) for ids in prompts]
-        index = 0
-        for ids, new in zip(prompts, room, strict=True):
-            self.usage.prompt += len(ids)
-            for choice in range(request.n or 1):
-                if not alive():
-                    return
-                yield from self._choice(index, ids, new, self._settings.seed + choice, alive)
-                index += 1
+        return [(ids, self._room(len(ids), most)) for ids in prompts]
+
+    def options(self, new: int, seed: int | None = None) -> dict[str, Any]:
+        """The request's settings as the generation loop takes them, for at most ``new`` tokens."""
+        settings = self._settings
+        return {
+            "decoder": settings.decoder,
+            "max_new_tokens": new,
+            "stop": settings.stops,
+            "repetition_penalty": settings.penalty,
+            "sampling": settings.sampling,
+            "generation_config": self._generation_config,
+            "seed": settings.seed if seed is None else seed,
+        }
 
     def _room(self, length: int, most: int) -> int:
         """Tokens to generate after a prompt of ``length``; raises :class:`Refusal` where it does not fit."""
@@ -145,7 +162,7 @@ class Job:
     def _choice(
         self, index: int, ids: list[int], new: int, seed: int, alive: Callable[[], bool]
     ) -> Iterator[Piece | Answer]:
-        lm, settings = self._lm, self._settings
+        lm = self._lm
         begun = lm.decode(ids) if self._echo else ""
         if begun:
             yield Piece(index, begun)
@@ -153,18 +170,7 @@ class Job:
             yield Answer(index, begun, "length", 0, self._scored(ids, (), None))
             return
         try:
-            for piece in stream(
-                lm,
-                ids,
-                decoder=settings.decoder,
-                max_new_tokens=new,
-                stop=settings.stops,
-                repetition_penalty=settings.penalty,
-                sampling=settings.sampling,
-                generation_config=self._generation_config,
-                seed=seed,
-                alive=alive,
-            ):
+            for piece in stream(lm, ids, alive=alive, **self.options(new, seed)):
                 if isinstance(piece, Generation):
                     self.usage.written += len(piece.token_ids)
                     finish = "length" if piece.finish == "length" else "stop"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import hmac
 import ipaddress
 import re
@@ -94,7 +96,7 @@ class Gate:
             await self.app(scope, receive, send)
             return
         try:
-            self._who(scope["headers"])
+            self._who(scope["headers"], scope["path"])
             headers = {name.lower(): value for name, value in scope["headers"]}
             body = await self._timely_body(headers, receive) if scope["method"] == "POST" else b""
         except Refusal as refusal:
@@ -111,7 +113,7 @@ class Gate:
 
         await self.app(scope, whole, send)
 
-    def _who(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+    def _who(self, headers: Sequence[tuple[bytes, bytes]], path: str) -> None:
         if self._token is None:
             host = b"".join(value for name, value in headers if name.lower() == b"host").decode("latin-1")
             if not names_this_machine(host):
@@ -121,8 +123,17 @@ class Gate:
         if len(given) > 1:
             raise Refusal(400, f"{len(given)} Authorization headers: send one")
         kind, _, token = (given[0] if given else b"").partition(b" ")
+        # A browser cannot send a bearer's token when it opens a page, but it can ask for a password. It then adds it to
+        # requests by itself, from other sites too: so never at the interface for programs, and never across sites.
+        page = not path.startswith("/v1")
+        if page and kind.lower() == b"basic":
+            sites = [value for name, value in headers if name.lower() == b"sec-fetch-site"]
+            if any(site not in (b"same-origin", b"none") for site in sites) and path != "/":
+                raise Refusal(403, "another site asked for this: open the page itself")
+            kind, token = b"bearer", _password(token)
         if kind.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self._token.encode()):
-            raise Refusal(401, "wrong or missing token: send it as 'Authorization: Bearer TOKEN'", "invalid_api_key")
+            remedy = "the token is the password, with any name" if page else "send it as 'Authorization: Bearer TOKEN'"
+            raise Refusal(401, f"wrong or missing token: {remedy}", "invalid_api_key", browser=page)
 
     async def _timely_body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         try:
@@ -151,3 +162,11 @@ class Gate:
                 raise too_large
             if not message.get("more_body"):
                 return b"".join(parts)
+
+
+def _password(basic: bytes) -> bytes:
+    """The password of HTTP's basic scheme; empty for what is not of that form."""
+    try:
+        return base64.b64decode(basic.strip(), validate=True).partition(b":")[2]
+    except (binascii.Error, ValueError):
+        return b""

@@ -23,7 +23,7 @@ from pydantic_core import ErrorDetails
 
 from exitlens.server.replies import Refusal
 
-__all__ = ["ChatRequest", "CompletionRequest", "Request", "Turn", "parse"]
+__all__ = ["ChatRequest", "CompletionRequest", "LiveRequest", "Request", "Turn", "parse"]
 
 Number = Annotated[StrictFloat | StrictInt, Field(allow_inf_nan=False)]
 MOST_CHOICES = 16
@@ -182,7 +182,22 @@ class ChatRequest(Request):
         return (self.top_logprobs or 0) if self.logprobs else None
 
 
-Kind = TypeVar("Kind", bound=Request)
+class LiveRequest(_Strict):
+    """``POST /live``: one answer with what every layer says on the way.
+
+    ``form`` is how the text is put: as it is, as a question after worked examples, or by the chat template. Token ids
+    (a fork) are taken as they are, and ``form`` says what they continue.
+    """
+
+    prompt: StrictStr | list[StrictInt]
+    form: Literal["text", "question", "chat"] = "text"
+    decoder: StrictStr | None = None
+    max_tokens: StrictInt | None = None
+    temperature: Number = Field(0, ge=0, le=2)
+    seed: StrictInt | None = Field(None, ge=-(1 << 63), le=1 << 63)
+
+
+Kind = TypeVar("Kind", bound=_Strict)
 
 
 def parse(kind: type[Kind], body: bytes) -> Kind:
@@ -226,7 +241,7 @@ def _shown(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)[:60]
 
 
-def _refusal(kind: type[Request], body: Mapping[str, Any], error: ValidationError) -> Refusal:
+def _refusal(kind: type[_Strict], body: Mapping[str, Any], error: ValidationError) -> Refusal:
     """The first thing wrong, in the words of this interface."""
     # Of a union's branches the one that came nearest is named: the deepest place.
     details = max(
@@ -273,6 +288,7 @@ def _what_is_wrong(details: ErrorDetails) -> str:
         "finite_number": "is not a number",
         "bool_type": "is neither true nor false",
         "string_type": "is not a text",
+        "literal_error": f"is not known: use {limits.get('expected')}",
         "dict_type": "is not an object",
         "model_type": "is not an object",
         "model_attributes_type": "is not an object",

@@ -5,23 +5,33 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 from exitlens.errors import ExitlensError
-from exitlens.server.jobs import Answer, Job, Piece
 from exitlens.server.replies import Refusal
 
-__all__ = ["Worker"]
+__all__ = ["Work", "Worker"]
 
-_Given = Piece | Answer | BaseException | None
+T_co = TypeVar("T_co", covariant=True)
+T = TypeVar("T")
+
+
+class Work(Protocol[T_co]):
+    """What the worker's thread does for one request, and what comes of it piece by piece."""
+
+    def run(self, alive: Callable[[], bool]) -> Iterator[T_co]:
+        """The pieces; ends early when ``alive`` says no."""
+        ...
 
 
 @dataclass(eq=False)
 class _Going:
     """A request that runs or waits."""
 
-    pieces: asyncio.Queue[_Given] = field(default_factory=asyncio.Queue)
+    # Pieces, then None; or the exception that ended the work.
+    pieces: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
     gone: threading.Event = field(default_factory=threading.Event)
 
 
@@ -43,7 +53,7 @@ class Worker:
         """Requests that run or wait."""
         return len(self._going)
 
-    async def answer(self, job: Job) -> AsyncGenerator[Piece | Answer, None]:
+    async def answer(self, job: Work[T]) -> AsyncGenerator[T, None]:
         """Pieces and answers as they come; closing the iterator ends the work within a token.
 
         Raises :class:`Refusal`: 429 when too many wait, 503 when the server stops, 400 for what only tokenizer and
@@ -57,7 +67,7 @@ class Worker:
         mine = _Going()
         self._going.add(mine)
 
-        def give(piece: _Given) -> None:
+        def give(piece: T | BaseException | None) -> None:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(mine.pieces.put_nowait, piece)
 

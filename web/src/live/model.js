@@ -1,8 +1,8 @@
-// Cells that come token by token.
+// Cells that come token by token: a token first, what the layers say after it a little later.
 
 /**
  * @param {import("../types").Unpacked} view a map without tokens
- * @returns {import("../map/model.js").Model & {add(event: any): void, probe(position: number): number}}
+ * @returns {import("../map/model.js").Model & {add(event: any): void, probe(position: number): number, read(): number}}
  */
 export function liveModel(view) {
   const list = (/** @type {string} */ name) => {
@@ -12,7 +12,7 @@ export function liveModel(view) {
   const layers = list("layers");
   /** @type {any[]} */
   const cells = [];
-  const ranks = view.meta.ranks ?? 5;
+  const ranks = view.meta["ranks"] ?? 5;
   const offered = view.meta.stats ?? ["entropy", "kl", "margin"];
   /** Largest values so far: ramps grow with them. @type {Record<string, number>} */
   const high = {};
@@ -40,9 +40,12 @@ export function liveModel(view) {
     has: (metric) => metric === "p" || metric === "rank" || offered.includes(metric),
     chosen: (p) => number(cells[p].chosen),
     probe: (p) => number(cells[p].probe),
+    read: () => cells.reduce((sum, cell) => sum + (cell.top ? 1 : 0), 0),
     range: (metric) => [0, metric === "p" || metric === "margin" ? 1 : high[metric] || 1],
+    /** A token with or without its cells, or the cells of token `at`. */
     add(event) {
-      cells.push(event);
+      if (event.at === undefined) cells.push({ ...event });
+      else if (cells[event.at]) Object.assign(cells[event.at], event);
       for (const name of offered) for (const value of event[name] ?? []) if (value > (high[name] ?? 0)) high[name] = value;
     },
   };
