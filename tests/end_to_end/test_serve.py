@@ -17,13 +17,14 @@ from typing import Any
 import httpx
 import pytest
 from openai import APIStatusError, OpenAI
-from tests import tiny
+from tests import serving, tiny
+from tests.serving import until
 
 from exitlens.decoding import Sampling, generate
 from exitlens.errors import InputError
 from exitlens.models import wrap
 from exitlens.models.native.runner import runner_of
-from exitlens.server import Limits, check_address, create_app, make_server
+from exitlens.server import Limits, check_address, create_app
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}A:{% endif %}"
@@ -40,24 +41,9 @@ def lm() -> Any:
 
 @contextmanager
 def running(app: Any) -> Iterator[str]:
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        server = make_server(app)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
-        thread.start()
-        try:
-            until(lambda: server.started)
-            yield f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
-        finally:
-            server.should_exit = True
-            thread.join(20)
-
-
-def until(true: Any, seconds: float = 20.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
+    """The address under which clients of OpenAI's interface ask."""
+    with serving.running(app) as address:
+        yield f"{address}/v1"
 
 
 @pytest.fixture(scope="module")

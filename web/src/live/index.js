@@ -93,7 +93,7 @@ function liveView(ctx) {
   const retell = () => {
     const number = model.layers[layer()];
     named.textContent = layer() === last ? `${number}, the last` : number === 0 ? "0, the embeddings" : String(number);
-    told.textContent = `Above, the text; below it, what layer ${number} would have written there, ✓ where it agrees` + (items.some((item) => !item.probe.hidden) ? "; last, the probe's P(true) after each token." : ".");
+    told.textContent = `Above, the text; below it, what layer ${number} would have written there, ✓ where it agrees` + (items.some((_, p) => !Number.isNaN(model.probe(p))) ? "; last, the probe's P(true) after each token." : ".");
     items.forEach((_, p) => tell(p));
   };
   /** @param {{layer: number, position: number}} at */

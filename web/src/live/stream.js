@@ -13,8 +13,8 @@ export async function* readEvents(stream) {
       rest = whole.pop() ?? "";
       for (const event of whole) {
         const data = event.split("\n").filter((line) => line.startsWith("data: ")).map((line) => line.slice(6)).join("\n");
-        if (data === "[DONE]") return;
-        yield JSON.parse(data);
+        // After the end mark the server closes: leaving earlier would look like a broken connection.
+        if (data !== "[DONE]") yield JSON.parse(data);
       }
     }
   } finally {

@@ -1,0 +1,181 @@
+"""The live page in a real browser, against a running server with a tiny model: from question to stop and fork."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests import tiny
+from tests.browser.conftest import Visit
+from tests.serving import running, until
+
+from exitlens.decoding import generate
+from exitlens.models import wrap
+from exitlens.probes.probe import LinearProbe, Provenance, SavedProbe
+from exitlens.server import Limits, create_app
+
+pytestmark = pytest.mark.browser
+QUESTION = "What is true?"
+HOSTILE = "<script>document.title='run'</script></script><img src=x onerror=document.title='run'> \u202e javascript:x"
+
+
+@pytest.fixture(scope="module")
+def lm() -> Any:
+    made = wrap(tiny.model("llama", spread=0.2), tiny.tokenizer(), name="tiny <b>model</b>")
+    made.model.generation_config.eos_token_id = 10**9  # no answer ends by itself
+    return made
+
+
+@pytest.fixture(scope="module")
+def app(lm: Any) -> Any:
+    torch.manual_seed(0)
+    where = Provenance(model=lm.fingerprint, layer=2, position="last")
+    probe = LinearProbe("logistic", torch.randn(lm.d_model), 0.1, where)
+    saved = SavedProbe(probe, {"setting": "zero-shot"}, Path("probe"))
+    return create_app(lm, limits=Limits(new_tokens=200, requests=4), probe=saved)
+
+
+@pytest.fixture(scope="module")
+def address(app: Any) -> Iterator[str]:
+    with running(app) as found:
+        yield found
+
+
+def opened(chromium: Any, address: str, width: int = 1200, **more: Any) -> Visit:
+    made = Visit(chromium.new_context(viewport={"width": width, "height": 900}, **more).new_page())
+    made.page.goto(address)
+    made.page.wait_for_function("document.querySelector('#model').textContent")
+    return made
+
+
+def ask(visit: Visit, prompt: str = QUESTION, tokens: int = 6, decoder: str = "", other: str = "") -> None:
+    page = visit.page
+    page.select_option("#form", "text")
+    page.fill("#prompt", prompt)
+    page.fill("#tokens", str(tokens))
+    if decoder:
+        page.fill("#decoder", decoder)
+    page.fill("#other", other)
+    page.click("#send")
+
+
+def texts(visit: Visit, answer: int) -> list[str]:
+    """The tokens that an answer shows, the prompt's last left out."""
+    found = visit.page.locator("article").nth(answer).locator(".line li .token").all_text_contents()
+    return [one.replace("·", " ").replace("↵", "\n") for one in found[1:]]
+
+
+def test_from_a_question_to_layers_probe_comparison_and_fork(chromium: Any, address: str, lm: Any) -> None:
+    visit = opened(chromium, address)
+    page = visit.page
+    ask(visit, other="dola:0/2")
+    page.wait_for_function("document.querySelectorAll('#compared tbody tr').length === 2")
+    page.wait_for_function(
+        "[...document.querySelectorAll('#compared td:last-child')].every((c) => /as many/.test(c.textContent))"
+    )
+    want = [generate(lm, [QUESTION], decoder=name, max_new_tokens=6)[0] for name in ("vanilla", "dola:0/2")]
+    shown = page.locator("#compared td:nth-child(2)").all_text_contents()
+    assert [one.strip() for one in shown] == [answer.text.strip() for answer in want]
+    first = page.locator("article").first
+    until(lambda: "…" not in first.locator(".line").inner_text(), 10)
+    probes = [float(one) for one in first.locator(".line .probe").all_text_contents() if one]
+    assert len(probes) == 6
+    assert all(0 <= one <= 1 for one in probes)
+    # The scrubber goes through the layers, by keys too: the last says what was written, the first something else.
+    marks = first.locator(".line .guess.same")
+    assert marks.count() == 6
+    first.locator("input[type=range]").focus()
+    page.keyboard.press("Home")
+    assert "0, the embeddings" in first.locator("output").inner_text()
+    assert marks.count() < 6
+    # A fork goes on after a token, with another decoder.
+    first.locator(".line li").nth(2).click()
+    first.get_by_label("Decoder of the fork").select_option("sled")
+    first.get_by_role("button", name="Fork").click()
+    page.wait_for_function("document.querySelectorAll('#compared tbody tr').length === 3")
+    third = page.locator("#compared tbody tr").nth(2)
+    until(lambda: "as many" in third.inner_text(), 10)
+    kept = list(want[0].token_ids[:2])
+    forked = generate(lm, [[*want[0].prompt_ids, *kept]], decoder="sled", max_new_tokens=4)[0]
+    assert (
+        third.locator("td").first.text_content().strip() == (want[0].text[: len(lm.decode(kept))] + forked.text).strip()
+    )
+    assert visit.faults == []
+    assert all(one.startswith(address) or one.startswith(("data:", "blob:")) for one in visit.requests)
+    assert page.context.cookies() == []
+
+
+def test_stop_ends_the_answer_and_keeps_what_is_there(chromium: Any, address: str, app: Any) -> None:
+    visit = opened(chromium, address)
+    ask(visit, tokens=180)
+    stop = visit.page.get_by_role("button", name="Stop")
+    visit.page.wait_for_function(
+        "document.querySelector('article div')?.shadowRoot?.querySelectorAll('.line li').length > 2"
+    )
+    stop.click()
+    until(lambda: app.state.worker.busy == 0, 10)
+    visit.page.wait_for_function("/stopped/.test(document.querySelector('#said').textContent)")
+    written = len(texts(visit, 0))
+    assert 0 < written < 180
+    time.sleep(0.3)
+    assert len(texts(visit, 0)) == written
+    assert stop.count() == 0
+    assert visit.faults == []
+
+
+def test_a_stream_that_breaks_off_says_so_and_shows_what_came(chromium: Any, lm: Any) -> None:
+    app = create_app(lm, limits=Limits(new_tokens=200))
+    with running(app) as address:
+        visit = opened(chromium, address)
+        ask(visit, tokens=180)
+        visit.page.wait_for_function(
+            "document.querySelector('article div')?.shadowRoot?.querySelectorAll('.line li').length > 2"
+        )
+    visit.page.wait_for_function("/broken off/.test(document.querySelector('#said').textContent)")
+    fault = visit.page.locator("article .fault")
+    assert "the server is stopping" in fault.inner_text()
+    assert "What came before it is shown" in fault.inner_text()
+    assert len(texts(visit, 0)) > 1
+    # And asked again, where nobody answers any more:
+    ask(visit)
+    visit.page.wait_for_function("/exitlens serve still running/.test(document.querySelector('#answers').textContent)")
+
+
+def test_hostile_texts_are_text(chromium: Any, address: str) -> None:
+    visit = opened(chromium, address)
+    ask(visit, prompt=HOSTILE, tokens=3)
+    visit.page.wait_for_function("/as many/.test(document.querySelector('#said').textContent)")
+    assert visit.page.locator("article .asked").text_content() == HOSTILE
+    assert "tiny <b>model</b>" in visit.page.locator("#model").text_content()
+    assert visit.page.title() == "tiny <b>model</b>, live in exitlens"
+    ask(visit, decoder="<img src=x onerror=document.title='run'>")
+    visit.page.wait_for_selector("article .notice")
+    assert visit.page.locator("img").count() == 0
+    assert visit.page.title() != "run"
+    # The refusal's status is a line of the browser's own; nothing else went wrong.
+    assert [one for one in visit.faults if "status of 400" not in one] == []
+
+
+@pytest.mark.parametrize(("dark", "width"), [(False, 1200), (True, 360)])
+def test_axe_finds_nothing_and_nothing_is_cut_off(chromium: Any, address: str, dark: bool, width: int) -> None:
+    visit = opened(chromium, address, width, color_scheme="dark" if dark else "light", bypass_csp=True)
+    ask(visit, other="sled")
+    visit.page.wait_for_function("document.querySelectorAll('#compared tbody tr').length === 2")
+    visit.page.wait_for_function("/Answer 2.*as many/.test(document.querySelector('#said').textContent)")
+    visit.page.wait_for_timeout(300)
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert visit.axe() == []
+
+
+def test_with_a_token_the_browser_asks_for_it(chromium: Any, lm: Any) -> None:
+    with running(create_app(lm, token="a-long-token")) as address:
+        bare = chromium.new_context().new_page()
+        assert bare.goto(address).status == 401
+        visit = opened(chromium, address, http_credentials={"username": "me", "password": "a-long-token"})
+        ask(visit, tokens=3)
+        visit.page.wait_for_function("/as many/.test(document.querySelector('#said').textContent)")
+        assert visit.page.context.cookies() == []
