@@ -65,6 +65,7 @@ function liveView(ctx) {
   const told = make("p", "", { className: "small" });
   const line = make("ol", "", { className: "line" });
   line.setAttribute("aria-label", "The text, token by token");
+  line.tabIndex = 0; // it scrolls
   /** @type {{token: HTMLElement, guess: HTMLElement, probe: HTMLElement}[]} */
   const items = [];
   let over = false;
@@ -118,7 +119,12 @@ function liveView(ctx) {
       return offer;
     },
   });
-  ctx.body.prepend(line, told, bar, status);
+  // Stop stands above the text: what grows must not move it away from under the pointer.
+  ctx.body.prepend(bar, status, line, told);
+  // Several answers stand in one page: each landmark has a name of its own.
+  ctx.body.querySelectorAll("aside, [role=region], [role=group][tabindex]").forEach((made) => {
+    made.setAttribute("aria-label", `${made.getAttribute("aria-label") ?? ""}, ${ctx.view.title}`);
+  });
   retell();
   const finish = (/** @type {string} */ text) => {
     over = true;

@@ -11,6 +11,7 @@ import { readEvents } from "./stream.js";
  * @property {number[]} before ids that the model was given
  * @property {{id: number, text: string}[]} inherited what a fork took over of the answer it left
  * @property {{id: number, text: string}[]} tokens
+ * @property {string | null} text whole, once it has ended
  * @property {string} state
  * @property {import("../types").Handle | null} handle
  * @property {AbortController} controller
@@ -90,13 +91,14 @@ async function start() {
 async function ask(asked, kind, name, tokens, from = null) {
   /** @type {Answer} */
   const answer = {
-    n: ++counted, decoder: name, form: kind, before: [], tokens: [], state: "waits for its turn", handle: null, controller: new AbortController(),
+    n: ++counted, decoder: name, form: kind, before: [], tokens: [], text: null, state: "waits for its turn", handle: null, controller: new AbortController(),
     inherited: from ? [...from.answer.inherited, ...from.answer.tokens.slice(0, from.position)] : [],
   };
   const title = make("h2", `${answer.n}. `, make("bdi", name));
   if (from) title.append(`, forked from answer ${from.answer.n} after token ${from.position}`);
   const shown = make("p", "Waits for its turn.");
   shown.className = "asked";
+  shown.tabIndex = 0; // a long one scrolls
   const element = document.createElement("div");
   const article = make("article", "", title, shown, element);
   article.setAttribute("aria-label", `Answer ${answer.n}`);
@@ -114,7 +116,7 @@ async function ask(asked, kind, name, tokens, from = null) {
   const begin = (begin) => {
     answer.before = begin.prompt_ids;
     shown.textContent = from ? `…${begin.prompt.slice(-160)}` : begin.prompt;
-    answer.handle = mountLive(element, begin.view, {
+    answer.handle = mountLive(element, { ...begin.view, title: `Answer ${answer.n}: what every layer would write next` }, {
       decoders,
       onAction(action) {
         if (action.type === "stop") answer.controller.abort();
@@ -143,6 +145,7 @@ async function ask(asked, kind, name, tokens, from = null) {
       if (event.cell) add(event.cell);
       if (event.done) {
         over = true;
+        answer.text = event.done.text;
         const speed = event.done.seconds > 0 ? `, ${(event.done.tokens / event.done.seconds).toFixed(1)} tokens a second` : "";
         add({ done: (FINISHES[event.done.finish] ?? event.done.finish) + speed });
         end(`${FINISHES[event.done.finish] ?? event.done.finish}${speed}`);
@@ -182,7 +185,9 @@ function compare() {
     while (same < tokens.length && same < first.length && tokens[same].id === first[same].id) same++;
     const text = document.createElement("td");
     const words = (/** @type {{text: string}[]} */ part) => part.map((token) => token.text).join("");
-    if (answer === shown[0]) text.append(make("bdi", words(tokens)));
+    // Tokens may be parts of a character: then only the whole text is legible.
+    const legible = words(answer.inherited) + (answer.text ?? words(answer.tokens));
+    if (answer === shown[0] || legible !== words(tokens)) text.append(make("bdi", legible));
     else {
       const common = make("bdi", words(tokens.slice(0, same)));
       common.className = "shared";
