@@ -96,6 +96,10 @@ def fill(folder: Path) -> None:
     for topic in _TOPICS:
         with (folder / "true-false" / f"{topic}_true_false.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("statement", "label"), *_statements(topic)])
+    (folder / "lens-eval").mkdir()
+    for name in ("typo", "association"):
+        items = [{"prompt": f"{row[0]} It is", "intermediates": ["true", "a"]} for row in _QUESTIONS]
+        (folder / "lens-eval" / f"lens-eval-{name}.json").write_text(json.dumps({"items": items}))
     texts = [
         f"{text} {row[0]} {row[1]}." for topic in _TOPICS for text, _ in _statements(topic)[:6] for row in _QUESTIONS
     ]
