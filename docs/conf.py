@@ -6,12 +6,26 @@ Its pages ask no other host for anything: no web fonts, no CDN; they open from a
 from __future__ import annotations
 
 import importlib.metadata
+from pathlib import Path
 
 import exitlens
 
 # Imported as any program imports it, before autodoc does so with typing.TYPE_CHECKING set, which pydantic cannot take.
 for name in exitlens.__all__:
     getattr(exitlens, name)
+
+# Notebooks stand beside the code that they show. Sphinx reads only below this folder, so it gets copies.
+_HERE = Path(__file__).parent
+_COPIES = _HERE / "notebooks"
+_COPIES.mkdir(exist_ok=True)
+_sources = {path.name: path.read_bytes() for path in sorted((_HERE.parent / "examples").glob("*.ipynb"))}
+for copy in _COPIES.glob("*.ipynb"):
+    if copy.name not in _sources:
+        copy.unlink()
+for file, content in _sources.items():
+    copy = _COPIES / file
+    if not copy.exists() or copy.read_bytes() != content:  # a page that did not change is not built again
+        copy.write_bytes(content)
 
 project = "exitlens"
 author = "the exitlens authors"
@@ -30,6 +44,8 @@ html_theme = "furo"
 html_theme_options = {"sidebar_hide_name": False, "navigation_with_keys": True}
 html_show_sphinx = False
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["notebooks.css"]
 
 myst_enable_extensions = ["colon_fence"]
 highlight_language = "none"

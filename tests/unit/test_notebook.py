@@ -16,6 +16,7 @@ import exitlens
 from exitlens.data.records import Dataset, Question
 from exitlens.errors import InputError
 from exitlens.lenses.trace import Trace
+from exitlens.report.notebook import side_by_side
 from exitlens.report.view_data import parse_view, unpack
 from exitlens.report.view_trace import MAP_STATS, trace_view
 
@@ -172,3 +173,45 @@ def test_the_widget_carries_the_view_and_a_frame_beside_it(lm: Any) -> None:
     found = bundle[0] if isinstance(bundle, tuple) else bundle
     assert "application/vnd.jupyter.widget-view+json" in found
     assert [each.kind for each in views_in(framed(found["text/html"]))] == ["map"]
+
+
+def test_lenses_stand_side_by_side_in_one_map(lm: Any) -> None:
+    traces = [lm.read("What is true?", lens=lens, stats=MAP_STATS) for lens in ("raw", "logit")]
+    shown = side_by_side(traces)
+    [view] = views_in(framed(shown._repr_html_()))
+    assert list(unpack(view.block)["lenses"]) == ["raw", "logit"]
+    assert shown._repr_html_().partition("<iframe")[0].count("<table") == 2
+    with pytest.raises(InputError, match="different texts or layers"):
+        side_by_side([traces[0], lm.read("Another text.", lens="logit", stats=MAP_STATS)])
+    with pytest.raises(InputError, match="no trace"):
+        side_by_side([])
+
+
+def test_a_run_shows_its_views_and_its_findings(tmp_path: Path) -> None:
+    roomy = model("llama")
+    roomy.config.max_position_embeddings = 1024  # for the few-shot prompt in letters
+    lm = exitlens.wrap(roomy, tokenizer(), name=HOSTILE)
+    rows = [
+        {
+            "question": f"Is {name} true?",
+            "best": "yes",
+            "correct": ["yes"],
+            "incorrect": ["no"],
+            "choices": ["yes", "no"],
+        }
+        for name in ("this", "<b>that</b>", "nothing")
+    ]
+    (tmp_path / "own.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    config = exitlens.RunConfig(
+        only=("layers",), data=(str(tmp_path / "own.jsonl"),), figures=False, out=str(tmp_path / "run")
+    )
+    run = exitlens.run(config, lm=lm)
+    assert len(repr(run).splitlines()) <= 6
+    assert str(tmp_path) not in repr(run) + run._repr_html_()
+    made = run._repr_html_()
+    static = made.partition("<iframe")[0]
+    told = run.findings()["layers"][0].splitlines()[0]
+    assert html.escape(told)[:60] in static
+    assert [view.kind for view in views_in(framed(made))][:1] == ["choices"]
+    assert "<b>" not in static
+    assert run.show().save(tmp_path / "run.html").stat().st_size > 1000

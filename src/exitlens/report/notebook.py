@@ -22,7 +22,7 @@ from exitlens.report.view_page import frame, page
 from exitlens.report.view_trace import trace_view
 from exitlens.storage.atomic import write_bytes
 
-__all__ = ["Drawing", "Shape", "drawing_of", "mimebundle", "register_drawing", "shown", "table_html"]
+__all__ = ["Drawing", "Shape", "drawing_of", "mimebundle", "register_drawing", "shown", "side_by_side", "table_html"]
 
 MOST_ROWS, MOST_COLUMNS = 12, 16  # of a table that stands in a notebook
 
@@ -88,6 +88,24 @@ def shown(result: object, *, widget: bool = False, height: int | None = None) ->
     return Drawing(shape, repr(result), height)
 
 
+def side_by_side(traces: Sequence[Trace], *, height: int | None = None) -> Drawing:
+    """One text through several lenses as one map, with a switch between them.
+
+    Args:
+        traces: Of the same text and layers; of more texts the first is shown.
+        height: Of the frame [px]; by default what the view needs.
+
+    Returns:
+        An object that notebooks display; ``.save(FILE)`` writes it as one HTML file.
+
+    Raises:
+        InputError: No trace, traces that differ in text or layers, or nothing that a map could show.
+    """
+    made = trace_view(traces)
+    static = "".join(_trace_table(each) for each in traces)
+    return Drawing(Shape([made], static), f"{made.title}: {', '.join(each.lens for each in traces)}", height)
+
+
 def mimebundle(result: object) -> dict[str, Any]:
     """Plain text and HTML of a result; where it cannot be drawn, HTML of its text."""
     try:
@@ -115,6 +133,11 @@ def _trace(trace: Trace) -> Shape:
     made = trace_view(trace)
     if len(trace) > 1:
         made = made.model_copy(update={"notes": [*made.notes, many]})
+    return Shape([made], _trace_table(trace))
+
+
+def _trace_table(trace: Trace) -> str:
+    """Some layers and the first tokens, for viewers that run no scripts."""
     tokens = trace.tokens[0][:MOST_COLUMNS]
     rows = []
     for layer in reversed(spread(trace.layers, MOST_ROWS)):
@@ -123,7 +146,7 @@ def _trace(trace: Trace) -> Shape:
     what = "top-1 token and its probability" if trace.vocabulary else next(iter(trace.values))
     some = f"at some layers, first {len(tokens)} of {trace.lengths[0]} tokens"
     caption = f"{trace.model}, {trace.lens} lens: {what} {some}"
-    return Shape([made], table_html(["layer", *map(token_text, tokens)], rows, caption))
+    return table_html(["layer", *map(token_text, tokens)], rows, caption)
 
 
 def _cell(trace: Trace, here: dict[str, Any], place: int) -> str:

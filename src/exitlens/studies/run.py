@@ -40,7 +40,8 @@ class Finished(Shown):
 
     def __repr__(self) -> str:
         names = ", ".join(self.tables)
-        return f"Finished run in '{cut(self.path)}', report {self.report.name}\n  tables {cut(names, 300)}"
+        # The folder's name alone: notebooks are passed on, with what they show.
+        return f"Finished run in '{cut(self.path.name)}', report {self.report.name}\n  tables {cut(names, 300)}"
 
     @property
     def results(self) -> Results:
@@ -195,7 +196,7 @@ def _with_earlier(earlier: list[dict[str, Any]], read: list[dict[str, Any]]) -> 
 def _shape(run: Finished) -> Shape:
     views = [view for chapter in chapters().values() for view in chapter.views(run.results)]
     rows = [[name, line.split("\n")[0]] for name, lines in run.findings().items() for line in lines]
-    return Shape(views, table_html(["study", "finding"], rows, f"Run in {run.path}"))
+    return Shape(views, table_html(["study", "finding"], rows, f"Run in {run.path.name}"))
 
 
 register_drawing(Finished, _shape)
