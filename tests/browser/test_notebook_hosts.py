@@ -1,0 +1,117 @@
+"""Notebooks in a real browser: what nbconvert and marimo export stands without a kernel; JupyterLab shows it live."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+CELL = """
+from tests.browser.test_map import a_map
+from exitlens.report.notebook import Drawing, Shape
+from exitlens.report.widget import ViewWidget
+drawing = Drawing(Shape([a_map(title="in a notebook")], "<table><tr><td>static</td></tr></table>"), "a map")
+"""
+
+
+def needs(*names: str) -> None:
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        pytest.skip(f"pip install {' '.join(missing)}")
+
+
+def notebook(path: Path, *cells: str) -> Path:
+    made = [
+        {"cell_type": "code", "id": f"c{i}", "metadata": {}, "source": text, "outputs": [], "execution_count": None}
+        for i, text in enumerate(cells)
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    path.write_text(json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": kernel, "cells": made}))
+    return path
+
+
+def environment() -> dict[str, str]:
+    root = Path(__file__).parents[2]
+    return {**os.environ, "PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', root / 'src')}"}
+
+
+def drawn_in(page: Any) -> None:
+    """A frame of the page holds a map that is drawn: its canvas has cells, and its panel says where."""
+    for _ in range(100):
+        for frame in page.frames:
+            where = frame.locator(".where")
+            if where.count() and "After" in (where.first.text_content() or ""):
+                assert frame.locator("canvas.cells").first.bounding_box() is not None
+                return
+        page.wait_for_timeout(200)
+    raise AssertionError("no frame of the page shows the map")
+
+
+def test_an_executed_notebook_stands_as_html_without_a_kernel(visit: Callable[..., Any], tmp_path: Path) -> None:
+    needs("nbconvert", "ipykernel")
+    source = notebook(tmp_path / "n.ipynb", CELL + "drawing", CELL + "ViewWidget.of(a_map(title='a widget'))")
+    command = [sys.executable, "-m", "nbconvert", "--to", "html", "--execute", str(source)]
+    subprocess.run(command, check=True, env=environment(), cwd=tmp_path, capture_output=True, timeout=240)
+    made = visit(tmp_path / "n.html")
+    drawn_in(made.page)
+
+
+def test_marimo_exports_the_map(visit: Callable[..., Any], tmp_path: Path) -> None:
+    needs("marimo")
+    body = "\n".join(f"    {line}" for line in (CELL + "drawing").strip().splitlines())
+    text = f"import marimo\n\napp = marimo.App()\n\n\n@app.cell\ndef _():\n{body}\n    return\n"
+    (tmp_path / "m.py").write_text(text)
+    command = [sys.executable, "-m", "marimo", "export", "html", "m.py", "-o", "m.html"]
+    subprocess.run(command, check=True, env=environment(), cwd=tmp_path, capture_output=True, timeout=240)
+    # marimo's own page comes from its CDN; what we hand it is in the file whole.
+    assert "in a notebook" in (tmp_path / "m.html").read_text(encoding="utf-8")
+    assert "srcdoc" in (tmp_path / "m.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[str]:
+    needs("jupyterlab", "ipykernel")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    options = [f"--port={port}", "--no-browser", "--IdentityProvider.token=", "--ServerApp.password=", "--allow-root"]
+    command = [sys.executable, "-m", "jupyterlab", *options, f"--ServerApp.root_dir={tmp_path}"]
+    with subprocess.Popen(
+        command, env=environment(), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as server:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=2).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}"
+        server.terminate()
+
+
+def test_jupyterlab_shows_frame_and_widget_live(chromium: Any, lab: str, tmp_path: Path) -> None:
+    notebook(tmp_path / "n.ipynb", CELL + "drawing", "w = ViewWidget.of(a_map(title='a widget'))\nw")
+    page = chromium.new_context(viewport={"width": 1400, "height": 1000}).new_page()
+    page.goto(f"{lab}/lab/tree/n.ipynb")
+    page.locator(".jp-Notebook").wait_for(timeout=60_000)
+    page.wait_for_timeout(3000)
+    page.keyboard.press("Escape")
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_text("Run All Cells", exact=True).click()
+    drawn_in(page)
+    widget = page.locator(".jp-OutputArea .where")
+    widget.first.wait_for(timeout=60_000)
+    assert "layer 4" in widget.first.text_content()
+    page.context.close()
