@@ -1,9 +1,8 @@
 """One answer with what every layer says on the way, as the live page shows it.
 
 What a token costs here is mostly reading: each layer's state goes through the whole vocabulary. So the thread that
-generates only keeps the states, and another reads them, several tokens in one product where it has fallen behind: text
-comes at its own speed, layers follow. Where no core is to spare, the reading thread has a lower priority. When the text
-has ended, both read what is left.
+generates only keeps the states, and another of lower priority reads them, several tokens in one product where it has
+fallen behind: text comes at its own speed, layers follow. When the text has ended, both read what is left.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ _STATS = ("entropy", "top_k", "kl")
 _USUAL = 60  # tokens of an answer where nothing is said
 _TOGETHER = 8  # tokens read in one product: more would only make the page wait
 _AHEAD = 64  # tokens that may wait to be read; then the text waits, so that states do not fill the memory
-_NICER = 10  # of the reading thread where no core is to spare: it gets about a tenth of the one that both want
+_NICER = 19  # of the reading thread: where both want one core, it gets a few percent of it
 
 _Event = dict[str, Any]
 
@@ -206,8 +205,7 @@ class _Reader:
         return batch
 
     def _loop(self) -> None:
-        # Only on Linux threads have priorities of their own.
-        if sys.platform == "linux" and len(os.sched_getaffinity(0)) <= torch.get_num_threads():
+        if sys.platform == "linux":  # where threads have priorities of their own
             with contextlib.suppress(OSError):
                 own = threading.get_native_id()
                 os.setpriority(os.PRIO_PROCESS, own, os.getpriority(os.PRIO_PROCESS, own) + _NICER)
