@@ -43,7 +43,10 @@ def executed(path: Path) -> Any:
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         place = {"metadata": {"path": folder}}
-        NotebookClient(notebook, timeout=600, startup_timeout=300, kernel_name="python3", resources=place).execute()
+        client = NotebookClient(
+            notebook, timeout=600, startup_timeout=300, kernel_name="python3", resources=place, coalesce_streams=True
+        )
+        client.execute()
     return cleaned(notebook)
 
 
