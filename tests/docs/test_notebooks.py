@@ -50,6 +50,10 @@ def _said(notebook: Any) -> str:
     return "\n".join(str(output.get("text") or output.get("data", {}).get("text/plain", "")) for output in outputs)
 
 
+def test_there_are_seven() -> None:
+    assert len(NOTEBOOKS) == 7, [path.name for path in NOTEBOOKS]
+
+
 @each
 @pytest.mark.slow
 @pytest.mark.model
