@@ -59,6 +59,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, stand_in: Path, encoder_p
             "exits train --text corpus.jsonl --out heads.safetensors -q",
             "probe --data true-false/ --kinds mass-mean --zero-shot --save truth.safetensors -q",
             "entropy --limit 4 --max-new-tokens 6 --out run -q",
+            "run --only layers --data TruthfulQA.csv --limit 4 --out runs/other -q",
         ):
             assert main(text.split()) == 0, text
         yield folder
