@@ -13,7 +13,7 @@ import torch
 from exitlens.decoding import generate
 from exitlens.models import wrap
 from exitlens.probes.probe import LinearProbe, Provenance, SavedProbe
-from exitlens.server import Limits, create_app
+from exitlens.server import Limits, create_app, live
 from tests import tiny
 from tests.browser.conftest import Visit
 from tests.serving import running, until
@@ -114,6 +114,20 @@ def test_from_a_question_to_layers_probe_comparison_and_fork(chromium: Any, addr
     assert page.context.cookies() == []
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny model that takes its time, so that one can stop it in the middle."""
+    whole = live.steps
+
+    def slowly(*given: Any, **named: Any) -> Iterator[Any]:
+        for one in whole(*given, **named):
+            time.sleep(0.05)
+            yield one
+
+    monkeypatch.setattr(live, "steps", slowly)
+
+
+@pytest.mark.usefixtures("unhurried")
 def test_stop_ends_the_answer_and_keeps_what_is_there(chromium: Any, address: str, app: Any) -> None:
     visit = opened(chromium, address)
     ask(visit, tokens=180)
@@ -130,6 +144,7 @@ def test_stop_ends_the_answer_and_keeps_what_is_there(chromium: Any, address: st
     assert visit.faults == []
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_a_stream_that_breaks_off_says_so_and_shows_what_came(chromium: Any, lm: Any) -> None:
     app = create_app(lm, limits=Limits(new_tokens=200))
     with running(app) as address:
