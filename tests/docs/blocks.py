@@ -115,4 +115,7 @@ def fill(folder: Path) -> None:
     examples = [{"input": row[0], "target_scores": {row[1]: 1, row[3].split(";")[0]: 0}} for row in _QUESTIONS]
     task = {"name": "general_knowledge", "preferred_score": "multiple_choice_grade", "examples": examples}
     (folder / "general_knowledge.json").write_text(json.dumps(task))
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": row[0]}) + "\n" for row in _QUESTIONS))
+    own = [f"{i};{q};{best};{best}|{wrong.split(';')[0]}" for i, (q, best, _, wrong, _) in enumerate(_QUESTIONS, 1)]
+    (folder / "own.csv").write_text("\n".join(["Nr;Prompt;Expected;Options", *own]) + "\n")
     (folder / "study.toml").write_text('only = ["layers"]\nlimit = 2\n')

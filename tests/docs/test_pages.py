@@ -28,6 +28,11 @@ _ELSEWHERE = {
     ("exitlens", "serve"): "does not end; tests/end_to_end starts it",
     ("exitlens", "lm-eval"): "its task files come from a hub; tests/unit/test_lm_eval*.py run it",
     ("lm_eval",): "as exitlens lm-eval",
+    (
+        "exitlens",
+        "generate",
+        "What is the capital of Australia?",
+    ): "needs answers of both verdicts, a random model has none",
     ("python", "-m", "exitlens.integrations.lm_eval"): "as exitlens lm-eval",
 }
 
@@ -48,6 +53,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory, stand_in: Path, encoder_p
     fill(folder)
     shutil.copytree(stand_in, folder / "org" / "name")
     shutil.copytree(stand_in, folder / "MODEL")
+    shutil.copytree(stand_in, folder / "my-model")
     resolve = catalog.resolve
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EXITLENS_CACHE", str(tmp_path_factory.mktemp("cache")))
@@ -73,12 +79,13 @@ def _page_id(page: Path) -> str:
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=_page_id)
 @pytest.mark.timeout(900)
 def test_commands_run(
-    page: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Each ends with exit code 0."""
     from exitlens.cli import main
 
-    monkeypatch.chdir(prepared)
+    folder = shutil.copytree(prepared, tmp_path / "page")  # what one page makes is in no other's way
+    monkeypatch.chdir(folder)
     failed = []
     for line, words in commands(page):
         if any(tuple(words[: len(head)]) == head for head in _ELSEWHERE):
