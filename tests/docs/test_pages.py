@@ -32,7 +32,7 @@ _ELSEWHERE = {
         "exitlens",
         "generate",
         "What is the capital of Australia?",
-    ): "needs answers of both verdicts, a random model has none",
+    ): "needs answers of both verdicts",
     ("python", "-m", "exitlens.integrations.lm_eval"): "as exitlens lm-eval",
 }
 
