@@ -16,6 +16,7 @@ from tests.unit.run_folders import QUESTIONS, decoding_tables, layer_tables, run
 import exitlens
 from exitlens.errors import InputError, RunError
 from exitlens.report.chapter import Chapter
+from exitlens.report.comparable import Number, Unit
 from exitlens.stats import Interval, independent_difference
 from exitlens.studies.base import Study
 from exitlens.studies.compare.figures import significant
@@ -352,3 +353,19 @@ def test_last_digits_are_no_difference_and_one_question_no_significance(tmp_path
     assert not significant({"difference_low": -0.3, "difference_high": 0.1, "p_holm": 0.004})
     assert not significant({"difference_low": 0.1, "difference_high": 0.3, "p_holm": 0.2})
     assert significant({"difference_low": 0.1, "difference_high": 0.3, "p_holm": 0.004})
+
+
+def test_the_interval_of_a_share_stays_a_share() -> None:
+    """Few skewed values give a studentised interval that passes 0 and 1; a share cannot."""
+    from exitlens import stats
+    from exitlens.studies.compare.analysis import _interval
+
+    values = [0.0] * 11 + [1.0]
+    values[3] = 0.05
+    assert stats.mean_interval(values, seed=0).low < 0
+    units = [Unit(f"q{i}", f"question {i}", value) for i, value in enumerate(values)]
+    found = _interval(Number("share", units=units), 0)
+    assert found.low == 0
+    assert found.high <= 1
+    free = _interval(Number("nats", units=units, unit="nats"), 0)
+    assert free.low < 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -101,7 +102,13 @@ _NUMBERS = ("value", "value_low", "value_high", "difference", "difference_low", 
 def _interval(number: Number, seed: int) -> stats.Interval:
     """The number with its interval; where the study has none, that of the mean over its questions."""
     if number.units and not math.isfinite(number.value):
-        return stats.mean_interval([unit.value for unit in number.units], seed=seed)
+        values = [unit.value for unit in number.units]
+        found = stats.mean_interval(values, seed=seed)
+        if number.unit or not -1 <= min(values) <= max(values) <= 1:
+            return found
+        # A mean of shares is a share; the interval of few and skewed values can pass 0 and 1. Differences begin at −1.
+        least = 0.0 if min(values) >= 0 else -1.0
+        return replace(found, low=max(found.low, least), high=min(found.high, 1.0))
     return stats.Interval(number.value, number.low, number.high, number.n)
 
 

@@ -49,14 +49,16 @@ class ExitsChapter(Chapter):
     def answer(self, results: Results) -> str:
         """Whether an early exit pays, at 98% agreement or more."""
         items, oracle = _measured(results)
-        tried = [row for row in items if row not in oracle and to_float(row.get("agreement")) < 1.0]
-        able = [row for row in tried if to_float(row.get("agreement")) >= _AGREEMENTS[0]]
-        if not tried:
-            return ""
+        tried = [row for row in items if row not in oracle]
+        left = [row for row in tried if to_float(row.get("agreement")) < 1.0]  # a policy that never exits tells nothing
         least = f"{_AGREEMENTS[0]:.0%} agreement with the full model"
-        best = max(able, key=lambda row: to_float(row.get("flops_saved"))) if able else None
-        if best is None or to_float(best.get("flops_saved")) <= 0:
-            nearest = best or max(tried, key=lambda row: to_float(row.get("agreement")))
+        best = best_saving(tried, _AGREEMENTS[0])
+        if best is None and not left:
+            return ""
+        if best is None:
+            able = [row for row in left if to_float(row.get("agreement")) >= _AGREEMENTS[0]]
+            key = "flops_saved" if able else "agreement"
+            nearest = max(able or left, key=lambda row: to_float(row.get(key)))
             return (
                 f"Early exit does not pay on this model: no policy saves FLOPs at {least} or more ({_named(nearest)}: "
                 f"{_agreement(nearest)} agreement, {_flops(nearest)}): run every layer."
