@@ -381,9 +381,8 @@ class Layered(Shown):
             inside = set(map(id, base.modules()))
             if id(self.blocks[0]) in inside and id(self.embed) in inside and id(self.layout.head) not in inside:
                 body = base
-        parameters = inspect.signature(body.forward).parameters
-        names = {"kwargs" if p.kind is inspect.Parameter.VAR_KEYWORD else name for name, p in parameters.items()}
-        return body, frozenset(names)
+        given = inspect.signature(body.forward).parameters.items()
+        return body, frozenset("kwargs" if p.kind is inspect.Parameter.VAR_KEYWORD else name for name, p in given)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

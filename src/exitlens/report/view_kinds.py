@@ -34,7 +34,7 @@ class Kind:
 
 
 _CELL = ("lens", "layer", "position")
-# Kept apart: every statistic of a cell, and what only some texts have.
+# In blocks of their own: every statistic of a cell, and what only some texts have.
 _MAP: Final[Mapping[str, ArraySpec]] = {
     "lenses": ArraySpec("text", ("lens",)),
     "layers": ArraySpec("number", ("layer",)),
