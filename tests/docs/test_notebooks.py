@@ -40,8 +40,9 @@ def _code(notebook: Any) -> list[Any]:
 
 
 def _kinds(cell: Any) -> list[Any]:
-    """What kinds of output a cell has."""
-    return [sorted(output.get("data", [output.output_type])) for output in cell.outputs]
+    """What kinds of output a cell has, without the progress bars that a model's first load on a machine shows."""
+    kinds = [sorted(output.get("data", [output.output_type])) for output in cell.outputs]
+    return [kind for kind in kinds if "application/vnd.jupyter.widget-view+json" not in kind]
 
 
 def _said(notebook: Any) -> str:

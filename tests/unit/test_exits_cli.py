@@ -91,8 +91,8 @@ def test_adapt_writes_an_adapter_that_generate_takes(work: Path, capsys: pytest.
         (("exits", "train", "-o", "x.safetensors", "--self-text", "4", "--layers", "0,2"), "exit layer 0"),
         (("exits", "train", "-o", "/proc/x.safetensors", "--self-text", "4"), "cannot write"),
         (("exits", "adapt", "-o", "/proc/x", "--self-text", "4"), "cannot write"),
-        (("exits", "--delta", "1.5"), "delta=1.5"),
-        (("exits", "--epsilon", "0"), "epsilon=0.0"),
+        (("exits", "--delta", "1.5"), "'exit_delta' = 1.5"),
+        (("exits", "--epsilon", "0"), "'exit_epsilon' = 0.0"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -113,7 +113,7 @@ def test_a_name_that_is_taken_or_no_word_is_refused() -> None:
                            (SameTable(), "writes a table 'layers' already")):  # fmt: skip
         with pytest.raises(ConfigError, match=message):
             register(study)
-    assert list(STUDIES) == ["layers", "entropy", "probes", "decoding", "exits"]
+    assert list(STUDIES) == ["layers", "entropy", "probes", "decoding", "exits", "lenses"]
 
 
 def test_a_table_is_written_only_as_it_was_declared() -> None:
