@@ -142,7 +142,7 @@ def _names(page: Path, lm: Any) -> dict[str, Any]:
         tables = {path.stem: pd.read_parquet(path) for path in Path("run/tables").glob("*.parquet")}
         common |= {"tables": tables, "manifest": manifest}
     if page.stem == "scoring":
-        common["other"] = {"rouge_max": pd.Series(rng.uniform(size=6)).to_numpy()}
+        common["other"] = {"rouge_max": pd.Series(rng.uniform(size=6))}
     return common
 
 

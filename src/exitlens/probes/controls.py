@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from exitlens.errors import ProbeError
 from exitlens.probes.dataset import ProbeData
 from exitlens.probes.splits import Split
+from exitlens.stats.arrays import Numbers, flags
 
 __all__ = [
     "FLOOR",
@@ -73,7 +73,7 @@ def text_floor(texts: Sequence[str], labels: NDArray[np.int64], split: Split, *,
     return Baseline(FLOOR, out)
 
 
-def calibrated(name: str, scores: Sequence[float] | NDArray[Any], labels: NDArray[np.int64], split: Split) -> Baseline:
+def calibrated(name: str, scores: Numbers, labels: NDArray[np.int64], split: Split) -> Baseline:
     """One number a row as a baseline under the probes' own protocol: a logistic line fitted on each training fold.
 
     ``scores [n]``, larger or smaller for true rows: the training rows decide. Raises ProbeError for a score that is
@@ -94,7 +94,7 @@ def calibrated(name: str, scores: Sequence[float] | NDArray[Any], labels: NDArra
     return Baseline(name, out)
 
 
-def from_scores(name: str, probability: Sequence[float] | NDArray[Any], n: int) -> Baseline:
+def from_scores(name: str, probability: Numbers, n: int) -> Baseline:
     """A baseline from P(true) of each row (a bool array counts as 0 and 1); NaN means "says nothing"."""
     p = np.asarray(probability, dtype=np.float64)
     if p.shape != (n,):
@@ -106,21 +106,24 @@ def from_scores(name: str, probability: Sequence[float] | NDArray[Any], n: int) 
 
 
 def lm_baselines(
-    labels: NDArray[np.int64],
-    next_token_right: NDArray[np.bool_] | None = None,
-    p_true: NDArray[np.float64] | None = None,
+    labels: Numbers,
+    next_token_right: Numbers | None = None,
+    p_true: Numbers | None = None,
 ) -> tuple[Baseline, ...]:
     """The model's own answer as baselines, from what was read at the answer position of each statement.
 
     ``next_token_right [n]``: the top-1 token is the correct word (anything else is incorrect, so it is scored
     as P(true) 1 or 0 on the correct or the incorrect side). ``p_true [n]``: P(" true") / (P(" true") + P(" false")).
+
+    Raises InputError for labels or flags other than 0 and 1, ProbeError for another number of them.
     """
     out: list[Baseline] = []
+    truth = flags(labels, len(labels), "labels").astype(np.int64)
     if next_token_right is not None:
-        right = np.asarray(next_token_right, dtype=np.bool_)
-        out.append(from_scores("LM next token", np.where(right, labels, 1 - labels), len(labels)))
+        right = flags(next_token_right, len(truth), "next_token_right")
+        out.append(from_scores("LM next token", np.where(right, truth, 1 - truth), len(truth)))
     if p_true is not None:
-        out.append(from_scores("LM token probability", p_true, len(labels)))
+        out.append(from_scores("LM token probability", p_true, len(truth)))
     return tuple(out)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from exitlens.errors import ProbeError
+from exitlens.stats.arrays import Numbers
 
 __all__ = ["ProbeData", "join_groups", "make_data"]
 
@@ -56,7 +57,7 @@ class ProbeData:
         return h.hexdigest()[:16]
 
 
-def _codes(values: Sequence[Any] | NDArray[Any], n: int, what: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+def _codes(values: Numbers, n: int, what: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     if len(values) != n:
         raise ProbeError(f"{len(values)} {what} for {n} rows: give one {what[:-1]} a row")
     seen: dict[Hashable, int] = {}
@@ -88,7 +89,7 @@ def join_groups(*keys: Sequence[Hashable | None]) -> NDArray[np.int64]:
     return _codes([root(i) for i in range(n)], n, "groups")[0]
 
 
-def check_labels(labels: Sequence[Any] | NDArray[Any], what: str = "rows") -> NDArray[np.int64]:
+def check_labels(labels: Numbers, what: str = "rows") -> NDArray[np.int64]:
     """Labels as int64 ``[n]``; :class:`ProbeError` unless all are 0 or 1 and both occur."""
     raw = np.asarray(labels)
     bad = np.flatnonzero(~np.isin(raw, [0, 1]))
@@ -117,12 +118,12 @@ def check_states(states: Tensor, layers: tuple[int, ...]) -> None:
 
 def make_data(
     states: Tensor | NDArray[Any],
-    labels: Sequence[Any] | NDArray[Any],
-    groups: Sequence[Any] | NDArray[Any] | None = None,
-    topics: Sequence[Any] | NDArray[Any] | None = None,
+    labels: Numbers,
+    groups: Numbers | None = None,
+    topics: Numbers | None = None,
     *,
     layers: Sequence[int] | None = None,
-    negated: Sequence[bool] | NDArray[Any] | None = None,
+    negated: Numbers | None = None,
     texts: Sequence[str] | None = None,
 ) -> ProbeData:
     """Check rows and code their groups and topics.

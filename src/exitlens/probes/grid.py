@@ -19,6 +19,7 @@ from exitlens.probes.dataset import ProbeData, check_labels, make_data
 from exitlens.probes.kinds import kind_named
 from exitlens.probes.kinds.base import Kind
 from exitlens.probes.probe import Probe, Provenance
+from exitlens.stats.arrays import Numbers
 
 __all__ = ["Fold", "Grid", "fit", "fit_grid", "fit_rows"]
 
@@ -160,10 +161,10 @@ def fit(
     kind: str | Kind,
     states: Tensor | NDArray[Any],
     labels: Sequence[int] | NDArray[Any],
-    groups: Sequence[Any] | NDArray[Any] | None = None,
+    groups: Numbers | None = None,
     *,
-    topics: Sequence[Any] | NDArray[Any] | None = None,
-    negated: Sequence[bool] | NDArray[Any] | None = None,
+    topics: Numbers | None = None,
+    negated: Numbers | None = None,
     setting: float | None = None,
     seed: int = 0,
     provenance: Provenance | None = None,

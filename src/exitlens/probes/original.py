@@ -25,6 +25,7 @@ from exitlens.probes.kinds.mlp_training import forward, train_stack
 from exitlens.probes.nested import middle_layers
 from exitlens.probes.splits import fixed_split
 from exitlens.stats import auroc, mean_interval
+from exitlens.stats.arrays import Numbers
 
 __all__ = ["OriginalStudy", "original_study"]
 
@@ -62,7 +63,7 @@ def original_study(
     probed_layers: Sequence[int] | None = None,
     test_topic: str | Sequence[str] = "cities",
     train_topics: Sequence[str] | None = None,
-    groups: Sequence[Any] | NDArray[Any] | None = None,
+    groups: Numbers | None = None,
     seed: int = 0,
     epochs: int = 5,
     batch: int = 16,

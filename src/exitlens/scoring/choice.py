@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from exitlens.errors import InputError
+from exitlens.stats.arrays import Numbers
 
 __all__ = ["ChoiceScores", "binary", "choice_scores", "mc1", "mc2", "mc3"]
-
-Logs = NDArray[Any] | Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +28,12 @@ class ChoiceScores:
     mc3: NDArray[np.float64]
 
 
-def mc1(best: float, incorrect: Logs) -> float:
+def mc1(best: float, incorrect: Numbers) -> float:
     """1.0 when the best answer is more probable than every incorrect one, else 0.0."""
     return float(_logs([best], "best")[0] > _logs(incorrect, "incorrect").max())
 
 
-def mc2(correct: Logs, incorrect: Logs) -> float:
+def mc2(correct: Numbers, incorrect: Numbers) -> float:
     """Share of probability on the correct answers: ``Σ p(correct) / Σ p(all)``, by log-sum-exp.
 
     NaN when every answer has probability zero (all log-probabilities −inf): there is no share to speak of.
@@ -47,13 +45,13 @@ def mc2(correct: Logs, incorrect: Logs) -> float:
     return min(1.0, float(np.exp(logsumexp(right) - all_mass)))
 
 
-def mc3(correct: Logs, incorrect: Logs) -> float:
+def mc3(correct: Numbers, incorrect: Numbers) -> float:
     """Share of the correct answers that are more probable than every incorrect one."""
     right, wrong = _logs(correct, "correct"), _logs(incorrect, "incorrect")
     return float(np.mean(right > wrong.max()))
 
 
-def binary(best: Logs, best_incorrect: Logs) -> NDArray[np.float64]:
+def binary(best: Numbers, best_incorrect: Numbers) -> NDArray[np.float64]:
     """1.0 where the best answer is more probable than the best incorrect answer, else 0.0: ``[n], [n]`` → ``[n]``."""
     right, wrong = _logs(best, "best"), _logs(best_incorrect, "best incorrect")
     if len(right) != len(wrong):
@@ -61,7 +59,7 @@ def binary(best: Logs, best_incorrect: Logs) -> NDArray[np.float64]:
     return (right > wrong).astype(np.float64)
 
 
-def choice_scores(best: Logs, correct: Sequence[Logs], incorrect: Sequence[Logs]) -> ChoiceScores:
+def choice_scores(best: Numbers, correct: Sequence[Numbers], incorrect: Sequence[Numbers]) -> ChoiceScores:
     """MC1, MC2 and MC3 of ``n`` questions: ``best [n]``, and one list of log-probabilities a question for the others.
 
     Raises InputError for NaN, for a question without correct or without incorrect answers, and for lists that differ
@@ -71,16 +69,17 @@ def choice_scores(best: Logs, correct: Sequence[Logs], incorrect: Sequence[Logs]
         raise InputError(
             f"{len(best)} best, {len(correct)} correct and {len(incorrect)} incorrect rows do not match: one a question"
         )
+    first = np.asarray(best, dtype=np.float64)
     out = np.empty((3, len(best)))
     for i in range(len(best)):
         try:
-            out[:, i] = mc1(best[i], incorrect[i]), mc2(correct[i], incorrect[i]), mc3(correct[i], incorrect[i])
+            out[:, i] = mc1(first[i], incorrect[i]), mc2(correct[i], incorrect[i]), mc3(correct[i], incorrect[i])
         except InputError as error:
             raise InputError(f"row {i}: {error}") from None
     return ChoiceScores(*out)
 
 
-def _logs(values: Logs, what: str) -> NDArray[np.float64]:
+def _logs(values: Numbers, what: str) -> NDArray[np.float64]:
     out = np.asarray(values, dtype=np.float64)
     if out.ndim != 1 or not len(out):
         raise InputError(f"{what} answers have no log-probability: give at least one answer")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from exitlens.errors import InputError
 __all__ = [
     "BLOCK",
     "Array",
+    "Column",
     "Numbers",
     "check_count",
     "codes",
@@ -25,7 +26,18 @@ __all__ = [
 ]
 
 Array: TypeAlias = NDArray[np.float64]
-Numbers: TypeAlias = NDArray[Any] | Sequence[Any]
+
+
+@runtime_checkable
+class Column(Protocol):
+    """What numpy reads as an array, such as a column of a pandas table."""
+
+    def __array__(self) -> NDArray[Any]: ...
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+Numbers: TypeAlias = NDArray[Any] | Sequence[Any] | Column
 
 # Numbers that a block of resamples or permutations may hold: 32 MiB, whatever the number of rows.
 BLOCK = 1 << 22
