@@ -7,20 +7,35 @@
 docs/data.md describes each format.
 """
 
-from exitlens.data.grouping import groups
-from exitlens.data.reading import BUILTIN, read_data
-from exitlens.data.records import ConceptPrompt, Dataset, Question, Statement
-from exitlens.data.sources import read_source
-from exitlens.data.subset import limited
+from __future__ import annotations
 
-__all__ = [
-    "BUILTIN",
-    "ConceptPrompt",
-    "Dataset",
-    "Question",
-    "Statement",
-    "groups",
-    "limited",
-    "read_data",
-    "read_source",
-]
+from typing import TYPE_CHECKING
+
+from exitlens.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from exitlens.data.grouping import groups as groups
+    from exitlens.data.reading import BUILTIN as BUILTIN
+    from exitlens.data.reading import read_data as read_data
+    from exitlens.data.records import ConceptPrompt as ConceptPrompt
+    from exitlens.data.records import Dataset as Dataset
+    from exitlens.data.records import Question as Question
+    from exitlens.data.records import Statement as Statement
+    from exitlens.data.sources import read_source as read_source
+    from exitlens.data.subset import limited as limited
+
+_HOME = {
+    "BUILTIN": "reading",
+    "ConceptPrompt": "records",
+    "Dataset": "records",
+    "Question": "records",
+    "Statement": "records",
+    "groups": "grouping",
+    "limited": "subset",
+    "read_data": "reading",
+    "read_source": "sources",
+}
+
+__all__ = list(_HOME)
+
+__getattr__ = lazy_names(__name__, _HOME)

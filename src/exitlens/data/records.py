@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Literal, overload
 
 from exitlens.display import Shown
+from exitlens.errors import DataError
 from exitlens.parsing import cut
 
-__all__ = ["ConceptPrompt", "Dataset", "Question", "ReadAt", "Statement"]
+__all__ = ["ConceptPrompt", "Dataset", "Question", "ReadAt", "Statement", "check_read_at"]
 
 ReadAt = Literal["before-target", "last-newline", "last"]
 """The token at which a concept prompt is read."""
@@ -118,3 +119,13 @@ def _text_of(record: Question | Statement | ConceptPrompt) -> str:
     if isinstance(record, Question):
         return record.question
     return record.statement if isinstance(record, Statement) else record.prompt
+
+
+def check_read_at(prompt: ConceptPrompt, where: str) -> None:
+    """Raise DataError where the prompt has not what its rule asks for: a target, or a newline."""
+    if prompt.read_at == "before-target" and not (prompt.target or "").strip():
+        raise DataError(f"{where} has no 'target', before which set {prompt.set_name[:80]!r} is read: add one")
+    if prompt.read_at == "last-newline" and "\n" not in prompt.prompt:
+        raise DataError(
+            f"{where}: prompt {cut(repr(prompt.prompt))} has no newline, at which set {prompt.set_name[:80]!r} is read"
+        )

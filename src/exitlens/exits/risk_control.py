@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from exitlens.errors import InputError
 
@@ -48,6 +47,8 @@ def p_value(risk: float, n: int, delta: float, bound: Bound = "hoeffding-bentkus
         raise InputError(f"unknown bound {bound!r}: use hoeffding or hoeffding-bentkus")
     if risk >= delta:
         return 1.0
+    from scipy import stats
+
     sharp = math.exp(-n * _binary_kl(risk, delta))
     bentkus = math.e * float(stats.binom.cdf(math.ceil(n * risk - 1e-9), n, delta))
     return min(1.0, sharp, bentkus)

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -22,6 +21,9 @@ from exitlens.models.layout.affine import half, scaled, tail_map
 from exitlens.models.protocol import LayeredModel
 from exitlens.models.stream_terms import Recorded, StreamTerms, recording, stream_terms
 from exitlens.storage.atomic import write_parquet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["Attribution", "Target", "attribute_ids", "parts_of"]
 
@@ -327,4 +329,6 @@ def _total(rows: Sequence[tuple[dict[str, Any], Tensor]]) -> Tensor:
 
 
 def _frame(rows: list[dict[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    import pandas as pd
+
     return pd.DataFrame(rows, columns=list(columns))

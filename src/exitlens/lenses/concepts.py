@@ -19,8 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from exitlens.data.readers.concept_sets import check_read_at
-from exitlens.data.records import ConceptPrompt, ReadAt
+from exitlens.data.records import ConceptPrompt, ReadAt, check_read_at
 from exitlens.errors import ContextError, DataError, InputError
 from exitlens.layer_range import Layers, resolve_layers
 from exitlens.lenses.lens import Lens

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -19,6 +18,9 @@ from exitlens.errors import InputError, LayerError, MissingExtra
 from exitlens.parsing import cut, parse_json
 from exitlens.storage.atomic import write_tensors
 from exitlens.storage.tensors import read_tensors
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["AXES", "Trace"]
 
@@ -97,6 +99,8 @@ class Trace(Shown):
 
     def to_pandas(self) -> pd.DataFrame:
         """A row per text, layer and position of real tokens; a fourth axis becomes columns ``name_0``, ``name_1``, …"""
+        import pandas as pd
+
         n = len(self.layers)
         lengths = np.asarray(self.lengths, dtype=np.int64)
         where = [(i, j, p) for i, t in enumerate(lengths) for j in range(n) for p in range(t)]

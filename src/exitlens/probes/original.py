@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -26,6 +25,9 @@ from exitlens.probes.nested import middle_layers
 from exitlens.probes.splits import fixed_split
 from exitlens.stats import auroc, mean_interval
 from exitlens.stats.arrays import Numbers
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["OriginalStudy", "original_study"]
 
@@ -120,6 +122,8 @@ def original_study(
             for k, j in enumerate(probed)
             for e, (loss, accuracy) in enumerate(zip(curve.losses, curve.accuracies, strict=True))
         ]  # fmt: skip
+    import pandas as pd
+
     probes = pd.DataFrame(rows).reindex(columns=list(COLUMNS)).astype({"layer": "Int64"})
     frame = pd.DataFrame(curves, columns=["setting", "layer", "epoch", "train_loss", "train_accuracy"])
     return OriginalStudy(probes, frame)

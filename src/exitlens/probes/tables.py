@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import pandas as pd
 
 from exitlens.errors import InputError
 from exitlens.probes.results import Measured, ProbeStudy
 from exitlens.stats import quantiles, reliability_curve, resample_counts, weighted_risk
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = ["TABLES", "to_frame"]
 
@@ -34,6 +38,8 @@ def to_frame(study: ProbeStudy, table: str, *, resamples: int = 500, seed: int =
     Raises:
         InputError: No such table.
     """
+    import pandas as pd
+
     if table == "probe_layers":
         return pd.DataFrame(_long(study, study.layers)).astype({"layer": "Int64"})
     if table == "probe_best":
@@ -72,6 +78,8 @@ def _long(study: ProbeStudy, measured: tuple[Measured, ...]) -> list[dict[str, o
 
 
 def _best(study: ProbeStudy) -> pd.DataFrame:
+    import pandas as pd
+
     rows = _long(study, study.best)
     chosen = {r.kind: r for r in study.runs}
     for row in rows:
@@ -86,6 +94,8 @@ def _best(study: ProbeStudy) -> pd.DataFrame:
 
 
 def _calibration(study: ProbeStudy, name: str, resamples: int, seed: int) -> pd.DataFrame:
+    import pandas as pd
+
     p = study.predictions[name].float().numpy()
     seeds = len(p)
     counts = resample_counts(study.groups, resamples, seed)
@@ -105,6 +115,8 @@ def _calibration(study: ProbeStudy, name: str, resamples: int, seed: int) -> pd.
 
 
 def _risk(study: ProbeStudy, name: str, resamples: int, seed: int) -> pd.DataFrame:
+    import pandas as pd
+
     coverage = np.linspace(1 / POINTS, 1, POINTS)
     counts = resample_counts(study.groups, resamples, seed)
     risks = []

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -19,6 +19,9 @@ from exitlens.probes.nested import KindRun, run_kind
 from exitlens.probes.splits import Split, inner_folds
 from exitlens.stats import resample_counts
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = ["TopicTransfer", "topic_transfer"]
 
 
@@ -31,6 +34,8 @@ class TopicTransfer:
 
     def to_frame(self) -> pd.DataFrame:
         """Table ``probe_transfer``: kind, train, test, layer (chosen on train), metric, value, low, high, n."""
+        import pandas as pd
+
         columns = ["train", "test", "layer", "metric", "value", "low", "high", "n"]
         frame = pd.DataFrame(list(self.cells), columns=columns)
         frame.insert(0, "kind", self.kind)

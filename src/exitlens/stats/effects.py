@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
-from scipy.stats import t as student
 
 from exitlens.errors import InputError
 from exitlens.stats.arrays import BLOCK, Array, Numbers, check_count, columns, flags, level_of, positive_weights
@@ -122,6 +120,8 @@ def adjusted_difference(value: Numbers, group: Numbers, covariate: Numbers, leve
         (error > 1e-12 * np.maximum(np.abs(data).max(axis=0), 1e-300)) & (units >= MIN_UNITS), error, np.nan
     )
     gap = fit[0]
+    from scipy.stats import t as student
+
     p = 2.0 * student.sf(np.abs(gap / error), free)
     return Differences(gap, gap + error * student.ppf(low, free), gap + error * student.ppf(high, free), p, units)
 
@@ -132,6 +132,8 @@ def mcnemar(first: Numbers, second: Numbers) -> McNemar:
     b = flags(second, len(a), "second")
     only_first, only_second = int((a & ~b).sum()), int((b & ~a).sum())
     differ = only_first + only_second
+    from scipy.stats import binomtest
+
     p = float(binomtest(only_first, differ).pvalue) if differ else 1.0
     return McNemar(only_first, only_second, p)
 

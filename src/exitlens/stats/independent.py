@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 
-from scipy.special import ndtr, ndtri
-
 from exitlens.stats.arrays import level_of
 from exitlens.stats.bootstrap import Interval
 from exitlens.stats.paired import Difference
@@ -32,6 +30,8 @@ def independent_difference(a: Interval, b: Interval, level: float = 0.95) -> Dif
     Raises:
         InputError: ``level`` is not between 0 and 1.
     """
+    from scipy.special import ndtr, ndtri
+
     gap = a.value - b.value
     down = math.hypot(a.value - a.low, b.high - b.value)
     up = math.hypot(a.high - a.value, b.value - b.low)

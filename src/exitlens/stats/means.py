@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv, ndtri, stdtrit
 
 from exitlens.stats.arrays import (
     Array,
@@ -128,6 +127,8 @@ def _intervals(
             effective = np.divide(rows * plain, error**2, out=effective, where=error > 0)
             # Few groups say little about their own spread (Korn and Graubard's correction by Student's t).
             q = level_of(level)[1]
+            from scipy.special import stdtrit
+
             effective = np.minimum(effective * (stdtrit(rows - 1, q) / stdtrit(drawn - 1, q)) ** 2, rows)
             low[closed], high[closed] = form(data[:, closed], weight, value[closed], effective[closed], level)
         if not closed.all():
@@ -162,6 +163,8 @@ def _resampled(rest: Array, size: Array, blocks: Iterable[Array]) -> tuple[Array
 
 def _jeffreys(data: Array, weight: Array, value: Array, rows: Array, level: float) -> tuple[Array, Array]:  # noqa: ARG001  # the arguments of both forms
     """Jeffreys' interval of proportions ``value [k]`` of effectively ``rows [k]`` rows; exact 0 and 1 at the edges."""
+    from scipy.special import betaincinv
+
     low, high = level_of(level)
     ones, zeros = value * rows + 0.5, (1 - value) * rows + 0.5
     return (
@@ -172,6 +175,8 @@ def _jeffreys(data: Array, weight: Array, value: Array, rows: Array, level: floa
 
 def _agresti_min(data: Array, weight: Array, value: Array, rows: Array, level: float) -> tuple[Array, Array]:
     """Wald interval of paired proportions after half a pair is added to each of the four cells of ``rows`` pairs."""
+    from scipy.special import ndtri
+
     up, down = (np.average(data == sign, axis=0, weights=weight) for sign in (1, -1))
     p, q = (up * rows + 0.5) / (rows + 2), (down * rows + 0.5) / (rows + 2)
     half = ndtri(level_of(level)[1]) * np.sqrt((p + q - (p - q) ** 2) / (rows + 2))

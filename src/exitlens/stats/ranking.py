@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.special import expit, logit, ndtri
-from scipy.stats import rankdata
 
 from exitlens.stats.arrays import Array, Numbers, codes, columns, flags, level_of, numbers
 from exitlens.stats.bootstrap import MIN_UNITS, Counts, Interval, Intervals
@@ -73,6 +70,8 @@ def auroc_intervals(score: Numbers, label: Numbers, groups: Numbers | None = Non
     least = min(held)
     error = np.full_like(value, np.nan)
     if least >= MIN_UNITS:
+        from scipy.stats import rankdata
+
         for j, column in enumerate(data.T):
             # Each row's share of wins over the other class, from its rank among all and among its own class.
             ranks = rankdata(column)
@@ -91,6 +90,8 @@ def auroc_intervals(score: Numbers, label: Numbers, groups: Numbers | None = Non
 
 def logit_interval(value: Array, error: Array, level: float = 0.95) -> tuple[Array, Array]:
     """Ends of a normal interval on the logit scale, of ``value`` strictly inside 0..1 with standard error ``error``."""
+    from scipy.special import expit, logit, ndtri
+
     with np.errstate(invalid="ignore", divide="ignore"):
         half = ndtri(level_of(level)[1]) * error / (value * (1 - value))
         return expit(logit(value) - half), expit(logit(value) + half)
@@ -106,6 +107,9 @@ def perfect_room(ones: int, zeros: int, level: float = 0.95) -> float:
 
     The other solution of ``(1 − a)² = z² v(a)``, with v the variance at a for exponential scores (Hanley and McNeil).
     """
+    from scipy.optimize import brentq
+    from scipy.special import ndtri
+
     z, middle = ndtri(level_of(level)[1]), (ones + zeros) / 2 - 1
 
     def beyond(a: float) -> float:

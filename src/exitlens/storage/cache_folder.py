@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import platformdirs
-
 __all__ = ["cache_dir"]
 
 
 def cache_dir() -> Path:
     """``$EXITLENS_CACHE``, else the platform's cache folder for exitlens. Not created here."""
     chosen = os.environ.get("EXITLENS_CACHE", "")
-    return Path(chosen).expanduser() if chosen else Path(platformdirs.user_cache_dir("exitlens", appauthor=False))
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("exitlens", appauthor=False))

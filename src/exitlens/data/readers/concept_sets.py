@@ -14,12 +14,12 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from exitlens.data.readers.rows import json_whole
-from exitlens.data.records import ConceptPrompt, Dataset, ReadAt
+from exitlens.data.records import ConceptPrompt, Dataset, ReadAt, check_read_at
 from exitlens.data.sources import Source, folder_sha256, quote_columns
 from exitlens.errors import DataError
 from exitlens.parsing import cut
 
-__all__ = ["RULES", "check_read_at", "is_set", "read_sets"]
+__all__ = ["RULES", "is_set", "read_sets"]
 
 RULES: Mapping[str, ReadAt] = MappingProxyType(
     {
@@ -101,16 +101,6 @@ def read_sets(sources: Sequence[Source], where: str, name: str) -> Dataset:
         notes += more
     sha256 = sources[0].sha256 if len(sources) == 1 else folder_sha256([source.path for source in sources])
     return Dataset(name, where, sha256, "concepts", concepts=tuple(prompts), notes=tuple(notes))
-
-
-def check_read_at(prompt: ConceptPrompt, where: str) -> None:
-    """Raise DataError where the prompt has not what its rule asks for: a target, or a newline."""
-    if prompt.read_at == "before-target" and not (prompt.target or "").strip():
-        raise DataError(f"{where} has no 'target', before which set {prompt.set_name[:80]!r} is read: add one")
-    if prompt.read_at == "last-newline" and "\n" not in prompt.prompt:
-        raise DataError(
-            f"{where}: prompt {cut(repr(prompt.prompt))} has no newline, at which set {prompt.set_name[:80]!r} is read"
-        )
 
 
 def _one(source: Source) -> tuple[list[ConceptPrompt], list[str]]:
