@@ -178,16 +178,15 @@ def generate_command(
         _stream(lm, asked[0], options)
         return
 
-    from exitlens.decoding import generate
-
     with progress("generating", len(asked), quiet) as tick:
         more = counted(tick)
-        facts: dict[str, Any] = {}
         if skips:
-            answer_all = prepare(lm, exit_, exit_cache, speculate, heads, exit_lens, options, batch_size, quiet, more)
-            answers, facts = answer_all(asked)
+            skipping = (exit_, exit_cache, speculate, heads, exit_lens)
+            answers, facts = prepare(lm, *skipping, options, batch_size, quiet, more)(asked)
         else:
-            answers = generate(lm, asked, batch_size=batch_size, progress=more, **options)
+            from exitlens.decoding import generate
+
+            answers, facts = generate(lm, asked, batch_size=batch_size, progress=more, **options), {}
     if as_json:
         told = {"decoder": spec.decoder, "repetition_penalty": spec.penalty, "generation_config": generation_config,
                 "chat_date": chat_date}  # fmt: skip

@@ -107,30 +107,35 @@ def train_command(
     source = _source(text, field)
 
     from exitlens.lenses.lens_names import own_path
-    from exitlens.studies import lens_training
 
     lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base)
     path = own_path(lm, method) if path is None else path
     pieces = _texts(lm, source, self_text, tokens, seed, quiet, cut)
-    called = name or path.stem
+    called: dict[str, Any] = {"name": name or path.stem, "minutes": minutes}
+    called |= {"steps": steps or 300, "seed": seed} if method == "tuned" else own
+    lens = _fit(lm, pieces, path, quiet, method, called)
+    show(lens, path, as_json)
+    if not as_json:
+        word = name if name is not None else path if out is not None else method
+        say(f"use it: exitlens look TEXT --model {model} --lens {word}", quiet)
+
+
+def _fit(lm: LayeredModel, pieces: Pieces, path: Path, quiet: bool, method: str, options: dict[str, Any]) -> Any:
+    """The lens, fitted under a bar and written to ``path``."""
+    from exitlens.studies import lens_training
+
     with StageProgress(quiet) as bars:
 
         def tell(phase: str, done: int, total: int) -> None:
             bars.at(_PHASES.get(phase, phase), done, total)
 
-        lens: Any
         if method == "tuned":
-            lens, _ = lens_training.train_and_save(
-                lm, pieces, path, name=called, steps=steps or 300, minutes=minutes, seed=seed, progress=tell
-            )
+            lens: Any = lens_training.train_and_save(lm, pieces, path, progress=tell, **options)[0]
         else:
-            lens, _ = lens_training.fit_and_save(
-                lm, pieces, path, name=called, minutes=minutes, progress=tell, say=lambda line: say(line, quiet), **own
-            )
-    show(lens, path, as_json)
-    if not as_json:
-        word = name if name is not None else path if out is not None else method
-        say(f"use it: exitlens look TEXT --model {model} --lens {word}", quiet)
+            lens = lens_training.fit_and_save(
+                lm, pieces, path, progress=tell, say=lambda line: say(line, quiet), **options
+            )[0]
+    return lens
 
 
 def _checked(

@@ -27,7 +27,7 @@ from exitlens.lenses.jacobian import JacobianLens
 from exitlens.lenses.read_hidden import readout
 from exitlens.lenses.text_jacobian import LENGTH, ROWS, SKIP, FitSettings, text_jacobian
 from exitlens.models.protocol import LayeredModel
-from exitlens.models.pullback import gradient_of
+from exitlens.models.pullback import Gradient, gradient_of
 from exitlens.parsing import cut
 from exitlens.storage.atomic import key_of, text_hash
 
@@ -115,51 +115,89 @@ def fit_jacobian_lens(
     """
     started = time.monotonic()
     settings = FitSettings(estimator, length, skip, rows, patterns, precision).checked()
+    plan = _planned(lm, texts, settings, layers, held_out)
+    for line in plan.notes:
+        say(line)
+    total = RunningSum(keep, plan.key(lm), (len(plan.layers), lm.d_model, lm.d_model))
+    watch = _Watch(lm, plan.held, plan.layers, measure, say, total.curve)
+
+    def lens_of(provenance: Mapping[str, str]) -> JacobianLens:
+        parts = (name, lm.fingerprint, total.value / total.count, plan.layers, lm.n_layers, total.count, estimator)
+        return JacobianLens(*parts, provenance)
+
+    until = math.inf if time_limit is None else started + time_limit
+    late = _add_texts(lm, plan, total, lambda: watch.look(lens_of({})), until, progress)
+    if late:
+        say(late)
+    notes = (*plan.notes, *([late] if late else []))
+    seconds = time.monotonic() - started
+    report = FitReport(tuple(watch.curve), watch.logit_kl, watch.enough(), total.count, len(plan.held), seconds, notes)
+    return lens_of(_provenance(lm, plan, report, source)), report
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is fitted on what, and how; ``notes``: lines for the reader."""
+
+    settings: FitSettings
+    layers: tuple[int, ...]
+    held: list[list[int]]
+    fitted: list[list[int]]
+    how: Gradient
+    product: torch.dtype
+    notes: list[str]
+
+    def key(self, lm: LayeredModel) -> str:
+        """What a sum that was kept must have been made of to be this fit's."""
+        parts = (str(lm.dtype), self.layers, dataclasses.asdict(self.settings), self.how.method, str(self.product))
+        return key_of(lm.fingerprint, *parts, self.held, self.fitted)
+
+
+def _planned(
+    lm: LayeredModel,
+    texts: Sequence[str] | Sequence[Sequence[int]],
+    settings: FitSettings,
+    layers: Layers,
+    held_out: int | None,
+) -> _Plan:
     wanted = _below_last(layers, lm)
     ids, notes = _usable(lm, texts, settings)
     kept_out = _held_out(len(ids), held_out)
     held, fitted = ids[:kept_out], ids[kept_out:]
-    product = product_dtype(precision, lm.device, lm.dtype)
-    how = gradient_of(lm, fitted[0], first=skip, lowest=wanted[0], product=product)
+    product = product_dtype(settings.precision, lm.device, lm.dtype)
+    how = gradient_of(lm, fitted[0], first=settings.skip, lowest=wanted[0], product=product)
     batch, line = _rows_at_once(lm, settings, len(wanted))
     notes += [text for text in (how.note, line) if text]
-    for text in notes:
-        say(text)
-    settings = dataclasses.replace(settings, rows=batch)
-    key = key_of(
-        lm.fingerprint, str(lm.dtype), wanted, dataclasses.asdict(settings), how.method, str(product), held, fitted
-    )
-    total = RunningSum(keep, key, (len(wanted), lm.d_model, lm.d_model))
-    watch = _Watch(lm, held, wanted, measure, say, total.curve)
+    return _Plan(dataclasses.replace(settings, rows=batch), wanted, held, fitted, how, product, notes)
 
-    def lens_of(count: int, provenance: Mapping[str, str]) -> JacobianLens:
-        parts = (name, lm.fingerprint, total.value / count, wanted, lm.n_layers, count, estimator)
-        return JacobianLens(*parts, provenance)
 
-    while total.count < len(fitted):
-        if time_limit is not None and total.count and time.monotonic() - started > time_limit:
-            notes.append(f"time was up after {total.count} of {len(fitted)} texts")
-            say(notes[-1])
+def _add_texts(
+    lm: LayeredModel,
+    plan: _Plan,
+    total: RunningSum,
+    look: Callable[[], None],
+    until: float,
+    progress: Progress | None,
+) -> str:
+    """Add the texts that ``total`` lacks, measuring whenever their number doubled; a line where time was up."""
+    late, every = "", len(plan.fitted)
+    while total.count < every:
+        if total.count and time.monotonic() > until:
+            late = f"time was up after {total.count} of {every} texts"
             break
-        found = text_jacobian(lm, fitted[total.count], wanted, settings, how)
-        _check_finite(lm, found, wanted, kept_out + total.count, fitted[total.count])
+        text = plan.fitted[total.count]
+        found = text_jacobian(lm, text, plan.layers, plan.settings, plan.how)
+        _check_finite(lm, found, plan.layers, len(plan.held) + total.count, text)
         total.add(found)
-        if (total.count >= 4 and total.count & (total.count - 1) == 0) or total.count == len(fitted):
-            watch.look(lens_of(total.count, {}))
+        if (total.count >= 4 and total.count & (total.count - 1) == 0) or total.count == every:
+            look()
         total.keep()
         if progress is not None:
-            progress("texts", total.count, len(fitted))
-    if not watch.curve or watch.curve[-1]["texts"] != total.count:
-        watch.look(lens_of(total.count, {}))
+            progress("texts", total.count, every)
+    if not total.curve or total.curve[-1]["texts"] != total.count:
+        look()
     total.keep(last=True)
-    report = FitReport(
-        tuple(watch.curve), watch.logit_kl, watch.enough(), total.count, len(held), time.monotonic() - started,
-        tuple(notes),
-    )  # fmt: skip
-    marks = [text_hash(str(text)) for text in fitted[: total.count]]
-    return lens_of(
-        total.count, _provenance(lm, settings, report, source, marks, product if how.method == "native" else lm.dtype)
-    ), report
+    return late
 
 
 # ---- checks and choices made before the work
@@ -299,14 +337,9 @@ class _Watch:
         return None
 
 
-def _provenance(
-    lm: LayeredModel,
-    settings: FitSettings,
-    report: FitReport,
-    source: str,
-    marks: Sequence[str],
-    product: torch.dtype,
-) -> dict[str, str]:
+def _provenance(lm: LayeredModel, plan: _Plan, report: FitReport, source: str) -> dict[str, str]:
+    settings = plan.settings
+    product = plan.product if plan.how.method == "native" else lm.dtype
     notes = {
         "model": lm.name,
         "source": source,
@@ -318,7 +351,7 @@ def _provenance(
         "kl_before": f"{report.logit_kl:.4f}",
         "kl_after": f"{report.curve[-1]['kl']:.4f}",
         "curve": json.dumps(list(report.curve)),
-        "texts": json.dumps(list(marks)),
+        "texts": json.dumps([text_hash(str(text)) for text in plan.fitted[: report.texts]]),
     }
     if settings.estimator == "same-position":
         notes["patterns"] = str(settings.patterns)
