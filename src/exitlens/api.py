@@ -7,18 +7,21 @@ rooms, the two meet.
 from __future__ import annotations
 
 import os
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
-from exitlens.decoding.loop import generate
-from exitlens.decoding.score import score
-from exitlens.lenses.read_texts import read
+from exitlens.lazy import LazyMethod
 from exitlens.models import loading
 from exitlens.models.layered import Layered
-from exitlens.studies.layers.attribution import attribute
-from exitlens.studies.layers.look import look
+
+if TYPE_CHECKING:
+    from exitlens.decoding.loop import generate
+    from exitlens.decoding.score import score
+    from exitlens.lenses.read_texts import read
+    from exitlens.studies.layers.attribution import attribute
+    from exitlens.studies.layers.look import look
 
 __all__ = ["LM", "load", "wrap"]
 
@@ -30,12 +33,20 @@ class LM(Layered):
     first argument: ``lm.read(texts, lens="logit")`` is ``exitlens.read(lm, texts, lens="logit")``.
     """
 
-    # The functions themselves, so that options, types and documentation are written once.
-    read = read
-    generate = generate
-    look = look
-    attribute = attribute
-    score = score
+    # The functions themselves, so that options, types and documentation are written once. Their modules load when they
+    # are first called: tables and statistics take as long to import as the model takes to load.
+    if TYPE_CHECKING:
+        read = read
+        generate = generate
+        look = look
+        attribute = attribute
+        score = score
+    else:
+        read = LazyMethod("exitlens.lenses.read_texts")
+        generate = LazyMethod("exitlens.decoding.loop")
+        look = LazyMethod("exitlens.studies.layers.look")
+        attribute = LazyMethod("exitlens.studies.layers.attribution")
+        score = LazyMethod("exitlens.decoding.score")
 
 
 def load(

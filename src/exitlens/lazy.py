@@ -5,11 +5,13 @@ A command that only checks the name of a decoder must not wait for torch: see :f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-__all__ = ["lazy_names"]
+__all__ = ["LazyMethod", "lazy_names", "many_objects"]
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
@@ -28,3 +30,33 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
         return getattr(import_module(f"{package}.{homes[name]}"), name)
 
     return load
+
+
+class LazyMethod:
+    """A function of another module as a method, imported when it is first asked for."""
+
+    def __init__(self, home: str) -> None:
+        """``home``: the module; the function bears the method's name."""
+        self._home, self._name = home, ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, held: object | None, owner: type) -> Any:
+        function = getattr(import_module(self._home), self._name)
+        return function if held is None else function.__get__(held, owner)
+
+
+@contextmanager
+def many_objects() -> Iterator[None]:
+    """While open, the collector of cyclic garbage rests: imports and models make a million objects that stay.
+
+    Without it, the collector looks through all of them again and again (0.5 s of transformers' import).
+    """
+    rests = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if rests:
+            gc.enable()

@@ -5,8 +5,10 @@ Nothing heavy is imported here or at the top of a command's file, so that ``exit
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
+import gc
 import os
 import signal
 import sys
@@ -85,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done. 1: the output could not be written. 2: the command, its input or its model cannot be used (one line on the
     error stream). 130: interrupted.
     """
+    if argv is None:  # a process of its own: looking through a million imported objects again and again costs seconds
+        gc.set_threshold(50_000)
+        atexit.register(gc.freeze)  # and once more as it ends
     if sys.stderr is None:  # a closed stream is None in Python; nobody reads there
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
     if sys.stdout is None:

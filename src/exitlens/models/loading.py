@@ -13,6 +13,7 @@ from torch import nn
 
 from exitlens.compute import hardware
 from exitlens.errors import ExitlensError, InputError, ModelError, UnsupportedModel
+from exitlens.lazy import many_objects
 from exitlens.models import adapters, pretrained
 from exitlens.models.generation_settings import settings_not_applied
 from exitlens.models.hub import catalog
@@ -30,6 +31,7 @@ __all__ = ["load", "wrap"]
 _LOG = logging.getLogger("exitlens")
 
 
+@many_objects()
 def load(
     name: str | os.PathLike[str],
     *,
@@ -113,18 +115,18 @@ def _read(text: str, dtype: torch.dtype, revision: str | None, remote: bool, bas
     """What the name means, in this order: catalogue, file, folder, Hub id."""
     if not text.strip():
         raise InputError("the model's name is empty: give a catalogue name, a Hub id, a folder or a .gguf file")
-    path = local(text, "model")
+    path, pinned = local(text, "model"), None
     if text in catalog.CATALOG:
         if catalog.CATALOG[text].kind != "causal-lm":
             raise ModelError(f"{text} is a sentence encoder, not a causal LM: see `exitlens models list`")
-        path = catalog.resolve(text)
+        path, pinned = catalog.resolve(text), catalog.pinned(text)
     if path.is_file() or path.is_dir():
         if revision is not None:
             raise InputError(f"{text!r} is on this machine and has no revision {revision!r}: leave --revision out")
         if path.is_dir():
             return _read_folder(path, text, dtype, remote, base)
         _no_base(base, text)
-        return pretrained.read_gguf(path, text, dtype)
+        return pretrained.read_gguf(path, text, dtype, pinned)
     repo, tag = hub_name(text, revision, "model")
     folder = pretrained.snapshot(repo, text, tag, remote=remote)
     raw = _read_folder(folder, text, dtype, remote, base)

@@ -20,9 +20,9 @@ from torch import nn
 
 from exitlens.errors import CorruptModel, ExitlensError, ModelNotFound, UnsupportedModel
 from exitlens.models import unpacked, weights
-from exitlens.models.gguf import check_gguf, fix_pre_tokenizer
+from exitlens.models.gguf import fix_pre_tokenizer, parsed_once
 from exitlens.models.hub.online import hub_answers
-from exitlens.models.identity import file_hash, folder_hash
+from exitlens.models.identity import file_hash, folder_hash, is_plain
 from exitlens.models.reasons import damaged_json, one_line
 
 __all__ = [
@@ -153,12 +153,18 @@ def snapshot(repo: str, label: str, revision: str | None, *, remote: bool = Fals
         ) from error
 
 
-def read_gguf(path: Path, label: str, dtype: torch.dtype) -> Raw:
+def read_gguf(path: Path, label: str, dtype: torch.dtype, pinned: str | None = None) -> Raw:
     """A causal LM in a GGUF file, unpacked once and kept beside the cache.
+
+    Args:
+        path: The file.
+        label: Its name, for messages.
+        dtype: Of the weights in memory.
+        pinned: The hash that it must have, where one is known.
 
     Raises:
         ModelNotFound: The file is none.
-        CorruptModel: It is damaged.
+        CorruptModel: It is damaged, or not the pinned one.
         UnsupportedModel: transformers cannot read its architecture.
     """
     if path.suffix != ".gguf":
@@ -169,6 +175,10 @@ def read_gguf(path: Path, label: str, dtype: torch.dtype) -> Raw:
         digest = file_hash(path)
     except OSError as error:
         raise CorruptModel(f"{label}: it cannot be read ({error.strerror or error})") from error
+    if pinned is not None and is_plain(path) and digest != pinned:
+        raise CorruptModel(
+            f"'{path}' is damaged: expected sha256 {pinned}, got {digest}; `exitlens models pull {label}` replaces it"
+        )
     kept = unpacked.copy_folder(digest, _major())
     notes: list[str] = []
     if unpacked.what_is_wrong(kept) is not None:
@@ -195,9 +205,8 @@ def _read_copy(kept: Path, label: str, dtype: torch.dtype) -> tuple[Any, Any]:
 def _unpack(path: Path, label: str) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    check_gguf(path)
     builder: Any = AutoModelForCausalLM
-    with _quiet():
+    with _quiet(), parsed_once(path):
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
             model, info = builder.from_pretrained(
@@ -205,8 +214,8 @@ def _unpack(path: Path, label: str) -> tuple[Any, Any]:
             )
         except Exception as error:  # its parser raises whatever its tables lack
             raise UnsupportedModel(f"{label}: transformers cannot read this GGUF: {one_line(error)}") from error
+        fix_pre_tokenizer(tokenizer, path)
     weights.fitted(model, info, label)
-    fix_pre_tokenizer(tokenizer, path)
     # The weights are plain float32 now; the note that they came from GGUF would forbid saving them.
     model.hf_quantizer = None
     model.is_quantized = False

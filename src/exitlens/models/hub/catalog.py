@@ -30,6 +30,7 @@ __all__ = [
     "Member",
     "cached",
     "nearest",
+    "pinned",
     "pull",
     "resolve",
     "target",
@@ -132,6 +133,12 @@ def nearest(name: str) -> str:
     """What to offer for a name that is not in the catalogue: "did you mean 'x'?", else all the names."""
     close = difflib.get_close_matches(name.lower(), CATALOG, n=1, cutoff=0.5)
     return f"did you mean {close[0]!r}?" if close else f"it has {', '.join(CATALOG)}"
+
+
+def pinned(name: str) -> str | None:
+    """The sha256 that a model of one file must have; None for a folder. Raises ModelNotFound for an unknown name."""
+    entry = _entry(name)
+    return next((member.sha256 for member in entry.members if member.path == entry.path), None)
 
 
 def target(name: str) -> Path:
