@@ -8,12 +8,23 @@ import os
 import re
 import stat
 import tomllib
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from exitlens.errors import DataError, ExitlensError, InputError
 
-__all__ = ["bound", "check_day", "check_plain", "cut", "parse_first", "parse_json", "parse_toml", "read_bytes"]
+__all__ = [
+    "bound",
+    "check_day",
+    "check_plain",
+    "counted",
+    "cut",
+    "parse_first",
+    "parse_json",
+    "parse_toml",
+    "read_bytes",
+]
 
 #: Bounds on what is read whole, MiB, and the environment variables that raise them.
 BOUNDS = {"file": ("EXITLENS_MAX_FILE_MIB", 256), "line": ("EXITLENS_MAX_LINE_MIB", 8)}
@@ -26,6 +37,8 @@ _KINDS = {
 }
 
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
+_COUNT = re.compile(r"(?P<number>[0-9][0-9_]{0,30}(?:\.[0-9]{1,18})?(?:[eE]\+?[0-9]{1,2})?)(?P<scale>[kKmMbBtT]?)")
+_SCALES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _DECODER = json.JSONDecoder()
 
 
@@ -46,6 +59,21 @@ def check_day(text: str | None) -> str | None:
     if day is None or day.isoformat() != text:
         raise InputError(f"the date {cut(text)!r} is no day: write it as 2026-11-27")
     return text
+
+
+def counted(text: str, what: str, most: int = 10**18) -> int:
+    """A whole number as people write large ones: ``1000``, ``1_000``, ``1e9``, ``1.5B``, ``200M``, ``2T``.
+
+    Raises:
+        InputError: It is no whole number between 1 and ``most``.
+    """
+    found = _COUNT.fullmatch(text.strip())
+    value = Decimal(0)
+    if found is not None:
+        value = Decimal(found["number"].replace("_", "")) * _SCALES[(found["scale"] or "").upper()]
+    if not 1 <= value <= most or value != value.to_integral_value():
+        raise InputError(f"{what} {cut(text)!r} is no whole number from 1 to {most:.0e}: write 1000, 1e9, 200M or 1.5B")
+    return int(value)
 
 
 def bound(what: str) -> tuple[int, str]:

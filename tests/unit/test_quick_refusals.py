@@ -65,6 +65,12 @@ REFUSED = [
     ("score", __file__, "--protocol", "bad"),
     ("score", __file__, "--judges", "bad"),
     ("score", "/nosuch"),
+    ("plan", "--tokens", "bad"),
+    ("plan", "--tokens", "5", "--stats", "bad"),
+    ("plan", "--tokens", "5", "--layers", "bad"),
+    ("plan", "--tokens", "5", "--card", "bad"),
+    ("plan", "--tokens", "5", "--params", "33B"),
+    ("plan", "--tokens", "5", "--model", "bad"),
     ("score", __file__, "--data", "/nosuch"),
 ]
 HELP = [
@@ -72,7 +78,7 @@ HELP = [
     for command in [
         (), ("run",), ("look",), ("read",), ("lens",), ("lens", "train"), ("layers",), ("entropy",), ("decoding",),
         ("probe",), ("probe", "predict"), ("exits",), ("exits", "train"), ("exits", "adapt"), ("generate",),
-        ("score",), ("serve",), ("models",), ("models", "check"),
+        ("score",), ("serve",), ("models",), ("models", "check"), ("plan",),
     ]
 ]  # fmt: skip
 

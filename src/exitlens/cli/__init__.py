@@ -37,6 +37,7 @@ GROUPS = (
     "score",
     "serve",
     "lm_eval",
+    "plan",
     "models",
 )
 """The files beside this one that add commands, in the order in which --help lists them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,7 +51,9 @@ class ReadingSpeed:
 
 
 @torch.no_grad()
-def reading_speed(lm: LayeredModel, *, seconds: float = 2.0, precision: str = "fast") -> ReadingSpeed:
+def reading_speed(
+    lm: LayeredModel, *, seconds: float = 2.0, precision: str = "fast", stats: Sequence[str] = STATS
+) -> ReadingSpeed:
     """Time a forward pass, the unembedding product of a block and the readout of all layers, about ``seconds`` in all.
 
     On a machine on which one block takes longer than its share, fewer rows are timed.
@@ -72,7 +74,7 @@ def reading_speed(lm: LayeredModel, *, seconds: float = 2.0, precision: str = "f
 
     states = {j: h[0, :tokens] for j, h in hidden.items()}
     targets = torch.zeros(tokens, dtype=torch.long)
-    whole = _timed(lm, lambda: readout(lm, states, stats=STATS, targets=targets, precision=precision), share) / tokens
+    whole = _timed(lm, lambda: readout(lm, states, stats=stats, targets=targets, precision=precision), share) / tokens
     product_time = min(block / tokens, whole)
     total = forward + whole
     return ReadingSpeed(

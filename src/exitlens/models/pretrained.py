@@ -27,10 +27,12 @@ from exitlens.models.reasons import damaged_json, one_line
 
 __all__ = [
     "Raw",
+    "empty_model",
     "generate_output",
     "has_weights",
     "kv_cache",
     "pretrained_encoder",
+    "random_llama",
     "read_folder",
     "read_gguf",
     "read_tokenizer",
@@ -113,6 +115,40 @@ def read_folder(
     return Raw(model, tokenizer, folder_hash(home, [home / path.name for path in files]), notes)
 
 
+def empty_model(folder: Path, label: str, *, remote: bool = False) -> Any:
+    """The model of a folder's ``config.json``, its tensors without values and without memory for them.
+
+    Raises as :func:`read_folder` does.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    _config(folder, label)
+    builder: Any = AutoModelForCausalLM
+    with _reading(label, "config.json", folder):
+        read = AutoConfig.from_pretrained(str(folder), trust_remote_code=remote)
+        with torch.device("meta"):
+            return builder.from_config(read, trust_remote_code=remote)
+
+
+def random_llama(*, width: int, blocks: int, vocab: int, dtype: torch.dtype) -> tuple[Any, Any]:
+    """A Llama with random weights and a tokenizer of one word: something of a known shape, to be timed."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    heads = max(1, width // 64)
+    config = LlamaConfig(
+        vocab_size=vocab, hidden_size=width, intermediate_size=8 * width // 3, num_hidden_layers=blocks,
+        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=2048,
+    )  # fmt: skip
+    words = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
+    with _quiet():
+        model = LlamaForCausalLM(config)
+    timed: Any = model
+    tokenizer: Any = PreTrainedTokenizerFast
+    return timed.to(dtype).eval(), tokenizer(tokenizer_object=words, eos_token="a")
+
+
 def has_weights(folder: Path, label: str) -> bool:
     """Whether a folder holds the safetensors of a model (an adapter's are none)."""
     return bool(weights.weight_files(folder, label))
@@ -126,8 +162,10 @@ def read_tokenizer(folder: Path, label: str, *, remote: bool = False) -> Any:
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=remote)
 
 
-def snapshot(repo: str, label: str, revision: str | None, *, remote: bool = False) -> Path:
+def snapshot(repo: str, label: str, revision: str | None, *, remote: bool = False, config_only: bool = False) -> Path:
     """The folder of a Hub repository in the Hub's own cache, fetched where the Hub answers.
+
+    With ``config_only`` nothing but its configuration (and its code, where that may run).
 
     Raises:
         ModelNotFound: No such repository or revision, or it is not here and the Hub cannot be reached.
@@ -135,13 +173,14 @@ def snapshot(repo: str, label: str, revision: str | None, *, remote: bool = Fals
     from huggingface_hub import snapshot_download
 
     online = hub_answers()
+    wanted = ["config.json"] if config_only else _WANTED
     try:
         return Path(
             snapshot_download(
                 repo,
                 revision=revision,
                 local_files_only=not online,
-                allow_patterns=[*_WANTED, "*.py"] if remote else _WANTED,
+                allow_patterns=[*wanted, "*.py"] if remote else wanted,
                 ignore_patterns=_UNWANTED,
             )
         )
@@ -280,16 +319,13 @@ def _check_config(
     folder: Path, config: Mapping[str, Any], checkpoint: weights.Checkpoint, label: str, remote: bool
 ) -> None:
     """Whether transformers can build a model of this size from ``config.json``, tried without memory for weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    builder: Any = AutoModelForCausalLM
     with _reading(label, "config.json", folder):
-        read = AutoConfig.from_pretrained(str(folder), trust_remote_code=remote)
-        if "auto_map" in config:
-            return  # code of its own need not stand the meta device
-        with torch.device("meta"):
-            empty = builder.from_config(read)
-    weights.check_total(empty, config, checkpoint, label)
+        AutoConfig.from_pretrained(str(folder), trust_remote_code=remote)
+    if "auto_map" in config:
+        return  # code of its own need not stand the meta device
+    weights.check_total(empty_model(folder, label, remote=remote), config, checkpoint, label)
 
 
 def _check_half(model: nn.Module, label: str) -> None:
