@@ -1,4 +1,4 @@
-"""What all tests share: no network for the Hub, one thread, shape checks at run time, and the built-in models."""
+"""What all tests share: no network for the Hub, one thread, checks of types at run time, and the built-in models."""
 
 from __future__ import annotations
 
@@ -11,12 +11,9 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["COLUMNS"] = "100"
 
 if os.environ.get("EXITLENS_TYPECHECK") == "1":
-    from jaxtyping import install_import_hook
+    from tests import typecheck
 
-    import tests.typecheck  # noqa: F401 - jaxtyping looks it up by name
-
-    # Every function and dataclass of the package checks its annotations when it runs, shapes included.
-    install_import_hook("exitlens", "tests.typecheck.checked")
+    typecheck.install("exitlens")
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,11 +37,10 @@ def _wrong_types(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.node.get_closest_marker("wrong_types") is None:
         yield
         return
-    from jaxtyping import config
+    from tests import typecheck
 
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
+    with typecheck.unchecked():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -279,6 +279,7 @@ def test_what_cannot_be_is_refused() -> None:
         ("layers", torch.tensor([[1, 2]])), ("more", torch.zeros(1)), ("up", None),
     ],
 )  # fmt: skip
+@pytest.mark.wrong_types  # layers that are no whole numbers
 def test_forged_heads_are_refused_in_one_line(tmp_path: Path, name: str, forged: Tensor | None) -> None:
     tensors, text = planted()[1].to_tensors()
     whole = {**tensors, name: forged} if forged is not None else {k: v for k, v in tensors.items() if k != name}
