@@ -148,6 +148,7 @@ def test_a_lazy_room_shows_type_checkers_the_names_that_it_loads(folder: Path) -
 def test_rooms_are_lazy() -> None:
     assert {folder.name for folder in LAZY} == {
         "contrast",
+        "data",
         "decoding",
         "exits",
         "lenses",
