@@ -329,7 +329,8 @@ class BatchRun:
                 info["choice"] = torch.tensor(self.decoder.early, device=info["choice"].device)[info["choice"]]
             info["vanilla"] = final.argmax(-1)
             info = {name: value.cpu() for name, value in info.items()}
-        states = torch.stack([hidden[j] for j in read_layers], dim=1) if read_layers else None
+        home = self.lm.weight.device  # one state a layer and token: of a model spread over devices, they come together
+        states = torch.stack([hidden[j].to(home) for j in read_layers], dim=1) if read_layers else None
         for i, (row, token) in enumerate(zip(active, tokens.tolist(), strict=True)):
             if not self.accept(row, token):
                 continue

@@ -179,7 +179,7 @@ class ModelSession:
     def step(self, tokens: Tensor) -> dict[int, Tensor]:
         """See :class:`Session`."""
         self._mask = torch.cat([self._mask, self._mask.new_ones(len(tokens), 1)], dim=1)
-        return self._run(tokens[:, None])
+        return self._run(tokens[:, None].to(self._lm.device))
 
     def final(self, hidden: dict[int, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """See :class:`Session`."""
@@ -188,6 +188,7 @@ class ModelSession:
 
     def keep(self, rows: Tensor) -> None:
         """See :class:`Session`."""
+        rows = rows.cpu()  # a model spread over devices has a cache on each
         self._cache.batch_select_indices(rows)
         self._mask = self._mask[rows]
 

@@ -88,7 +88,7 @@ def steps(
     else:
         whole = torch.tensor([[*row.ids, *kept]], device=lm.device)
         last = lm.forward(whole, layers=wanted, positions="last").hidden
-        yield Step(torch.stack([last[j][0, -1] for j in wanted]))
+        yield Step(torch.stack([last[j][0, -1].to(lm.weight.device) for j in wanted]))
     yield answer
 
 

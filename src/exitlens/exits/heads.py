@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from exitlens.errors import InputError, ProbeError
 from exitlens.models.protocol import LayeredModel
 
 __all__ = ["ExitHeads", "train_heads"]
+
+_TENSORS = ("shortlist", "down", "up", "shift", "direction", "offset")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,11 @@ class ExitHeads:
                 f"{lm.name}): train them with `exitlens exits train --model {lm.name}`"
             )
 
+    def to(self, device: torch.device) -> ExitHeads:
+        """The same heads on a device; files hold them on the CPU."""
+        parts = {name: getattr(self, name).to(device) for name in _TENSORS}
+        return replace(self, **parts)
+
     def translate(self, h: Tensor, layer: int) -> Tensor:
         """``h + U V h + b`` of the translator at a layer. Raises :class:`InputError` for a layer without a head."""
         e = self.index(layer)
@@ -70,15 +77,7 @@ class ExitHeads:
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors and text for a safetensors file."""
-        tensors = {
-            "layers": torch.tensor(self.layers),
-            "shortlist": self.shortlist,
-            "down": self.down,
-            "up": self.up,
-            "shift": self.shift,
-            "direction": self.direction,
-            "offset": self.offset,
-        }
+        tensors = {"layers": torch.tensor(self.layers), **{name: getattr(self, name) for name in _TENSORS}}
         notes = {f"note.{key}": value for key, value in self.notes.items()}
         return tensors, {"kind": "exitlens-exit-heads", "fingerprint": self.fingerprint, **notes}
 
@@ -138,6 +137,7 @@ def train_heads(
         raise InputError(f"{total} positions of text are too few to fit exit heads: give at least 256")
     split = total - max(32, int(total * held_out))
     mass, top = _final_mass(lm, hidden[n])
+    device = lm.weight.device  # where the work is done; the random numbers and the result are the CPU's
     if shortlist_size < 2 or rank < 1 or epochs < 1:
         raise InputError(f"shortlist_size={shortlist_size}, rank={rank} or epochs={epochs} is out of range")
     size = min(shortlist_size, lm.vocab_size)
@@ -150,9 +150,9 @@ def train_heads(
     done, work = 0, len(layers) * epochs
     for layer in layers:
         generator = torch.Generator().manual_seed(seed * 1000 + layer)
-        down = (torch.randn(rank, d, generator=generator) / math.sqrt(d)).requires_grad_()
-        up = torch.zeros(d, rank, requires_grad=True)
-        shift = torch.zeros(d, requires_grad=True)
+        down = (torch.randn(rank, d, generator=generator) / math.sqrt(d)).to(device).requires_grad_()
+        up = torch.zeros(d, rank, device=device, requires_grad=True)
+        shift = torch.zeros(d, device=device, requires_grad=True)
         optimiser = torch.optim.Adam([down, up, shift], lr=rate)
         steps = epochs * max(1, split // batch)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=rate, total_steps=steps + 1)
@@ -161,9 +161,9 @@ def train_heads(
             for at in range(0, split - batch + 1, batch):
                 rows = order[at : at + batch]
                 with torch.no_grad():
-                    x = lm.norm(hidden[n][rows]).float()
+                    x = lm.norm(hidden[n][rows].to(device)).float()
                     p = lm.logit_transform(torch.nn.functional.linear(x, weight, bias)).softmax(-1)
-                moved = translate(hidden[layer][rows].float(), down, up, shift)
+                moved = translate(hidden[layer][rows].to(device).float(), down, up, shift)
                 z = lm.logit_transform(torch.nn.functional.linear(lm.norm(moved).float(), weight, bias))
                 loss = -(p * z.log_softmax(-1)).sum(-1).mean()
                 optimiser.zero_grad()
@@ -180,7 +180,7 @@ def train_heads(
         direction, offset = _classifier(_features(hidden[layer][:split]), agree[:split])
         notes[f"agreement.{layer}"] = f"{float(agree[split:].float().mean()):.4f}"
         for key, value in zip(parts, (down, up, shift, direction, offset), strict=True):
-            parts[key].append(value.detach())
+            parts[key].append(value.detach().cpu())
     stacked = {key: torch.stack(values) for key, values in parts.items()}
     return ExitHeads(layers=tuple(layers), fingerprint=lm.fingerprint, shortlist=shortlist, notes=notes, **stacked)
 
@@ -191,7 +191,7 @@ def _final_mass(lm: LayeredModel, states: Tensor) -> tuple[Tensor, Tensor]:
     mass = torch.zeros(lm.vocab_size)
     top = []
     for at in range(0, len(states), 64):
-        z = lm.logits(states[at : at + 64], lm.n_layers).float()
+        z = lm.logits(states[at : at + 64].to(lm.weight.device), lm.n_layers).float()
         mass += z.softmax(-1).sum(0).cpu()
         top.append(z.argmax(-1).cpu())
     return mass, torch.cat(top)
@@ -211,25 +211,25 @@ def _agreement(
     out, at = [], 0
     sizes = [len(text) for text in texts] or [512] * math.ceil(len(states) / 512)
     for i, size in enumerate(sizes):
-        x = lm.norm(translate(states[at : at + size].float(), *head)).float()
+        x = lm.norm(translate(states[at : at + size].to(weight.device).float(), *head)).float()
         best = torch.nn.functional.linear(x, weight, bias).max(-1)
-        chosen = shortlist[best.indices]
+        chosen = shortlist.to(x.device)[best.indices]
         if len(texts):
             ids = torch.tensor(list(texts[i]), device=x.device)
             offset = None if lm.bias is None else lm.bias.detach()[ids].float()
             z = torch.nn.functional.linear(x, lm.weight.detach()[ids].float(), offset)
             said = z.masked_fill(torch.ones_like(z, dtype=torch.bool).triu(1), -torch.inf).max(-1)
             chosen = torch.where(said.values > best.values, ids[said.indices], chosen)
-        out.append(chosen == top[at : at + size])
+        out.append(chosen.cpu() == top[at : at + size])
         at += size
     return torch.cat(out)
 
 
 def _classifier(features: Tensor, agree: Tensor, l2: float = 1e-3) -> tuple[Tensor, Tensor]:
     """L2-regularised logistic regression ``[T, d] → agree [T]`` by L-BFGS; a constant when only one class occurs."""
-    direction = torch.zeros(features.shape[1], requires_grad=True)
-    offset = torch.zeros((), requires_grad=True)
-    target = agree.float()
+    direction = torch.zeros(features.shape[1], device=features.device, requires_grad=True)
+    offset = torch.zeros((), device=features.device, requires_grad=True)
+    target = agree.to(features.device).float()
     if bool((target == target[0]).all()):
         return direction.detach(), torch.tensor(8.0 if bool(agree[0]) else -8.0)
     optimiser = torch.optim.LBFGS([direction, offset], max_iter=100, line_search_fn="strong_wolfe")

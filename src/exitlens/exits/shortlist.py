@@ -93,6 +93,7 @@ class ExitReader:
             self._logits = logits_of(lm)
             return
         heads.check(lm)
+        self.heads = heads = heads.to(lm.weight.device)
         if self.lens.name != "logit":
             raise InputError(
                 f"exit heads have translators of their own, so lens {self.lens.name!r} does nothing: give one"

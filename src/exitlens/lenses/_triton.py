@@ -26,6 +26,11 @@ else:
 
 __all__ = ["FusedBlock", "sums", "usable"]
 
+# Tiles that Triton's compiler, asked for the H100's machine code, fits into the registers of a processor without
+# spilling: with 4 warps instead of 8, or tiles of 256 tokens, it spills. `benchmarks/gpu.py` times others beside them.
+_HALF = {"bm": 128, "bn": 128, "bk": 64, "warps": 8, "stages": 4}
+_FULL = {"bm": 64, "bn": 128, "bk": 32, "warps": 8, "stages": 3}
+
 
 def usable(device: torch.device, product: torch.dtype, wants: ReadoutPlan) -> bool:
     """True when the fused pass gives all that is wanted: no look back at logits, no more than the top token."""
@@ -71,15 +76,17 @@ def sums(x: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None, **tu
     """``{max, total, first, second, best}`` ``[rows]`` for ``x [rows, d]`` and ``weight [vocab, d]`` of one type.
 
     ``x`` and ``bias`` carry the last transformation's factor already (:meth:`._unembed.Unembedding.rows_of`). Sums are
-    relative to ``max`` and float64; ``best`` is the lowest id among the largest logits.
+    relative to ``max`` and float64; ``best`` is the lowest id among the largest logits. ``tuning``: tiles, warps and
+    stages other than those chosen above.
     """
     rows, width = x.shape
     vocab = len(weight)
-    bm, bn, bk = tuning.get("bm", 128), tuning.get("bn", 128), tuning.get("bk", 64 if x.element_size() == 2 else 32)
+    chosen = {**(_HALF if x.element_size() == 2 else _FULL), **tuning}
+    bm, bn, bk = chosen["bm"], chosen["bn"], chosen["bk"]
     all_tiles = triton.cdiv(vocab, bn)
     row_blocks = triton.cdiv(rows, bm)
     # Few rows: share the vocabulary out, so that every processor has work.
-    shares = tuning.get("shares") or max(1, min(all_tiles, triton.cdiv(512, row_blocks)))
+    shares = chosen.get("shares") or max(1, min(all_tiles, triton.cdiv(512, row_blocks)))
     tiles = triton.cdiv(all_tiles, shares)
     shares = triton.cdiv(all_tiles, tiles)
     outs = [torch.empty(shares, rows, dtype=torch.float32, device=x.device) for _ in range(4)]
@@ -88,6 +95,7 @@ def sums(x: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None, **tu
         x.contiguous(), weight.contiguous(), bias if bias is not None else x, *outs, best,
         rows, vocab, width, tiles, cap or 1.0,
         HAS_BIAS=bias is not None, HAS_CAP=cap is not None, BM=bm, BN=bn, BK=bk,
+        num_warps=chosen["warps"], num_stages=chosen["stages"],
     )  # fmt: skip
     part_max, total, first, second = (o.double() for o in outs)
     whole = part_max.amax(0)

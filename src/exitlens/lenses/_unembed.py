@@ -219,7 +219,7 @@ class LogitBlock:
         """``(a, b, z' [m, b − a])`` of every tile; the logits are real only when they are kept."""
         head = self.head
         keep = self.wants.keeps_logits and not self._rounds
-        flat = head.buffer("logits", head.vocab * head.rows if keep else head.tile * head.rows)
+        flat = head.buffer("logits", head.vocab * head.rows if keep else head.tile * self.m)
         for a, b in head.bounds:
             start = a * head.rows if keep else 0
             yield a, b, flat[start : start + self.m * (b - a)].view(self.m, b - a)

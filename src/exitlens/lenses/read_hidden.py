@@ -12,6 +12,7 @@ from torch import Tensor
 from exitlens.compute.hardware import product_dtype
 from exitlens.errors import InputError, LayerError
 from exitlens.lenses._rows import AcrossLayers, Rows, Term
+from exitlens.lenses._spread import joined, places
 from exitlens.lenses._triton import FusedBlock, usable
 from exitlens.lenses._unembed import LogitBlock, ReadoutPlan, Unembedding
 from exitlens.lenses.lens import Lens, as_lens, check_hidden, non_finite_error
@@ -22,6 +23,9 @@ __all__ = ["Readout", "readout"]
 
 DEFAULT_ROWS = 1024
 DEFAULT_BYTES = 512 << 20
+# A GPU reads the whole unembedding from its memory for each block: of more rows, less often.
+GPU_ROWS = 8192
+GPU_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def readout(
         precision: ``exact`` = float32 product (float64 for float64 models), within 1e-4 nats of the plain computation;
             ``fast`` = bf16 product with the 8 largest logits recomputed, where the machine has bf16 products.
         block_rows: Rows (layers × tokens) at a time.
-        memory_limit: Bytes the block's buffers may take (default 512 MiB).
+        memory_limit: Bytes the block's buffers may take (default 512 MiB, on a GPU 1 GiB).
 
     Returns:
         ``{column: [layers, t]}``, with a fourth axis ``[layers, t, k]`` where the statistic has one; on the device of
@@ -102,23 +106,15 @@ def readout(
     out: dict[str, Tensor] = {}
     notes: list[str] = []
     if by_row and t:
-        kind = FusedBlock if usable(device, product, plan) else LogitBlock
-        per_block, head = _fitting(lm, len(layers), t, plan, product, block_rows, memory_limit, notes)
-        r = layers.index(ref) if ref in layers else 0
-        pieces: list[dict[str, Tensor]] = []
-        for start in range(0, t, per_block):
-            states = [hidden[j][start : start + per_block] for j in layers]
-            n = len(states[0])
-            x = lens.rows(lm, layers, [h.to(device) for h in states])
-            x = head.rows_of(x.reshape(len(layers) * n, -1))
-            block = kind(head, x, plan, slice(r * n, (r + 1) * n))
-            if not bool(torch.isfinite(block.total).all()):
-                raise non_finite_error(lm, layers, states, start)
-            goal = None if given.targets is None else given.targets[start : start + n].repeat(len(layers), 1)
-            rows = Rows(block, len(layers), terms, top_k=top_k, targets=goal, choices=given.choices)
-            piece = _of_rows(by_row, rows)
-            pieces.append({k: v.to(_result_type(v, head)).view(len(layers), n, *v.shape[1:]) for k, v in piece.items()})
-        out = {name: torch.cat([p[name] for p in pieces], 1) for name in pieces[0]}
+
+        def blocks(end: LayeredModel, states: Mapping[int, Tensor]) -> dict[str, Tensor]:
+            job = _Job(end, lens, tuple(states), plan, product, by_row, terms, given, top_k, ref)
+            return _in_blocks(job, states, block_rows, memory_limit, notes)
+
+        where = places(lm, hidden, layers)
+        compared = ref if any(record.needs.reference for record in wanted) else None
+        at_home = set(where) == {device}
+        out = blocks(lm, hidden) if at_home else joined(where, hidden, layers, compared, device, blocks)
     elif by_row:
         out = _empty(by_row, len(layers), given, device)
     if targets is not None and targets.dim() == 1:
@@ -127,6 +123,50 @@ def readout(
     out |= {record.columns[0].name: record.across(every) for record in wanted if record.across is not None}
     names = [c.name for record in wanted for c in record.columns]
     return Readout(MappingProxyType({n: out[n] for n in names}), layers, lens.name, product, tuple(notes))
+
+
+# ---- block by block
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is read of given layers on one device. ``ref``: the layer that others are compared with."""
+
+    lm: LayeredModel
+    lens: Lens
+    layers: tuple[int, ...]
+    plan: ReadoutPlan
+    product: torch.dtype
+    by_row: Sequence[Statistic]
+    terms: Mapping[str, Term]
+    given: _Given
+    top_k: int
+    ref: int
+
+
+def _in_blocks(
+    job: _Job, hidden: Mapping[int, Tensor], block_rows: int | None, memory_limit: int | None, notes: list[str]
+) -> dict[str, Tensor]:
+    """Every column that rows alone determine ``[layers, t, …]``; no logit outlives its block."""
+    lm, layers, given = job.lm, job.layers, job.given
+    t, device = len(hidden[layers[0]]), lm.weight.device
+    kind = FusedBlock if usable(device, job.product, job.plan) else LogitBlock
+    per_block, head = _fitting(lm, len(layers), t, job.plan, job.product, block_rows, memory_limit, notes)
+    r = layers.index(job.ref) if job.ref in layers else 0
+    pieces: list[dict[str, Tensor]] = []
+    for start in range(0, t, per_block):
+        states = [hidden[j][start : start + per_block].to(device) for j in layers]
+        n = len(states[0])
+        x = job.lens.rows(lm, layers, states)
+        x = head.rows_of(x.reshape(len(layers) * n, -1))
+        block = kind(head, x, job.plan, slice(r * n, (r + 1) * n))
+        if not bool(torch.isfinite(block.total).all()):
+            raise non_finite_error(lm, layers, states, start)
+        goal = None if given.targets is None else given.targets[start : start + n].repeat(len(layers), 1)
+        rows = Rows(block, len(layers), job.terms, top_k=job.top_k, targets=goal, choices=given.choices)
+        piece = _of_rows(job.by_row, rows)
+        pieces.append({k: v.to(_result_type(v, head)).view(len(layers), n, *v.shape[1:]) for k, v in piece.items()})
+    return {name: torch.cat([p[name] for p in pieces], 1) for name in pieces[0]}
 
 
 # ---- checks
@@ -252,8 +292,9 @@ def _fitting(
     """Tokens at a time, and the head with buffers for them; fewer when they would not fit."""
     if block_rows is not None and block_rows < 1:
         raise InputError(f"block_rows {block_rows} is too small: use 1 or more")
-    limit = DEFAULT_BYTES if memory_limit is None else memory_limit
-    asked = max(1, min(t, (block_rows or DEFAULT_ROWS) // n_layers))
+    usual, most = (GPU_ROWS, GPU_BYTES) if lm.weight.device.type == "cuda" else (DEFAULT_ROWS, DEFAULT_BYTES)
+    limit = most if memory_limit is None else memory_limit
+    asked = max(1, min(t, (block_rows or usual) // n_layers))
     tokens = asked
     while True:
         head = Unembedding(lm.weight, lm.bias, lm.logit_transform, rows=tokens * n_layers, product=product)

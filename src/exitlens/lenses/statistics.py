@@ -199,9 +199,11 @@ def _saturation(every: AcrossLayers) -> Tensor:
 def _cosine(every: AcrossLayers) -> Tensor:
     import torch
 
-    states = [every.hidden[j].to(every.device).float() for j in every.layers]
+    states = [every.hidden[j] for j in every.layers]
     last = torch.full((len(states[0]),), math.nan, device=every.device)
-    steps = [torch.nn.functional.cosine_similarity(a, b, dim=-1) for a, b in pairwise(states)]
+    # Each pair where its second lies: of a model spread over devices, states cross at a border alone.
+    pairs = ((a.to(b.device).float(), b.float()) for a, b in pairwise(states))
+    steps = [torch.nn.functional.cosine_similarity(a, b, dim=-1).to(every.device) for a, b in pairs]
     return torch.stack([*steps, last])
 
 

@@ -109,11 +109,12 @@ def check_parity(lm: Checkable, ids: Tensor, bare: dict[int, Tensor]) -> Parity:
     got = lm.logits(bare[n], n).float()
     half = lm.dtype in (torch.bfloat16, torch.float16)
     bound = (3e-2 if half else 2e-5) * max(1.0, float(want.abs().max()))
+    want = want.to(got.device)  # of a model spread over devices they came back to where its tokens are
     worst = float((got - want).abs().max()) if got.shape == want.shape else float("inf")
     # Single positions, out of order: what lies after the last block must act on each position alone.
     loose = torch.arange(ids.shape[1] - 1, -1, -2, device=want.device)
     apart = lm.logits(bare[n][-1, loose.to(bare[n].device)], n).float()
-    worst = max(worst, float((apart - want[-1, loose]).abs().max()))
+    worst = max(worst, float((apart.to(want.device) - want[-1, loose]).abs().max()))
     if not worst <= bound:
         raise ParityError(
             f"{lm.name}: the readout at layer {n} differs from the model's logits by {worst:.3g} "
@@ -226,7 +227,7 @@ def _cache_works(lm: Checkable, ids: Tensor, bare: dict[int, Tensor]) -> bool:
         step = lm.forward(text[:, cut : 2 * cut], None, layers=(n,), cache=first.cache)
         if not same(lm, step.hidden[n], want[:, cut : 2 * cut]):
             return False
-        keep = torch.tensor([0, 2], device=device)
+        keep = torch.tensor([0, 2])  # on the CPU, where it fits a cache of every device
         step.cache.batch_select_indices(keep)
         for at in range(2 * cut, 2 * cut + 3):
             mask = torch.ones(2, at + 1, dtype=torch.long, device=device)

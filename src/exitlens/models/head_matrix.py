@@ -108,10 +108,12 @@ class HeadMatrix:
         if weight.shape[0] < self._vocab or weight.dtype != self._states.dtype:
             return False
         # One and the same product gives the same bits; what an adapter adds is seen however small it is.
-        return all(torch.equal(self._product(x, weight, bias), self._run(x)) for x in self._inputs())
+        pairs = ((self._product(x, weight, bias), self._run(x)) for x in self._inputs())
+        return all(torch.equal(got, want.to(got.device)) for got, want in pairs)
 
     def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight, bias)[..., : self._vocab].reshape(-1, self._vocab)
+        # Of a model spread over devices, the last block may lie on another one than the unembedding.
+        return F.linear(x.to(weight.device), weight, bias)[..., : self._vocab].reshape(-1, self._vocab)
 
     def _measure(self) -> None:
         """Find the affine map, prefer the module's own tensors where they are it, and compare. Under ``no_grad``."""

@@ -135,6 +135,7 @@ def make_data(
     x = torch.from_numpy(states) if isinstance(states, np.ndarray) else states
     if x.ndim != 3:
         raise ProbeError(f"states of shape {tuple(x.shape)}: give [layers, examples, width]")
+    x = x.detach().cpu()  # probes are fitted and kept there, wherever the states come from
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float()
     y = check_labels(labels)

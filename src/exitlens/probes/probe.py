@@ -150,10 +150,10 @@ def from_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> 
 
 
 def width_check(states: Tensor, d: int) -> Tensor:
-    """``states`` unchanged, or :class:`ProbeError` when their last dimension is not ``d``."""
+    """``states`` on the CPU, where probes are; :class:`ProbeError` when their last dimension is not ``d``."""
     if states.shape[-1] != d:
         raise ProbeError(f"states have width {states.shape[-1]}, the probe was fitted on width {d}: use its model")
-    return states
+    return states.cpu()
 
 
 def with_provenance(probe: P, provenance: Provenance) -> P:

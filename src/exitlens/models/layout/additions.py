@@ -176,6 +176,7 @@ def _combination(
     y, x = fitting(out), fitting(entry)
     if y is None or x is None:
         return None
+    x = x.to(y.device)  # a model may be spread over devices
     parts = _parts(y, within, fitting)
     tried = 0
     anew: _Combination | None = None

@@ -78,7 +78,9 @@ def find_layout(
             "distribution a token"
         )
     head_call = _find_head(calls, head, logits, family)
-    logit_transform, vocab = find_logit_transform(_output(head_call), logits, model, family)
+    # A model spread over devices brings its logits back to where its tokens are.
+    own = _output(head_call)
+    logit_transform, vocab = find_logit_transform(own, logits.to(own.device), model, family)
     found = list(_block_lists(model, calls, head_call, ids))
     if not found:
         raise UnsupportedModel(

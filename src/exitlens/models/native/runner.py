@@ -198,13 +198,13 @@ def logits_of(lm: LayeredModel) -> Callable[..., Tensor]:
 
 
 def native(lm: Layered) -> Runner | None:
-    """A runner for ``lm``, or None when its family or a field of its configuration is not known, or a layer
-    does not come out equal (see :mod:`exitlens.models.native.agreement`).
+    """A runner for ``lm``, or None when its family or a field of its configuration is not known, it lies on several
+    devices, or a layer does not come out equal (see :mod:`exitlens.models.native.agreement`).
 
     Without one nothing but early exit is lost: everything else works through the model's own pass.
     """
-    if unknown_field(lm.config) is not None:
-        return None
+    if unknown_field(lm.config) is not None or any(p.device != lm.device for p in lm.model.parameters()):
+        return None  # spread over devices: its own pass moves the states from one to the next
     family = native_families.family_of(lm)
     if family is None:
         return None
