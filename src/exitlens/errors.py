@@ -16,6 +16,7 @@ and names the remedy. The command line prints that line and exits with code 2, w
       ContextError        a text is longer than the model's context
       ProbeError          probe data or a probe artefact cannot be used
       RunError            a run directory cannot be written, or belongs to another run
+        UnitsFailed       some units of work failed wherever they were tried, the others are finished: exit code 3
       MissingExtra        an optional dependency is needed; names the pip command
 """
 
@@ -35,6 +36,7 @@ __all__ = [
     "ParityError",
     "ProbeError",
     "RunError",
+    "UnitsFailed",
     "UnsupportedModel",
     "layer_range_error",
 ]
@@ -90,6 +92,10 @@ class ProbeError(InputError):
 
 class RunError(ExitlensError):
     """A run directory cannot be written, or belongs to another run."""
+
+
+class UnitsFailed(RunError):
+    """Some units of work failed wherever they were tried; the others are finished."""
 
 
 class MissingExtra(ExitlensError, ImportError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Literal, Protocol
@@ -22,24 +22,31 @@ Unit = Literal["", "bytes"]
 class Tick(Protocol):
     """Call it with how many more are done."""
 
-    def __call__(self, count: int = 1, /) -> None:
-        """``count`` more are done."""
+    def __call__(self, count: int = 1, /, note: str = "") -> None:
+        """``count`` more are done; ``note``: what is to be shown beside it."""
 
 
-def counted(tick: Tick) -> Callable[[int, int], None]:
+class Counted(Protocol):
+    """Call it with how many are done in all."""
+
+    def __call__(self, done: int, total: int, /, note: str = "") -> None:
+        """``done`` of ``total`` are done; ``note``: what is to be shown beside it."""
+
+
+def counted(tick: Tick) -> Counted:
     """``tick`` for work that reports how much is done in all (``done, total``)."""
     seen = 0
 
-    def more(done: int, _total: int) -> None:
+    def more(done: int, _total: int, /, note: str = "") -> None:
         nonlocal seen
         if done > seen:
-            tick(done - seen)
+            tick(done - seen, note=note)
             seen = done
 
     return more
 
 
-def _silent(_count: int = 1, /) -> None:
+def _silent(_count: int = 1, /, note: str = "") -> None:
     pass
 
 
@@ -89,8 +96,8 @@ def progress(what: str, total: int | None = None, quiet: bool = False, unit: Uni
     with bar:
         task = bar.add_task(what, total=total)
 
-        def tick(count: int = 1, /) -> None:
-            bar.advance(task, count)
+        def tick(count: int = 1, /, note: str = "") -> None:
+            bar.update(task, advance=count, description=f"{what} ({note})" if note else what)
 
         yield tick
 
@@ -107,7 +114,7 @@ class _Lines:
         self.done = 0
         self.begun = self.last = time.monotonic()
 
-    def tick(self, count: int = 1, /) -> None:
+    def tick(self, count: int = 1, /, note: str = "") -> None:
         self.done += count
         now = time.monotonic()
         if now - self.last < self.every:
@@ -120,6 +127,7 @@ class _Lines:
         line += f", {_amount(rate, self.unit)}/s"
         if self.total is not None and rate > 0:
             line += f", {max(self.total - self.done, 0) / rate:.0f} s left"
+        line += f" ({note})" if note else ""
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
 
@@ -128,6 +136,12 @@ def _amount(count: float, unit: Unit) -> str:
     if unit == "bytes":
         return f"{count / 1e6:.1f} MB"
     return str(count) if isinstance(count, int) else f"{count:.3g}"
+
+
+def _rates(nodes: Mapping[str, float]) -> str:
+    """The rates of machines, the first few by name."""
+    shown = [f"{name[:24]} {_amount(rate, '')}/s" for name, rate in list(nodes.items())[:4]]
+    return ", ".join([*shown, f"{len(nodes) - 4} more"] if len(nodes) > 4 else shown)
 
 
 class _Report(Protocol):
@@ -139,6 +153,8 @@ class _Report(Protocol):
     def done(self) -> int: ...
     @property
     def total(self) -> int: ...
+    @property
+    def nodes(self) -> Mapping[str, float]: ...
 
 
 class StageProgress(AbstractContextManager["StageProgress"]):
@@ -147,21 +163,21 @@ class StageProgress(AbstractContextManager["StageProgress"]):
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet
         self._stage: tuple[str, int] | None = None
-        self._more: Callable[[int, int], None] | None = None
+        self._more: Counted | None = None
         self._open = ExitStack()
 
     def __call__(self, report: _Report) -> None:
         """Show how far a stage is."""
-        self.at(report.stage, report.done, report.total)
+        self.at(report.stage, report.done, report.total, _rates(report.nodes))
 
-    def at(self, stage: str, done: int, total: int) -> None:
+    def at(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Show that ``done`` of ``total`` are done in ``stage``; another stage or total begins another bar."""
         if (stage, total) != self._stage:
             self._open.close()
             self._stage = (stage, total)
             self._more = counted(self._open.enter_context(progress(stage, total, self.quiet)))
         if self._more is not None:
-            self._more(done, total)
+            self._more(done, total, note=note)
         if done >= total:
             self._open.close()
             self._stage = self._more = None

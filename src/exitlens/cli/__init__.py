@@ -22,7 +22,7 @@ import typer
 
 from exitlens.cli.console import safe
 from exitlens.cli.help import USAGE_ERRORS, Group, usage_error
-from exitlens.errors import ExitlensError
+from exitlens.errors import ExitlensError, UnitsFailed
 
 __all__ = ["GROUPS", "build", "main"]
 
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code.
 
     0: done. 1: the output could not be written. 2: the command, its input or its model cannot be used (one line on the
-    error stream). 130: interrupted.
+    error stream). 3: some records could not be done, the others are finished. 130: interrupted.
     """
     if argv is None:  # a process of its own: looking through a million imported objects again and again costs seconds
         gc.set_threshold(50_000)
@@ -102,6 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code = _run(argv)
         sys.stdout.flush()
+    except UnitsFailed as error:
+        return _fail(str(error), 3)
     except ExitlensError as error:
         return _fail(str(error))
     except KeyboardInterrupt:

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from exitlens.cli._lens_show import show
-from exitlens.cli._load import load_model
 from exitlens.cli.console import say
 from exitlens.cli.options import (
     CHECKS,
     DEFAULT_MODEL,
     BaseOption,
+    DeadlineOption,
     DeviceOption,
     DtypeOption,
+    EngineOption,
     JsonOption,
     ModelOption,
     QuietOption,
@@ -24,6 +25,7 @@ from exitlens.cli.options import (
     SelfTextOption,
     TextFieldOption,
     TrustOption,
+    WorkersOption,
     option,
 )
 from exitlens.progress import StageProgress, counted, progress
@@ -31,6 +33,8 @@ from exitlens.progress import StageProgress, counted, progress
 if TYPE_CHECKING:
     from exitlens.data.texts import TextFile
     from exitlens.models import LayeredModel
+    from exitlens.runs.cluster.address import EngineSettings
+    from exitlens.studies.engines import Maker
     from exitlens.studies.lens_training import Pieces
 
 __all__ = ["train_command"]
@@ -82,6 +86,9 @@ def train_command(
     model: ModelOption = DEFAULT_MODEL,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    engine: EngineOption = "local",
+    workers: WorkersOption = None,
+    deadline: DeadlineOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,
@@ -95,8 +102,11 @@ def train_command(
     same command goes on and ends with the same matrices. --json prints what `lens show --json` prints.
     """
     from exitlens.lenses.lens_words import kept_path
+    from exitlens.runs.cluster.address import EngineSettings
     from exitlens.storage.atomic import check_writable
 
+    spread = EngineSettings(engine, workers, deadline)
+    _check_engine(spread, method)
     own = {"estimator": estimator, "layers": layers, "length": length, "skip": skip, "rows": rows}
     own = {key: value for key, value in own.items() if value is not None}
     minutes = _checked(method, text, self_text, out, name, steps, own, minutes)
@@ -107,21 +117,36 @@ def train_command(
     source = _source(text, field)
 
     from exitlens.lenses.lens_names import own_path
+    from exitlens.studies.engines import ModelSource, opened_engine
 
-    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base)
-    path = own_path(lm, method) if path is None else path
-    pieces = _texts(lm, source, self_text, tokens, seed, quiet, cut)
-    called: dict[str, Any] = {"name": name or path.stem, "minutes": minutes}
-    called |= {"steps": steps or 300, "seed": seed} if method == "tuned" else own
-    lens = _fit(lm, pieces, path, quiet, method, called)
+    place = ModelSource(model, device, dtype, revision, trust_remote_code, base)
+    with opened_engine(spread, place, lambda line: say(line, quiet)) as make:
+        say(f"loading {model}", quiet)
+        lm = place.load()
+        path = own_path(lm, method) if path is None else path
+        pieces = _texts(lm, source, self_text, tokens, seed, quiet, cut)
+        called: dict[str, Any] = {"name": name or path.stem, "minutes": minutes}
+        called |= {"steps": steps or 300, "seed": seed} if method == "tuned" else own
+        lens = _fit(lm, pieces, path, quiet, method, called, None if engine == "local" else make)
     show(lens, path, as_json)
     if not as_json:
         word = name if name is not None else path if out is not None else method
         say(f"use it: exitlens look TEXT --model {model} --lens {word}", quiet)
 
 
-def _fit(lm: LayeredModel, pieces: Pieces, path: Path, quiet: bool, method: str, options: dict[str, Any]) -> Any:
-    """The lens, fitted under a bar and written to ``path``."""
+def _check_engine(spread: EngineSettings, method: str) -> None:
+    """Raise InputError for an engine that cannot be, or that this method does not use."""
+    from exitlens.errors import InputError
+
+    spread.check()
+    if method == "tuned" and spread.engine != "local":
+        raise InputError(f"--engine {spread.engine} is for --method jacobian: a tuned lens is trained in one process")
+
+
+def _fit(
+    lm: LayeredModel, pieces: Pieces, path: Path, quiet: bool, method: str, options: dict[str, Any], make: Maker | None
+) -> Any:
+    """The lens, fitted under a bar and written to ``path``; ``make``: the engine whose workers sum texts, if any."""
     from exitlens.studies import lens_training
 
     with StageProgress(quiet) as bars:
@@ -132,6 +157,9 @@ def _fit(lm: LayeredModel, pieces: Pieces, path: Path, quiet: bool, method: str,
         if method == "tuned":
             lens: Any = lens_training.train_and_save(lm, pieces, path, progress=tell, **options)[0]
         else:
+            if make is not None:
+                units = lens_training.units_folder(path)
+                options["stream"] = make(lm, logs=units / "logs", seen=units / "fit.json").stream
             lens = lens_training.fit_and_save(
                 lm, pieces, path, progress=tell, say=lambda line: say(line, quiet), **options
             )[0]

@@ -15,11 +15,14 @@ import typer
 from exitlens.compute.names import DTYPE_NAMES, check_device_name, dtype_name
 from exitlens.layer_range import parse_layers
 from exitlens.parsing import check_day
+from exitlens.runs.cluster.address import parse_engine
 from exitlens.studies.config import RunConfig
 
 __all__ = [
+    "BOTH",
     "CHECKS",
     "DEFAULT_MODEL",
+    "MACHINES",
     "MODEL",
     "AdapterOption",
     "BaseOption",
@@ -28,9 +31,11 @@ __all__ = [
     "BertscoreModelOption",
     "ColumnOption",
     "DataOption",
+    "DeadlineOption",
     "DecoderOption",
     "DeviceOption",
     "DtypeOption",
+    "EngineOption",
     "JsonOption",
     "JudgesOption",
     "LayersOption",
@@ -46,12 +51,15 @@ __all__ = [
     "SelfTextOption",
     "TextFieldOption",
     "TrustOption",
+    "WorkersOption",
     "checked",
     "described",
     "option",
 ]
 
 DEFAULT_MODEL = str(RunConfig.model_fields["model"].default)
+MACHINES = "Machines (help: exitlens read)"
+BOTH = "Model, machines (help: exitlens models check, exitlens read)"  # where each line of help is dear
 MODEL = "Model (help: exitlens models check)"  # how it is loaded: the same options everywhere, told once
 
 # Short names, what stands for the value, and the heading, where the setting's own name would not do.
@@ -64,9 +72,12 @@ _METAVAR = {
     "position": "WHERE", "figure_width": "WIDTH",
     "entropy_estimators": "LIST", "device": "DEVICE", "dtype": "DTYPE", "revision": "REF", "bertscore_model": "NAME",
     "column": "ROLE=NAME", "protocol": "NAME", "test_topic": "NAME",
-    "exit_heads": "FILE", "exit_lens": "LENS", "adapter": "FOLDER", "base": "NAME",
+    "engine": "ENGINE", "exit_heads": "FILE", "exit_lens": "LENS", "adapter": "FOLDER", "base": "NAME",
 }  # fmt: skip
-_HEADING = {"device": MODEL, "dtype": MODEL, "revision": MODEL, "trust_remote_code": MODEL, "base": MODEL}
+_HEADING = {
+    **dict.fromkeys(("device", "dtype", "revision", "trust_remote_code", "base"), MODEL),
+    **dict.fromkeys(("engine", "workers", "deadline"), MACHINES),
+}
 
 
 def described(field: str) -> str:
@@ -108,6 +119,7 @@ def _complete(*words: str) -> Callable[[], list[str]]:
 CHECKS: dict[str, dict[str, Any]] = {
     "device": {"callback": checked(check_device_name), "autocompletion": _complete("auto", "cpu", "cuda", "mps")},
     "dtype": {"callback": checked(dtype_name), "autocompletion": _complete("auto", *DTYPE_NAMES)},
+    "engine": {"callback": checked(parse_engine), "autocompletion": _complete("local", "ray", "ray://")},
     "layers": {"callback": checked(parse_layers), "autocompletion": _complete("all", "last", "1/2,3/4")},
     "lens": {"autocompletion": _complete("logit", "raw", "tuned", "jacobian")},
     "decoder": {"autocompletion": _complete("vanilla", "dola:high", "dola:low", "sled", "acd", "end", "delta")},
@@ -120,6 +132,9 @@ DtypeOption = Annotated[str, option("dtype", **CHECKS["dtype"])]
 RevisionOption = Annotated[str | None, option("revision")]
 TrustOption = Annotated[bool, option("trust_remote_code")]
 BaseOption = Annotated[str | None, option("base")]
+EngineOption = Annotated[str, option("engine", **CHECKS["engine"])]
+WorkersOption = Annotated[int | None, option("workers", min=1)]
+DeadlineOption = Annotated[float | None, option("deadline")]
 ChatDateOption = Annotated[
     str | None,
     typer.Option(

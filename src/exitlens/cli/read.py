@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.models import OptionInfo
 
-from exitlens.cli._load import check_depth, load_model
+from exitlens.cli._load import check_depth
 from exitlens.cli.console import Column, echo, print_json, print_table, say
 from exitlens.cli.help import add_command
 from exitlens.cli.options import (
     DEFAULT_MODEL,
     BaseOption,
+    DeadlineOption,
     DeviceOption,
     DtypeOption,
+    EngineOption,
     JsonOption,
     LayersOption,
     LensOption,
@@ -24,10 +26,11 @@ from exitlens.cli.options import (
     RevisionOption,
     TextFieldOption,
     TrustOption,
+    WorkersOption,
     option,
 )
 from exitlens.lenses import STATS
-from exitlens.progress import progress
+from exitlens.progress import StageProgress
 
 if TYPE_CHECKING:
     from exitlens.studies.corpus.read import CorpusRead
@@ -104,6 +107,9 @@ def read_command(
     shard_tokens: ShardTokensOption = 2048,
     batch_tokens: BatchTokensOption = 512,
     fresh: FreshOption = False,
+    engine: EngineOption = "local",
+    workers: WorkersOption = None,
+    deadline: DeadlineOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,
@@ -118,13 +124,17 @@ def read_command(
     import shlex
     import sys
     import time
+    from contextlib import ExitStack
 
     from exitlens.data.texts import TextFile
     from exitlens.errors import InputError
     from exitlens.lenses.lens_words import check_lens_word
+    from exitlens.runs.cluster.address import EngineSettings
     from exitlens.storage.atomic import check_writable
     from exitlens.studies.corpus.columns import check_stats
 
+    how_run = EngineSettings(engine, workers, deadline)
+    how_run.check()
     names = check_stats(tuple(name.strip().replace("-", "_") for name in stats.split(",") if name.strip()))
     check_lens_word(lens)
     wanted = check_depth(model, layers)
@@ -137,20 +147,26 @@ def read_command(
     survey = source.survey(limit)
 
     from exitlens.lenses.lens_names import open_lens
-    from exitlens.runs.engine import LocalEngine
+    from exitlens.runs.status import StatusFile
     from exitlens.studies.corpus.read import CorpusSettings, read_corpus
+    from exitlens.studies.engines import ModelSource, opened_engine
 
-    lm = load_model(model, device, dtype, revision, trust_remote_code, quiet, base=base)
-    settings = CorpusSettings(
-        layers=wanted.resolve(lm.n_layers, owner=lm.name), stats=names, lens=open_lens(lens, lm), top_k=top_k,
-        precision=precision, long=how, overlap=overlap, limit=limit, shard_tokens=shard_tokens,
-        batch_tokens=batch_tokens,
-    )  # fmt: skip
-    begun = time.monotonic()
-    with progress("reading, in characters", survey.characters, quiet) as tick:
+    place = ModelSource(model, device, dtype, revision, trust_remote_code, base)
+    with ExitStack() as stack:
+        make = stack.enter_context(opened_engine(how_run, place, lambda line: say(line, quiet)))
+        say(f"loading {model}", quiet)
+        lm = place.load()
+        settings = CorpusSettings(
+            layers=wanted.resolve(lm.n_layers, owner=lm.name), stats=names, lens=open_lens(lens, lm), top_k=top_k,
+            precision=precision, long=how, overlap=overlap, limit=limit, shard_tokens=shard_tokens,
+            batch_tokens=batch_tokens,
+        )  # fmt: skip
+        begun = time.monotonic()
+        folder = out.expanduser().absolute()
+        status = stack.enter_context(StatusFile(folder, stack.enter_context(StageProgress(quiet))))
         found = read_corpus(
-            LocalEngine(lm), source, out, settings, survey=survey, command=shlex.join(["exitlens", *sys.argv[1:]]),
-            fresh=fresh, tick=tick,
+            make(lm, report=status, logs=folder / "logs", seen=folder / "manifest.json"), source, out, settings,
+            survey=survey, command=shlex.join(["exitlens", *sys.argv[1:]]), fresh=fresh,
         )  # fmt: skip
     if survey.empty:
         say(f"{survey.empty} of {survey.empty + survey.texts} texts are empty and were left out", quiet)

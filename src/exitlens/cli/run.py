@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ import typer
 from exitlens.cli._settings import Own, settings_command
 from exitlens.cli.console import echo, print_json, print_table, say
 from exitlens.cli.help import add_command
-from exitlens.cli.options import MODEL, JsonOption, QuietOption
+from exitlens.cli.options import BOTH, JsonOption, QuietOption
 from exitlens.progress import StageProgress
 from exitlens.studies.config import RunConfig
 
@@ -39,7 +40,7 @@ _HEADINGS = {
     "Exits (help: exitlens exits)": (
         "exit_layers", "exit_heads", "exit_lens", "exit_delta", "exit_epsilon", "adapter",
     ),
-    MODEL: ("device", "dtype", "revision", "trust_remote_code", "base"),
+    BOTH: ("device", "dtype", "revision", "trust_remote_code", "base", "engine", "workers", "deadline"),
 }  # fmt: skip
 _PROBES = "Probes (help: exitlens probe)"
 
@@ -67,8 +68,10 @@ def _settings() -> dict[str, Own]:
 def _more() -> list[inspect.Parameter]:
     config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML file with the same settings.")]
     fresh = Annotated[bool, typer.Option("--fresh", help="Start over, also where the folder holds a run.")]
+    status = Annotated[Path | None, typer.Option("--status", metavar="FOLDER", help="Say how far a run is, and end.")]
     kinds = {
         "config": (config, None),
+        "status": (status, None),
         "fresh": (fresh, False),
         "as_json": (JsonOption, False),
         "quiet": (QuietOption, False),
@@ -79,7 +82,12 @@ def _more() -> list[inspect.Parameter]:
     ]
 
 
-def _run(given: dict[str, Any], *, config: Path | None, fresh: bool, as_json: bool, quiet: bool) -> None:
+def _run(
+    given: dict[str, Any], *, config: Path | None, status: Path | None, fresh: bool, as_json: bool, quiet: bool
+) -> None:
+    if status is not None:
+        _tell_status(status, as_json)
+        return
     from exitlens.studies.config import check_words, load_config
 
     settings = load_config(config, given)
@@ -99,6 +107,17 @@ def _run(given: dict[str, Any], *, config: Path | None, fresh: bool, as_json: bo
         print_json(_json(finished))
     else:
         print_headlines(finished)
+
+
+def _tell_status(folder: Path, as_json: bool) -> None:
+    from exitlens.runs.status import read_status
+
+    found = read_status(folder)
+    if as_json:
+        print_json(found.model_dump())
+        return
+    for line in found.lines(time.time()):
+        echo(line)
 
 
 def _json(finished: exitlens.studies.run.Finished) -> dict[str, Any]:

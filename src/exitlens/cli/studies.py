@@ -10,7 +10,7 @@ import typer
 from exitlens.cli._settings import Own
 from exitlens.cli.help import add_command, new_group
 from exitlens.cli.predict import predict_command
-from exitlens.cli.study_command import ANSWERS, LOADING, OUT, keyword, study_command, under
+from exitlens.cli.study_command import ANSWERS, LOADING, OUT, SPREAD, keyword, study_command, under
 from exitlens.cli.train_exits import adapt_command, train_command
 
 __all__ = ["register"]
@@ -56,7 +56,7 @@ PROBE = {
         heading=_ORIGINAL,
     ),
     "states": Own(heading=_KINDS),
-    **LOADING,
+    **SPREAD,
 }
 EXITS = {
     **_QUESTIONS,

@@ -13,13 +13,14 @@ from typing import Any
 
 from exitlens.cli._settings import Own, settings_command
 from exitlens.cli.console import print_json, say
-from exitlens.cli.options import JsonOption, QuietOption
+from exitlens.cli.options import BOTH, JsonOption, QuietOption
 from exitlens.cli.run import print_headlines
 from exitlens.progress import StageProgress
 
-__all__ = ["ANSWERS", "LOADING", "OUT", "keyword", "run_one", "study_command", "under"]
+__all__ = ["ANSWERS", "LOADING", "OUT", "SPREAD", "keyword", "run_one", "study_command", "under"]
 
 LOADING = {name: Own() for name in ("device", "dtype", "revision", "trust_remote_code", "base")}
+SPREAD = {name: Own(heading=BOTH) for name in (*LOADING, "engine", "workers", "deadline")}
 OUT = Own(help="Keep everything, figures and report too, in this run directory.", default="")
 
 

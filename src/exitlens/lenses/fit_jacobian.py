@@ -1,7 +1,7 @@
 """Fitting a Jacobian lens: the mean over texts of how the last residual stream moves with each layer's.
 
-Texts are added one after another in float32, and the sum so far is kept aside; a fit that was stopped goes on from it
-with the same additions in the same order, and so ends with the same bytes.
+Texts are added in a fixed order in float32, and the sum so far is kept aside; a fit that was stopped goes on from it
+with the same additions in the same order, and so ends with the same bytes, whoever sums the texts.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -20,18 +21,18 @@ from torch import Tensor
 
 from exitlens.compute.hardware import product_dtype
 from exitlens.compute.memory import free_bytes
-from exitlens.errors import InputError, ModelError
+from exitlens.errors import InputError
 from exitlens.layer_range import Layers, resolve_layers
-from exitlens.lenses._running_sum import RunningSum
+from exitlens.lenses._running_sum import UNIT, RunningSum
+from exitlens.lenses._text_sums import Elsewhere, Stream, SumTexts, add_texts
 from exitlens.lenses.jacobian import JacobianLens
 from exitlens.lenses.read_hidden import readout
-from exitlens.lenses.text_jacobian import LENGTH, ROWS, SKIP, FitSettings, text_jacobian
+from exitlens.lenses.text_jacobian import LENGTH, ROWS, SKIP, FitSettings
 from exitlens.models.protocol import LayeredModel
 from exitlens.models.pullback import Gradient, gradient_of
-from exitlens.parsing import cut
 from exitlens.storage.atomic import key_of, text_hash
 
-__all__ = ["FitReport", "fit_jacobian_lens"]
+__all__ = ["Elsewhere", "FitReport", "Stream", "fit_jacobian_lens"]
 
 CPU_ROWS = 32  # rows pulled back at once: more no longer make a product faster there, and leave the cache
 SHARE = 0.25  # of the free memory, for one batch of rows
@@ -79,6 +80,7 @@ def fit_jacobian_lens(
     measure: Measure | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda _line: None,
+    elsewhere: Elsewhere | None = None,
 ) -> tuple[JacobianLens, FitReport]:
     """Fit a Jacobian lens: ``J_j = E[∂h_N/∂h_j]`` for each layer below the last.
 
@@ -102,6 +104,7 @@ def fit_jacobian_lens(
         measure: More to measure for the curve, such as pass@k: the lens so far → numbers by name.
         progress: Called with ``texts``, how many are done, and of how many.
         say: Takes lines for the reader: texts left out, smaller batches, each point of the curve.
+        elsewhere: Who sums the texts, where it is not this process: the same bytes.
 
     Returns:
         The lens, and a report of the fit.
@@ -126,7 +129,7 @@ def fit_jacobian_lens(
         return JacobianLens(*parts, provenance)
 
     until = math.inf if time_limit is None else started + time_limit
-    late = _add_texts(lm, plan, total, lambda: watch.look(lens_of({})), until, progress)
+    late = _add_texts(lm, plan, total, lambda: watch.look(lens_of({})), until, progress, elsewhere)
     if late:
         say(late)
     notes = (*plan.notes, *([late] if late else []))
@@ -150,7 +153,7 @@ class _Plan:
     def key(self, lm: LayeredModel) -> str:
         """What a sum that was kept must have been made of to be this fit's."""
         parts = (str(lm.dtype), self.layers, dataclasses.asdict(self.settings), self.how.method, str(self.product))
-        return key_of(lm.fingerprint, *parts, self.held, self.fitted)
+        return key_of(lm.fingerprint, *parts, self.held, self.fitted, UNIT)
 
 
 def _planned(
@@ -178,26 +181,26 @@ def _add_texts(
     look: Callable[[], None],
     until: float,
     progress: Progress | None,
+    elsewhere: Elsewhere | None,
 ) -> str:
     """Add the texts that ``total`` lacks, measuring whenever their number doubled; a line where time was up."""
-    late, every = "", len(plan.fitted)
-    while total.count < every:
-        if total.count and time.monotonic() > until:
-            late = f"time was up after {total.count} of {every} texts"
-            break
-        text = plan.fitted[total.count]
-        found = text_jacobian(lm, text, plan.layers, plan.settings, plan.how)
-        _check_finite(lm, found, plan.layers, len(plan.held) + total.count, text)
-        total.add(found)
-        if (total.count >= 4 and total.count & (total.count - 1) == 0) or total.count == every:
+    every = len(plan.fitted)
+    task = SumTexts(plan.layers, plan.settings, plan.how.method, plan.product)
+    late = partial(_is_over, until)
+    for count in add_texts(lm, plan.fitted, total, task, len(plan.held), late, elsewhere):
+        if (count >= 4 and count & (count - 1) == 0) or count == every:
             look()
         total.keep()
         if progress is not None:
-            progress("texts", total.count, every)
+            progress("texts", count, every)
     if not total.curve or total.curve[-1]["texts"] != total.count:
         look()
     total.keep(last=True)
-    return late
+    return f"time was up after {total.count} of {every} texts" if total.count < every else ""
+
+
+def _is_over(until: float) -> bool:
+    return time.monotonic() > until
 
 
 # ---- checks and choices made before the work
@@ -255,7 +258,7 @@ def _rows_at_once(lm: LayeredModel, settings: FitSettings, n_layers: int) -> tup
     """Channels pulled back at once, and a line where memory allows fewer than would be taken."""
     best = min(lm.d_model, settings.rows or (CPU_ROWS if lm.device.type == "cpu" else ROWS))
     free = free_bytes(lm.device)
-    matrices = 2 * 4 * n_layers * lm.d_model**2
+    matrices = 3 * 4 * n_layers * lm.d_model**2
     if free is None:
         return best, ""
     if matrices > free:
@@ -276,15 +279,6 @@ def row_bytes(lm: LayeredModel, length: int) -> int:
     heads = getattr(getattr(lm, "config", None), "num_attention_heads", None)
     heads = heads if isinstance(heads, int) and heads > 0 else max(1, lm.d_model // 64)
     return length * (2 * widths + 4 * heads * length) * (torch.finfo(lm.dtype).bits // 8)
-
-
-def _check_finite(lm: LayeredModel, found: Tensor, layers: Sequence[int], number: int, ids: Sequence[int]) -> None:
-    for layer, matrix in zip(reversed(layers), found.flip(0), strict=True):
-        if not bool(torch.isfinite(matrix).all()):
-            raise ModelError(
-                f"text {number} ({cut(repr(lm.decode(list(ids)[:20])), 40)}): its Jacobian at layer {layer} of "
-                f"{lm.name} holds NaN or infinity: leave the text out, or load it in float32 (this is {lm.dtype})"
-            )
 
 
 # ---- how well it reads so far

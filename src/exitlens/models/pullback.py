@@ -36,7 +36,7 @@ from exitlens.models.native.backward import Backward, TextBackward, backward_of
 from exitlens.models.protocol import LayeredModel
 from exitlens.models.reasons import one_line
 
-__all__ = ["Gradient", "Method", "Pullback", "Pulls", "gradient_of", "out_of_memory"]
+__all__ = ["Gradient", "Method", "Pullback", "Pulls", "gradient_by", "gradient_of", "out_of_memory"]
 
 Method = Literal["native", "blocks", "whole", "rows"]
 Each = Callable[[int, Tensor], None]
@@ -255,6 +255,20 @@ def gradient_of(
             if _agree(found(Gradient(lm, method)), want, lm.dtype):
                 return Gradient(lm, method)
     return Gradient(lm, "rows")
+
+
+def gradient_by(lm: LayeredModel, method: Method, product: torch.dtype = torch.float32) -> Gradient:
+    """The way of this name, as :func:`gradient_of` found it right on the same model elsewhere.
+
+    Raises:
+        UnsupportedModel: ``native``, and this model's blocks are not such.
+    """
+    if method != "native":
+        return Gradient(lm, method)
+    backward = backward_of(_layered(lm), product)
+    if backward is None:
+        raise UnsupportedModel(f"{lm.name}: its blocks have no backward pass of ours here, and had one elsewhere")
+    return Gradient(lm, method, backward)
 
 
 def _agree(found: dict[int, Tensor], want: dict[int, Tensor], product: torch.dtype) -> bool:

@@ -5,6 +5,7 @@
     DIR/shards, DIR/seals                 what `exitlens read` made of a stretch of text
     DIR/tables/<name>.parquet             the results, assembled from the units in a fixed order
     DIR/states/, DIR/figures/, DIR/report.html
+    DIR/status.json, DIR/logs/            how far it is (:mod:`exitlens.runs.status`); what workers of a cluster said
 
 Batches are sealed units (:mod:`exitlens.storage.sealed`); their key hashes stage, version, settings and records, so
 units of other settings are ignored. Nothing is ever written through a symbolic link inside the directory.
@@ -39,7 +40,8 @@ __all__ = ["FORMAT", "RunDirectory", "versions"]
 
 FORMAT = 2
 _OURS = (
-    "work", "shards", "seals", "tables", "states", "figures", "report.html", "probe.safetensors", "manifest.json",
+    "work", "shards", "seals", "tables", "states", "figures", "logs", "report.html", "probe.safetensors",
+    "status.json", "manifest.json",
 )  # fmt: skip
 _PACKAGES = ("exitlens", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "pyarrow")
 

@@ -1,7 +1,9 @@
 """Runs work on a model: jobs one by one, or a stage over batches of records, finished batches kept and resumed.
 
 A stage is a frozen, picklable dataclass: its settings are its fields, ``run(lm, batch)`` is a pure function of them
-and of the batch. Another engine (Ray) may run the same stages and jobs with a model loaded once per worker.
+and of the batch. A task writes what it makes itself, as a sealed unit, and returns a few facts about it: wherever it
+runs, in this process or on one of many machines (:mod:`exitlens.runs.cluster`), nothing large travels, and a unit that
+is done twice is the same bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -26,7 +28,18 @@ from exitlens.storage.joined_tables import JoinedTables
 from exitlens.storage.sealed import Sealed
 from exitlens.version import __version__
 
-__all__ = ["Clock", "Engine", "LocalEngine", "Mapped", "Progress", "Report", "Stage", "Task", "batches"]
+__all__ = [
+    "Clock",
+    "Engine",
+    "LocalEngine",
+    "Mapped",
+    "Progress",
+    "Report",
+    "Stage",
+    "Task",
+    "batches",
+    "map_stage",
+]
 
 Job = TypeVar("Job")
 Job_contra = TypeVar("Job_contra", contravariant=True)
@@ -57,13 +70,17 @@ class Stage(Protocol[Record_contra]):
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a stage is: records done of total, records a second of this process, seconds left (None: unknown)."""
+    """How far a stage is: records done of total, records a second of this call, seconds left (None: unknown).
+
+    ``nodes``: of several machines, the records a second of each by its name.
+    """
 
     stage: str
     done: int
     total: int
     rate: float | None
     left: float | None
+    nodes: Mapping[str, float] = field(default_factory=dict)
 
 
 Report = Callable[[Progress], None]
@@ -87,7 +104,10 @@ class Mapped:
 
 
 class Task(Protocol[Job_contra, Result_co]):
-    """A pure function from one job to its result; picklable."""
+    """A pure function from one job to what it writes and to a small result; picklable.
+
+    A job may have ``named`` (how a reader knows it, where it fails) and ``size`` (its records).
+    """
 
     def run(self, lm: LayeredModel, job: Job_contra, /) -> Result_co:
         """The result of one job."""
@@ -99,10 +119,14 @@ class Engine(Protocol):
 
     lm: LayeredModel
     directory: RunDirectory | None
-    report: Report | None
+
+    @property
+    def report(self) -> Report | None:
+        """Who hears of progress."""
+        ...
 
     def stream(self, task: Task[Job, Result], jobs: Iterable[Job]) -> Iterator[tuple[Job, Result]]:
-        """Run ``task`` on each job; jobs and results in the order of the jobs, none kept.
+        """Run ``task`` on each job; jobs and results as they are finished, in any order, none kept.
 
         A job is taken from ``jobs`` when there is room for it, never all of them at once.
         """
@@ -138,54 +162,72 @@ class LocalEngine:
         self, stage: Stage[Record], records: Sequence[Record], *, batch_size: int, label: str | None = None
     ) -> Mapped:
         """See :class:`Engine`."""
-        label = label or stage.name
-        settings = [stage.name, stage.version, stage.settings(), self.lm.fingerprint]
-        keys = [key_of(settings, [stage.identify(r) for r in group]) for group in batches(records, batch_size)]
-        spool = _Spool()
-        units = Sealed(spool.folder) if self.directory is None else self.directory.units(label)
-        if self.directory is not None:
-            self.directory.stage_state(label, "running", batches=len(keys))
-        clock = Clock(label, len(records), self.report)
-        made: dict[int, tuple[float, tuple[str, ...]]] = {}  # seconds and names of the files, by batch
-        by: Counter[str] = Counter()  # batches by the version of exitlens that made them
-        resumed = 0
+        return map_stage(self, stage, records, batch_size=batch_size, label=label)
 
-        def unfinished() -> Iterator[_Batch]:
-            nonlocal resumed
-            for index, (key, group) in enumerate(zip(keys, batches(records, batch_size), strict=True)):
-                seal = units.whole(index, key)
-                if seal is None or not isinstance(seal.facts.get("seconds"), float):
-                    yield _Batch(index, key, group)
-                else:
-                    made[index] = seal.facts["seconds"], tuple(seal.files)
-                    by[str(seal.facts.get("version", "unknown"))] += 1
-                    resumed += 1
-                    clock.skipped(len(group))
 
-        for batch, (tables, seconds) in self.stream(_Timed(stage), unfinished()):
-            facts = {"seconds": seconds, "records": len(batch.records), "version": __version__}
-            files = {f"{name}.parquet": partial(write_parquet, frame=frame) for name, frame in tables.items()}
-            units.write(batch.index, batch.key, files, facts)
-            made[batch.index] = seconds, tuple(files)
-            by[__version__] += 1
-            clock.worked(len(batch.records))
-        total = sum(made[index][0] for index in range(len(keys)))
-        if self.directory is not None:
-            made_by = dict(sorted(by.items()))
-            self.directory.stage_state(label, "done", seconds=round(total, 3), batches=len(keys), made_by=made_by)
-        found: dict[str, list[Path]] = {}
-        for index, key in enumerate(keys):
-            for name in made[index][1]:
-                found.setdefault(name.removesuffix(".parquet"), []).append(units.path(index, key, name))
-        return Mapped(JoinedTables(found, spool), total, len(keys), resumed)
+def map_stage(
+    engine: Engine,
+    stage: Stage[Record],
+    records: Sequence[Record],
+    *,
+    batch_size: int,
+    label: str | None = None,
+    shared: Path | None = None,
+) -> Mapped:
+    """:meth:`Engine.map` of any engine, by its :meth:`Engine.stream`.
+
+    ``shared``: where units go that no run directory keeps; by default a temporary folder of this machine.
+    """
+    label = label or stage.name
+    settings = [stage.name, stage.version, stage.settings(), engine.lm.fingerprint]
+    spool = _Spool(shared)
+    units = Sealed(spool.folder) if engine.directory is None else engine.directory.units(label)
+    count = -(-len(records) // batch_size)
+    if engine.directory is not None:
+        engine.directory.stage_state(label, "running", batches=count)
+    clock = Clock(label, len(records), engine.report)
+    keys: list[str] = []
+    made: dict[int, tuple[float, tuple[str, ...]]] = {}  # seconds and names of the files, by batch
+    by: Counter[str] = Counter()  # batches by the version of exitlens that made them
+    finished = units.finished()
+
+    def unfinished() -> Iterator[_Batch]:
+        for index, group in enumerate(batches(records, batch_size)):
+            keys.append(key_of(settings, [stage.identify(r) for r in group]))
+            seal = finished(index, keys[-1])
+            if seal is None or not isinstance(seal.facts.get("seconds"), float):
+                yield _Batch(index, keys[-1], group, f"{label}, records {index * batch_size} and on")
+            else:
+                made[index] = seal.facts["seconds"], tuple(seal.files)
+                by[str(seal.facts.get("version", "unknown"))] += 1
+                clock.skipped(len(group))
+
+    fresh = 0
+    for batch, done in engine.stream(_Kept(stage, units), unfinished()):
+        made[batch.index] = done
+        by[__version__] += 1
+        fresh += 1
+        clock.worked(len(batch.records))
+    total = sum(made[index][0] for index in range(count))
+    if engine.directory is not None:
+        made_by = dict(sorted(by.items()))
+        engine.directory.stage_state(label, "done", seconds=round(total, 3), batches=count, made_by=made_by)
+    found: dict[str, list[Path]] = {}
+    for index, key in enumerate(keys):
+        for name in made[index][1]:
+            found.setdefault(name.removesuffix(".parquet"), []).append(units.path(index, key, name))
+    return Mapped(JoinedTables(found, spool), total, count, count - fresh)
 
 
 class _Spool:
-    """A temporary folder, made when it is asked for, that goes with the last reference to it."""
+    """A temporary folder ``within`` another, made when it is asked for, that goes with the last reference to it."""
+
+    def __init__(self, within: Path | None = None) -> None:
+        self.within = within
 
     @cached_property
     def folder(self) -> Path:
-        made = Path(tempfile.mkdtemp(prefix="exitlens-"))
+        made = Path(tempfile.mkdtemp(prefix="exitlens-", dir=self.within))
         weakref.finalize(self, shutil.rmtree, made, ignore_errors=True)
         return made
 
@@ -197,18 +239,27 @@ class _Batch:
     index: int
     key: str
     records: list[Any]
+    named: str
+
+    @property
+    def size(self) -> int:
+        return len(self.records)
 
 
 @dataclass(frozen=True, slots=True)
-class _Timed:
-    """A stage's run on a batch, with the seconds that it took where it ran."""
+class _Kept:
+    """A stage's run on a batch, its tables written as a unit; the seconds that it took and the names of its files."""
 
     stage: Stage[Any]
+    units: Sealed
 
-    def run(self, lm: LayeredModel, job: _Batch, /) -> tuple[Mapping[str, pd.DataFrame], float]:
+    def run(self, lm: LayeredModel, job: _Batch, /) -> tuple[float, tuple[str, ...]]:
         begun = time.perf_counter()
         tables = self.stage.run(lm, job.records)
-        return tables, time.perf_counter() - begun
+        seconds = time.perf_counter() - begun
+        facts = {"seconds": seconds, "records": len(job.records), "version": __version__}
+        files = {f"{name}.parquet": partial(write_parquet, frame=frame) for name, frame in tables.items()}
+        return seconds, tuple(self.units.write(job.index, job.key, files, facts).files)
 
 
 class Clock:

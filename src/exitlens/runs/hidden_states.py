@@ -35,7 +35,7 @@ from exitlens.parsing import cut
 from exitlens.storage.atomic import canonical, key_of, sha256_file, write_json, write_parquet, write_tensors
 from exitlens.storage.sealed import Seal, Sealed
 
-__all__ = ["SHARD_ROWS", "Origin", "StateStore"]
+__all__ = ["SHARD_ROWS", "Origin", "ShardWriter", "StateStore"]
 
 SHARD_ROWS = 256
 # Layers may grow; a model is known by its fingerprint, not by what it was called.
@@ -124,7 +124,7 @@ class StateStore:
 
     def missing(self, shard: int) -> tuple[int, ...]:
         """The wanted layers that a shard does not hold: all of them when it is missing or damaged."""
-        seal = self._shards.whole(shard, self._key(self.planned(shard)))
+        seal = self._shards.whole(shard, self.key(self.planned(shard)))
         held = {layer for layers in _parts(seal).values() for layer in layers}
         return tuple(layer for layer in self.wanted if layer not in held)
 
@@ -133,35 +133,24 @@ class StateStore:
         return self._plan[self._plan["shard"] == shard].sort_values("row", ignore_index=True)
 
     def write(self, shard: int, states: Mapping[int, Tensor], rows: pd.DataFrame) -> None:
-        """Store layers of one shard: ``states[layer] [rows, d_model]`` and a table of what was read at each row.
+        """Store layers of one shard, see :meth:`ShardWriter.write`."""
+        planned = self.planned(shard)
+        self.writer().write(shard, self.key(planned), planned["id"].tolist(), states, rows)
 
-        A whole shard keeps what it has and gains those layers. Raises ProbeError, naming layer and example, when a
-        state is not finite.
-        """
-        expected = self.planned(shard)
-        for layer in states:
-            finite = torch.isfinite(states[layer]).all(dim=-1)
-            if not bool(finite.all()):
-                bad = expected["id"].iloc[int((~finite).nonzero()[0, 0])]
-                raise ProbeError(f"hidden state of example '{bad}' at layer {layer} is not finite: check the dtype")
-        key = self._key(expected)
-        seal = self._shards.whole(shard, key)
-        parts = _parts(seal)
-        part = f"{len(parts)}.safetensors" if parts else "safetensors"
-        header = {"origin": canonical(self._identity())}
-        tensors = {_name(layer): states[layer].detach().cpu() for layer in states}
-        files: dict[str, Callable[[Path], str]] = {part: partial(write_tensors, tensors=tensors, metadata=header)}
-        if not parts:
-            files["rows.parquet"] = partial(write_parquet, frame=rows)
-        beside = seal.files if seal is not None and parts else {}
-        self._shards.write(shard, key, files, {"layers": {**parts, part: sorted(states)}}, beside=beside)
+    def writer(self) -> ShardWriter:
+        """What writes shards, without the plan: a few words, for whoever computes states elsewhere."""
+        return ShardWriter(self._shards, canonical(self._identity()))
+
+    def key(self, rows: pd.DataFrame) -> str:
+        """The key of the shard that holds the examples ``rows`` (columns id, hash) in this order."""
+        return key_of(self._identity(), rows["id"].tolist(), rows["hash"].tolist())
 
     def finish(self) -> pd.DataFrame:
         """Write ``index.parquet`` over all finished shards and return it."""
         parts = []
         for shard in sorted(int(shard) for shard in self._plan["shard"].unique()):
             planned = self.planned(shard)
-            key = self._key(planned)
+            key = self.key(planned)
             seal, file = self._shards.claimed(shard, key), self._shards.path(shard, key, "rows.parquet")
             if seal is not None and sha256_file(file) == seal.files.get("rows.parquet"):
                 rows = pd.read_parquet(file)
@@ -212,7 +201,7 @@ class StateStore:
 
     def _files(self, shard: int) -> dict[Path, list[int]]:
         """The files of a shard and the layers in each; hashes are checked when a store is filled, not at each read."""
-        key = self._key(self.planned(shard))
+        key = self.key(self.planned(shard))
         seal = self._shards.claimed(shard, key)
         if seal is None:
             raise ProbeError(f"shard {shard} of '{self.path}' is not finished: extract the hidden states again")
@@ -238,8 +227,37 @@ class StateStore:
     def _identity(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self.origin).items() if name not in _NO_MARKS}
 
-    def _key(self, rows: pd.DataFrame) -> str:
-        return key_of(self._identity(), rows["id"].tolist(), rows["hash"].tolist())
+
+@dataclass(frozen=True, slots=True)
+class ShardWriter:
+    """Writes shards of a store; ``origin``: its identity as canonical JSON."""
+
+    shards: Sealed
+    origin: str
+
+    def write(self, shard: int, key: str, ids: Sequence[str], states: Mapping[int, Tensor], rows: pd.DataFrame) -> None:
+        """Store layers of one shard: ``states[layer] [rows, d_model]`` and a table of what was read at each row.
+
+        A whole shard keeps what it has and gains those layers. Raises ProbeError, naming layer and example, when a
+        state is not finite.
+        """
+        for layer in states:
+            finite = torch.isfinite(states[layer]).all(dim=-1)
+            if not bool(finite.all()):
+                bad = ids[int((~finite).nonzero()[0, 0])]
+                raise ProbeError(f"hidden state of example '{bad}' at layer {layer} is not finite: check the dtype")
+        seal = self.shards.whole(shard, key)
+        parts = _parts(seal)
+        if parts and set(states) <= {layer for held in parts.values() for layer in held}:
+            return  # somebody else was quicker: what is done twice counts once
+        part = f"{len(parts)}.safetensors" if parts else "safetensors"
+        tensors = {_name(layer): states[layer].detach().cpu() for layer in states}
+        metadata = {"origin": self.origin}
+        files: dict[str, Callable[[Path], str]] = {part: partial(write_tensors, tensors=tensors, metadata=metadata)}
+        if not parts:
+            files["rows.parquet"] = partial(write_parquet, frame=rows)
+        beside = seal.files if seal is not None and parts else {}
+        self.shards.write(shard, key, files, {"layers": {**parts, part: sorted(states)}}, beside=beside)
 
 
 def _parts(seal: Seal | None) -> dict[str, list[int]]:

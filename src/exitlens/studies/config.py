@@ -24,6 +24,7 @@ from exitlens.lenses.lens_words import check_lens_word
 from exitlens.parsing import check_plain, cut, parse_toml, read_bytes
 from exitlens.probes.kinds import check_kind
 from exitlens.probes.names import check_protocol_name
+from exitlens.runs.cluster.address import parse_engine
 from exitlens.scoring.names import ScoringProtocol, parse_judge
 from exitlens.studies.answers.decoder_spec import DecoderSpec
 from exitlens.studies.names import HOMES, usual_studies
@@ -36,7 +37,9 @@ BUILT_IN_LIMITS = {"limit": ("data", 40), "limit_statements": ("statements", 560
 # Settings that change where or how fast results appear, never what they are: a run may go on with other values.
 # A model is known by its fingerprint, whatever it is called and wherever it lies: see `_introduce` in studies/run.py.
 _NAMES_OF_A_MODEL = frozenset({"model", "revision", "trust_remote_code", "base"})
-_NOT_IDENTITY = frozenset({"only", "out", "figures", "figure_width", "states"}) | _NAMES_OF_A_MODEL
+_NOT_IDENTITY = (
+    frozenset({"only", "out", "figures", "figure_width", "states", "engine", "workers", "deadline"}) | _NAMES_OF_A_MODEL
+)
 
 
 def _layer_text(value: Any) -> Any:
@@ -45,6 +48,12 @@ def _layer_text(value: Any) -> Any:
     if isinstance(numbers, list | tuple) and all(type(number) is int for number in numbers):
         value = ",".join(map(str, numbers))
     return parse_layers(value).text if isinstance(value, str) else value
+
+
+def _engine_text(value: str) -> str:
+    """An engine's name as it is. Raises InputError, a ValueError."""
+    parse_engine(value)
+    return value
 
 
 LayerText = Annotated[str, BeforeValidator(_layer_text)]
@@ -66,6 +75,14 @@ class RunConfig(BaseModel):
         "auto", description="number type: auto, float32, bfloat16 (bf16), float16 (fp16, half)"
     )
 
+    engine: Annotated[str, AfterValidator(_engine_text)] = Field(
+        "local", description="local, ray (workers on this machine), or ray://HOST:PORT (a cluster)"
+    )
+    workers: int | None = Field(None, ge=1, description="workers of engine ray; none: one a GPU, or one a processor")
+    deadline: float | None = Field(
+        None, gt=0, description="seconds that a unit may take before another worker tries; none: 20 times the longest"
+    )
+
     data: tuple[str, ...] = Field(("facts-qa",), description="questions: built-in name, file or Hub id; repeatable")
     statements: tuple[str, ...] = Field(("facts-tf",), description="true/false statements: name, file or folder")
     limit: int | None = Field(None, ge=1, description="at most this many questions, the first ones")
@@ -77,8 +94,8 @@ class RunConfig(BaseModel):
 
     only: tuple[str, ...] = Field(default_factory=usual_studies, description=f"studies to run: {', '.join(HOMES)}")
     out: str = Field("exitlens-run", description="run directory")
-    figures: bool = Field(True, description="draw figures; the report has its tables either way")
-    figure_width: Literal["column", "page"] = Field("page", description="of figures: page (7 inches) or column (3.3)")
+    figures: bool = Field(True, description="draw figures; tables are there either way")
+    figure_width: Literal["column", "page"] = Field("page", description="of figures: page (7 in) or column (3.3)")
     seed: int = Field(0, ge=0, description="seed of every random choice; equal seeds give equal tables")
     batch_size: int = Field(32, ge=1, description="prompts generated together")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,14 @@ from exitlens.lenses import (
     fit_jacobian_lens,
     train_tuned_lens,
 )
+from exitlens.lenses.fit_jacobian import Elsewhere, Stream
 from exitlens.models.forward import cut_tokens
 from exitlens.models.protocol import LayeredModel
-from exitlens.storage.atomic import check_writable
+from exitlens.storage.atomic import check_writable, write_json
 from exitlens.studies.exits.files import own_texts
 from exitlens.version import __version__
 
-__all__ = ["PIECE", "Pieces", "fit_and_save", "pieces_of_file", "pieces_of_own", "train_and_save"]
+__all__ = ["PIECE", "Pieces", "fit_and_save", "pieces_of_file", "pieces_of_own", "train_and_save", "units_folder"]
 
 PIECE = 256  # tokens: long texts are cut, so that there are many to train on and to keep apart
 LEAST = 8  # pieces, of two tokens or more
@@ -127,28 +129,41 @@ def fit_and_save(
     name: str,
     minutes: float | None = None,
     say: Callable[[str], None] = lambda _line: None,
+    stream: Stream | None = None,
     **options: Any,
 ) -> tuple[JacobianLens, FitReport]:
     """Fit a Jacobian lens and write the file; ``options`` are those of :func:`.fit_jacobian_lens`.
 
     The sum so far lies beside it (``NAME.part``), so that the same call goes on where it was stopped; it is removed
-    once every text is in. Raises RunError before the work when the file cannot be written.
+    once every text is in. ``stream``: of an engine whose workers sum the texts, in :func:`units_folder`. Raises
+    RunError before the work when the file cannot be written.
     """
     check_writable(path)
     part = path.with_name(f"{path.name}.part")
     if pieces.short:
         say(f"{pieces.short} of {pieces.short + len(set(pieces.text))} texts are too short and left out")
+    units = units_folder(path)
+    elsewhere = None if stream is None else Elsewhere(stream, units)
+    if elsewhere is not None:
+        write_json(units / "fit.json", {"lens": path.name, "model": lm.name})
     lens, report = fit_jacobian_lens(
         lm, pieces.ids, name=name, held_out=pieces.held_out, keep=part, source=pieces.source, say=say,
+        elsewhere=elsewhere,
         time_limit=None if minutes is None else 60.0 * minutes, **options,
     )  # fmt: skip
     lens = _saved(lens, path)
     if report.texts + report.held_out == len(pieces.ids):
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+        shutil.rmtree(units, ignore_errors=True)
     else:
         say(f"the same command goes on with the other {len(pieces.ids) - report.held_out - report.texts} texts")
     return lens, report
+
+
+def units_folder(path: Path) -> Path:
+    """Where workers write sums of texts, their logs, and ``fit.json``, by which they know that they see the folder."""
+    return path.with_name(f"{path.name}.units").expanduser().absolute()
 
 
 def _saved(lens: _L, path: Path) -> _L:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,13 @@ from exitlens.parsing import cut
 from exitlens.report.figure_style import FigureWidth
 from exitlens.report.frames import Results
 from exitlens.report.notebook import Shape, register_drawing, table_html
+from exitlens.runs.cluster.address import EngineSettings
 from exitlens.runs.directory import RunDirectory, now
-from exitlens.runs.engine import LocalEngine, Report
+from exitlens.runs.engine import Report
+from exitlens.runs.status import StatusFile
 from exitlens.studies.config import RunConfig, check_words
 from exitlens.studies.context import Context
+from exitlens.studies.engines import ModelSource, opened_engine
 from exitlens.studies.exits.files import load_adapted
 from exitlens.studies.inputs import Inputs, load_inputs
 from exitlens.studies.registry import STUDIES, chapters
@@ -95,26 +99,26 @@ def run(
     for study in chosen:
         study.check_settings(config, inputs)
     identity = {**config.identity(), **inputs.identity()}
-    with RunDirectory.open(config.out, identity, command=command, fresh=fresh) as directory:
+    source = ModelSource(
+        config.model, config.device, config.dtype, config.revision, config.trust_remote_code, config.base,
+        config.adapter,
+    )  # fmt: skip
+    settings = EngineSettings(config.engine, config.workers, config.deadline)
+    with contextlib.ExitStack() as stack:
+        directory = stack.enter_context(RunDirectory.open(config.out, identity, command=command, fresh=fresh))
+        status = stack.enter_context(StatusFile(directory.path, report))
+        say = status.heard(say)
         for note in inputs.notes:
             say(note)
+        make = stack.enter_context(opened_engine(settings, source if lm is None else None, say))
         if lm is None:
-            from exitlens.models import load
-
             say(f"loading {config.model}")
-            lm = load(
-                config.model,
-                device=config.device,
-                dtype=config.dtype,
-                revision=config.revision,
-                trust_remote_code=config.trust_remote_code,
-                base=config.base,
-            )
-        if config.adapter is not None:
+            lm = source.load()
+        elif config.adapter is not None:
             lm = load_adapted(lm, config.adapter)
         _introduce(directory, config, inputs, lm)
         specs = {spec.name: spec for study in chosen for spec in study.tables}
-        ctx = Context(config, LocalEngine(lm, directory, report), inputs, specs, "entropies" in needs, say)
+        ctx = Context(config, make(lm, directory, status), inputs, specs, "entropies" in needs, say)
         # What cannot be done is said before the first long stage, not after it.
         for study in chosen:
             study.check(ctx)

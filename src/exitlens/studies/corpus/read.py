@@ -31,7 +31,7 @@ from exitlens.lenses.read_texts import BATCH_TOKENS, read_windows
 from exitlens.models.forward import Window, plan_windows
 from exitlens.models.protocol import LayeredModel
 from exitlens.runs.directory import RunDirectory, now
-from exitlens.runs.engine import Engine
+from exitlens.runs.engine import Clock, Engine
 from exitlens.storage.atomic import canonical, key_of, read_json, write_table
 from exitlens.storage.sealed import Seal, Sealed
 from exitlens.studies.corpus.columns import check_stats
@@ -136,15 +136,24 @@ class _Job:
     last: bool
     characters: int
 
+    @property
+    def size(self) -> int:
+        return self.characters
+
+    @property
+    def named(self) -> str:
+        return f"shard {self.number}, texts {self.windows[0].text} to {self.windows[-1].text}"
+
 
 @dataclass(frozen=True, slots=True)
 class _ReadShard:
-    """A shard as an Arrow table, and what its seal says."""
+    """Writes a shard; what its seal says."""
 
     layers: tuple[int, ...]
     settings: CorpusSettings
+    shards: Sealed
 
-    def run(self, lm: LayeredModel, job: _Job, /) -> tuple[Any, _Facts]:
+    def run(self, lm: LayeredModel, job: _Job, /) -> _Facts:
         how, notes = self.settings, list[str]()
         table = ShardTable(lm, job.ids, job.windows, self.layers)
         for batch, found in read_windows(
@@ -158,7 +167,9 @@ class _ReadShard:
             end=job.end, last=job.last, tokens=table.tokens, characters=job.characters, split=split,
             overlap=how.overlap if split else None, sums=table.sums(), notes=notes,
         )  # fmt: skip
-        return table.arrow(), facts
+        files = {"parquet": partial(write_table, table=table.arrow())}
+        self.shards.write(job.number, job.key, files, facts.model_dump(mode="json"))
+        return facts
 
 
 def _fill(
@@ -176,17 +187,26 @@ def _fill(
     # A reading that refuses long texts may go on splitting them: the overlap is held against split shards alone.
     base = {name: value for name, value in identity.items() if name != "overlap"}
     keys: list[str] = []
+    whole = shards.finished()
+    totals = _Totals(layers)
+    clock = Clock("reading, in characters", survey.characters, engine.report)
+    begun = 0  # shards before the first that was missing: they are in the totals
 
     def missing() -> Iterator[_Job]:
         """The shards that are not there, in order; each is taken from the text only when it is asked for."""
+        nonlocal begun
         stream: _Stream | None = None
         place, last = (0, 0), False
         while not last:
             number = len(keys)
             keys.append(key_of(VERSION, base, place))
-            facts = _facts(shards.whole(number, keys[-1]), len(layers), settings)
+            facts = _facts(whole(number, keys[-1]), len(layers), settings)
             if facts is not None:
+                if stream is None:
+                    totals.add(facts)
+                    begun += 1
                 tick(facts.characters)
+                clock.skipped(facts.characters)
                 place, last = facts.end, facts.last
                 continue
             if stream is None or stream.place != place:
@@ -195,12 +215,12 @@ def _fill(
             place, last = stream.place, stream.ended
 
     fresh = 0
-    for job, (table, made) in engine.stream(_ReadShard(layers, settings), missing()):
-        shards.write(job.number, job.key, {"parquet": partial(write_table, table=table)}, made.model_dump(mode="json"))
+    for job, made in engine.stream(_ReadShard(layers, settings, shards), missing()):
         fresh += made.tokens
         tick(job.characters)
-    totals = _Totals(layers)
-    for number, key in enumerate(keys):
+        clock.worked(job.characters)
+    # Sums are added in the order of the text, whoever made which and when.
+    for number, key in enumerate(keys[begun:], begun):
         facts = _facts(shards.claimed(number, key), len(layers), settings)
         if facts is None:
             raise RunError(f"'{directory.path}' was changed while it was read: run the same command again")

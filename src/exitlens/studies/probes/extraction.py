@@ -25,7 +25,7 @@ from exitlens.errors import InputError
 from exitlens.models.forward import check_context, passes, same_beginning
 from exitlens.models.protocol import LayeredModel
 from exitlens.runs.engine import Clock, Engine
-from exitlens.runs.hidden_states import SHARD_ROWS, Origin, StateStore
+from exitlens.runs.hidden_states import SHARD_ROWS, Origin, ShardWriter, StateStore
 from exitlens.storage.atomic import text_hash
 from exitlens.studies.layers.stage import check_layers
 
@@ -129,10 +129,10 @@ def extract_items(
             # Others are of an earlier, larger request; this one does not need them.
             if all(key in source for key in keys):
                 mine = [statements[source[key]] for key in keys]
-                yield _Job(shard, store.missing(shard), _chosen(keys, mine, items_of))
+                yield _Job(shard, store.key(planned), store.missing(shard), _chosen(keys, mine, items_of))
 
-    for job, (states, found) in engine.stream(_ReadShard(label_tokens(lm) if words else None), jobs()):
-        store.write(job.shard, states, found)
+    task = _ReadShard(label_tokens(lm) if words else None, store.writer())
+    for job, _ in engine.stream(task, jobs()):
         clock.worked(len(job.items))
     store.finish()
     return store
@@ -143,17 +143,28 @@ class _Job:
     """The texts of one shard, and the layers that it lacks."""
 
     shard: int
+    key: str
     layers: tuple[int, ...]
     items: list[Item]
+
+    @property
+    def size(self) -> int:
+        return len(self.items)
+
+    @property
+    def named(self) -> str:
+        first, last = self.items[0].statement.id, self.items[-1].statement.id
+        return f"shard {self.shard} of {len(self.items)} statements, '{first}' to '{last}'"
 
 
 @dataclass(frozen=True, slots=True)
 class _ReadShard:
-    """States of a shard's layers ``{layer: [rows, d_model]}``, and a table of what was read at each row."""
+    """Writes states of a shard's layers ``{layer: [rows, d_model]}``, and a table of what was read at each row."""
 
     words: Mapping[int, Sequence[int]] | None
+    writer: ShardWriter
 
-    def run(self, lm: LayeredModel, job: _Job, /) -> tuple[dict[int, Tensor], pd.DataFrame]:
+    def run(self, lm: LayeredModel, job: _Job, /) -> None:
         words = None if self.words is None else _on_device(lm, self.words)
         states, said, top = _read(lm, job.items, job.layers, words)
         rows: dict[str, Any] = {
@@ -162,7 +173,8 @@ class _ReadShard:
         }
         if words is not None:
             rows |= {"p_true": said[:, 0], "p_false": said[:, 1], "top_id": top}
-        return {layer: states[k] for k, layer in enumerate(job.layers)}, pd.DataFrame(rows)
+        found = {layer: states[k] for k, layer in enumerate(job.layers)}
+        self.writer.write(job.shard, job.key, [item.statement.id for item in job.items], found, pd.DataFrame(rows))
 
 
 def label_tokens(lm: LayeredModel) -> dict[int, list[int]]:

@@ -43,7 +43,7 @@ from exitlens.probes import (
 )
 from exitlens.probes.kinds import check_kind
 from exitlens.probes.names import check_protocol_name
-from exitlens.runs.engine import Clock, LocalEngine, Report
+from exitlens.runs.engine import Clock, Engine, LocalEngine, Report
 from exitlens.runs.hidden_states import StateStore
 from exitlens.studies.config import RunConfig
 from exitlens.studies.context import Context
@@ -121,6 +121,7 @@ def probes_study(
     matrix: bool = True,
     resamples: int = 1000,
     report: Report | None = None,
+    engine: Engine | None = None,
 ) -> TruthStudy:
     """Extract the states of ``statements`` into ``folder`` (kept, extended when called again), then measure ``kinds``.
 
@@ -141,6 +142,7 @@ def probes_study(
         matrix: Also train on each topic and test on each other.
         resamples: Of the intervals.
         report: Called with the progress of extraction.
+        engine: What extracts, where it is not this process.
 
     Returns:
         Metrics by kind and layer, comparisons, and a verdict in words.
@@ -156,7 +158,7 @@ def probes_study(
     everything = [*statements, *(_apart(s) for s in test_statements)]
     _check(everything, kinds, protocol, position, seed, test_topic)
     # All layers are stored: they cost nothing more in the same pass, and another study may want them.
-    store = extract(LocalEngine(lm, report=report), everything, folder, setting=setting, position=position)
+    store = extract(engine or LocalEngine(lm, report=report), everything, folder, setting=setting, position=position)
     data, ids = truth_data(store, everything, numbers)
     split = _split(data, ids, protocol, seed, test_topic)
     baselines: Sequence[Baseline] = ()
@@ -322,6 +324,7 @@ def run_kinds(ctx: Context) -> None:
         test_statements=ctx.inputs.test_statements,
         test_topic=config.test_topic,
         report=ctx.engine.report,
+        engine=ctx.engine,
     )
     for name, frame in result.tables.items():
         ctx.write(name, frame)
