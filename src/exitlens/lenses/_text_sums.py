@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,8 +22,10 @@ from exitlens.models.protocol import LayeredModel
 from exitlens.models.pullback import Gradient, Method, gradient_by
 from exitlens.parsing import cut
 from exitlens.storage.atomic import key_of, write_tensors
-from exitlens.storage.sealed import Sealed
 from exitlens.storage.tensors import read_tensors
+
+if TYPE_CHECKING:
+    from exitlens.storage.sealed import Sealed
 
 __all__ = ["Elsewhere", "Stream", "SumTexts", "add_texts"]
 
@@ -113,6 +115,8 @@ def add_texts(
             total.add(task.one(lm, first + total.count, texts[total.count]))
             yield total.count
         return
+    from exitlens.storage.sealed import Sealed
+
     total.drop_part()
     units = Sealed(elsewhere.folder)
     finished = units.finished()
