@@ -35,6 +35,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 LIMIT = 480.0  # seconds of everything together
+GRACE = 5.0  # seconds after a part's own, in which it may still end by itself
 
 
 class TimeUp(Exception):
@@ -70,7 +71,8 @@ def main(given: list[str] | None = None) -> int:
     for name in names:
         left = chosen.limit - (time.monotonic() - started)
         part = PARTS[name]
-        results["parts"][name] = {"what": part.what, **run(name, part.work, bench, min(part.seconds, left), chosen.out)}
+        most = part.seconds * (10 if chosen.small else 1)  # a processor may be busy with something else
+        results["parts"][name] = {"what": part.what, **run(name, part.work, bench, min(most, left), chosen.out)}
         results["seconds"] = round(time.monotonic() - started, 1)
         write(chosen.out, results)
     print((chosen.out / "gpu.md").read_text(encoding="utf-8"))
@@ -86,7 +88,7 @@ def run(name: str, work: Callable[[Any], None], bench: Any, seconds: float, out:
     print(f"{name} (at most {seconds:.0f} s) ...", flush=True)
     found: dict[str, Any] = {"rows": bench.rows}
     try:
-        with alarm(seconds + 5.0):
+        with alarm(seconds + GRACE):
             work(bench)
     except Exception as error:  # noqa: BLE001 - whatever a part meets, the others must be measured
         line = " ".join(str(error).split())[:300]
