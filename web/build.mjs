@@ -35,7 +35,7 @@ async function bundle(entry) {
     charset: "utf8",
     legalComments: "none",
     // Names of the component's own: none is of the page, of a view's JSON or of a host.
-    mangleProps: /^(topP|onpick|onat|onfocus|onopen|grown|reveal|scroller|panelActions|announce|dashed|anchor|hits|items|wide|alpha|turn|down|ranks|positions|colour|scenes)$/,
+    mangleProps: /^(topP|onpick|onat|onfocus|onopen|grown|reveal|scroller|panelActions|announce|dashed|anchor|hits|items|wide|alpha|turn|down|ranks|positions|colour|scenes|numbers|points|bars|series|draw|figure|element|frame|dash)$/,
     external: ["./view.js", "./live.js"],
     plugins: [style],
     write: false,
@@ -44,7 +44,7 @@ async function bundle(entry) {
   const { code } = await minify(outputFiles[0].text, {
     module: true,
     ecma: 2020,
-    compress: { passes: 4, unsafe_arrows: true, pure_getters: true, keep_fargs: false },
+    compress: { passes: 4, unsafe_arrows: true, pure_getters: true, unsafe: true, keep_fargs: false },
     format: { ascii_only: false },
   });
   return Buffer.from(`${code}\n`);

@@ -121,7 +121,17 @@ def run_tables(questions: int = 45, seed: int = 0) -> dict[str, pd.DataFrame]:
             for key in ids[:3]
         ]
     ).assign(correct_choice="yes", incorrect_choice=HOSTILE[3], logit_difference=1.5)
+    heads = pd.DataFrame(
+        [{"question_id": key, "question": asked[key], "block": j, "head": h, "contribution": rng.normal()}
+         for key in ids[:3] for j in layer[1:] for h in range(4)]
+    )  # fmt: skip
+    partings = pd.DataFrame(
+        [{"decoder": DECODERS[1], "question_id": key, "position": 0, "token": HOSTILE[2], "first_token": " a",
+          "layer": j, "divergence": 0.01 * j, "chosen": j == 3} for key in ids[:20] for j in (1, 2, 3)]
+    )  # fmt: skip
     return {
+        "decoding_partings": partings,
+        "attribution_heads": heads,
         "attribution_means": means,
         "attribution": single,
         "layers": pd.DataFrame(rows),

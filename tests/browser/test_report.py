@@ -53,6 +53,23 @@ def test_hostile_texts_run_nothing_and_break_no_layout(visit: Callable[..., Any]
     assert made.faults == []
 
 
+def test_forced_colours_and_reduced_motion_are_followed(visit: Callable[..., Any], report: Path) -> None:
+    made = visit(report, forced_colors="active", reduced_motion="reduce")
+    made.all_drawn()
+    assert not made.faults
+    found = made.page.evaluate(
+        """() => [...exitlens.handles.keys()].flatMap((id) => {
+            const root = document.querySelector(`[data-view="${id}"]`).shadowRoot;
+            const view = root.querySelector(".view");
+            const [ink, paper] = [getComputedStyle(view).color, getComputedStyle(view).backgroundColor];
+            const moving = document.getAnimations().length + root.getAnimations().length;
+            return [[ink !== paper, moving]];
+        })"""
+    )
+    assert len(found) >= 5
+    assert all(legible and not moving for legible, moving in found)
+
+
 def test_what_is_exported_is_what_the_tables_hold(visit: Callable[..., Any], report: Path) -> None:
     made = visit(report)
     made.all_drawn()

@@ -305,7 +305,8 @@ RECORDS = [
 def test_the_stage_sets_the_correct_choice_against_the_best_incorrect_one(lm: LM) -> None:
     records = one_token_records(lm, RECORDS)
     assert [record.id for record in records] == ["a", "b", "c"]
-    table = AttributionStage().run(lm, records)["attribution"]
+    tables = AttributionStage().run(lm, records)
+    table, heads = tables["attribution"], tables["attribution_heads"]
     for record in records:
         mine = table[table["question_id"] == record.id]
         z = own_logits(lm.model, lm.encode(record.prompt), lm)
@@ -316,6 +317,11 @@ def test_the_stage_sets_the_correct_choice_against_the_best_incorrect_one(lm: LM
         assert set(mine["incorrect_choice"]) == {best}
         assert set(mine["correct_choice"]) == {right}
         assert mine["contribution"].sum() == pytest.approx(float(z[first[right]] - z[first[best]]), abs=1e-4)
+        # Heads split the attention of their block.
+        split = heads[heads["question_id"] == record.id].groupby("block")["contribution"].sum()
+        attention = mine[mine["kind"] == "attention"].set_index("block")["contribution"]
+        np.testing.assert_allclose(split, attention.loc[split.index], atol=1e-4)
+        assert len(split) == lm.n_layers
     single = attribute_record(lm, records[0])
     assert single.logits["target"].iloc[-1] == " − ".join(table[["correct_choice", "incorrect_choice"]].iloc[0])
 

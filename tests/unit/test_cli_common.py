@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from rich.cells import cell_len
 
 import exitlens
 from exitlens import cli, progress
@@ -76,6 +77,52 @@ def test_table_in_a_terminal_fits_and_reads_no_markup(monkeypatch: pytest.Monkey
     assert " layer " in text
     assert "…" in text
     assert max(map(len, text.splitlines())) <= 60
+
+
+NAMES = ("probability", "classifier, all heads", "日本語の方針")
+EXITS = ["policy", "threshold", "agreement", "agreement low", "agreement high", "layers saved", "flops saved", "time"]
+
+
+def printed(monkeypatch: pytest.MonkeyPatch, width: int, columns: list[str], rows: list[list[object]]) -> list[str]:
+    monkeypatch.setenv("COLUMNS", str(width))
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    console.print_table([console.Column(name, ".3f") for name in columns], rows)
+    return re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).splitlines()
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 140])
+def test_a_table_in_a_terminal_keeps_its_label_column_and_says_what_had_no_room(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    rows = [[name, 0.9, 0.887, 0.843, 0.922, 0.154, -2.046, 2.12] for name in NAMES]
+    lines = printed(monkeypatch, width, EXITS, rows)
+    text = "\n".join(lines)
+    assert all(name in text for name in NAMES)
+    assert max(map(cell_len, lines)) <= width
+    whole = " ".join(text.split())
+    if width >= 60:  # an interval is one column
+        assert "0.887 [0.843, 0.922]" in text
+        assert "low" not in text
+    assert ("no room for" in whole) == (width < 100)
+    if width == 80:
+        assert "no room for time" in whole
+
+
+def test_a_missing_interval_is_left_out_and_other_columns_that_end_in_low_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lines = printed(
+        monkeypatch,
+        100,
+        ["name", "x", "low", "high", "y low"],
+        [["a", 1.0, None, None, 2.0], ["b", 1.0, 0.5, 2.0, 3.0]],
+    )
+    text = "\n".join(lines)
+    assert "x [95%]" in text
+    assert "1.000 [0.500, 2.000]" in text
+    assert "y low" in text
+    assert "[–" not in text
 
 
 def test_json_keeps_full_precision(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,10 +29,12 @@ from exitlens.probes import (
     topic_transfer,
     verdict,
 )
+from exitlens.probes.controls import random_label_probes
 from exitlens.probes.evaluation import fold_auroc, measure
+from exitlens.probes.grid import Fold
 from exitlens.probes.kinds.logistic import Logistic
 from exitlens.probes.nested import run_kind
-from exitlens.probes.splits import affirmed_to_negated
+from exitlens.probes.splits import Split, affirmed_to_negated
 
 QUICK = Logistic(settings=(1e-2, 1.0))
 
@@ -80,6 +82,32 @@ def test_random_labels_give_chance_at_every_layer() -> None:
     y = torch.from_numpy(data.labels[run.rows])
     right = ((run.by_layer[:, 0] > 0.5).long() == y).double().mean(1)
     assert (right - 0.5).abs().max() < 0.06  # 800 entities in pairs: three standard errors are 0.053
+
+
+def test_random_labels_are_coins_of_their_own_so_that_a_probe_of_noise_is_at_chance() -> None:
+    """Drawing exactly half would make a majority in training a minority in the test: chance would lie below .5."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(24), 2)
+    topics = [f"topic {group % 3}" for group in groups]
+    data = make_data(rng.normal(size=(1, 48, 2)).astype(np.float32), np.tile([0, 1], 24), groups, topics)
+    split = leave_one_topic_out(data, min_rows=8)
+    run = run_kind(QUICK, data, split)
+    found = []
+    for seed in range(30):
+        said, labels = random_label_probes(QUICK, run, data, split, seed)
+        assert said.shape[:2] == (1, len(labels))
+        found.append(float(((said[0].numpy() > 0.5) == labels).mean()))
+    assert len({int(random_label_data(data, seed).labels.sum()) for seed in range(20)}) > 3
+    # 30 seeds of 5 draws over 24 groups: the standard error is about .01; exactly half gives .43.
+    assert abs(np.mean(found) - 0.5) < 0.035
+
+
+def test_random_labels_refuse_groups_that_are_too_few() -> None:
+    data = study_data(n=64, layers=1)
+    run = run_kind(QUICK, data, leave_one_topic_out(data, min_rows=4))
+    one_group = Split("one group", (Fold("a", np.arange(2), np.arange(2, 64)),), ((),))
+    with pytest.raises(ProbeError, match="too few for random labels"):
+        random_label_probes(QUICK, run, data, one_group)
 
 
 @pytest.mark.parametrize("protocol", ["leave-one-topic-out", "grouped-k-fold", "original", "affirmed-to-negated"])

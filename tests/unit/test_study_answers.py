@@ -12,6 +12,7 @@ import torch
 from tests import tiny
 
 from exitlens.data.records import Question
+from exitlens.decoding import generate, parse_decoder
 from exitlens.errors import ConfigError, InputError
 from exitlens.models import wrap
 from exitlens.scoring import Bleu, ExactChoice, RougeL
@@ -118,6 +119,30 @@ def test_decoders_are_compared_with_the_first_by_question(lm: Any) -> None:
     assert study.decoding_layers.groupby("decoder")["count"].sum().to_dict() == {
         "dola:high": int(study.answers.groupby("decoder")["n_tokens"].sum()["dola:high"])
     }
+
+
+def test_where_a_decoder_leaves_the_first_one_every_candidate_layer_has_its_divergence(lm: Any) -> None:
+    decoders = ["vanilla", "dola:high", "vanilla@1.5"]
+    study = decoding_study(lm, QUESTIONS, decoders, metrics=[RougeL()], max_new_tokens=6)
+    found = study.decoding_partings
+    texts = study.answers.pivot_table(index="question_id", columns="decoder", values="answer", aggfunc="first")
+    differ = texts.index[texts["vanilla"] != texts["dola:high"]]
+    assert len(differ)
+    assert set(differ) <= set(found["question_id"])  # tokens may differ where stripped texts do not
+    assert set(found["decoder"]) == {"dola:high"}  # a penalty chooses no layer
+    candidates = parse_decoder("dola:high").layers(lm.n_layers, lm.tied)
+    for _, rows in found.groupby("question_id"):
+        assert tuple(rows["layer"]) == candidates
+        # The layer contrasted with is the one furthest from the final layer.
+        assert rows.loc[rows["chosen"], "layer"].tolist() == [rows.loc[rows["divergence"].idxmax(), "layer"]]
+        assert rows["token"].nunique() == 1
+        assert rows["token"].iloc[0] != rows["first_token"].iloc[0]
+        question = next(q for q in QUESTIONS if q.id == rows["question_id"].iloc[0])
+        prompt = ask([question])[0].prompt
+        [one] = generate(lm, [prompt], decoder="dola:high", max_new_tokens=6, stop=("\nQ:",), trace=True)
+        at = int(rows["position"].iloc[0])
+        assert one.tokens[at] == rows["token"].iloc[0]
+        np.testing.assert_allclose(rows["divergence"], one.steps["divergence"][at], atol=1e-5)
 
 
 @pytest.mark.parametrize("mc", ["softmax", "scores"])

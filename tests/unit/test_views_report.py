@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from rich.cells import cell_len
 from tests.unit.test_views_figures import EXITS, NASTY, decoding, entropy, layers, probes
 
 from exitlens.errors import RunError
@@ -445,6 +446,21 @@ def test_the_map_of_tokens_fits_the_width_and_obeys_no_escape() -> None:
     assert "⟨U+05E9⟩"[:7] in turned
     assert "⟨U+0645⟩"[:7] in turned
     assert not set("שלוםمرحبا") & set(turned)
+
+
+@pytest.mark.parametrize(
+    ("token", "share", "inside"),
+    [(" abcdefgh", 1.0, "·abcdefgh"), (" abcdefgh", 0.5, "·abc"), (" abc", 0.0, None), ("日本語日本", 0.5, "日本")],
+)
+def test_a_cell_of_the_map_is_a_bar_as_long_as_its_token_is_probable(
+    token: str, share: float, inside: str | None
+) -> None:
+    frame = pd.DataFrame([{"position": 0, "layer": 0, "token": token, "probability": share}])
+    line = token_map(frame, width=50).splitlines()[1]
+    found = re.findall(r"\x1b\[38;5;16;48;5;31m(.*?)\x1b\[0m", line)
+    assert found == ([] if inside is None else [inside])
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", line)
+    assert cell_len(plain) <= 6 + 9
 
 
 def test_times_of_the_manifest_stand_beside_the_tables_they_belong_to() -> None:

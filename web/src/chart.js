@@ -74,15 +74,32 @@ export function lineChart(o) {
     items.push(label(px(v), height - bottom + 16, tick(v), 11, "muted", "middle"));
   }
   items.push(label(left - 40, 11, o.y, 11, "muted"), label(width - right, height - 5, o.x, 11, "muted", "end"));
-  // Names of lines across, above each other where the lines are close.
-  let above = height;
-  for (const ref of (o.refs ?? []).toSorted((a, b) => a.y - b.y)) {
-    above = Math.min(py(ref.y) - 4, above - 12);
-    items.push(line(`M${left} ${r(py(ref.y))}H${width - right}`, "line", 1, "3 3"), label(width - right, above, ref.label, 11, "muted", "end"));
-  }
+  /** What a name should not cover: other names, marks, points of lines; x, y, x, y, how much it matters. @type {number[][]} */
+  const taken = [[-9e3, -9e3, left, 9e3, 50], [width, -9e3, 9e3, 9e3, 50], [-9e3, -9e3, 9e3, 2, 50], [-9e3, height - bottom, 9e3, 9e3, 50]];
+  /**
+   * A name, of the places offered (across × down) where it covers least.
+   * @type {(text: string, fill: string, y: number, downs: number[], across: [number, "start" | "end"][]) => void}
+   */
+  const name = (text, fill, y, downs, across) => {
+    const wide = text.length * 6;
+    let least = 1 / 0;
+    /** @type {any} */
+    let best;
+    for (const down of downs) for (const [x, anchor] of across) {
+      const low = y + down;
+      const from = anchor === "end" ? x - wide : x;
+      const spot = [from, low - 9, from + wide, low + 2, 50];
+      const cost = taken.reduce((sum, [a, b, c, d, weight]) => sum + (from < c && spot[2] > a && spot[1] < d && spot[3] > b ? weight : 0), 0);
+      if (cost < least) [least, best] = [cost, [spot, label(x, low, text, 11, fill, anchor)]];
+    }
+    taken.push(best[0]);
+    items.push(best[1]);
+  };
   if (o.at !== undefined && o.at !== null && Number.isFinite(o.at)) {
     items.push(line(`M${r(px(o.at))} ${top}V${height - bottom}`, "line"));
   }
+  const refs = o.refs ?? [];
+  for (const ref of refs) items.push(line(`M${left} ${r(py(ref.y))}H${width - right}`, "line", 1, "3 3"));
   /** @type {Hit[]} */
   const hits = [];
   o.series.forEach((each, i) => {
@@ -96,17 +113,20 @@ export function lineChart(o) {
       items.push({ tag: "path", d: `M${up.join("L")}L${down.join("L")}Z`, fill: colour, alpha: 0.16 });
     }
     if (points.length > 1) items.push(line(path(each.points, px, py), colour, 1.8, dashOf(each, k)));
-    const dots = points.length <= 60 ? points : [];
-    for (const p of dots) items.push(marker(k, px(p.x), py(p.y), points.length > 40 ? 1.6 : 2.6));
+    for (const p of points.length <= 60 ? points : []) items.push(marker(k, px(p.x), py(p.y), points.length > 40 ? 1.6 : 2.6));
     for (const p of points) {
+      taken.push([px(p.x), py(p.y), px(p.x), py(p.y), 1]);
       const said = `${o.x} ${tick(p.x)}, ${each.name}: ${interval(p.y, p.low, p.high)}`;
       hits.push({ x: px(p.x), y: py(p.y), label: p.label ?? said, key: p.key ?? p.x });
     }
   });
-  for (const m of o.marks ?? []) {
-    items.push({ tag: "circle", x: px(m.x), y: py(m.y), r: 4.5, stroke: "ink", wide: 1.5, fill: "paper" });
-    items.push(label(px(m.x) + (px(m.x) > width / 2 ? -8 : 8), py(m.y) + 15, m.label, 11, "ink", px(m.x) > width / 2 ? "end" : "start"));
+  const dots = (o.marks ?? []).map((m) => /** @type {[number, number, string]} */ ([px(m.x), py(m.y), m.label]));
+  for (const [x, y] of dots) {
+    taken.push([x - 5, y - 5, x + 5, y + 5, 50]);
+    items.push({ tag: "circle", x, y, r: 4.5, stroke: "ink", wide: 1.5, fill: "paper" });
   }
+  for (const [x, y, text] of dots) name(text, "ink", y, [15, -7, 28, -20], [[x + 8, "start"], [x - 8, "end"]]);
+  for (const ref of refs) name(ref.label, "muted", py(ref.y), [-4, 12], [[width - right, "end"], [left + 4, "start"], [(width + left) / 2, "end"]]);
   hits.sort((a, b) => a.x - b.x || a.y - b.y);
   return { name: o.name, label: o.label, width, height, items, hits };
 }
@@ -190,15 +210,9 @@ export function chartFigure(make, o) {
   const nearest = (/** @type {PointerEvent | MouseEvent} */ event) => {
     const box = svg.getBoundingClientRect();
     const scale = scene.width / (box.width || scene.width);
-    const x = (event.clientX - box.left) * scale;
-    const y = (event.clientY - box.top) * scale;
-    let best = -1;
-    let least = 40 ** 2;
-    scene.hits.forEach((hit, i) => {
-      const d = (hit.x - x) ** 2 + ((hit.y - y) * 0.6) ** 2;
-      if (d < least) [least, best] = [d, i];
-    });
-    return best;
+    const far = scene.hits.map((hit) => Math.hypot(hit.x - (event.clientX - box.left) * scale, (hit.y - (event.clientY - box.top) * scale) * 0.6));
+    const least = Math.min(...far, 40);
+    return far.indexOf(least);
   };
   frame.addEventListener("pointermove", (event) => {
     const i = nearest(event);
@@ -236,7 +250,7 @@ export function legend(series) {
       const k = each.colour ?? i;
       const svg = s("svg", { width: 22, height: 10, viewBox: "0 0 22 10", "aria-hidden": "true" });
       paint(svg, {
-        name: "", label: "", width: 22, height: 10, hits: [],
+        width: 22, height: 10,
         items: [line("M0 5H22", `s${k % 5}`, 1.8, dashOf(each, k)), marker(k, 11, 5, 2.6)],
       });
       return h("li", {}, svg, h("bdi", { text: each.name }));

@@ -26,12 +26,12 @@ export function rgb(hex) {
 }
 
 /** @param {number[]} c */
-function hex(c) {
+export function hex(c) {
   return `#${c.map((v) => Math.round(v).toString(16).padStart(2, "0")).join("")}`;
 }
 
 /** @param {number[]} a @param {number[]} b @param {number} t */
-function mix(a, b, t) {
+export function mix(a, b, t) {
   return a.map((v, i) => v + (b[i] - v) * t);
 }
 
@@ -56,7 +56,8 @@ export function contrast(a, b) {
 
 /** Black or white, whichever reads better on the colour: never under 4.5 : 1. @param {string} fill */
 export function inkOn(fill) {
-  return contrast(fill, "#000000") > contrast(fill, "#ffffff") ? "#000000" : "#ffffff";
+  // At this luminance both have the same contrast: (1 + .05) / (L + .05) = (L + .05) / .05.
+  return luminance(rgb(fill)) > 0.1791 ? "#000000" : "#ffffff";
 }
 
 const STEPS = 64;

@@ -59,10 +59,7 @@ export function choice(label, options, value, chosen) {
     { class: "choice", role: "group", "aria-label": label },
     h("span", { text: label }),
     ...options.map((o) =>
-      h("button", {
-        text: o.label, title: o.title, "aria-pressed": String(o.value === value),
-        onclick: () => chosen(o.value),
-      }),
+      h("button", { text: o.label, title: o.title, "aria-pressed": `${o.value === value}`, onclick: () => chosen(o.value) }),
     ),
   );
 }

@@ -19,7 +19,7 @@ export function toCsv(sheet) {
 
 /** A file name of nothing but letters, digits and hyphens. @param {string} text */
 function slug(text) {
-  return text.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-+|-+$/g, "").slice(0, 60) || "view";
+  return text.toLowerCase().replace(/[^a-z0-9]+/g, "-").slice(0, 60);
 }
 
 /** @param {string} name @param {string} text @param {string} type */

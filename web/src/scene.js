@@ -1,11 +1,12 @@
 // A drawing made once and shown twice: on the screen as SVG elements, in a file as SVG text. Numbers cannot differ.
 
-import { resolve } from "./colour.js";
+import { hex, mix, resolve, rgb } from "./colour.js";
 import { s } from "./dom.js";
 
 /** @typedef {import("./types").Scene} Scene */
 /** @typedef {import("./types").Shape} Shape */
 
+const WHITE = [255, 255, 255];
 const FILE_FONT = "DejaVu Sans, Arial, sans-serif";
 
 /**
@@ -62,7 +63,7 @@ function n(value) {
   return value === undefined ? undefined : Math.round(value * 100) / 100;
 }
 
-/** Draws a scene into an svg element that is there already. @param {Element} svg @param {Scene} scene */
+/** Draws a scene into an svg element that is there already. @param {Element} svg @param {Pick<Scene, "width" | "height" | "items">} scene */
 export function paint(svg, scene) {
   svg.setAttribute("viewBox", `0 0 ${scene.width} ${scene.height}`);
   svg.setAttribute("width", String(scene.width));
@@ -95,7 +96,7 @@ export function toSvg(scene, print) {
   const shapes = scene.items.map((item) => {
     const given = attributes(item, named);
     if (item.alpha !== undefined) {
-      given.fill = flat(given.fill, item.alpha);
+      given.fill = hex(mix(WHITE, rgb(given.fill), item.alpha)); // as it looks on paper
       delete given["fill-opacity"];
     }
     const listed = Object.entries(given).filter(([, value]) => value !== undefined && value !== null);
@@ -107,10 +108,4 @@ export function toSvg(scene, print) {
     `viewBox="0 0 ${scene.width} ${scene.height}" font-family="${escape(FILE_FONT)}" role="img">\n` +
     `<title>${escape(scene.label)}</title>\n<rect width="100%" height="100%" fill="#ffffff"/>\n${shapes.join("\n")}\n</svg>\n`
   );
-}
-
-/** The colour on white paper. @param {string} fill @param {number} alpha */
-function flat(fill, alpha) {
-  const parts = [1, 3, 5].map((i) => Math.round(255 + (parseInt(fill.slice(i, i + 2), 16) - 255) * alpha));
-  return `#${parts.map((v) => v.toString(16).padStart(2, "0")).join("")}`;
 }

@@ -56,8 +56,9 @@ def print_table(
 ) -> None:
     """Print rows under headings on the output stream.
 
-    In a terminal the table fits its width (columns with ``shrink`` are cut, others wrap); elsewhere every cell is
-    whole, and columns are two spaces apart. None is printed as "–"; strings are never read as markup.
+    In a terminal the table fits its width: a number and its interval share a column, columns with ``shrink`` are cut,
+    other words wrap, and columns of numbers without room are left out and named. Elsewhere every cell is whole, and
+    columns are two spaces apart. None is printed as "–"; strings are never read as markup.
     """
     heads = [column if isinstance(column, Column) else Column(column) for column in columns]
     cells = [[_cell(value, head.format) for value, head in zip(row, heads, strict=True)] for row in rows]
@@ -86,33 +87,41 @@ def _draw(
     from rich.table import Table
     from rich.text import Text
 
+    from exitlens.cli._fit_table import Piece, fit
+
+    console = Console(file=sys.stdout, highlight=False)
+    columns = list(zip(*cells, strict=True)) or [()] * len(heads)
+    fitted = fit(
+        [
+            Piece(safe(head.name), list(column), number, head.shrink)
+            for head, column, number in zip(heads, columns, numeric, strict=True)
+        ],
+        console.width,
+    )
+    notes = [] if note is None else [safe(note)]
+    if fitted.left_out:
+        notes.append(f"no room for {', '.join(fitted.left_out)}: a wider terminal, a pipe and --json have everything")
     table = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
         title=None if title is None else Text(safe(title), style="bold"),
-        caption=None if note is None else Text(safe(note), style="dim"),
+        caption=Text("\n".join(notes), style="dim") if notes else None,
         title_justify="left",
         caption_justify="left",
     )
-    columns = list(zip(*cells, strict=True)) or [()] * len(heads)
-    for head, number, column in zip(heads, numeric, columns, strict=True):
+    for piece in fitted.columns:
         table.add_column(
-            Text(safe(head.name)),
-            justify="right" if number else "left",
-            no_wrap=number,
-            overflow="fold",
-            # Numbers are never cut; words give way first.
-            min_width=max(map(len, [head.name, *column])) if number else None,
+            Text(piece.name), justify="right" if piece.numeric else "left", overflow="fold", width=piece.width
         )
-    for row in cells:
+    for row in zip(*(piece.cells for piece in fitted.columns), strict=True):
         # A column that is no_wrap as a whole would not be narrowed; its cells are cut instead.
         table.add_row(
             *(
-                Text(cell, no_wrap=True, overflow="ellipsis") if head.shrink else Text(cell)
-                for cell, head in zip(row, heads, strict=True)
+                Text(cell, no_wrap=True, overflow="ellipsis") if piece.shrink or piece.numeric else Text(cell)
+                for cell, piece in zip(row, fitted.columns, strict=True)
             )
         )
-    Console(file=sys.stdout, highlight=False).print(table)
+    console.print(table)
 
 
 def _align(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]:

@@ -196,7 +196,8 @@ def _print_map(frame: DataFrame, lens: str, no_color: bool) -> None:
     columns = shutil.get_terminal_size((100, 24)).columns
     # What the map shows of texts is made visible by it; the escapes in it are its own colours.
     sys.stdout.write(token_map(frame, width=max(columns, 24), colour=colour) + "\n")
-    echo(f"rows: layers, {lens} lens; under each token of the text the top-1 next token, darker where more confident")
+    shown = "on a bar as long as it is probable" if colour else "with a darker mark where more probable"
+    echo(f"rows: layers, {lens} lens; under each token of the text the top-1 next token, {shown}")
     echo()
 
 

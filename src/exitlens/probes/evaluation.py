@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from exitlens.errors import ProbeError
-from exitlens.probes.controls import FLOOR, Baseline, on_rows, random_label_data, text_floor
+from exitlens.probes.controls import FLOOR, Baseline, on_rows, random_label_probes, text_floor
 from exitlens.probes.dataset import ProbeData
 from exitlens.probes.grid import Progress
 from exitlens.probes.kinds import kind_named
@@ -65,8 +65,9 @@ def evaluate(
         seeds: Seeds of kinds that chance changes; the first also draws resamples and random labels.
         baselines: What the model itself says (see :func:`~exitlens.probes.controls.lm_baselines`).
         text: Add the text-only floor (needs ``data.texts``).
-        control: Fit the first kind that needs no seed also on random labels per group, under the same folds;
-            selectivity is its accuracy at the chosen layers less that of the control.
+        control: Fit the first kind that needs no seed also on random labels per group, under the same folds and
+            with the settings that it chose; five draws, averaged. Selectivity is its accuracy at the chosen layers less
+            that of the control.
         voting_layers: Layers whose majority is also measured (None: a half, five eighths, three quarters of the depth).
         resamples: Bootstrap draws of groups.
         progress: Called with ``(done, total)`` in thousandths of the whole.
@@ -96,23 +97,23 @@ def evaluate(
         Measured(name, roles[name], None, len(p), measure(p, labels, folds, groups, counts))
         for name, p in predictions.items()
     )
-    control_runs: tuple[KindRun, ...] = ()
     selectivity = {}
     if control:
-        kind = next((k for k in todo if not k.random), todo[0])
-        shuffled = random_label_data(data, seed)
-        run = run_kind(kind, shuffled, split, seeds=seeds[:1], progress=part(len(todo)))
-        control_runs = (run,)
-        chance = _by_layer(run, CONTROL, "control", shuffled.labels[rows], groups, counts)
+        kind, own = next(((k, r) for k, r in zip(todo, runs, strict=True) if not k.random), (todo[0], runs[0]))
+        said, drawn = random_label_probes(kind, own, data, split, seed)
+        chance = [
+            Measured(CONTROL, "control", j, len(drawn), measure(said[k], drawn, folds, groups, counts))
+            for k, j in enumerate(own.layers)
+        ]
         layers += chance
         at = {m.layer: m.values["accuracy"].value for m in chance}
-        own = next(r for r in runs if r.kind == run.kind)
-        reached = next(m for m in best if m.name == run.kind).values["accuracy"].value
-        selectivity[run.kind] = reached - float(np.mean([at[j] for j in own.chosen_layers]))
+        reached = next(m for m in best if m.name == own.kind).values["accuracy"].value
+        selectivity[own.kind] = reached - float(np.mean([at[j] for j in own.chosen_layers]))
+        if progress is not None:
+            progress(1000, 1000)
     return ProbeStudy(
         protocol=split.name,
         runs=runs,
-        control_runs=control_runs,
         layers=tuple(layers),
         best=best,
         comparisons=_compare(predictions, roles, labels, groups, resamples, seed),
@@ -160,20 +161,20 @@ def measure(
 
     Args:
         p: P(true) ``[seeds, m]``.
-        labels: 0/1 ``[m]``.
+        labels: 0/1 ``[m]``, or ``[seeds, m]`` where they differ from seed to seed.
         folds: Test fold of each row ``[m]``.
         groups: Group of each row ``[m]``.
         counts: ``[m, 1 + resamples]`` of these groups, see :func:`~exitlens.stats.bootstrap.resample_counts`.
         names: Metrics wanted, of :data:`METRICS`.
     """
-    true, units = labels == 1, len(np.unique(groups))
-    held = [len(np.unique(groups[side])) for side in (true, ~true)]
-    seeds = p.float().numpy()
+    seeds, units = p.float().numpy(), len(np.unique(groups))
+    true = np.broadcast_to(labels == 1, seeds.shape)
+    held = [min(len(np.unique(groups[row])) for row in side) for side in (true, ~true)]
     rows = {  # the metrics that are means over rows
         "accuracy": ((seeds > 0.5) == true).mean(axis=0),
         "brier": np.square(seeds.astype(np.float64) - labels).mean(axis=0),
     }
-    found = [_metrics(one, true, folds, counts, names) for one in seeds]
+    found = [_metrics(one, row, folds, counts, names) for one, row in zip(seeds, true, strict=True)]
     out: dict[str, Interval] = {}
     for name in names:
         if name in rows:

@@ -49,12 +49,11 @@ class ProbeStudy:
 
     ``predictions``: name → P(true) ``[seeds, m]`` of the chosen probes, ensembles and baselines on the tested
     ``rows [m]``, whose ``labels [m]`` and ``groups [m]`` stand beside. ``selectivity``: kind → accuracy less that of
-    the same kind on random labels.
+    the same kind on random labels (the mean of several draws).
     """
 
     protocol: str
     runs: tuple[KindRun, ...]
-    control_runs: tuple[KindRun, ...]
     layers: tuple[Measured, ...]
     best: tuple[Measured, ...]
     comparisons: tuple[Comparison, ...]

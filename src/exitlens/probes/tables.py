@@ -23,7 +23,8 @@ _DRAWN = ("probe", "floor", "model")  # roles with curves of their own; ensemble
 def to_frame(study: ProbeStudy, table: str, *, resamples: int = 500, seed: int = 0) -> pd.DataFrame:
     """One table of a study.
 
-    probe_layers: kind, role, protocol, layer, metric, value, low, high, n_seeds (``random labels`` is the control).
+    probe_layers: kind, role, protocol, layer, metric, value, low, high, n_seeds (``random labels`` is the control,
+    its seeds are draws).
     probe_best: kind, role, protocol, metric, value, low, high, n_seeds, layers and settings (chosen, one a fold,
     comma-separated), folds, n_test, selectivity. probe_comparisons: a, b, difference (accuracy), low, high, p,
     p_holm, protocol. probe_calibration: confidence (mean P(true) of the bin), observed, observed_low, observed_high,

@@ -17,15 +17,21 @@ from markupsafe import Markup
 from exitlens.report.text import visible
 from exitlens.report.view_data import View, embedded
 
-__all__ = ["OLD_BROWSER", "component", "frame", "page", "policy", "script_of", "starter"]
+__all__ = ["OLD_BROWSER", "component", "frame", "old_browser", "page", "policy", "script_of", "starter"]
 
-# For browsers that do not know modules: they run this and skip the component.
-OLD_BROWSER: Final = (
-    "document.documentElement.className+=' old';"
-    "document.body.insertAdjacentHTML('afterbegin','<p class=\"notice\">This browser does not know JavaScript modules, "
-    "so the interactive views are missing. Figures and tables are complete.</p>');"
-)
 _HEIGHTS: Final = {"map": 760, "choices": 720, "decoders": 760, "entropy": 760, "probes": 900, "exits": 820}
+
+
+def old_browser(rest: str) -> str:
+    """The script of browsers that do not know modules: they run it and skip the component. ``rest``: what it means."""
+    line = f"This browser does not know JavaScript modules, {rest}"
+    return (
+        "document.documentElement.className+=' old';"
+        f"document.body.insertAdjacentHTML('afterbegin','<p class=\"notice\">{line}</p>');"
+    )
+
+
+OLD_BROWSER: Final = old_browser("so the interactive views are missing. Figures and tables are complete.")
 
 
 @functools.cache

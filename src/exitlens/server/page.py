@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from exitlens.decoding import decoder_names, parse_decoder
 from exitlens.errors import ExitlensError, InputError
-from exitlens.report.view_page import OLD_BROWSER
+from exitlens.report.view_page import old_browser
 from exitlens.server.forms import event
 from exitlens.server.live import LiveJob, probe_line
 from exitlens.server.replies import Refusal
@@ -69,7 +69,7 @@ def add_page(app: FastAPI, service: Service) -> None:
         if name == "live.css":
             return _sent(_file("exitlens.server", "pages", name), "text/css; charset=utf-8")
         if name == "old.js":
-            return _sent(OLD_BROWSER, _SCRIPT)
+            return _sent(old_browser("so nothing can be asked here: use one from 2023 or later."), _SCRIPT)
         if name in _ASSETS:
             return _sent(_file("exitlens.report", "assets", name), _SCRIPT)
         raise Refusal(404, f"no file {name[:80]!r} here: the page loads what it needs")

@@ -33,6 +33,7 @@ class Answers:
     entropy_tokens: pd.DataFrame | None
     decoding_layers: pd.DataFrame | None
     token_ids: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    steps: pd.DataFrame | None = None  # candidate layers at every token, of a decoder that chooses among them
 
 
 def answer_all(
@@ -56,7 +57,9 @@ def answer_all(
         chosen = chosen.groupby(["decoder", "layer"], sort=True)["count"].sum().reset_index()
     written = done.tables["answer_ids"].groupby("question_id", sort=False)["token_id"]
     ids = {str(question): tuple(int(token) for token in tokens) for question, tokens in written}
-    return Answers(spec, done.tables["answers"], done.tables.get("entropy_tokens"), chosen, ids)
+    return Answers(
+        spec, done.tables["answers"], done.tables.get("entropy_tokens"), chosen, ids, done.tables.get("decoding_steps")
+    )
 
 
 @dataclass

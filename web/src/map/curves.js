@@ -77,7 +77,7 @@ export function makeCurves(model, o) {
     onpick: (hit) => (each.layers ? o.go(hit.key, place().position) : o.go(place().layer, hit.key)),
   }));
   const names = h("div", { class: "followed" });
-  const element = h("div", { class: "curves-frame" }, names, h("div", { class: "curves" }, ...made.map((each) => each.figure)));
+  const element = h("div", { class: "curves-frame" }, names, h("div", { class: "columns" }, ...made.map((each) => each.figure)));
   let before = "";
   return {
     element,

@@ -86,7 +86,7 @@ export function choicesView(ctx) {
         const all = found();
         filter.replaceChildren(offered.length > 1 ? choice("Show", offered.map(([value, label]) => ({ value, label })), state.filter ?? "all", (value) => ctx.set({ filter: value })) : "");
         if (search.value !== (state.search ?? "")) search.value = state.search ?? "";
-        count.textContent = `${all.length} of ${questions.length} questions${all.length > LISTED ? `, first ${LISTED} listed` : ""}`;
+        count.textContent = `${all.length} of ${questions.length} questions${all.length > LISTED ? `; the first ${LISTED} are shown` : ""}`;
         items.replaceChildren(...all.slice(0, LISTED).map(({ q, i }) =>
           h("li", {}, h("button", { "aria-current": String(i === at()), onclick: () => ctx.set({ question: i }) },
             q.outcome ? (q.outcome === "correct" ? "✓ " : "✗ ") : "", bdi(visible(q.text))))));

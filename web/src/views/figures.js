@@ -59,10 +59,12 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
     const value = row?.[key] ?? state[key] ?? now(key);
     return typeof value === "number" ? number(value) : visible(value);
   });
+  const ends = (/** @type {Row} */ row, /** @type {string} */ y, /** @type {Partial<Figure>} */ f = {}) => ({ low: row[`${y}_low`] ?? row[f.low ?? ""], high: row[`${y}_high`] ?? row[f.high ?? ""] });
+  const told = (/** @type {Row} */ row, /** @type {string} */ y) => interval(row[y], ends(row, y).low, ends(row, y).high);
   const points = (/** @type {Row[]} */ items, /** @type {string} */ x, /** @type {string} */ y, /** @type {Figure} */ f) =>
     items.filter((row) => Number.isFinite(row[x])).map((row) => ({
-      x: row[x], y: row[y], low: row[`${y}_low`] ?? row[f.low ?? ""], high: row[`${y}_high`] ?? row[f.high ?? ""], key: row,
-      label: f.label && `${filled(f.label, row)}: ${interval(row[y], row[`${y}_low`], row[`${y}_high`])}`,
+      x: row[x], y: row[y], ...ends(row, y, f), key: row,
+      label: f.label && `${filled(f.label, row)}: ${told(row, y)}`,
     })).sort((a, b) => a.x - b.x);
 
   /** @param {Figure} f @returns {Series[]} */
@@ -78,12 +80,12 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
   /** @param {Figure} f @param {number} width @returns {import("../types").Scene} */
   const scene = (f, width) => {
     const items = of(f);
-    const label = filled(f.title, items[0]);
+    const base = { name: f.name, label: filled(f.title, items[0]), width };
     if (f.type === "bar") {
       const colours = distinct(items.map((row) => row[f.by ?? ""]));
-      return barChart({ name: f.name, label, width, signed: f.signed, most: f.range?.[1], bars: items.map((row) => {
+      return barChart({ ...base, signed: f.signed, most: f.range?.[1], bars: items.map((row) => {
         const y = name(f.y);
-        return { label: filled(f.label ?? "", row), value: row[y], low: row[`${y}_low`] ?? row[f.low ?? ""], high: row[`${y}_high`] ?? row[f.high ?? ""], colour: Math.max(colours.indexOf(row[f.by ?? ""]), 0), note: f.percent ? `${number(100 * row[y], 1)}%` : undefined };
+        return { label: filled(f.label ?? "", row), value: row[y], ...ends(row, y, f), colour: Math.max(colours.indexOf(row[f.by ?? ""]), 0), note: f.percent ? `${number(100 * row[y], 1)}%` : undefined };
       }) });
     }
     if (f.type === "matrix") {
@@ -92,9 +94,9 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
       const row = (/** @type {number} */ i, /** @type {number} */ j) => at.get(`${one[i]}\0${other[j]}`);
       const most = Math.max(...items.map((each) => Math.abs(each[f.y])).filter(Number.isFinite), 1e-9);
       return matrix({
-        name: f.name, label, width, rows: one.map(String), columns: other.map(String), dark: ctx.dark(), low: f.range?.[0] ?? 0, high: f.signed ? most : (f.range?.[1] ?? most), signed: f.signed,
+        ...base, rows: one.map(String), columns: other.map(String), dark: ctx.dark(), low: f.range?.[0] ?? 0, high: f.signed ? most : (f.range?.[1] ?? most), signed: f.signed,
         value: (i, j) => row(i, j)?.[f.y] ?? NaN,
-        text: (i, j) => `${visible(one[i])}, ${visible(other[j])}: ${interval(row(i, j)?.[f.y], row(i, j)?.[`${f.y}_low`], row(i, j)?.[`${f.y}_high`], 2)}`,
+        text: (i, j) => `${visible(one[i])}, ${visible(other[j])}: ${told(row(i, j) ?? {}, f.y)}`,
       });
     }
     const flat = f.flat ? items.filter((row) => !Number.isFinite(row[f.x])).map((row) => ({ y: row[name(f.y)], label: `${visible(row[f.by ?? ""])} ${number(row[name(f.y)])}` })) : [];
@@ -102,7 +104,7 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
     const here = f.marks ? [...f.marks.map(([x, y, text]) => ({ x, y, label: text })), ...table(f.table).filter((row) => f.without?.includes(row[f.by ?? ""]) && row[f.x]).map((row, i) => ({ x: row[f.x], y: row[f.y], label: i ? "" : visible(row[f.by ?? ""]) }))] : [];
     const row = f.marks && picked();
     if (row) here.push({ x: row[f.x], y: row[f.y], label: filled(meta.slider.mark, row) });
-    return lineChart({ name: f.name, label, width, height: f.height, x: f.xLabel ?? f.x, y: f.yLabel ?? name(f.y), whole: f.x === "layer", range: f.range, domain: f.domain, series: series(f), refs: [...refs, ...flat], marks: here, at: f.pick ? state[f.pick] : null });
+    return lineChart({ ...base, height: f.height, x: f.xLabel ?? f.x, y: f.yLabel ?? name(f.y), whole: f.x === "layer", range: f.range, domain: f.domain, series: series(f), refs: [...refs, ...flat], marks: here, at: f.pick ? state[f.pick] : null });
   };
   const shown = () => /** @type {Figure[]} */ (meta.figures ?? []).filter((f) => of(f).length);
 
@@ -118,7 +120,7 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
   const facts = () => {
     const row = picked();
     if (!row) return [];
-    return [h("dl", { class: "numbers", style: { maxWidth: "26rem" } }, ...meta.slider.facts.flatMap((/** @type {string[]} */ [column, label]) => [h("dt", { text: label }), h("dd", { text: interval(row[column], row[`${column}_low`], row[`${column}_high`]) })]))];
+    return [h("dl", { class: "numbers", style: { maxWidth: "26rem" } }, ...meta.slider.facts.flatMap((/** @type {string[]} */ [column, label]) => [h("dt", { text: label }), h("dd", { text: told(row, column) })]))];
   };
   const list = () => {
     const o = meta.list;
@@ -137,7 +139,7 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
     return [
       h("h3", { text: filled(o.title, matching(o.from, o.where).find((row) => row[o.key] === at)) }),
       grid("Answers", [o.unit, "verdict", ...o.columns], all.slice(0, SHOWN).map(({ row, value, flag }) => [number(value), flag === null ? "–" : flag ? "✓ correct" : "✗ incorrect", ...o.columns.map((/** @type {string} */ c) => bdi(visible(row[c])))])),
-      h("p", { class: "small", text: all.length > SHOWN ? `${SHOWN} of ${all.length} are listed.` : "" }),
+      h("p", { class: "small", text: `${Math.min(SHOWN, all.length)} of ${all.length}` }),
     ];
   };
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from exitlens.data.prompts import qa_prompt
 from exitlens.data.records import Question
-from exitlens.decoding import Generation, generate
+from exitlens.decoding import Generation, early_layers, generate
 from exitlens.models.protocol import LayeredModel
 from exitlens.studies.answers.decoder_spec import DecoderSpec
 
@@ -32,11 +32,11 @@ class GenerateStage:
     """Greedy answers of one decoder.
 
     Tables: ``answers`` and ``answer_ids``; with ``entropy`` also ``entropy_tokens``; for other decoders
-    ``decoding_layers``.
+    ``decoding_layers`` and ``decoding_steps``.
     """
 
     name: ClassVar[str] = "generate"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     spec: DecoderSpec
     max_new_tokens: int = 50
@@ -80,6 +80,8 @@ class GenerateStage:
         tables = {"answers": self._answers(batch, answers), "answer_ids": _token_ids(batch, answers)}
         if not self.spec.plain:
             tables["decoding_layers"] = _chosen(self.spec.text, answers)
+            candidates = early_layers(lm, self.spec.decoder)
+            tables["decoding_steps"] = _steps(batch, answers, candidates)
         if self.entropy:
             tables["entropy_tokens"] = _entropy_tokens(lm, batch, answers)
         return tables
@@ -115,6 +117,39 @@ def _chosen(decoder: str, answers: Sequence[Generation]) -> pd.DataFrame:
     steps = [np.asarray(answer.steps["choice"]).reshape(-1) for answer in answers if "choice" in answer.steps]
     layers, counts = np.unique(np.concatenate(steps) if steps else np.empty(0, dtype=np.int64), return_counts=True)
     return pd.DataFrame({"decoder": [decoder] * len(layers), "layer": layers.astype(np.int64), "count": counts})
+
+
+def _steps(batch: Sequence[AskRecord], answers: Sequence[Generation], candidates: Sequence[int]) -> pd.DataFrame:
+    """A row a token and candidate layer: how far it lay from the final layer, and whether it was chosen.
+
+    No rows for a decoder that does not choose; one that chooses without comparing has the chosen layers only.
+    """
+    parts = []
+    for record, answer in zip(batch, answers, strict=True):
+        n = len(answer.token_ids)
+        if n == 0 or "choice" not in answer.steps:
+            continue
+        chosen = np.asarray(answer.steps["choice"]).reshape(n)
+        if "divergence" in answer.steps:
+            layers = np.tile(np.asarray(candidates, dtype=np.int64), (n, 1))
+            divergence = np.asarray(answer.steps["divergence"], dtype=np.float64)
+        else:
+            layers = chosen[:, None].astype(np.int64)
+            divergence = np.full((n, 1), np.nan)
+        k = layers.shape[1]
+        parts.append(
+            pd.DataFrame(
+                {
+                    "question_id": [record.id] * (n * k),
+                    "position": np.repeat(np.arange(n), k),
+                    "layer": layers.reshape(-1),
+                    "divergence": divergence.reshape(-1),
+                    "chosen": (layers == chosen[:, None]).reshape(-1),
+                }
+            )
+        )
+    columns = ["question_id", "position", "layer", "divergence", "chosen"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({name: [] for name in columns})
 
 
 def _entropy_tokens(lm: LayeredModel, batch: Sequence[AskRecord], answers: Sequence[Generation]) -> pd.DataFrame:

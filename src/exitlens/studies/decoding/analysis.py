@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,9 @@ from exitlens.decoding import early_layers
 from exitlens.models.protocol import LayeredModel
 from exitlens.scoring import TextMetric, truthfulqa_scores
 from exitlens.studies.context import Answers
-from exitlens.studies.decoding.columns import DECODING
+from exitlens.studies.decoding.columns import DECODING, PARTINGS
 
-__all__ = ["compare", "cost_table", "score"]
+__all__ = ["compare", "cost_table", "partings", "score"]
 
 COLUMNS = tuple(field.name for field in DECODING.fields)
 
@@ -90,3 +90,25 @@ def cost_table(lm: LayeredModel, made: Sequence[Answers]) -> pd.DataFrame:
             for a in made
         ]
     )
+
+
+def partings(made: Sequence[Answers], token: Callable[[int], str]) -> pd.DataFrame:
+    """Table ``decoding_partings``: where each decoder's answers leave the first one's, and what its layers said there.
+
+    Only of decoders that choose a layer. ``token`` names a token id.
+    """
+    first, *others = made
+    found = []
+    for answers in others:
+        if answers.steps is None or not len(answers.steps):
+            continue
+        rows = []
+        for question, ids in answers.token_ids.items():
+            usual = first.token_ids.get(question, ())
+            at = next((i for i, each in enumerate(ids) if i >= len(usual) or each != usual[i]), None)
+            if at is not None:
+                rows.append((question, at, token(ids[at]), token(usual[at]) if at < len(usual) else None))
+        places = pd.DataFrame(rows, columns=["question_id", "position", "token", "first_token"])
+        found.append(places.merge(answers.steps, on=["question_id", "position"]).assign(decoder=answers.spec.text))
+    names = [field.name for field in PARTINGS.fields]
+    return pd.concat(found, ignore_index=True)[names] if found else pd.DataFrame(columns=names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from exitlens.studies.answers.columns import ANSWERS, JUDGEMENTS
 from exitlens.studies.tables import Field, TableSpec, with_interval
 
-__all__ = ["DECODING", "DECODING_TABLES"]
+__all__ = ["DECODING", "DECODING_TABLES", "PARTINGS"]
 
 _DECODER = Field("decoder", "as the run names it")
 
@@ -26,6 +26,20 @@ DECODING = TableSpec(
     ),
     printed=True,
 )
+PARTINGS = TableSpec(
+    "decoding_partings",
+    "a decoder, question and candidate layer, at the first token that the first decoder would not have written",
+    (
+        _DECODER,
+        Field("question_id", "id of the question"),
+        Field("position", "the token's place in the answer, from 0", "tokens"),
+        Field("token", "what the decoder wrote there"),
+        Field("first_token", "what the first decoder wrote there (missing: its answer had ended)"),
+        Field("layer", "a candidate layer"),
+        Field("divergence", "between it and the final layer, as the decoder computes it (missing: it does not)"),
+        Field("chosen", "whether the decoder contrasted with this layer"),
+    ),
+)
 DECODING_TABLES = (
     ANSWERS,
     JUDGEMENTS,
@@ -45,6 +59,7 @@ DECODING_TABLES = (
         "a decoder and an early layer that it chose",
         (_DECODER, Field("layer", "the early layer"), Field("count", "tokens for which it was chosen", "tokens")),
     ),
+    PARTINGS,
     TableSpec(
         "decoding_cost",
         "a decoder",

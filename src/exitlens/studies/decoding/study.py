@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
@@ -18,7 +18,7 @@ from exitlens.studies.answers.judging import check_judges, judge_answers
 from exitlens.studies.base import Study
 from exitlens.studies.config import RunConfig
 from exitlens.studies.context import Answers, Context, answer_all, slug
-from exitlens.studies.decoding.analysis import compare, cost_table, score
+from exitlens.studies.decoding.analysis import compare, cost_table, partings, score
 from exitlens.studies.decoding.chapter import DecodingChapter
 from exitlens.studies.decoding.columns import DECODING_TABLES
 from exitlens.studies.decoding.multiple_choice import ChooseStage
@@ -31,12 +31,13 @@ __all__ = ["STUDY", "DecodingResult", "DecodingStudy", "analyse", "decoding_stud
 
 @dataclass(frozen=True, slots=True, repr=False)
 class DecodingResult(StudyResult):
-    """Tables ``answers``, ``scores`` (per question), ``decoding`` and ``decoding_layers``."""
+    """Tables ``answers``, ``scores`` (per question), ``decoding``, ``decoding_layers`` and ``decoding_partings``."""
 
     answers: pd.DataFrame
     scores: pd.DataFrame
     decoding: pd.DataFrame
     decoding_layers: pd.DataFrame
+    decoding_partings: pd.DataFrame
 
 
 def decoding_study(
@@ -91,7 +92,7 @@ def decoding_study(
         for text in decoders
     ]
     chosen = choose_all(engine, questions, [a.spec for a in made], mc, batch_size=batch_size)
-    return analyse(made, questions, metrics, chosen, protocol=protocol, seed=seed)
+    return analyse(made, questions, metrics, chosen, token=lm.token, protocol=protocol, seed=seed)
 
 
 def choose_all(
@@ -116,10 +117,11 @@ def analyse(
     metrics: Sequence[TextMetric],
     chosen: Sequence[pd.DataFrame] = (),
     *,
+    token: Callable[[int], str],
     protocol: str = "truthfulqa",
     seed: int = 0,
 ) -> DecodingResult:
-    """Score and compare answers that were generated; ``chosen`` are further rows of ``scores``."""
+    """Score and compare answers that were generated; ``chosen``: further rows of ``scores``; ``token`` names an id."""
     answers = pd.concat([a.answers.assign(decoder=a.spec.text) for a in made], ignore_index=True)
     written = [score(a.spec.text, _texts(a, questions), questions, metrics, protocol) for a in made]
     scores = pd.concat([*written, *chosen], ignore_index=True)
@@ -128,7 +130,7 @@ def analyse(
         pd.concat(contrasted, ignore_index=True) if contrasted else pd.DataFrame(columns=["decoder", "layer", "count"])
     )
     table = compare(scores, {a.spec.text: a.spec.penalty for a in made}, protocol=protocol, seed=seed)
-    return DecodingResult(answers, scores, table, layers)
+    return DecodingResult(answers, scores, table, layers, partings(made, token))
 
 
 class DecodingStudy(Study):
@@ -153,7 +155,7 @@ class DecodingStudy(Study):
         ctx.judges()
 
     def run(self, ctx: Context) -> None:
-        """Tables ``answers``, ``judgements``, ``scores``, ``decoding``, ``decoding_layers``, ``decoding_cost``."""
+        """The tables of :data:`~exitlens.studies.decoding.columns.DECODING_TABLES`."""
         config, questions = ctx.config, ctx.inputs.questions
         specs = ctx.specs()
         judges = ctx.judges()
@@ -161,11 +163,12 @@ class DecodingStudy(Study):
         for spec in specs:
             found = ctx.answers(spec)
             # The same answers under the name that this study gives the decoder.
-            made.append(Answers(spec, found.answers.assign(decoder=spec.text), None, found.decoding_layers))
+            made.append(replace(found, spec=spec, answers=found.answers.assign(decoder=spec.text)))
         chosen = choose_all(ctx.engine, questions, specs, config.mc, batch_size=config.batch_size)
         ctx.say("scoring answers")
         metrics = ctx.scorers().metrics()
-        study = analyse(made, questions, metrics, chosen, protocol=config.scoring, seed=config.seed)
+        token = ctx.engine.lm.token
+        study = analyse(made, questions, metrics, chosen, token=token, protocol=config.scoring, seed=config.seed)
         judged = [judge_answers(judges, a.spec.text, questions, _texts(a, questions)) for a in made] if judges else []
         ctx.merge("answers", study.answers)
         if judged:
@@ -173,6 +176,7 @@ class DecodingStudy(Study):
         ctx.write("scores", study.scores)
         ctx.write("decoding", study.decoding)
         ctx.write("decoding_layers", study.decoding_layers, ["decoder", "layer"])
+        ctx.write("decoding_partings", study.decoding_partings)
         ctx.write("decoding_cost", cost_table(ctx.engine.lm, made))
         directory = ctx.engine.directory
         if directory is not None and set(directory.manifest.get("tokens_per_second") or ()) != {s.text for s in specs}:

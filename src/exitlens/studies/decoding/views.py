@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from exitlens.report.frames import Results
 from exitlens.report.view_data import View
 from exitlens.report.view_figures import Figure, Switch, tables_view
-from exitlens.studies.answers.views import answers_and_verdicts
+from exitlens.studies.answers.views import AnswerTable, answers_and_verdicts
 
 __all__ = ["run_views"]
+
+
+def _partings(results: Results, found: AnswerTable) -> dict[str, Any]:
+    """The step at which each answer leaves the first decoder's, with the divergence of every candidate layer."""
+    frame = results.frame("decoding_partings")
+    if frame is None:
+        return {}
+    place = {key: i for i, key in enumerate(found.ids)}
+    steps = [(key, rows) for key, rows in frame.groupby(["question_id", "decoder"], sort=False) if str(key[0]) in place]
+    candidates = sorted(int(layer) for layer in frame["layer"].unique())
+    column = {layer: i for i, layer in enumerate(candidates)}
+    divergence = np.full((len(steps), len(candidates)), np.nan)
+    for i, (_, rows) in enumerate(steps):
+        divergence[i, [column[int(layer)] for layer in rows["layer"]]] = rows["divergence"]
+    first = [rows.iloc[0] for _, rows in steps]
+    return {
+        "candidates": np.asarray(candidates, dtype=np.int64),
+        "steps.answer": np.asarray([place[str(row["question_id"])] for row in first], dtype=np.int64),
+        "steps.decoder": found.column([str(row["decoder"]) for row in first]),
+        "steps.position": np.asarray([row["position"] for row in first], dtype=np.int64),
+        "steps.token": found.column([str(row["token"]) for row in first]),
+        "steps.chosen": np.asarray([rows.loc[rows["chosen"], "layer"].iloc[0] for _, rows in steps], dtype=np.int64),
+        "steps.divergence": divergence,
+    }
 
 
 def run_views(results: Results) -> list[View]:
@@ -24,6 +52,7 @@ def run_views(results: Results) -> list[View]:
     if found.judges:
         arrays |= {"judges": found.column(found.judges), "answers.correct": found.verdicts}
     first, *others = found.decoders
+    arrays |= _partings(results, found)
     switches = [
         Switch("decoder", "Compared with", options=tuple((name, name) for name in others)),
         Switch("metric", "Metric", "scores"),

@@ -11,7 +11,7 @@ import pandas as pd
 
 from exitlens import stats
 from exitlens.errors import InputError
-from exitlens.lenses.attribution import Attribution, Target, attribute_ids
+from exitlens.lenses.attribution import HEAD_KINDS, Attribution, Target, attribute_ids
 from exitlens.models.protocol import LayeredModel
 from exitlens.studies.layers.choices import check_choices, plan_choices
 from exitlens.studies.layers.records import LookRecord
@@ -102,10 +102,12 @@ def one_token_records(lm: LayeredModel, records: Sequence[LookRecord]) -> list[L
 
 @dataclass(frozen=True)
 class AttributionStage:
-    """Table ``attribution``: what each component adds to the correct choice's logit over the best incorrect one's."""
+    """Tables ``attribution`` and ``attribution_heads``: what each component, and each attention head, adds to the
+    correct choice's logit over the best incorrect one's.
+    """
 
     name: ClassVar[str] = "attribution"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     def settings(self) -> dict[str, Any]:
         """See :class:`exitlens.runs.engine.Stage`."""
@@ -122,15 +124,29 @@ class AttributionStage:
             lm,
             [plan.context for plan in plans],
             [[Target(str(i), tokens[0]) for i, tokens in enumerate(plan.targets)] for plan in plans],
-            heads=False,
+            heads=True,
         )
-        frames = []
+        frames, by_head = [], []
         for place, record in enumerate(batch):
             logits = found.logits[found.logits["prompt"] == place]
             first, second = opponents(record.choices, record.correct, list(logits["logit"]))
             by_choice = dict(zip(record.choices, logits["logit"], strict=True))
-            wide = found.table(place, heads=False)
-            plus, minus = (wide[str(record.choices.index(choice))] for choice in (first, second))
+            every = found.table(place)
+            pair = [str(record.choices.index(choice)) for choice in (first, second)]
+            heads = every[every["kind"] == "head"]
+            by_head.append(
+                pd.DataFrame(
+                    {
+                        "question_id": record.id,
+                        "question": record.question,
+                        "block": heads["block"],
+                        "head": heads["head"],
+                        "contribution": heads[pair[0]] - heads[pair[1]],
+                    }
+                )
+            )
+            wide = every[~every["kind"].isin(HEAD_KINDS)]
+            plus, minus = (wide[name] for name in pair)
             frames.append(
                 pd.DataFrame(
                     {
@@ -146,7 +162,10 @@ class AttributionStage:
                     }
                 )
             )
-        return {"attribution": pd.concat(frames, ignore_index=True)}
+        return {
+            "attribution": pd.concat(frames, ignore_index=True),
+            "attribution_heads": pd.concat(by_head, ignore_index=True),
+        }
 
 
 def attribution_means(attribution: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:

@@ -93,6 +93,19 @@ LAYERS_TABLES = (
         ),
     ),
     TableSpec(
+        "attribution_heads",
+        "a question and attention head, where attention splits into heads",
+        (
+            _ID,
+            Field("question", "its text"),
+            _BLOCK,
+            Field("head", "the head of the block, from 0"),
+            Field(
+                "contribution", "as in `attribution`; the heads of a block sum to its attention, without bias", "logits"
+            ),
+        ),
+    ),
+    TableSpec(
         "attribution_means",
         "a component",
         (

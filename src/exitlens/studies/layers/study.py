@@ -131,7 +131,7 @@ class LayersStudy(Study):
 
 
 def _attribute(ctx: Context, records: Sequence[LookRecord]) -> None:
-    """Tables ``attribution`` and ``attribution_means``, where this model's logits and these choices can be split."""
+    """Tables ``attribution``, ``attribution_heads``, ``attribution_means``, where logits and choices can be split."""
     lm = ctx.engine.lm
     known = [record for record in records if any(record.correct) and not all(record.correct)]
     usable = one_token_records(lm, known)
@@ -144,11 +144,14 @@ def _attribute(ctx: Context, records: Sequence[LookRecord]) -> None:
         return
     try:
         parts_of(lm)
-        table = ctx.engine.map(AttributionStage(), usable, batch_size=ATTRIBUTED).tables["attribution"]
+        tables = ctx.engine.map(AttributionStage(), usable, batch_size=ATTRIBUTED).tables
     except UnsupportedModel as error:
         ctx.say(f"layers: no attribution: {error}")
         return
+    table, heads = tables["attribution"], tables["attribution_heads"]
     ctx.write("attribution", table)
+    if len(heads):
+        ctx.write("attribution_heads", heads)
     ctx.write("attribution_means", attribution_means(table, seed=ctx.config.seed))
 
 
