@@ -122,15 +122,15 @@ def test_decoders_are_compared_with_the_first_by_question(lm: Any) -> None:
 
 
 def test_where_a_decoder_leaves_the_first_one_every_candidate_layer_has_its_divergence(lm: Any) -> None:
-    decoders = ["vanilla", "dola:high", "vanilla@1.5"]
+    decoders = ["vanilla", "dola:0/1/2", "vanilla@1.5"]
     study = decoding_study(lm, QUESTIONS, decoders, metrics=[RougeL()], max_new_tokens=6)
     found = study.decoding_partings
     texts = study.answers.pivot_table(index="question_id", columns="decoder", values="answer", aggfunc="first")
-    differ = texts.index[texts["vanilla"] != texts["dola:high"]]
+    differ = texts.index[texts["vanilla"] != texts["dola:0/1/2"]]
     assert len(differ)
     assert set(differ) <= set(found["question_id"])  # tokens may differ where stripped texts do not
-    assert set(found["decoder"]) == {"dola:high"}  # a penalty chooses no layer
-    candidates = parse_decoder("dola:high").layers(lm.n_layers, lm.tied)
+    assert set(found["decoder"]) == {"dola:0/1/2"}  # a penalty chooses no layer
+    candidates = parse_decoder("dola:0/1/2").layers(lm.n_layers, lm.tied)
     for _, rows in found.groupby("question_id"):
         assert tuple(rows["layer"]) == candidates
         # The layer contrasted with is the one furthest from the final layer.
@@ -139,7 +139,7 @@ def test_where_a_decoder_leaves_the_first_one_every_candidate_layer_has_its_dive
         assert rows["token"].iloc[0] != rows["first_token"].iloc[0]
         question = next(q for q in QUESTIONS if q.id == rows["question_id"].iloc[0])
         prompt = ask([question])[0].prompt
-        [one] = generate(lm, [prompt], decoder="dola:high", max_new_tokens=6, stop=("\nQ:",), trace=True)
+        [one] = generate(lm, [prompt], decoder="dola:0/1/2", max_new_tokens=6, stop=("\nQ:",), trace=True)
         at = int(rows["position"].iloc[0])
         assert one.tokens[at] == rows["token"].iloc[0]
         np.testing.assert_allclose(rows["divergence"], one.steps["divergence"][at], atol=1e-5)
