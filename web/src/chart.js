@@ -90,7 +90,7 @@ export function lineChart(o) {
       const from = anchor === "end" ? x - wide : x;
       const spot = [from, low - 9, from + wide, low + 2, 50];
       const cost = taken.reduce((sum, [a, b, c, d, weight]) => sum + (from < c && spot[2] > a && spot[1] < d && spot[3] > b ? weight : 0), 0);
-      if (cost < least) [least, best] = [cost, [spot, label(x, low, text, 11, fill, anchor)]];
+      if (cost < least) [least, best] = [cost, [spot, { ...label(x, low, text, 11, fill, anchor), stroke: "paper", wide: 3 }]];
     }
     taken.push(best[0]);
     items.push(best[1]);
@@ -125,7 +125,7 @@ export function lineChart(o) {
     taken.push([x - 5, y - 5, x + 5, y + 5, 50]);
     items.push({ tag: "circle", x, y, r: 4.5, stroke: "ink", wide: 1.5, fill: "paper" });
   }
-  for (const [x, y, text] of dots) name(text, "ink", y, [15, -7, 28, -20], [[x + 8, "start"], [x - 8, "end"]]);
+  for (const [x, y, text] of dots) name(text, "ink", y, [15, -7, 28], [[x + 8, "start"], [x - 8, "end"]]);
   for (const ref of refs) name(ref.label, "muted", py(ref.y), [-4, 12], [[width - right, "end"], [left + 4, "start"], [(width + left) / 2, "end"]]);
   hits.sort((a, b) => a.x - b.x || a.y - b.y);
   return { name: o.name, label: o.label, width, height, items, hits };

@@ -31,6 +31,7 @@ function attributes(item, paint) {
   else {
     Object.assign(out, { x: n(item.x), y: n(item.y), "font-size": item.size ?? 12, "text-anchor": item.anchor });
     if (item.bold) out["font-weight"] = 600;
+    if (item.stroke) out["paint-order"] = "stroke"; // a halo: legible over lines
     if (item.turn) out.transform = `rotate(${item.turn} ${n(item.x)} ${n(item.y)})`;
   }
   return out;

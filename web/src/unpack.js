@@ -132,7 +132,7 @@ export async function unpack(view) {
   const kinds = schema.kinds;
   if (!Object.hasOwn(kinds, view.kind)) throw new ViewError(`Unknown kind of view: ${String(view.kind).slice(0, 80)}.`);
   if (typeof DecompressionStream === "undefined") {
-    throw new ViewError("This browser is too old to unpack views: use one from 2023 or later.");
+    throw new ViewError("This browser is too old: use one from 2023 or later.");
   }
   const found = await arrays(view.block);
   check(found, kinds[view.kind]);

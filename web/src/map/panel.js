@@ -13,7 +13,7 @@ export function makePanel(model, o) {
   const where = h("p", { class: "where" });
   const list = h("ol", { class: "top" });
   const numbers = h("dl", { class: "numbers" });
-  const hint = h("p", { class: "hint", text: "Press a token to pin it to the curves." });
+  const hint = h("p", { class: "hint", text: "Press a token to pin it." });
   const actions = h("div", { class: "actions" });
   const element = h("aside", { class: "panel", "aria-label": "The cell in focus" }, where, list, numbers, actions, hint);
   // Rows are made once and filled anew: a pointer that moves over cells must not wait for elements.
@@ -48,7 +48,6 @@ export function makePanel(model, o) {
         row.bar.style.transform = `scaleX(${Math.min(Math.max(p, 0), 1)})`;
         const on = pins.includes(raw);
         row.button.setAttribute("aria-pressed", String(on));
-        row.button.title = on ? "Unpin" : "Pin";
       });
       const facts = ["entropy", "kl", "margin"].filter(model.has).flatMap((metric) => [h("dt", { text: METRICS[metric].label }), h("dd", { text: valueText(metric, model.value(metric, lens, layer, position)) })]);
       const next = model.next(position);
