@@ -42,7 +42,7 @@ export function barChart(o) {
 
 /**
  * @param {{name: string, label: string, width: number, rows: string[], columns: string[], dark: boolean,
- *   value: (row: number, column: number) => number, text?: (row: number, column: number) => string,
+ *   value: (row: number, column: number) => number, text: (row: number, column: number) => string,
  *   low?: number, high?: number, signed?: boolean, rowTitle?: string, columnTitle?: string}} o
  * @returns {Scene}
  */
@@ -61,14 +61,14 @@ export function matrix(o) {
   o.rows.forEach((name, i) => {
     const y = head + i * tall;
     items.push(label(left - 8, y + 17, shorten(visible(name), Math.floor(left / 6.4)), 12, "ink", "end"));
-    o.columns.forEach((column, j) => {
+    o.columns.forEach((_, j) => {
       const value = o.value(i, j);
       const x = left + j * cell;
       if (!Number.isFinite(value)) return;
       const t = o.signed ? 0.5 + (0.5 * value) / high : (value - low) / (high - low || 1);
       const { fill, ink } = shade(o.dark, t, o.signed);
-      items.push(box(x, y, cell - 1, tall - 1, fill), label(x + cell / 2 - 0.5, y + 17, number(value, 2), 11, ink, "middle"));
-      hits.push({ x: x + cell / 2, y: y + tall / 2, label: o.text?.(i, j) ?? `${visible(name)}, ${visible(column)}: ${number(value)}`, key: [i, j] });
+      items.push(box(x, y, cell - 1, tall - 1, fill), label(x + cell / 2 - 0.5, y + 17, number(Math.round(value * 100) / 100, 2), 11, ink, "middle"));
+      hits.push({ x: x + cell / 2, y: y + tall / 2, label: o.text(i, j), key: [i, j] });
     });
   });
   return { name: o.name, label: o.label, width: Math.max(o.width, left + cell * o.columns.length + 50), height: head + o.rows.length * tall + 4, items, hits };

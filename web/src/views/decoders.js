@@ -49,7 +49,7 @@ export function decodersView(ctx) {
     if (at < 0 || !values) return "";
     const row = steps[at];
     const far = candidates.map((layer, c) => [layer, values.numbers[at * candidates.length + c]]).filter(([, value]) => Number.isFinite(value));
-    return h("p", { class: "small", text: `Parted at token ${row.position}, “${tokenText(row.token)}”; layer chosen: ${number(row.chosen)}; divergence by layer: ${far.map(([layer, value]) => `${layer}: ${number(value)}`).join(", ")}.` });
+    return h("p", { class: "small", text: `Parted at token ${row.position}, “${tokenText(row.token)}”; layer chosen: ${number(row.chosen)}; divergence by layer: ${far.map(([layer, value]) => `${layer}: ${number(value, 6)}`).join(", ")}.` });
   };
   const pairs = () => {
     const filter = filters.find(([name]) => name === ctx.state.filter) ?? filters[0];
