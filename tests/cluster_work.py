@@ -78,3 +78,15 @@ class Write:
         except FileExistsError:
             return False
         return True
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """Computes for some seconds, and writes nothing."""
+
+    seconds: float = 0.0
+
+    def run(self, lm: Any, job: Unit, /) -> None:
+        end = time.thread_time() + self.seconds
+        while time.thread_time() < end:
+            pass

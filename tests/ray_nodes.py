@@ -72,6 +72,9 @@ class RayNodes:
             time.sleep(0.1)
         raise RuntimeError((self.folder / "head.txt").read_text())
 
+    def alive(self, name: str) -> bool:
+        return name in self._nodes
+
     def kill(self, name: str) -> None:
         """As a machine that loses its power: all of its processes at once."""
         node = self._nodes.pop(name)

@@ -129,6 +129,10 @@ class RayEngine:
         self._done = {}
         yield from _Stream(self, workers, task, _before(first, source)).run()
 
+    def pids(self) -> list[int]:
+        """Process ids of the workers that have their model, each on its own machine."""
+        return [slot.pid for slot in self._workers.ready()] if self._workers is not None else []
+
     def count(self, node: str, size: int) -> None:
         """``size`` records were done on a machine."""
         self._done[node] = self._done.get(node, 0) + size

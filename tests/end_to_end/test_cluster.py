@@ -1,0 +1,216 @@
+"""A real cluster of two nodes on this machine: the same bytes as one process, whatever happens to workers and nodes."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tests import tiny
+from tests.cluster_work import NoModel, Unit, Write
+from tests.ray_nodes import QUIET, RayNodes
+
+from exitlens.errors import ModelError, RunError, UnitsFailed
+from exitlens.runs.cluster.address import parse_engine
+from exitlens.runs.cluster.connection import Cluster, connect
+from exitlens.runs.cluster.engine import RayEngine
+from exitlens.runs.cluster.workers import Settings
+from exitlens.storage.sealed import Sealed
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray opens sockets that it leaves to the end
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[RayNodes]:
+    with RayNodes() as started:
+        started.start("head", 8)
+        started.start("second", 8)
+        yield started
+
+
+@pytest.fixture(scope="module")
+def cluster(nodes: RayNodes) -> Iterator[Cluster]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in QUIET.items():
+            if name.startswith("RAY_"):
+                patch.setenv(name, value)
+        with connect(parse_engine(f"ray://{nodes.address}")) as connected:
+            until(lambda: len(connected.nodes()) == 2, "a second node")
+            yield connected
+
+
+def until(there: Callable[[], bool], what: str, seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not there():
+        assert time.monotonic() < end, f"no {what} within {seconds:.0f} s"
+        time.sleep(0.05)
+
+
+class Work:
+    """Units written by workers, with what was said and where they were made."""
+
+    def __init__(self, cluster: Cluster, folder: Path, workers: int, source: NoModel | None = None, **how: Any) -> None:
+        self.units, self.said, self.on = Sealed(folder / "units"), list[str](), Counter[str]()
+        self.taken = self.done = self.ahead = 0
+        settings = Settings(workers, deadline=how.pop("deadline", None))
+        self.task = Write(self.units, **how)
+        lm: Any = SimpleNamespace(name="none", fingerprint="f")
+        self.engine = RayEngine(
+            cluster, source or NoModel(), lm, settings, say=self.said.append, logs=folder / "logs"
+        )  # fmt: skip
+
+    def run(self, count: int, each: Callable[[Work], None] = lambda _work: None) -> None:
+        def jobs() -> Iterator[Unit]:
+            for number in range(count):
+                self.taken += 1
+                self.ahead = max(self.ahead, self.taken - self.done)
+                yield Unit(number)
+
+        with self.engine:
+            for _, node in self.engine.stream(self.task, jobs()):
+                self.done += 1
+                self.on[node] += 1
+                each(self)
+
+    def contents(self) -> list[tuple[str, bytes]]:
+        return sorted((path.name, path.read_bytes()) for path in self.units.folder.iterdir())
+
+
+def expected(folder: Path, count: int) -> list[tuple[str, bytes]]:
+    """What one process writes."""
+    units = Sealed(folder / "alone")
+    for number in range(count):
+        Write(units).run(None, Unit(number))
+    return sorted((path.name, path.read_bytes()) for path in units.folder.iterdir())
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+def test_the_same_bytes_by_any_number_of_workers(cluster: Cluster, tmp_path: Path, workers: int) -> None:
+    work = Work(cluster, tmp_path, workers, seconds=0.01)
+    work.run(60)
+    assert work.contents() == expected(tmp_path, 60)
+    assert work.done == 60
+    assert work.ahead <= 2 * workers + 1  # none is taken before there is room for it
+    assert not work.said
+
+
+def test_workers_killed_at_random(cluster: Cluster, tmp_path: Path) -> None:
+    chance = random.Random(0)
+    killed: set[int] = set()
+
+    def kill(work: Work) -> None:
+        ready = work.engine.pids()
+        if ready and work.done % 6 == 0 and len(killed) < 6:
+            pid = chance.choice(ready)
+            killed.add(pid)
+            os.kill(pid, signal.SIGKILL)
+
+    work = Work(cluster, tmp_path, 3, seconds=0.02)
+    work.run(60, kill)
+    assert len(killed) == 6
+    assert work.contents() == expected(tmp_path, 60)
+    assert work.done == 60
+
+
+@pytest.mark.parametrize("how", ["hang", "die"])
+def test_a_unit_whose_worker_hangs_or_dies_is_done_elsewhere(cluster: Cluster, tmp_path: Path, how: str) -> None:
+    work = Work(cluster, tmp_path, 2, how=how, once=tmp_path / "once", deadline=2.0)
+    work.run(12)
+    assert work.contents() == expected(tmp_path, 12)
+    if how == "hang":
+        assert "unit 3 has no answer from" in work.said[0]
+        assert "--deadline" in work.said[0]
+
+
+def test_a_unit_that_always_fails_is_named_when_the_others_are_done(cluster: Cluster, tmp_path: Path) -> None:
+    work = Work(cluster, tmp_path, 2, how="fail")
+    with pytest.raises(UnitsFailed, match=r"^1 units failed .* unit 3 \(.*ValueError: record 3 is broken\)"):
+        work.run(12)
+    assert work.done == 11
+    assert "ValueError: record 3 is broken" in "".join(p.read_text() for p in (tmp_path / "logs").iterdir())
+
+
+def test_a_full_disk_on_one_node(cluster: Cluster, tmp_path: Path) -> None:
+    work = Work(cluster, tmp_path, 4, how="full", seconds=0.3)
+    work.run(24)
+    assert work.contents() == expected(tmp_path, 24)
+    assert set(work.on) == {"head"}
+    assert any("no space left to write" in line for line in work.said)
+
+
+def test_a_model_that_some_nodes_cannot_load_and_one_that_none_can(cluster: Cluster, tmp_path: Path) -> None:
+    work = Work(cluster, tmp_path, 4, NoModel(fails="second"), seconds=0.3)
+    work.run(24)
+    assert set(work.on) == {"head"}
+    with pytest.raises(ModelError, match="cannot load the model: no model here"):
+        Work(cluster, tmp_path / "none", 2, NoModel(fails="head,second")).run(4)
+
+
+def test_nodes_that_load_other_weights_are_not_used(cluster: Cluster, tmp_path: Path) -> None:
+    work = Work(cluster, tmp_path, 4, NoModel(other_on="second"), seconds=0.3)
+    work.run(24)
+    assert set(work.on) == {"head"}
+    assert work.contents() == expected(tmp_path, 24)
+
+
+def test_what_a_node_does_not_see_is_refused_before_anything_is_loaded(cluster: Cluster) -> None:
+    cluster.check(cluster.nodes(), [])
+    with pytest.raises(RunError, match=r"does not see '/nowhere/model': put it where every machine"):
+        cluster.check(cluster.nodes(), ["/nowhere/model"])
+
+
+def command(*options: str) -> list[str]:
+    return [sys.executable, "-c", "import sys; from exitlens.cli import main; sys.exit(main())", *options]
+
+
+def test_commands_give_the_files_of_one_process_also_when_the_driver_is_killed(nodes: RayNodes, tmp_path: Path) -> None:
+    environment = {**os.environ, **QUIET}
+    model = tiny.save(tmp_path / "model")
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"The capital of France is Paris, and {i} + 2 = {i + 2}." for i in range(400)))
+    reading = ["--text", str(text), "--model", str(model), "--shard-tokens", "128", "-q"]
+    there = ["--engine", f"ray://{nodes.address}", "--workers", "2"]
+
+    def run(out: str, *more: str) -> None:
+        subprocess.run(
+            command("read", *reading, "--out", str(tmp_path / out), *more), env=environment, check=True, timeout=120,
+            capture_output=True,
+        )  # fmt: skip
+
+    run("alone")
+    driver = subprocess.Popen(
+        command("read", *reading, "--out", str(tmp_path / "killed"), *there), env=environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    until(lambda: len(list((tmp_path / "killed" / "seals").glob("*.json"))) > 3, "finished shard", 90)
+    driver.kill()
+    driver.wait()
+    run("killed", *there)
+    for folder in ("shards", "seals"):
+        alone = sorted((tmp_path / "alone" / folder).iterdir())
+        killed = sorted((tmp_path / "killed" / folder).iterdir())
+        assert [p.name for p in alone] == [p.name for p in killed]
+        assert [p.read_bytes() for p in alone] == [p.read_bytes() for p in killed]
+    assert "model loaded" in (tmp_path / "killed" / "logs" / "worker-000.log").read_text()
+
+
+# Last: the second node is gone afterwards.
+def test_a_node_that_is_killed(cluster: Cluster, nodes: RayNodes, tmp_path: Path) -> None:
+    def kill(work: Work) -> None:
+        if work.on["second"] == 3 and nodes.alive("second"):
+            nodes.kill("second")
+
+    work = Work(cluster, tmp_path, 6, seconds=0.1)
+    work.run(90, kill)
+    assert not nodes.alive("second")
+    assert work.contents() == expected(tmp_path, 90)
+    assert work.done == 90
