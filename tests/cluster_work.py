@@ -59,7 +59,8 @@ class Write:
         time.sleep(self.seconds * (1 + job.number % 3))
         if job.number == 3 and self._first():
             if self.how == "hang":
-                os.kill(os.getpid(), signal.SIGSTOP)
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                time.sleep(600)
             elif self.how == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             elif self.how == "fail":
