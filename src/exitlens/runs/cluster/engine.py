@@ -127,7 +127,10 @@ class RayEngine:
         workers = self._open()
         self._begun = time.monotonic()
         self._done = {}
-        yield from _Stream(self, workers, task, _before(first, source)).run()
+        try:
+            yield from _Stream(self, workers, task, _before(first, source)).run()
+        finally:
+            self._done = {}  # what comes next may be this process's work alone
 
     def pids(self) -> list[int]:
         """Process ids of the workers that have their model, each on its own machine."""
