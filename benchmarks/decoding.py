@@ -41,12 +41,13 @@ def main() -> None:
     options.add_argument("--json", action="store_true")
     chosen = options.parse_args()
     import exitlens
-    from exitlens import data, models
+    from exitlens import data
+    from exitlens.models.hub.catalog import CATALOG
 
     questions = data.read_data(chosen.data, limit=chosen.questions).questions
     rows: list[dict[str, Any]] = []
     if set(chosen.only) - {"text"}:
-        lm = exitlens.load(chosen.model or next(iter(models.catalog.CATALOG)), dtype=chosen.dtype)
+        lm = exitlens.load(chosen.model or next(iter(CATALOG)), dtype=chosen.dtype)
         lm.model.generation_config.eos_token_id = 10**9
         print(f"{lm.name}, {lm.dtype}, {torch.get_num_threads()} threads, {len(questions)} questions")
         parts = {"vanilla": vanilla, "contrast": contrast, "truthfulqa": truthfulqa, "mc": multiple_choice}

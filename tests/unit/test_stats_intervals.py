@@ -134,7 +134,7 @@ def test_intervals_hold_their_level_where_the_percentile_bootstrap_does_not(name
     data = draw(np.random.default_rng(11), n)
     found = stats.mean_intervals(data, n=600)
     held = ((found.low <= truth) & (truth <= found.high)).mean()
-    # 1,500 samples: two standard errors are .011. benchmarks/coverage.py has more of them.
+    # 1,500 samples: two standard errors are .011. benchmarks/interval_coverage.py has more of them.
     assert 0.92 <= held <= 0.98
     if n == 20 and name != "proportion .3":
         before = quantiles(np.concatenate([w @ data / n for w in draws(n, 600, 0)]), 0.95)

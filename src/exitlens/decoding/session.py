@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from exitlens.models.forward import padded
-from exitlens.models.native.runner import KV, Runner, Shared, Where, runner_of
+from exitlens.models.native.runner import KV, Runner, Shared, runner_of
 from exitlens.models.protocol import LayeredModel
 
 __all__ = ["ModelPrefix", "NativePrefix", "Prefix", "Session", "open_prefix"]
@@ -98,6 +98,7 @@ class NativeSession:
         self._layers, self._room = frozenset(layers), max_new_tokens
         self.kv: KV
         self.lengths: Tensor  # tokens held, a row
+        self._logits: Tensor | None = None  # of the last step, where they came with its states
 
     @torch.no_grad()
     def start(self, prompts: Sequence[Sequence[int]]) -> dict[int, Tensor]:
@@ -109,7 +110,8 @@ class NativeSession:
         self.lengths = torch.tensor([len(row) for row in prompts])
         self.kv = self._prefix.open(len(prompts), p + width + self._room)
         where = self._runner.where(p, width)
-        kept = self._run(ids, where)
+        self._logits = None
+        kept = self._runner.run(self._runner.embed(ids, where), self.kv, where, keep=tuple(self._layers))
         last = (self.lengths - p - 1).to(device)
         rows = torch.arange(len(prompts), device=device)
         # What short rows wrote past their end is never seen: later tokens take those places before they are read.
@@ -120,20 +122,20 @@ class NativeSession:
         """See :class:`Session`."""
         where = self._runner.where(self.lengths, 1)
         self.lengths = self.lengths + 1
-        return {layer: h[:, 0] for layer, h in self._run(tokens[:, None], where).items()}
+        kept, self._logits = self._runner.step(tokens, self.kv, where, keep=tuple(self._layers))
+        return {layer: h[:, 0] for layer, h in kept.items()}
 
     def final(self, hidden: dict[int, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """See :class:`Session`."""
         last = self._runner.n_layers
-        return self._runner.logits(hidden[last], last).float(), {}
+        logits = self._runner.logits(hidden[last], last).float() if self._logits is None else self._logits
+        return logits, {}
 
     def keep(self, rows: Tensor) -> None:
         """See :class:`Session`."""
+        self._logits = None
         self.kv = self.kv.select(rows)
         self.lengths = self.lengths[rows.cpu()]
-
-    def _run(self, ids: Tensor, where: Where) -> dict[int, Tensor]:
-        return self._runner.run(self._runner.embed(ids, where), self.kv, where, keep=tuple(self._layers))
 
 
 class ModelPrefix:

@@ -1,7 +1,7 @@
 """Means, proportions and mean differences by question, with intervals that hold their level for few and skewed rows.
 
 The percentile bootstrap covers .86 to .93 instead of .95 at 20 questions. Used instead, by what the values are
-(``benchmarks/coverage.py`` simulates all of them):
+(``benchmarks/interval_coverage.py`` simulates all of them):
 
 - 0 and 1: Jeffreys' interval (Brown, Cai and DasGupta 2001), with the effective number of rows of clustered data
   (Korn and Graubard 1998; Dean and Pagano 2015). It needs no resamples.

@@ -1,8 +1,11 @@
-"""Are our own blocks the model's? Compared on a short text, on large activations, and past every threshold named."""
+"""Are our own blocks the model's? Compared on a short text, on large activations, and past every threshold named.
+
+And is a compiled step what the blocks give?
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,13 +14,14 @@ from torch import Tensor, nn
 
 from exitlens.models.layout.hooks import eval_mode, stopping_at
 from exitlens.models.native.known import thresholds
+from exitlens.models.native.kv_cache import KV, Shared
 
 if TYPE_CHECKING:
     from exitlens.models.layered import Layered
     from exitlens.models.native.families import Family
-    from exitlens.models.native.kv_cache import KV, Where
+    from exitlens.models.native.kv_cache import Where
 
-__all__ = ["agrees"]
+__all__ = ["agrees", "step_agrees"]
 
 _WIDTH = 24
 _INFLATED = 8.0  # times the usual input of a block: what is clipped or capped shows
@@ -31,8 +35,9 @@ class Runner(Protocol):
     n_layers: int
     family: Family
 
-    def new_kv(self, rows: int, capacity: int) -> KV: ...
-    def where(self, start: int, width: int) -> Where: ...
+    def new_kv(self, rows: int, capacity: int, shared: Shared | None = None) -> KV: ...
+    def can_share(self, capacity: int) -> bool: ...
+    def where(self, start: int | Tensor, width: int) -> Where: ...
     def moved(self, start: int, width: int) -> Where: ...
     def embed(self, ids: Tensor, where: Where) -> Tensor: ...
     def block(self, j: int, x: Tensor, kv: KV, where: Where) -> Tensor: ...
@@ -52,6 +57,45 @@ def agrees(lm: Layered, runner: Runner) -> bool:
         if not _alike(runner.logits(last, lm.n_layers), lm.logits(last, lm.n_layers), _bound(lm)):
             return False
         return _large(lm, runner, ids) and _late(lm, runner, ids) and _past_windows(lm, runner)
+
+
+def step_agrees(lm: Layered, runner: Runner, step: Callable[..., tuple[dict[int, Tensor], Tensor]]) -> bool:
+    """True when a compiled step gives every layer and the logits that blocks run one by one give.
+
+    Three rows, of one length and of three, with a beginning of their own and with one that they share.
+    """
+    n = lm.n_layers
+    with eval_mode(lm.model), torch.no_grad():
+        ids = (torch.arange(3 * _WIDTH, device=lm.device).view(3, _WIDTH) * 37 + 5) % lm.vocab_size
+        ids[:, : _WIDTH // 2] = ids[0, : _WIDTH // 2]
+        for lengths in ([_WIDTH] * 3, [_WIDTH, _WIDTH - 3, _WIDTH - 5]):
+            for cut in (0, _WIDTH // 2):
+                if cut and not runner.can_share(_WIDTH + 1):
+                    continue
+                kv = _begun(runner, ids, cut)
+                again = KV([k.clone() for k in kv.keys], [v.clone() for v in kv.values], kv.shared)
+                at = runner.where(torch.tensor(lengths), 1)
+                x = runner.embed(ids[:, :1], at)
+                want = runner.run(x, kv, at, keep=range(n + 1))
+                got, logits = step(x, again, at, range(n + 1))
+                if not all(_alike(got[j], state, _bound(lm)) for j, state in want.items()):
+                    return False
+                if not _alike(logits, runner.logits(want[n][:, 0], n), _bound(lm)):
+                    return False
+    return True
+
+
+def _begun(runner: Runner, ids: Tensor, cut: int) -> KV:
+    """A cache that holds ``ids``, the first ``cut`` tokens of which lie in it once for all rows."""
+    rows, seq = ids.shape
+    shared = None
+    if cut:
+        one, at = runner.new_kv(1, cut), runner.where(0, cut)
+        runner.run(runner.embed(ids[:1, :cut], at), one, at, keep=())
+        shared = Shared.of(one, cut)
+    kv, at = runner.new_kv(rows, seq + 1, shared), runner.where(cut, seq - cut)
+    runner.run(runner.embed(ids[:, cut:], at), kv, at, keep=())
+    return kv
 
 
 def _ours(runner: Runner, ids: Tensor) -> dict[int, Tensor]:

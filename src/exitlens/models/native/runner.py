@@ -21,11 +21,12 @@ from exitlens.models.layered import Layered
 from exitlens.models.layout.final_path import FinalPath
 from exitlens.models.layout.hooks import eval_mode
 from exitlens.models.native import families as native_families
-from exitlens.models.native.agreement import agrees
+from exitlens.models.native.agreement import agrees, step_agrees
 from exitlens.models.native.attention import attend, attend_shared
 from exitlens.models.native.families import Family, norm_of, small_enough
 from exitlens.models.native.known import unknown_field
 from exitlens.models.native.kv_cache import KV, Shared, Where
+from exitlens.models.native.one_token import OneToken, one_token
 from exitlens.models.protocol import LayeredModel
 
 __all__ = ["KV", "Runner", "Shared", "Where", "logits_of", "native", "runner_of"]
@@ -42,12 +43,14 @@ class Runner:
         self._cos: Tensor | None = None
         self._sin: Tensor | None = None
         self._head = self._norm = None
+        self.one_token: OneToken | None = None  # a whole step compiled, where there is one
+        self._last_norm: nn.Module | None = None
         head, tail = lm.layout.head, lm.layout.tail
         if isinstance(head, nn.Linear) and plain_linear(head) and small_enough(lm):
             self._head = packed(head.weight, head.bias)
         # A tail of one norm, as these families have: run without looking through the model first.
         if isinstance(tail, FinalPath) and tail.stream is None and len(tail.steps) == 1 and tail.steps[0].scale == 1.0:
-            module = tail.steps[0].module
+            module = self._last_norm = tail.steps[0].module
             fast = None if module is None else norm_of(module)
             self._norm = None if fast is module else fast
         self._rope(capacity)
@@ -150,6 +153,26 @@ class Runner:
                 kept[j] = x
         return kept
 
+    def step(
+        self, tokens: Tensor, kv: KV, where: Where, *, keep: Collection[int] = ()
+    ) -> tuple[dict[int, Tensor], Tensor | None]:
+        """One token a row ``[rows]`` through all blocks: what :meth:`run` gives, and logits where they came along."""
+        x = self.embed(tokens[:, None], where)
+        if self.one_token is None or not self.one_token.fits(len(tokens), where):
+            return self.run(x, kv, where, keep=keep), None
+        kept, logits = self.one_token(x, kv, where, keep)
+        return kept, self.lm.logit_transform(logits)
+
+    def compile(self) -> None:
+        """Take the compiled step, where there is one and its numbers are those of :meth:`run`."""
+        lm, head = self.lm, self.lm.layout.head
+        if not small_enough(lm) or not isinstance(head, nn.Linear):
+            return
+        size = sum(p.numel() for p in lm.model.parameters())
+        made = one_token(lm.blocks, self._last_norm, head, self.family, lm.dtype, size)
+        if made is not None and step_agrees(lm, self, made):
+            self.one_token = made
+
     @torch.no_grad()
     def logits(self, h: Tensor, layer: int, lens: Literal["raw", "logit"] = "logit") -> Tensor:
         """``lm.logits`` by a product laid out for few rows, where there is one."""
@@ -210,4 +233,7 @@ def native(lm: Layered) -> Runner | None:
         return None
     with eval_mode(lm.model):
         runner = Runner(lm, family, 64)
-    return runner if agrees(lm, runner) else None
+    if not agrees(lm, runner):
+        return None
+    runner.compile()
+    return runner

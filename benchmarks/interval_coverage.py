@@ -1,7 +1,7 @@
 """How often 95 % intervals hold the true value, simulated: means, proportions, AUROC, differences, token means.
 
-    python benchmarks/coverage.py            # the table of docs/scoring.md, a few minutes
-    python benchmarks/coverage.py --quick    # fewer samples: half a minute
+    python benchmarks/interval_coverage.py            # the table of docs/scoring.md, a few minutes
+    python benchmarks/interval_coverage.py --quick    # fewer samples: half a minute
 
 Each cell draws samples of n questions from a known distribution and counts the intervals that hold its true value.
 The percentile bootstrap stands beside for the same samples. The standard error of a share near .95 is .0034 for 4,000
