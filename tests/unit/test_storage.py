@@ -40,7 +40,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def left_by(folder: Path, pid: int, host: str = atomic._HOST, name: str = "heads.safetensors") -> Path:
+def left_by(folder: Path, pid: int, host: str = atomic.HOST, name: str = "heads.safetensors") -> Path:
     """What a process of that id would have left when it was killed."""
     left = folder / f".{name}.{host}-{pid}-0123abcd.tmp"
     left.write_bytes(b"half")
@@ -118,7 +118,7 @@ def test_what_a_dead_process_left_is_swept_and_what_a_live_one_writes_is_not(tmp
     gone = left_by(tmp_path, dead())
     live = left_by(tmp_path, os.getppid())
     mine = left_by(tmp_path, os.getpid(), name="other")  # of an earlier process of this id
-    foreign = left_by(tmp_path, dead(), host="ffffff" if atomic._HOST != "ffffff" else "000000")
+    foreign = left_by(tmp_path, dead(), host="ffffff" if atomic.HOST != "ffffff" else "000000")
     other = tmp_path / ".draft.tmp"
     other.write_text("not ours")
     with aside(tmp_path / "now") as part:
@@ -141,11 +141,11 @@ def test_what_a_dead_process_left_is_swept_and_what_a_live_one_writes_is_not(tmp
 def test_a_half_unpacked_folder_is_swept_too_and_links_in_it_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").write_text("kept")
-    left = tmp_path / "cache" / f".gguf.{atomic._HOST}-{dead()}-0123abcd.tmp"
+    left = tmp_path / "cache" / f".gguf.{atomic.HOST}-{dead()}-0123abcd.tmp"
     left.mkdir(parents=True)
     (left / "weights").write_bytes(b"half")
     (left / "link").symlink_to(tmp_path / "kept")
-    link = tmp_path / "cache" / f".x.{atomic._HOST}-{dead()}-0123abcd.tmp"
+    link = tmp_path / "cache" / f".x.{atomic.HOST}-{dead()}-0123abcd.tmp"
     link.symlink_to(tmp_path / "kept")
     sweep(tmp_path)
     assert len(names(tmp_path / "cache")) == 2
@@ -155,7 +155,7 @@ def test_a_half_unpacked_folder_is_swept_too_and_links_in_it_are_not_followed(tm
 
 
 def test_a_half_unpacked_model_is_swept_when_the_next_one_is_looked_for(tmp_path: Path) -> None:
-    left = tmp_path / f".abc-t5.{atomic._HOST}-{dead()}-0123abcd.tmp"
+    left = tmp_path / f".abc-t5.{atomic.HOST}-{dead()}-0123abcd.tmp"
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
     with unpacked.alone(tmp_path / "other-t5"):

@@ -38,13 +38,14 @@ def compare_command(
     --json prints findings (sentences), notes, report and the tables compare_runs, compare_settings, compare_numbers,
     compare_curves and compare_changes, which docs/tables.md describes.
     """
+    from exitlens.storage.mirror import named
     from exitlens.studies.compare.chapter import CHAPTERS
     from exitlens.studies.compare.comparison import compare_runs
 
     command = shlex.join(["exitlens", *sys.argv[1:]])
     found = compare_runs(runs, out, seed=seed, figures=figures, command=command)
     if as_json:
-        report = None if found.report is None else str(found.report)
+        report = None if found.report is None else named(found.report)
         print_json({"report": report, "notes": found.notes, "findings": found.findings(), "tables": found.printed()})
         return
     for note in found.notes:
@@ -61,4 +62,4 @@ def compare_command(
         if parts or findings:
             echo()
     if found.report is not None:
-        echo(f"report: {found.report}")
+        echo(f"report: {named(found.report)}")

@@ -130,7 +130,7 @@ def read_command(
     from exitlens.errors import InputError
     from exitlens.lenses.lens_words import check_lens_word
     from exitlens.runs.cluster.address import EngineSettings
-    from exitlens.storage.atomic import check_writable
+    from exitlens.storage.mirror import check_target, local_folder, named
     from exitlens.studies.corpus.columns import check_stats
 
     how_run = EngineSettings(engine, workers, deadline)
@@ -142,8 +142,8 @@ def read_command(
         raise InputError(f"--overlap {overlap} is of no use with --long refuse: leave one of them out")
     how: Literal["refuse", "split"] = "split" if long == "split" or overlap is not None else "refuse"
     source = TextFile(text, field=field, split=split)
-    check_writable(out / "manifest.json")
-    say(f"looking through {text}", quiet)
+    check_target(out, "manifest.json")
+    say(f"looking through {named(text)}", quiet)
     survey = source.survey(limit)
 
     from exitlens.lenses.lens_names import open_lens
@@ -162,7 +162,7 @@ def read_command(
             batch_tokens=batch_tokens,
         )  # fmt: skip
         begun = time.monotonic()
-        folder = out.expanduser().absolute()
+        folder = local_folder(out, write=True).absolute()
         status = stack.enter_context(StatusFile(folder, stack.enter_context(StageProgress(quiet))))
         found = read_corpus(
             make(lm, report=status, logs=folder / "logs", seen=folder / "manifest.json"), source, out, settings,
@@ -177,9 +177,11 @@ def read_command(
 
 def _print(found: CorpusRead, model: str, lens: str, seconds: float, as_json: bool) -> None:
     rows = found.by_layer.astype(object).where(found.by_layer.notna(), None)
-    shards = found.path / "shards"
+    from exitlens.storage.mirror import named
+
+    shards = named(found.path / "shards" / "*.parquet")
     if as_json:
-        facts: dict[str, Any] = {"out": found.path, "files": str(shards / "*.parquet"), "model": model, "lens": lens}
+        facts: dict[str, Any] = {"out": named(found.path), "files": shards, "model": model, "lens": lens}
         facts |= {"texts": found.survey.texts, "tokens": found.tokens, "fresh_tokens": found.fresh_tokens}
         print_json(
             facts | {"shards": found.shards, "saturation": found.saturation, "by_layer": rows.to_dict("records")}
@@ -198,4 +200,4 @@ def _print(found: CorpusRead, model: str, lens: str, seconds: float, as_json: bo
         title=f"Means over {found.tokens} tokens of {found.survey.texts} texts: {model}, lens {lens}",
         note=speed + ("" if found.saturation is None else f"; mean saturation layer {found.saturation:.2f}"),
     )
-    echo(f"{found.shards} files: {shards / '*.parquet'}")
+    echo(f"{found.shards} files: {shards}")

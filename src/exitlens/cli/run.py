@@ -16,6 +16,7 @@ from exitlens.cli.console import echo, print_json, print_table, say
 from exitlens.cli.help import add_command
 from exitlens.cli.options import BOTH, JsonOption, QuietOption
 from exitlens.progress import StageProgress
+from exitlens.storage.mirror import named
 from exitlens.studies.config import RunConfig
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ def _tell_status(folder: Path, as_json: bool) -> None:
 
 def _json(finished: exitlens.studies.run.Finished) -> dict[str, Any]:
     return {
-        "run": str(finished.path),
-        "report": str(finished.report),
+        "run": named(finished.path),
+        "report": named(finished.report),
         "findings": finished.findings(),
         "tables": finished.printed(),
     }
@@ -154,4 +155,4 @@ def print_headlines(
                 echo(line)
         echo()
     if report:
-        echo(f"report: {finished.report}")
+        echo(f"report: {named(finished.report)}")

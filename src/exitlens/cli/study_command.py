@@ -94,6 +94,7 @@ def run_one(
         check_words(config)
 
         from exitlens.storage.atomic import write_bytes
+        from exitlens.storage.mirror import named
         from exitlens.studies.run import run
 
         report = stack.enter_context(StageProgress(quiet))
@@ -113,7 +114,7 @@ def run_one(
         found["findings"] = finished.findings().get(study, [])
         found |= finished.printed(study)
         if out is not None:
-            found |= {"run": str(finished.path), "report": str(finished.report)}
+            found |= {"run": named(finished.path), "report": named(finished.report)}
         if keep:
             found["saved"] = [str(target) for target in keep.values()]
         print_json(found)

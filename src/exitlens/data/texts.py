@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 
 from exitlens.errors import DataError
 from exitlens.parsing import bound, check_plain, cut, parse_json
+from exitlens.storage.mirror import local_file
 
 __all__ = ["SPLITS", "Split", "Survey", "TextFile"]
 
@@ -47,7 +48,7 @@ class TextFile:
     """A file of texts that is read from its beginning each time :meth:`texts` is called; never as a whole."""
 
     def __init__(self, path: str | Path, *, field: str = "text", split: Split = "lines") -> None:
-        self.path = Path(path).expanduser()
+        self.path = local_file(path)
         self.field = field
         self.split = split
         self.kind = _kind(self.path)

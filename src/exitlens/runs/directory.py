@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -34,6 +33,7 @@ from exitlens.parsing import cut
 from exitlens.storage.atomic import canonical, guarded, read_json, sweep, write_json, write_parquet
 from exitlens.storage.joined_tables import write_joined
 from exitlens.storage.lock import DirectoryLock
+from exitlens.storage.mirror import delete, is_mirrored, local_folder, named
 from exitlens.storage.sealed import Sealed
 
 __all__ = ["FORMAT", "RunDirectory", "versions"]
@@ -43,6 +43,7 @@ _OURS = (
     "work", "shards", "seals", "tables", "states", "figures", "logs", "report.html", "probe.safetensors",
     "status.json", "manifest.json",
 )  # fmt: skip
+_READ = ("tables/", "figures/", "report.html", "manifest.json", "status.json", "probe.safetensors")  # of an address
 _PACKAGES = ("exitlens", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas", "pyarrow")
 
 
@@ -63,12 +64,14 @@ class RunDirectory:
         ``identity``: the settings that decide the results. With ``fresh`` an earlier run there is removed first.
         Raises RunError when the directory holds another run or other files, is in use, or cannot be written.
         """
-        folder = Path(path).expanduser().absolute()
+        folder = local_folder(path, write=True).absolute()
         guarded(lambda: folder.mkdir(parents=True, exist_ok=True), folder)
-        _earlier(folder)  # refused before a lock file is left among somebody's own files
+        if not is_mirrored(folder):
+            _earlier(folder)  # refused before a lock file is left among somebody's own files
         lock = DirectoryLock(folder)
         lock.acquire()
         try:
+            _earlier(folder)  # what an address holds is here once its lease is held
             if fresh:
                 _clear(folder)
             _refuse_links(folder)
@@ -90,10 +93,12 @@ class RunDirectory:
     @classmethod
     def read(cls, path: str | Path) -> RunDirectory:
         """A finished or unfinished run, for reading only. Raises RunError when there is none."""
-        folder = Path(path).expanduser().absolute()
+        folder = local_folder(path, only=_READ).absolute()
         manifest = _manifest_of(folder)
         if manifest is None:
-            raise RunError(f"'{path}' holds no run (no readable manifest.json): make one with exitlens run --out")
+            raise RunError(
+                f"'{named(path)}' holds no run (no readable manifest.json): make one with exitlens run --out"
+            )
         return cls(folder, manifest)
 
     def __enter__(self) -> RunDirectory:
@@ -232,11 +237,11 @@ def _earlier(folder: Path) -> dict[str, Any] | None:
     # Where the manifest is damaged or gone but there are units, they are ours: they are found again by their keys.
     if found is None and not _sealed(folder):
         names = guarded(lambda: sorted(p.name for p in folder.iterdir()), folder)
-        others = [name for name in names if name != ".lock" and not name.endswith(".tmp")]
+        others = [name for name in names if name not in (".lock", ".marks.json") and not name.endswith(".tmp")]
         if others:
             raise RunError(
-                f"'{folder}' is not a run directory and is not empty (it holds '{others[0]}'): choose a new or empty "
-                "folder with --out"
+                f"'{named(folder)}' is not a run directory and is not empty (it holds '{others[0]}'): choose a new or "
+                "empty folder with --out"
             )
     return found
 
@@ -267,7 +272,7 @@ def _begun(folder: Path) -> bool:
 def _refuse_other(folder: Path, earlier: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     if earlier.get("version") != FORMAT:
         raise RunError(
-            f"'{folder}' holds a run of format {earlier.get('version')!r}, this version writes {FORMAT}: choose "
+            f"'{named(folder)}' holds a run of format {earlier.get('version')!r}, this version writes {FORMAT}: choose "
             "another folder with --out, or start over with --fresh"
         )
     before = earlier.get("identity", {})
@@ -275,7 +280,7 @@ def _refuse_other(folder: Path, earlier: Mapping[str, Any], identity: Mapping[st
     for name in sorted(set(before) & set(identity)):
         if canonical(before.get(name)) != canonical(identity.get(name)):
             raise RunError(
-                f"'{folder}' belongs to another run: its {name} is {_shown(before.get(name))}, this one's is "
+                f"'{named(folder)}' belongs to another run: its {name} is {_shown(before.get(name))}, this one's is "
                 f"{_shown(identity.get(name))}; choose another folder with --out, or start over with --fresh"
             )
 
@@ -288,7 +293,4 @@ def _clear(folder: Path) -> None:
     """Remove what a run makes, and nothing else; the manifest goes last, so that a kill in between leaves it ours."""
     for name in _OURS:
         target = folder / name
-        if target.is_dir() and not target.is_symlink():
-            guarded(partial(shutil.rmtree, target), target)
-        else:
-            guarded(partial(target.unlink, missing_ok=True), target)
+        guarded(partial(delete, target), target)

@@ -33,6 +33,8 @@ from torch import Tensor
 from exitlens.errors import LayerError, ProbeError
 from exitlens.parsing import cut
 from exitlens.storage.atomic import canonical, key_of, sha256_file, write_json, write_parquet, write_tensors
+from exitlens.storage.lock import writing_folder
+from exitlens.storage.mirror import local_folder, named
 from exitlens.storage.sealed import Seal, Sealed
 
 __all__ = ["SHARD_ROWS", "Origin", "ShardWriter", "StateStore"]
@@ -73,7 +75,7 @@ class StateStore:
 
         Layers that it does not hold yet are added: its shards then count as unfinished, for those layers only.
         """
-        folder = Path(path)
+        folder = writing_folder(path)
         known = _origin_of(folder)
         layers = origin.layers
         if known is not None:
@@ -82,7 +84,7 @@ class StateStore:
             for name, value in asdict(origin).items():
                 if name not in _NO_MARKS and before[name] != value:
                     raise ProbeError(
-                        f"'{folder}' holds hidden states with {name} {cut(repr(before[name]))}, not "
+                        f"'{named(folder)}' holds hidden states with {name} {cut(repr(before[name]))}, not "
                         f"{cut(repr(value))}: use another folder, or remove it to extract them again"
                     )
         whole = replace(origin, layers=layers)
@@ -93,10 +95,10 @@ class StateStore:
     @classmethod
     def read(cls, path: str | Path) -> StateStore:
         """An existing store; ProbeError when there is none."""
-        folder = Path(path)
+        folder = local_folder(path)
         known = _origin_of(folder)
         if known is None:
-            raise ProbeError(f"no hidden states in '{folder}': extract them first (exitlens probe --data ...)")
+            raise ProbeError(f"no hidden states in '{named(folder)}': extract them first (exitlens probe --data ...)")
         return cls(folder, known, _read_plan(folder))
 
     # writing

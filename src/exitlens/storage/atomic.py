@@ -22,19 +22,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from exitlens.errors import RunError
+from exitlens.parsing import cut
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
 __all__ = [
+    "HOST",
     "PARQUET",
+    "alive",
     "aside",
     "canonical",
     "check_writable",
+    "followers",
     "guarded",
     "key_of",
     "read_json",
+    "scratch",
     "sha256_file",
     "sweep",
     "text_hash",
@@ -50,9 +55,16 @@ __all__ = [
 PARQUET: Mapping[str, Any] = {
     "compression": "zstd", "use_dictionary": True, "write_statistics": True, "version": "2.6"
 }  # fmt: skip
+# pathlib makes the part `s3:` of `s3://bucket`.
+_SCHEME = re.compile(r"(?:s3a?|gc?s|azure?|abfss?|wasbs?|hdfs|webhdfs|memory|https?|s?ftp|file|oci|r2|b2|hf):", re.I)
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # Machines share home folders: a process id means something on its own machine only.
-_HOST = hashlib.sha256(platform.node().encode("utf-8", "surrogateescape")).hexdigest()[:6]
+HOST = hashlib.sha256(platform.node().encode("utf-8", "surrogateescape")).hexdigest()[:6]
+"""This machine, among those that share a place."""
+
+followers: list[Callable[[Path, Path], None]] = []
+"""Called with what was written aside and the name that it is about to take; one that raises keeps it from its name."""
+
 _ASIDE = re.compile(r"\..*\.(?P<host>[0-9a-f]{6})-(?P<pid>\d{1,9})-[0-9a-f]{8}\.tmp")
 _FOREIGN_SECONDS = 86400.0  # what another machine's process left aside is given up after a day
 _open: set[str] = set()  # names that this process is writing to
@@ -65,10 +77,12 @@ def aside(path: Path) -> Iterator[Path]:
 
     No two writers are ever given the same name. When the block raises, what was written is removed. Raises OSError.
     """
-    with _scratch(path) as part:
+    with scratch(path) as part:
         yield part
         for written in (*(part.rglob("*") if part.is_dir() else ()), part):
             _flush(written)
+        for follow in followers:
+            follow(part, path)
         part.replace(path)
         # A rename is only durable once the folder's own entry is on disk.
         _flush(path.parent)
@@ -81,7 +95,7 @@ def write_folder(folder: Path, make: Callable[[Path], Any]) -> None:
     """
 
     def put() -> None:
-        with _scratch(folder / "files") as made:
+        with scratch(folder / "files") as made:
             make(made)
             for file in sorted(path for path in made.rglob("*") if path.is_file()):
                 with aside(folder / file.relative_to(made)) as part:
@@ -219,13 +233,21 @@ class _Probed(Exception):
 
 
 @contextlib.contextmanager
-def _scratch(path: Path) -> Iterator[Path]:
-    """A name beside ``path`` that nobody else is given; whatever stands under it afterwards is removed."""
+def scratch(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` that nobody else is given; whatever stands under it afterwards is removed.
+
+    Raises RunError for an address: it would become a local folder of that name.
+    """
+    if any(_SCHEME.fullmatch(part) for part in path.parts):
+        raise RunError(
+            f"'{cut(path, 200)}' is an address, and this file is written to local paths alone: give a local path, and "
+            "copy it from there"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.parent not in _swept:
         _swept.add(path.parent)
         sweep(path.parent)
-    part = path.with_name(f".{path.name[:80]}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    part = path.with_name(f".{path.name[:80]}.{HOST}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     _open.add(part.name)
     try:
         yield part
@@ -239,13 +261,14 @@ def _abandoned(left: Path) -> bool:
     named = _ASIDE.fullmatch(left.name)
     if named is None:
         return False
-    if named["host"] != _HOST:
+    if named["host"] != HOST:
         return time.time() - left.lstat().st_mtime > _FOREIGN_SECONDS
     pid = int(named["pid"])
-    return pid == os.getpid() or not _alive(pid)
+    return pid == os.getpid() or not alive(pid)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether there is a process of this number on this machine."""
     if os.name == "nt":
         return False  # an open file cannot be removed there anyway
     try:

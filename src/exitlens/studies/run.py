@@ -23,6 +23,8 @@ from exitlens.runs.cluster.address import EngineSettings
 from exitlens.runs.directory import RunDirectory, now
 from exitlens.runs.engine import Report
 from exitlens.runs.status import StatusFile
+from exitlens.storage.mirror import check_target
+from exitlens.storage.object_store import address_of
 from exitlens.studies.config import RunConfig, check_words
 from exitlens.studies.context import Context
 from exitlens.studies.engines import ModelSource, opened_engine
@@ -108,6 +110,8 @@ def run(
         directory = stack.enter_context(RunDirectory.open(config.out, identity, command=command, fresh=fresh))
         status = stack.enter_context(StatusFile(directory.path, report))
         say = status.heard(say)
+        if config.states is not None and address_of(config.states) is not None:
+            check_target(config.states, "store.json")  # refused before a model is loaded
         for note in inputs.notes:
             say(note)
         make = stack.enter_context(opened_engine(settings, source if lm is None else None, say))

@@ -33,6 +33,7 @@ from exitlens.models.protocol import LayeredModel
 from exitlens.runs.directory import RunDirectory, now
 from exitlens.runs.engine import Clock, Engine
 from exitlens.storage.atomic import canonical, key_of, read_json, write_table
+from exitlens.storage.mirror import local_folder, named
 from exitlens.storage.sealed import Seal, Sealed
 from exitlens.studies.corpus.columns import check_stats
 from exitlens.studies.corpus.table import ShardTable
@@ -95,14 +96,13 @@ def read_corpus(
     survey = survey if survey is not None else source.survey(settings.limit)
     layers = tuple(check_layers(lm, settings.layers))
     _try(lm, layers, settings)
-    folder = Path(out).expanduser()
-    _refuse_other_task(folder)
+    _refuse_other_task(out)
     identity = _identity(lm, source, survey, layers, settings)
-    with RunDirectory.open(folder, identity, command=command, fresh=fresh) as directory:
+    with RunDirectory.open(out, identity, command=command, fresh=fresh) as directory:
         directory.note(
             model={"name": lm.name, "fingerprint": lm.fingerprint, "dtype": identity["dtype"],
                    "device": str(lm.device), "n_layers": lm.n_layers, "d_model": lm.d_model},
-            data={"source": str(source.path), "sha256": survey.sha256, "texts": survey.texts, "empty": survey.empty,
+            data={"source": named(source.path), "sha256": survey.sha256, "texts": survey.texts, "empty": survey.empty,
                   "characters": survey.characters},
             settings={**identity, "lens_name": lens_name(settings.lens)},
         )  # fmt: skip
@@ -223,7 +223,7 @@ def _fill(
     for number, key in enumerate(keys[begun:], begun):
         facts = _facts(shards.claimed(number, key), len(layers), settings)
         if facts is None:
-            raise RunError(f"'{directory.path}' was changed while it was read: run the same command again")
+            raise RunError(f"'{named(directory.path)}' was changed while it was read: run the same command again")
         totals.add(facts)
     by_layer = totals.table()
     directory.write_table("by_layer", by_layer)
@@ -372,8 +372,8 @@ def _identity(
     return found
 
 
-def _refuse_other_task(folder: Path) -> None:
-    manifest = read_json(folder / "manifest.json")
+def _refuse_other_task(out: str | Path) -> None:
+    manifest = read_json(local_folder(out, only=("manifest.json",)) / "manifest.json")
     earlier = manifest.get("identity") if isinstance(manifest, dict) else None
     if isinstance(earlier, dict) and earlier.get("task") != "read":
-        raise RunError(f"'{folder}' belongs to another run, not to exitlens read: choose another folder with --out")
+        raise RunError(f"'{named(out)}' belongs to another run, not to exitlens read: choose another folder with --out")
