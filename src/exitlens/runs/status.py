@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from exitlens.errors import ExitlensError, RunError
 from exitlens.runs.engine import Progress, Report
 from exitlens.storage.atomic import read_json, write_json
+from exitlens.storage.mirror import local_folder
 
 __all__ = ["FILE", "Status", "StatusFile", "read_status"]
 
@@ -107,7 +108,7 @@ class StatusFile:
 
 def read_status(folder: str | Path) -> Status:
     """How far the run in ``folder`` is. Raises RunError where none has said anything."""
-    place = Path(folder).expanduser()
+    place = local_folder(folder, only=(FILE,))
     value: Any = read_json(place / FILE)
     try:
         return Status.model_validate(value)

@@ -15,8 +15,7 @@ from filelock import FileLock, Timeout
 
 from exitlens.errors import RunError
 from exitlens.storage.atomic import guarded
-from exitlens.storage.lease import Lease
-from exitlens.storage.mirror import hold, is_mirrored, local_folder, named
+from exitlens.storage.mirror import hold, is_mirrored, let_go, local_folder, named
 from exitlens.storage.object_store import address_of
 
 __all__ = ["DirectoryLock", "writing_folder"]
@@ -30,7 +29,6 @@ class DirectoryLock:
     def __init__(self, folder: Path) -> None:
         self.path = folder / ".lock"
         self._lock = FileLock(self.path, timeout=0, thread_local=False)
-        self._lease: Lease | None = None
 
     def acquire(self) -> None:
         """Take the lock. Raises RunError: another process has it (named), it is a link, it cannot be written."""
@@ -47,17 +45,16 @@ class DirectoryLock:
         with contextlib.suppress(OSError):
             self.path.write_text(str(os.getpid()), "utf-8")
         try:
-            self._lease = hold(self.path.parent)
+            hold(self.path.parent)
         except BaseException:
             self._lock.release()
             raise
 
     def release(self) -> None:
         """Give the lock back; harmless when it is not held."""
-        lease, self._lease = self._lease, None
         try:
-            if lease is not None:
-                lease.release()
+            if self._lock.is_locked:
+                let_go(self.path.parent)
         finally:
             self._lock.release()
 

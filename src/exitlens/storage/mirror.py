@@ -30,9 +30,21 @@ from exitlens.storage.cache_folder import cache_dir
 from exitlens.storage.lease import FOLDER, Lease
 from exitlens.storage.object_store import ObjectStore, Stamp, address_of
 
-__all__ = ["check_target", "delete", "hold", "is_mirrored", "local_file", "local_folder", "named"]
+__all__ = [
+    "brought",
+    "check_target",
+    "delete",
+    "hold",
+    "is_mirrored",
+    "let_go",
+    "local_file",
+    "local_folder",
+    "named",
+    "portable",
+]
 
 _BOUND = ("EXITLENS_CACHE_GIB", 50)
+_GIB = 1 << 30
 _AT_ONCE = 8  # requests in flight
 _MARKS = ".marks.json"
 
@@ -58,6 +70,8 @@ class _Mirror:
         def get(name: str) -> None:
             with atomic.scratch(self.root / name) as part:
                 self.store.get(name, part)
+                if name.endswith(".seal.json"):
+                    os.utime(part, (0, 0))  # older than its files: their hashes are looked at, as nobody here took them
                 part.replace(self.root / name)
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
@@ -82,7 +96,7 @@ class _Mirror:
     def refresh(self, only: Sequence[str] = ()) -> None:
         """Make the folder what the store holds (below ``only``), and nothing else."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, TypeError):
             self.marks = dict(json.loads((self.root / _MARKS).read_bytes()))
         found = {
             name: stamp
@@ -144,20 +158,20 @@ def local_file(path: str | os.PathLike[str]) -> Path:
     if stamp is None:
         raise InputError(f"no object '{cut(address, 200)}': check the address")
     root.mkdir(parents=True, exist_ok=True)
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, TypeError):
         mirror.marks = dict(json.loads((root / _MARKS).read_bytes()))
     mirror.fetch([name], {name: stamp})
     return root / name
 
 
-def hold(folder: Path) -> Lease | None:
-    """Take the lease of a writing folder and fill it with what the store holds; None for a folder of this machine.
+def hold(folder: Path) -> None:
+    """Take the lease of a writing folder and fill it with what the store holds; a folder of this machine is left alone.
 
     The caller holds the folder's own lock, so no other process here writes to it.
     """
     mirror = _mirrors.get(folder)
     if mirror is None or not mirror.writes:
-        return None
+        return
     lease = Lease(mirror.store)
     lease.acquire()
     try:
@@ -167,7 +181,14 @@ def hold(folder: Path) -> Lease | None:
         mirror.lease = None
         lease.release()
         raise
-    return lease
+
+
+def let_go(folder: Path) -> None:
+    """Give the lease of a writing folder back; harmless where none is held."""
+    mirror = _mirrors.get(folder)
+    if mirror is not None and mirror.lease is not None:
+        lease, mirror.lease = mirror.lease, None
+        lease.release()
 
 
 def is_mirrored(path: Path) -> bool:
@@ -184,6 +205,17 @@ def named(path: str | os.PathLike[str]) -> str:
         return str(place if address is None else address)
     name = mirror.name(place)
     return str(mirror.store.address) if name == "." else f"{mirror.store.address}/{name}"
+
+
+def portable(path: Path) -> tuple[str, str]:
+    """A path as another process may open it by :func:`brought`: a place, and a name below it."""
+    mirror = _of(path)
+    return (str(path), "") if mirror is None else (str(mirror.store.address), mirror.name(path))
+
+
+def brought(place: str, name: str) -> Path:
+    """The path that :func:`portable` told of, in this process. Its writes are put as objects; the lease is its sender's."""
+    return local_folder(place, write=True) / name if name else local_folder(place, write=True)
 
 
 def delete(path: Path) -> None:
@@ -240,7 +272,7 @@ def _make_room(root: Path, needed: int, address: str) -> None:
     given = os.environ.get(variable, str(standard))
     if not given.isdecimal() or not int(given[:9]) > 0:
         raise InputError(f"{variable} is {cut(given)!r}: give a positive number of GiB")
-    most = int(given[:9]) << 30
+    most = int(given[:9]) * _GIB
     if needed > most:
         raise RunError(
             f"'{cut(address, 200)}' holds {needed / 1e9:.1f} GB, more than the local copies may take "

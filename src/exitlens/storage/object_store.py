@@ -23,7 +23,7 @@ __all__ = ["Address", "ObjectStore", "Stamp", "address_of"]
 
 # What reads each scheme, and the extra that installs it.
 _SCHEMES = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "memory": ("fsspec", "s3")}
-_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):/+(?P<rest>.*)", re.DOTALL)
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):(?:(?P<slash>/)/*(?P<rest>.*))?", re.DOTALL)
 PAUSES = (0.5, 1.0, 2.0, 4.0)
 """Seconds before each repetition of a request that failed."""
 
@@ -60,9 +60,9 @@ def address_of(path: object) -> Address | None:
         InputError: A scheme that is not read here, or no bucket.
     """
     found = _URL.fullmatch(str(path))
-    if found is None:
+    if found is None or (not found["slash"] and found["scheme"] not in _SCHEMES):
         return None
-    scheme, rest = found["scheme"], found["rest"].strip("/")
+    scheme, rest = found["scheme"], (found["rest"] or "").strip("/")
     if scheme not in _SCHEMES:
         raise InputError(f"{cut(path)!r}: {scheme}:// is not read here; use s3://, gs://, memory:// or a local path")
     if not rest:
@@ -185,7 +185,7 @@ class ObjectStore:
             except (InputError, RunError):
                 raise
             except Exception as error:  # every library has errors of its own
-                final = _final(error, self.address)
+                final = _final(error, self.address, what)
                 if final is not None:
                     raise RunError(f"cannot {what} '{cut(where, 200)}': {final}") from error
                 if pause is None:
@@ -197,7 +197,7 @@ class ObjectStore:
         raise AssertionError("the last try returns or raises")
 
 
-def _final(error: Exception, address: Address) -> str | None:
+def _final(error: Exception, address: Address, what: str) -> str | None:
     """What is wrong, and the remedy, where trying again would not help; None where it might."""
     name, said = type(error).__name__, str(error)
     bucket = address.path.partition("/")[0]
@@ -208,10 +208,11 @@ def _final(error: Exception, address: Address) -> str | None:
         return f"no valid credentials ({_said(error)}); give them as its client expects them ({how})"
     if isinstance(error, PermissionError) or "AccessDenied" in said or "Forbidden" in said:
         return f"no permission on bucket '{cut(bucket)}'; ask for the right to list, read and write it, or use another"
-    if "NoSuchBucket" in said or (isinstance(error, FileNotFoundError) and "bucket" in said.lower()):
+    # Listing and writing ask for nothing but the bucket.
+    if "NoSuchBucket" in said or (isinstance(error, FileNotFoundError) and what != "read"):
         return f"no such bucket '{cut(bucket)}'; create it, or check the name"
     if isinstance(error, FileNotFoundError):
-        return f"no such object or bucket '{cut(bucket)}'; check the address"
+        return "no such object; check the address"
     if name in ("InvalidBucketName", "ParamValidationError") or "InvalidBucketName" in said:
         return f"'{cut(bucket)}' cannot be the name of a bucket; check the address"
     return None

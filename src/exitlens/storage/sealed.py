@@ -21,6 +21,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from exitlens.storage.atomic import sha256_file, write_json
+from exitlens.storage.mirror import brought, delete, portable
 
 __all__ = ["Seal", "Sealed"]
 
@@ -42,6 +43,10 @@ class Sealed:
         self.folder = folder
         self.seals = seals if seals is not None else folder
         self.keyed = keyed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A folder that stands for an address goes to another process as that: what is written there is put there too.
+        return _opened, (portable(self.folder), portable(self.seals), self.keyed)
 
     def path(self, number: int, key: str, name: str) -> Path:
         """Where a unit's file lies."""
@@ -103,7 +108,7 @@ class Sealed:
         """Remove a unit, its seal first: half removed, it does not exist. Files that are not there are no error."""
         for file in (self._seal(number, key), *(self.path(number, key, name) for name in names)):
             with contextlib.suppress(OSError):
-                file.unlink(missing_ok=True)
+                delete(file)
 
     def _stem(self, number: int, key: str) -> str:
         return f"{number:05d}-{key}" if self.keyed else f"{number:05d}"
@@ -118,3 +123,7 @@ def _changed(file: Path) -> int | None:
         return file.stat().st_mtime_ns
     except OSError:
         return None
+
+
+def _opened(folder: tuple[str, str], seals: tuple[str, str], keyed: bool) -> Sealed:
+    return Sealed(brought(*folder), seals=brought(*seals), keyed=keyed)
