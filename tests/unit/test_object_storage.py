@@ -21,6 +21,7 @@ import torch
 from tests import tiny
 from tests.commands import call, done
 from tests.s3_server import Proxy, server
+from tests.unit_writer import fill
 
 import exitlens.models
 from exitlens.errors import InputError, MissingExtra, RunError
@@ -87,19 +88,6 @@ def results(found: dict[str, bytes]) -> dict[str, bytes]:
     return {name: raw for name, raw in found.items() if name.split("/")[0] in ("shards", "seals", "tables", "work")}
 
 
-def fill(directory: RunDirectory, units: int = 6) -> None:
-    """Make the units that are missing, each of two files, and a table of all."""
-    from functools import partial
-
-    from exitlens.storage.atomic import write_parquet
-
-    sealed = directory.units("stage")
-    for number in range(units):
-        if sealed.whole(number, "k") is None:
-            frame = pd.DataFrame({"x": np.arange(10) * number})
-            write = partial(write_parquet, frame=frame)
-            sealed.write(number, "k", {"a.parquet": write, "b.parquet": write}, {"seconds": 1.0})
-    directory.assemble("all", [sealed.path(n, "k", "a.parquet") for n in range(units)])
 
 
 # ---- the same bytes
@@ -229,15 +217,6 @@ def test_a_store_that_keeps_failing_ends_in_one_line_and_loses_nothing(bucket: s
         fill(directory)
 
 
-WRITER = """
-import sys
-from tests.unit import test_object_storage as own
-from exitlens.runs.directory import RunDirectory
-with RunDirectory.open(sys.argv[1], {"a": 1}) as directory:
-    own.fill(directory, 8)
-"""
-
-
 def test_a_writer_that_is_killed_at_any_put_ends_with_the_same_bytes(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
     running: list[subprocess.Popen[bytes]] = []
     left = [9, 17, 14]  # the put at which the first, second and third writer is killed
@@ -252,11 +231,11 @@ def test_a_writer_that_is_killed_at_any_put_ends_with_the_same_bytes(bucket: str
 
     proxy.rule = rule
     codes = []
-    root = str(Path(__file__).parents[2])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([*filter(None, sys.path), root])}
+    writer = str(Path(__file__).parents[1] / "unit_writer.py")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     while not codes or codes[-1] != 0:
         assert len(codes) < 6
-        running.append(subprocess.Popen([sys.executable, "-c", WRITER, f"{bucket}/run"], env=environment, cwd=root))
+        running.append(subprocess.Popen([sys.executable, writer, f"{bucket}/run", "8"], env=environment))
         codes.append(running[-1].wait(timeout=120))
     assert codes == [-signal.SIGKILL] * 3 + [0]
     with RunDirectory.open(tmp_path / "local", {"a": 1}) as local:
