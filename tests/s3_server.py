@@ -70,7 +70,9 @@ class Proxy:
                 upstream.request(self.command, self.path, body, headers)
                 answer = upstream.getresponse()
                 raw = answer.read()
-                skipped = ("transfer-encoding", "connection", "content-length")
+                skipped = ["transfer-encoding", "connection"]
+                if self.command != "HEAD":  # whose length is that of the object
+                    skipped.append("content-length")
                 self._answer(answer.status, {k: v for k, v in answer.getheaders() if k.lower() not in skipped}, raw)
                 upstream.close()
 
@@ -78,7 +80,8 @@ class Proxy:
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
-                self.send_header("Content-Length", str(len(raw)))
+                if "content-length" not in {name.lower() for name in headers}:
+                    self.send_header("Content-Length", str(len(raw)))
                 self.end_headers()
                 if self.command != "HEAD":
                     self.wfile.write(raw)

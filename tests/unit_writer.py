@@ -1,4 +1,4 @@
-"""Fills a run directory with units of work; as a script, in a process that a test can kill: ``unit_writer.py PLACE N``."""
+"""Fills a run directory with units of work; as a script (``unit_writer.py PLACE N``) in a process that a test kills."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ import torch
 from tests import tiny
 from tests.commands import call, done
 from tests.s3_server import Proxy, server
+from tests.unit.run_folders import decoding_tables, run_folder
 from tests.unit_writer import fill
 
 import exitlens.models
@@ -88,8 +89,6 @@ def results(found: dict[str, bytes]) -> dict[str, bytes]:
     return {name: raw for name, raw in found.items() if name.split("/")[0] in ("shards", "seals", "tables", "work")}
 
 
-
-
 # ---- the same bytes
 
 
@@ -138,13 +137,11 @@ def test_states_are_stored_in_a_bucket_and_read_on_another_machine(
 def test_runs_in_buckets_are_compared_into_a_bucket(
     bucket: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = tiny.save(tmp_path / "m")
-    for seed in ("0", "1"):
-        code, _, err = call(
-            capsys, "run", "--only", "layers", "--model", model, "--limit", "2", "--seed", seed, "--out",
-            f"{bucket}/{seed}", "--no-figures", "-q",
-        )  # fmt: skip
-        assert code == 0, err
+    store = ObjectStore(address_of(bucket))
+    for name, value in (("0", 0.25), ("1", 0.75)):
+        made = run_folder(tmp_path / name, decoding_tables([value] * 20))
+        for file, raw in files(made).items():
+            store.put_bytes(f"{name}/{file}", raw)
     found = done(capsys, "compare", f"{bucket}/0", f"{bucket}/1", "--out", f"{bucket}/both", "--no-figures")
     assert found["report"] == f"{bucket}/both/report.html"
     there = objects(f"{bucket}/both")
@@ -185,7 +182,11 @@ def test_a_place_with_other_objects_is_no_run_directory(bucket: str) -> None:
 # ---- failing, slow, killed
 
 
-def test_failing_slow_and_dropped_requests_are_repeated(bucket: str, proxy: Proxy, tmp_path: Path) -> None:
+def test_failing_slow_and_dropped_requests_are_repeated(
+    bucket: str, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "PAUSES", (0.01,) * 8)
+
     def rule(_method: str, _path: str, number: int) -> int | None:
         if number % 11 == 0:
             raise ConnectionError

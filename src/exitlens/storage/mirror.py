@@ -214,7 +214,7 @@ def portable(path: Path) -> tuple[str, str]:
 
 
 def brought(place: str, name: str) -> Path:
-    """The path that :func:`portable` told of, in this process. Its writes are put as objects; the lease is its sender's."""
+    """The path that :func:`portable` told of. What is written there is put as an object, under its sender's lease."""
     return local_folder(place, write=True) / name if name else local_folder(place, write=True)
 
 
