@@ -63,10 +63,11 @@ web: ## the component of web/: its types and tests, and the committed bundle reb
 		&& npm run --silent check; \
 	else echo "web: skipped, there is no npm (on Debian and Ubuntu: apt install nodejs npm)"; fi
 
-# One thread a worker: many small products, and results that do not depend on the number of cores.
+# One thread a worker: many small products, and results that do not depend on the number of cores. Files are given out
+# in the order of tests/conftest.py, long ones first.
 pytest: $(STAMP_TEST) ## the tests alone (PYTEST_ARGS='-k name')
 	EXITLENS_TYPECHECK=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
-		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 install: $(STAMP_RUN) ## only make .venv with the pinned packages
 

@@ -1,4 +1,5 @@
-"""How often 95 % intervals hold the true value, simulated: means, proportions, AUROC, differences, token means.
+"""How often 95 % intervals hold the true value, simulated: means, proportions, AUROC, differences, token means,
+and ECE, AURC and selective accuracy.
 
     python benchmarks/interval_coverage.py            # the table of docs/scoring.md, a few minutes
     python benchmarks/interval_coverage.py --quick    # fewer samples: half a minute
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+from scipy.special import expit
 from scipy.stats import norm
 
 from exitlens import stats
@@ -22,6 +24,9 @@ from exitlens.stats.arrays import Array
 from exitlens.stats.bootstrap import draws, quantiles
 
 SIZES = (10, 20, 60, 200)
+KEPT = 0.8  # share of the surest answers kept
+# Slope of the true logits, slope and shift of those that are said.
+ANSWERS = {"calibrated": (2.0, 2.0, 0.0), "overconfident": (1.2, 2.5, 0.0), "shifted": (2.0, 2.0, 0.7)}
 Ends = tuple[Array, Array]
 Draw = Callable[[np.random.Generator, int, int], Array]
 
@@ -123,6 +128,45 @@ def token_means(rng: np.random.Generator, n: int, samples: int) -> dict[str, tup
     return {name: (float(np.mean(held[name])), float(np.mean(before[name]))) for name in held}
 
 
+def answers(rng: np.random.Generator, n: int, slope: float, said: float, shift: float) -> tuple[Array, Array]:
+    """P(true) and labels of n statements: true logits ``slope · z``, those that are said ``said · z + shift``."""
+    z = rng.normal(size=n)
+    return expit(said * z + shift), (rng.random(n) < expit(slope * z)).astype(np.float64)
+
+
+def _calibrated(p: Array, y: Array, counts: stats.bootstrap.Counts) -> dict[str, tuple[Array, Array]]:
+    """Each statistic of a probe's answers, of the data and of resamples; and the noise of its calibration error."""
+    wrong = ((p > 0.5) != (y == 1)).astype(np.float64)
+    area, risk = stats.weighted_risk(np.abs(p - 0.5), wrong, counts, [KEPT])
+    error, noise = stats.weighted_ece_noise(p, y, counts)
+    return {"ECE": (error, noise), "AURC": (area, noise), "selective accuracy": (1 - risk[0], noise)}
+
+
+def bounded(rng: np.random.Generator, n: int, samples: int) -> dict[str, tuple[float, float]]:
+    """Coverage for ECE, AURC and accuracy on the surest 80%, of calibrated, overconfident and shifted answers."""
+    held: dict[str, tuple[float, float]] = {}
+    for kind, settings in ANSWERS.items():
+        big = answers(np.random.default_rng(0), 1_000_000, *settings)
+        truth = _calibrated(*big, np.ones((len(big[0]), 1), np.float32))
+        ours: dict[str, list[bool]] = {name: [] for name in truth}
+        before: dict[str, list[bool]] = {name: [] for name in truth}
+        for _ in range(samples):
+            p, y = answers(rng, n, *settings)
+            counts = stats.resample_counts(np.arange(n), min(RESAMPLES, 500), 0)
+            for name, (found, noise) in _calibrated(p, y, counts).items():
+                if name == "ECE":
+                    interval = stats.calibration_error_interval(found, noise, n)
+                elif name == "AURC":
+                    interval = stats.risk_area_interval(found, n)
+                else:
+                    interval = stats.share_interval(found, n, KEPT * n)
+                true = float(truth[name][0][0])
+                ours[name].append(interval.low <= true <= interval.high)
+                before[name].append(bool(share(quantiles(found[1:, None], 0.95), true)[0]))
+        held |= {f"{name}, {kind}": (float(np.mean(ours[name])), float(np.mean(before[name]))) for name in truth}
+    return held
+
+
 def main() -> None:
     """Print the table."""
     global RESAMPLES
@@ -146,7 +190,7 @@ def main() -> None:
             rows.setdefault(name, []).append((ours, before))
         for area in (0.7, 0.9):
             rows.setdefault(f"AUROC {area:g}", []).append(auroc(rng, n, samples, area))
-        for name, found in token_means(rng, n, samples // 2).items():
+        for name, found in (token_means(rng, n, samples // 2) | bounded(rng, n, samples // 4)).items():
             rows.setdefault(name, []).append(found)
     print("| statistic | " + " | ".join(f"n = {n}" for n in SIZES) + " |")
     print("|---|" + "---|" * len(SIZES))

@@ -21,6 +21,25 @@ from pathlib import Path
 import pytest
 import torch
 
+# Of more than half a minute each. They come first, so that at the end no worker is left alone with one.
+LONG = (
+    "docs/test_notebooks.py",
+    "docs/test_pages.py",
+    "end_to_end/test_run.py",
+    "parity/test_census.py",
+    "browser/test_report.py",
+    "browser/test_live.py",
+    "browser/test_map.py",
+    "unit/test_models_identity.py",
+    "unit/test_hostile_input.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, all others in their order."""
+    rank = {Path(__file__).parent / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:

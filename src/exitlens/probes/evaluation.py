@@ -22,6 +22,7 @@ from exitlens.probes.results import Comparison, Measured, ProbeStudy, Role
 from exitlens.probes.splits import Split
 from exitlens.stats import (
     Interval,
+    calibration_error_interval,
     holm,
     interval_of,
     logit_interval,
@@ -29,8 +30,10 @@ from exitlens.stats import (
     paired_differences,
     perfect_room,
     resample_counts,
+    risk_area_interval,
+    share_interval,
     weighted_auroc,
-    weighted_ece,
+    weighted_ece_noise,
     weighted_risk,
 )
 from exitlens.stats.arrays import Array
@@ -179,9 +182,17 @@ def measure(
     for name in names:
         if name in rows:
             out[name] = mean_intervals(rows[name], groups, counts=counts)[0]
+            continue
+        values = np.mean([one[name] for one in found], axis=0)
+        if name == "auroc":
+            out[name] = _auroc_interval(values, *held)
+        elif name == "ece":
+            noise = np.mean([one["ece_noise"] for one in found], axis=0)
+            out[name] = calibration_error_interval(values, noise, units)
+        elif name == "aurc":
+            out[name] = risk_area_interval(values, units)
         else:
-            values = np.mean([one[name] for one in found], axis=0)
-            out[name] = _auroc_interval(values, *held) if name == "auroc" else interval_of(values, units)
+            out[name] = share_interval(values, units, COVERAGE * len(labels))
     return out
 
 
@@ -204,13 +215,13 @@ def _auroc_interval(found: Array, ones: int, zeros: int) -> Interval:
 def _metrics(
     p: NDArray[np.float32], true: NDArray[np.bool_], folds: NDArray[np.int64], counts: Counts, names: Sequence[str]
 ) -> dict[str, Array]:
-    """The metrics that are no means over rows, of one seed: ``{name: [1 + resamples]}``."""
+    """The metrics that are no means over rows, of one seed: ``{name: [1 + resamples]}``; ``ece_noise [resamples]``."""
     y, wide = true.astype(np.float64), p.astype(np.float64)
     out: dict[str, Array] = {}
     if "auroc" in names:
         out["auroc"] = fold_auroc(wide, true, folds, counts)
     if "ece" in names:
-        out["ece"] = weighted_ece(wide, y, counts)
+        out["ece"], out["ece_noise"] = weighted_ece_noise(wide, y, counts)
     if "selective_accuracy" in names or "aurc" in names:
         wrong = ((p > 0.5) != true).astype(np.float64)
         # Distances from a half are taken in p's own precision: 0.3 and 0.7 are then equally confident.

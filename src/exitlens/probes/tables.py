@@ -8,7 +8,7 @@ import numpy as np
 
 from exitlens.errors import InputError
 from exitlens.probes.results import Measured, ProbeStudy
-from exitlens.stats import quantiles, reliability_curve, resample_counts, weighted_risk
+from exitlens.stats import reliability_curve, resample_counts, share_interval, weighted_risk
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,6 +124,7 @@ def _risk(study: ProbeStudy, name: str, resamples: int, seed: int) -> pd.DataFra
     for one in study.predictions[name].float().numpy():
         wrong = ((one > 0.5) != (study.labels == 1)).astype(np.float64)
         risks.append(weighted_risk(np.abs(one - np.float32(0.5)).astype(np.float64), wrong, counts, coverage)[1])
-    risk = np.mean(risks, axis=0)
-    low, high = quantiles(risk[:, 1:].T, 0.95)
+    risk, units, n = np.mean(risks, axis=0), len(np.unique(study.groups)), len(study.labels)
+    found = [share_interval(one, units, max(1.0, share * n)) for one, share in zip(risk, coverage, strict=True)]
+    low, high = [one.low for one in found], [one.high for one in found]
     return pd.DataFrame({"coverage": coverage, "risk": risk[:, 0], "risk_low": low, "risk_high": high})

@@ -10,6 +10,7 @@ from exitlens.stats.bootstrap import (
     resample_counts,
     weighted_mean,
 )
+from exitlens.stats.bounded import calibration_error_interval, risk_area_interval, share_interval
 from exitlens.stats.effects import McNemar, adjusted_difference, cohens_d, mcnemar, permutation_p
 from exitlens.stats.independent import independent_difference
 from exitlens.stats.means import mean_interval, mean_intervals
@@ -35,6 +36,7 @@ from exitlens.stats.reliability import (
     selective_accuracy,
     weighted_brier,
     weighted_ece,
+    weighted_ece_noise,
     weighted_risk,
 )
 from exitlens.stats.token_means import POOLED_WARNING, TokenMeans, group_token_mean
@@ -58,6 +60,7 @@ __all__ = [
     "benjamini_hochberg",
     "bootstrap_interval",
     "brier",
+    "calibration_error_interval",
     "cohens_d",
     "ece",
     "group_token_mean",
@@ -76,12 +79,15 @@ __all__ = [
     "quantiles",
     "reliability_curve",
     "resample_counts",
+    "risk_area_interval",
     "risk_coverage",
     "selective_accuracy",
+    "share_interval",
     "sign_flip_p",
     "weighted_auroc",
     "weighted_brier",
     "weighted_ece",
+    "weighted_ece_noise",
     "weighted_mean",
     "weighted_risk",
 ]

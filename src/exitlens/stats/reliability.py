@@ -28,6 +28,7 @@ __all__ = [
     "selective_accuracy",
     "weighted_brier",
     "weighted_ece",
+    "weighted_ece_noise",
     "weighted_risk",
 ]
 
@@ -95,10 +96,23 @@ def ece(probability: Numbers, label: Numbers, bins: int = BINS, by: str = "width
 
 def weighted_ece(p: Array, y: Array, counts: Counts, bins: int = BINS, by: str = "width") -> Array:
     """:func:`ece` of ``p [n]`` against ``y [n]`` for every column of ``counts [n, b]`` → ``[b]``."""
-    # n_b · |share − mean p| is the size of the bin's summed y − p, so that no bin needs a mean of its own.
-    gaps = _by_bin(y - p, _bins(p, bins, by)[1], bins, counts)
-    out: Array = np.abs(gaps).sum(axis=0) / counts.sum(axis=0, dtype=np.float64)
+    out: Array = np.abs(_gaps(p, y, counts, bins, by)).sum(axis=0)
     return out
+
+
+def weighted_ece_noise(p: Array, y: Array, counts: Counts, bins: int = BINS, by: str = "width") -> tuple[Array, Array]:
+    """:func:`weighted_ece` ``[1 + b]``, and by how much the bins' gaps of each resample differ from the data's ``[b]``.
+
+    ``counts [n, 1 + b]``: the data, then resamples.
+    """
+    gaps = _gaps(p, y, counts, bins, by)
+    return np.abs(gaps).sum(axis=0), np.abs(gaps[:, 1:] - gaps[:, :1]).sum(axis=0)
+
+
+def _gaps(p: Array, y: Array, counts: Counts, bins: int, by: str) -> Array:
+    """``n_b/n · (share of ones − mean p)`` of each bin ``[bins, b]``."""
+    # n_b · (share − mean p) is the bin's summed y − p, so that no bin needs a mean of its own.
+    return _by_bin(y - p, _bins(p, bins, by)[1], bins, counts) / counts.sum(axis=0, dtype=np.float64)
 
 
 def reliability_curve(
