@@ -95,3 +95,15 @@ def test_the_noise_bounds_the_true_error_from_below() -> None:
     error, noise, *_ = found(p, y, stats.resample_counts(np.arange(80), 100, 0))
     assert (np.abs(error[1:] - error[0]) <= noise + 1e-12).all()
     assert error[0] == pytest.approx(stats.ece(p, y))
+
+
+def test_without_resamples_there_is_none() -> None:
+    p, y = answers(np.random.default_rng(0), 30, *CALIBRATED)
+    error, noise, area, share = found(p, y, stats.resample_counts(np.arange(30), 0, 0))
+    for one in (
+        stats.calibration_error_interval(error, noise, 30),
+        stats.risk_area_interval(area, 30),
+        stats.share_interval(share, 30, 24.0),
+    ):
+        assert np.isfinite(one.value)
+        assert np.isnan([one.low, one.high]).all()

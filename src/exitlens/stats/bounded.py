@@ -20,12 +20,13 @@ def share_interval(found: Array, units: int, rows: float, level: float = 0.95) -
     """Interval of a share of ``rows`` rows, ``found [1 + b]``: of the data, then of resamples of ``units`` groups.
 
     As the intervals of proportions in :mod:`exitlens.stats.means`; the effective number of rows is what the bootstrap's
-    variance says, ``p (1 − p) / var``, with Korn and Graubard's correction for few groups. NaN under three groups.
+    variance says, ``p (1 − p) / var``, with Korn and Graubard's correction for few groups. NaN under three groups and
+    without resamples.
     """
     from scipy.special import betaincinv, stdtrit
 
     value, error = _value_and_error(found, units)
-    if units < MIN_UNITS or np.isnan(value):
+    if np.isnan(error):
         return Interval(value, np.nan, np.nan, units)
     low, high = level_of(level)
     spread = value * (1 - value)
@@ -45,7 +46,7 @@ def risk_area_interval(found: Array, units: int, level: float = 0.95) -> Interva
     ``units`` right ones leave possible, ``1 − (1 − level)/2 ^ (1 / units)`` (Clopper and Pearson), and so for 1.
     """
     value, error = _value_and_error(found, units)
-    if units < MIN_UNITS or np.isnan(value):
+    if np.isnan(error):
         return Interval(value, np.nan, np.nan, units)
     if not 0 < value < 1 or error == 0:
         room = 1 - level_of(level)[0] ** (1 / units)
@@ -71,7 +72,7 @@ def calibration_error_interval(found: Array, noise: Array, units: int, level: fl
         The error with its interval; NaN ends under three groups.
     """
     value, error = _value_and_error(found, units)
-    if units < MIN_UNITS or np.isnan(value):
+    if np.isnan(error):
         return Interval(value, np.nan, np.nan, units)
     from scipy.special import ndtri
 
@@ -81,10 +82,10 @@ def calibration_error_interval(found: Array, noise: Array, units: int, level: fl
 
 
 def _value_and_error(found: Array, units: int) -> tuple[float, float]:
-    """The data's own value, and the bootstrap error with the small-sample factor of so many groups."""
+    """The data's own value, and its bootstrap error with the small-sample factor; NaN of few groups or no resamples."""
     drawn = found[1:][~np.isnan(found[1:])]
-    if len(drawn) < 2 or units < 2:
-        return float(found[0]), 0.0
+    if len(drawn) < 2 or units < MIN_UNITS:
+        return float(found[0]), float("nan")
     return float(found[0]), float(drawn.std(ddof=1) * np.sqrt(units / (units - 1)))
 
 
