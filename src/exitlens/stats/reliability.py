@@ -112,7 +112,8 @@ def weighted_ece_noise(p: Array, y: Array, counts: Counts, bins: int = BINS, by:
 def _gaps(p: Array, y: Array, counts: Counts, bins: int, by: str) -> Array:
     """``n_b/n · (share of ones − mean p)`` of each bin ``[bins, b]``."""
     # n_b · (share − mean p) is the bin's summed y − p, so that no bin needs a mean of its own.
-    return _by_bin(y - p, _bins(p, bins, by)[1], bins, counts) / counts.sum(axis=0, dtype=np.float64)
+    out: Array = _by_bin(y - p, _bins(p, bins, by)[1], bins, counts) / counts.sum(axis=0, dtype=np.float64)
+    return out
 
 
 def reliability_curve(
