@@ -2,7 +2,7 @@
 
 A share of rows kept (selective accuracy) has Jeffreys' interval with the rows that its bootstrap error is worth; an
 area of risks (AURC) a Student interval on the logit scale; the calibration error one that knows that noise adds to it.
-``benchmarks/coverage.py`` simulates all three.
+``benchmarks/interval_coverage.py`` simulates all three.
 """
 
 from __future__ import annotations
