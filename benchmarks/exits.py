@@ -43,9 +43,10 @@ from exitlens.exits.draft_search import best_draft, search_skips
 from exitlens.exits.heads import ExitHeads, train_heads
 from exitlens.exits.policies import ExitPolicy
 from exitlens.exits.replay_policies import Cost, Signals, apply_policy, block_widths, oracle, signals_of
+from exitlens.exits.rounds import SpeculationTally
 from exitlens.exits.session import ExitPrefix, Tally
 from exitlens.exits.shortlist import ExitReader
-from exitlens.exits.speculation import SpeculationTally, speculate
+from exitlens.exits.speculation import speculate
 from exitlens.exits.timing import TimeModel, measure_times
 from exitlens.models import load, wrap
 

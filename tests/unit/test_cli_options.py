@@ -154,7 +154,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         (("probe", "--data", "none.csv"), "none.csv"),
         (("probe", "predict", "x.txt", "--probe", "none.safetensors"), "none.safetensors"),
         (("exits", "--layers", "1,,2"), "'' in layers"),
-        (("exits", "--delta", "1.5"), "'exit_delta' = 1.5"),
+        (("exits", "--delta", "1.5"), "option --delta = 1.5 (from the command line)"),
         (("exits", "--heads", "none.safetensors"), "none.safetensors"),
         (("exits", "train", "-o", "h.safetensors", "--self-text", "4", "--layers", "all-2"), "'all-2' is not a layer"),
         (("run", "--only", "entrpy"), "did you mean 'entropy'"),

@@ -91,8 +91,12 @@ def test_adapt_writes_an_adapter_that_generate_takes(work: Path, capsys: pytest.
         (("exits", "train", "-o", "x.safetensors", "--self-text", "4", "--layers", "0,2"), "exit layer 0"),
         (("exits", "train", "-o", "/proc/x.safetensors", "--self-text", "4"), "cannot write"),
         (("exits", "adapt", "-o", "/proc/x", "--self-text", "4"), "cannot write"),
-        (("exits", "--delta", "1.5"), "'exit_delta' = 1.5"),
-        (("exits", "--epsilon", "0"), "'exit_epsilon' = 0.0"),
+        (("exits", "--delta", "1.5"), "option --delta = 1.5"),
+        (("exits", "--epsilon", "0"), "option --epsilon = 0.0"),
+        (("exits", "--delta", "0.05", "--control", "anytime", "--max-new-tokens", "3"), "at least 84 are needed"),
+        (("exits", "--control", "always"), "'always'"),
+        (("generate", "A", "--speculate", "clasp=0"), "clasp=0 is out of range"),
+        (("generate", "A", "--speculate", "clasp=few"), "'clasp=few' is not understood"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -21,9 +21,9 @@ from exitlens.models import wrap
 from exitlens.runs.engine import LocalEngine
 from exitlens.studies.answers.decoder_spec import DecoderSpec
 from exitlens.studies.context import answer_all
+from exitlens.studies.exits.calibration import calibration_table
 from exitlens.studies.exits.stage import AnswerRecord, ExitStage, signals_from
 from exitlens.studies.exits.study import ExitResult, exits_study
-from exitlens.studies.exits.tables import calibration_table
 
 QUESTIONS = [
     Question(id=f"q{i}", question=text, best="yes", correct=("yes",), incorrect=("no",))
@@ -161,6 +161,22 @@ def test_calibrated_thresholds_hold_on_the_other_half() -> None:
     assert (table["test_risk"] <= table.index.to_numpy() + 0.01).all()
     assert table.loc[0.2, "threshold"] < table.loc[0.05, "threshold"]
     assert table.loc[0.2, "layers_saved"] > table.loc[0.05, "layers_saved"] > 0
+
+
+def test_the_best_of_several_kinds_is_tested_at_a_level_of_its_own() -> None:
+    signals = made_up(600)
+    signals.values["margin"] = signals.values["probability"] * 0.9
+    for control in ("ltt", "anytime"):
+        table = calibration_table(signals, Cost(1.0, 0.1), deltas=(0.2,), control=control)  # type: ignore[arg-type]
+        assert table["chosen_among"].tolist() == [1, 1, 2]
+        assert table["level"].tolist() == [0.05, 0.05, 0.025]
+        assert (table["outcome"] == "threshold").all()
+        alone = table[table["policy"] == table["policy"].iloc[2]]
+        assert alone["threshold"].iloc[0] <= alone["threshold"].iloc[1]  # a stricter test is never looser
+        used = table["answers_used"]
+        assert (used == 300).all() if control == "ltt" else ((used > 0) & (used <= 300)).all()
+    few = calibration_table(made_up(120), Cost(1.0, 0.1), deltas=(0.05,), control="anytime")
+    assert few["outcome"].tolist() == ["too few: 84 calibration answers are needed"]
 
 
 def test_nothing_passes_where_no_head_is_right() -> None:

@@ -17,7 +17,7 @@ from tests import tiny
 from exitlens.decoding import Sampling, generate
 from exitlens.errors import InputError, LayerError, UnsupportedModel
 from exitlens.exits import draft_search as exit_search
-from exitlens.exits import speculation
+from exitlens.exits import rounds
 from exitlens.exits.draft import Draft
 from exitlens.exits.speculation import SpeculationTally, speculate
 from exitlens.models import wrap
@@ -141,7 +141,7 @@ def test_that_test_catches_accepting_always(sampled: Any, monkeypatch: pytest.Mo
         p = self.run.sampling.distribution(final)
         return [*draft, int(torch.multinomial(p[len(draft)], 1, generator=row.generator))], len(draft)
 
-    monkeypatch.setattr(speculation._Rounds, "_verify", always)
+    monkeypatch.setattr(rounds.Rounds, "_verify", always)
     assert chi_square(sampled, Draft(exit=2, length=2), 2000) < 1e-6
 
 
@@ -155,7 +155,7 @@ def test_that_test_catches_drawing_the_replacement_from_the_whole(
                 return [*draft[:k], int(torch.multinomial(p[k], 1, generator=row.generator))], k
         return [*draft, int(torch.multinomial(p[len(draft)], 1, generator=row.generator))], len(draft)
 
-    monkeypatch.setattr(speculation._Rounds, "_verify", careless)
+    monkeypatch.setattr(rounds.Rounds, "_verify", careless)
     assert chi_square(sampled, Draft(exit=2, length=2), 2000) < 1e-3
 
 

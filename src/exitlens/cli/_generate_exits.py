@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,9 +119,9 @@ def _drafting(
 ) -> Answer:
     from exitlens.decoding import generate
     from exitlens.errors import UnsupportedModel
-    from exitlens.exits.draft import parse_draft
+    from exitlens.exits.draft import Draft, parse_draft
     from exitlens.exits.draft_search import best_draft, undrafted
-    from exitlens.exits.speculation import SpeculationTally, speculate
+    from exitlens.exits.speculation import SpeculationTally, check_draft, speculate
     from exitlens.models.native.runner import runner_of
 
     shared = {key: options[key] for key in ("stop", "sampling", "seed", "chat")}
@@ -128,8 +129,8 @@ def _drafting(
         raise UnsupportedModel(f"{lm.name}: its blocks cannot be run apart, so it cannot draft: leave --speculate out")
     fixed = None if text == "auto" else parse_draft(text)
     if fixed is not None:
-        fixed.first(lm.n_layers)
-    if fixed is not None and fixed.exit is not None and reader.heads is not None:
+        check_draft(lm, fixed)
+    if isinstance(fixed, Draft) and fixed.exit is not None and reader.heads is not None:
         reader.heads.index(fixed.exit)  # refuses before any text is written
 
     def answer(asked: Sequence[str]) -> tuple[list[Any], dict[str, Any]]:
@@ -164,6 +165,10 @@ def _drafting(
             lm, asked, draft, max_new_tokens=options["max_new_tokens"], batch_size=batch_size, reader=reader,
             short=short, tally=tally, **shared,
         )  # fmt: skip
-        return made, {**facts, "speculate": draft.name, "acceptance": tally.acceptance, "rounds": tally.rounds}
+        facts |= {"speculate": draft.name, "acceptance": tally.acceptance, "rounds": tally.rounds}
+        if tally.clasp is not None:
+            facts["clasp"] = asdict(tally.clasp)
+            say(f"  {tally.clasp.text}", quiet)
+        return made, facts
 
     return answer

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from exitlens.cli.options import CHECKS, option
 from exitlens.studies.config import RunConfig
 
-__all__ = ["Own", "settings_command"]
+__all__ = ["Own", "option_names", "settings_command"]
 
 # A path or a column may hold a comma: these options are repeated instead.
 _REPEATED = frozenset({"data", "statements", "test_data", "column"})
@@ -29,6 +29,14 @@ class Own:
     help: str | None = None
     default: str | None = None
     heading: str | None = None
+
+
+def option_names(settings: Mapping[str, Own]) -> dict[str, str]:
+    """What a command's user writes for each setting: ``--delta`` for ``exit_delta``."""
+    return {
+        name: own.flags[0].partition("/")[0] if own.flags else f"--{name.replace('_', '-')}"
+        for name, own in settings.items()
+    }
 
 
 def settings_command(

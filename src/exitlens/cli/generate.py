@@ -102,7 +102,7 @@ SpeculateOption = Annotated[
     typer.Option(
         "--speculate",
         callback=checked(read_draft),
-        help="Draft and verify, lossless: exit=12, skip=a3/m5 or auto.",
+        help="Draft and verify, lossless: exit=12, skip=a3/m5, clasp or auto.",
         rich_help_panel=FASTER,
     ),
 ]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exitlens.cli._settings import Own, settings_command
+from exitlens.cli._settings import Own, option_names, settings_command
 from exitlens.cli.console import echo, print_json, print_table, say
 from exitlens.cli.help import add_command
 from exitlens.cli.options import BOTH, JsonOption, QuietOption
@@ -39,7 +39,7 @@ _HEADINGS = {
         "prompts", "lens", "layers", "rule", "look_limit", "picks", "top_k", "compared_lenses", "pass_at", "read_at",
     ),
     "Exits (help: exitlens exits)": (
-        "exit_layers", "exit_heads", "exit_lens", "exit_delta", "exit_epsilon", "adapter",
+        "exit_layers", "exit_heads", "exit_lens", "exit_delta", "exit_epsilon", "exit_control", "adapter",
     ),
     BOTH: ("device", "dtype", "revision", "trust_remote_code", "base", "engine", "workers", "deadline"),
 }  # fmt: skip
@@ -91,7 +91,7 @@ def _run(
         return
     from exitlens.studies.config import check_words, load_config
 
-    settings = load_config(config, given)
+    settings = load_config(config, given, option_names(_settings()))
     check_words(settings)
 
     from exitlens.studies.run import run

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from exitlens.cli._settings import Own, settings_command
+from exitlens.cli._settings import Own, option_names, settings_command
 from exitlens.cli.console import print_json, say
 from exitlens.cli.options import BOTH, JsonOption, QuietOption
 from exitlens.cli.run import print_headlines
@@ -65,7 +65,7 @@ def study_command(
             return
         given = adapt({**(usual or {}), **given}, save)
         keep = {} if save is None else {"probe.safetensors": save}
-        run_one(study, given, given.pop("out", None), as_json, quiet, keep=keep)
+        run_one(study, given, given.pop("out", None), as_json, quiet, keep=keep, options=option_names(settings))
 
     rest = [*more, keyword("as_json", JsonOption, False), keyword("quiet", QuietOption, False)]
     return settings_command(settings, act, about, rest)
@@ -79,10 +79,11 @@ def run_one(
     quiet: bool,
     *,
     keep: Mapping[str, Path] | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> None:
     """Run one study and print its tables; ``out`` keeps the run directory with figures and report.
 
-    ``keep`` copies single files of the run directory elsewhere.
+    ``keep`` copies single files of the run directory elsewhere; ``options``: what the user wrote for each setting.
     """
     from exitlens.studies.config import check_words, load_config
 
@@ -90,7 +91,8 @@ def run_one(
         folder = out if out is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="exitlens-"))
         # Whoever asks for one study gets all of its data; the built-in job's limits are those of `exitlens run`.
         limits = {name: settings.get(name) or "none" for name in ("limit", "limit_statements")}
-        config = load_config(None, {**settings, **limits, "only": study, "out": folder, "figures": out is not None})
+        given = {**settings, **limits, "only": study, "out": folder, "figures": out is not None}
+        config = load_config(None, given, options)
         check_words(config)
 
         from exitlens.storage.atomic import write_bytes

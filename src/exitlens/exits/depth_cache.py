@@ -50,6 +50,13 @@ class Depths:
         self.ids[rows, at] = tokens.cpu().numpy()
         self.lengths[rows] += 1
 
+    def passed(self, tokens: Tensor) -> None:
+        """One new token in every row has been through all blocks, run outside of this class."""
+        rows = np.arange(self.kv.rows)
+        self.depth[rows, self.lengths] = self.runner.n_layers
+        self.ids[rows, self.lengths] = tokens.cpu().numpy()
+        self.lengths += 1
+
     def waiting(self, rows: np.ndarray, layer: int) -> np.ndarray:
         """Positions ``[rows, width]`` of each row at exactly ``layer``; short rows repeat their last: harmless."""
         return self._waiting(rows, layer)[0]
@@ -88,6 +95,8 @@ class Depths:
         self.depth[rows[:, None], positions] = last
 
     def _through(self, x: Tensor, block: int, last: int, where: Where) -> Tensor:
+        if last == self.runner.n_layers:  # as plain decoding does
+            return self.runner.run(x, self.kv, where, first=block)[last]
         for j in range(block, last + 1):
             x = self.runner.block(j, x, self.kv, where)
         return x

@@ -1,4 +1,4 @@
-"""What drafts a few tokens ahead: the first blocks, or the model without some sub-layers. No model is needed."""
+"""What drafts a few tokens ahead: the first blocks, or the model without some sub-layers. Needs no model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from exitlens.errors import InputError, layer_range_error
 
-__all__ = ["Draft", "parse_draft"]
+__all__ = ["Clasp", "Draft", "parse_draft"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +47,54 @@ class Draft:
         return f"skip={len(self.skip_attention)}a{len(self.skip_mlp)}m"
 
 
-def parse_draft(text: str) -> Draft:
-    """``exit=12`` or ``skip=a3/m5`` (attention of block 3, MLP of block 5). Raises :class:`InputError`."""
-    kind, _, value = text.partition("=")
+@dataclass(frozen=True, slots=True)
+class Clasp:
+    """Choose the skipped sub-layers anew while decoding, from the states of the last verified token.
+
+    Attributes:
+        most: most sub-layers skipped; None: half of them, at most 24 (the choice costs a pass of so many rows).
+        length: most tokens drafted a round.
+        allowance: share of the time that trying may cost beyond plain decoding.
+        refresh: share of the drafting time that goes into choosing anew.
+
+    Source: CLaSp, Chen et al. 2025, arXiv 2505.24196.
+    """
+
+    most: int | None = None
+    length: int = 8
+    allowance: float = 0.015
+    refresh: float = 0.05
+
+    def limit(self, pieces: int) -> int:
+        """Most of ``pieces`` that are skipped. Raises :class:`InputError`."""
+        if self.length < 1:
+            raise InputError(f"draft length {self.length} is out of range: at least 1")
+        for name, share in (("allowance", self.allowance), ("refresh", self.refresh)):
+            if not 0.0 < share < 1.0:
+                raise InputError(f"{name} {share} is out of range: between 0 and 1")
+        if self.most is None:
+            return max(1, min(pieces // 2, 24))
+        if not 1 <= self.most < pieces:
+            raise InputError(
+                f"clasp={self.most} is out of range: this model has {pieces} sub-layers to skip, so 1 to {pieces - 1}"
+            )
+        return self.most
+
+    @property
+    def name(self) -> str:
+        """Short enough for a table."""
+        return "clasp" if self.most is None else f"clasp={self.most}"
+
+
+def parse_draft(text: str) -> Draft | Clasp:
+    """``exit=12``, ``skip=a3/m5`` (attention of block 3, MLP of block 5), ``clasp`` or ``clasp=16`` (at most so many
+    sub-layers). Raises :class:`InputError`."""
+    kind, given, value = text.partition("=")
     try:
         if kind == "exit":
             return Draft(exit=int(value))
+        if kind == "clasp":
+            return Clasp(most=int(value) if given else None)
         parts = [part.strip() for part in value.split("/") if part.strip()]
         if kind != "skip" or any(part[0] not in "am" for part in parts):
             raise ValueError(text)
@@ -61,4 +103,4 @@ def parse_draft(text: str) -> Draft:
             skip_mlp=tuple(sorted(int(p[1:]) for p in parts if p[0] == "m")),
         )
     except ValueError:
-        raise InputError(f"draft {text[:80]!r} is not understood: write exit=12, skip=a3/m5 or auto") from None
+        raise InputError(f"draft {text[:80]!r} is not understood: write exit=12, skip=a3/m5, clasp or auto") from None

@@ -167,6 +167,9 @@ class RunConfig(BaseModel):
         None, gt=0, lt=1, description="share of differing tokens that the guarantee allows"
     )
     exit_epsilon: float = Field(0.05, gt=0, lt=1, description="how often the guarantee may fail")
+    exit_control: Literal["ltt", "anytime"] = Field(
+        "ltt", description="guarantee: ltt (one look at half of the answers) or anytime (valid whenever one stops)"
+    )
     adapter: str | None = Field(None, description="LoRA folder put into the model's weights for the whole run")
 
     @field_validator("only")
@@ -221,10 +224,15 @@ def check_words(config: RunConfig) -> None:
             check_plain(Path(file).expanduser(), error=InputError, holds=holds)
 
 
-def load_config(file: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
+def load_config(
+    file: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    options: Mapping[str, str] | None = None,
+) -> RunConfig:
     """Defaults, then the TOML ``file``, then ``overrides`` (None values are options that were not given).
 
-    Raises ConfigError with one line: the unknown name with its nearest known one, or the value and what it should be.
+    ``options``: what a command calls each setting (``--delta``), for its errors. Raises ConfigError with one line: the
+    unknown name with its nearest known one, or the value and what it should be.
     """
     values: dict[str, Any] = {}
     where = "the command line"
@@ -245,9 +253,13 @@ def load_config(file: str | Path | None = None, overrides: Mapping[str, Any] | N
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "?"
         message = str(first["msg"]).removeprefix("Value error, ")
-        value = values.get(name)
+        typed = (overrides or {}).get(name) is not None
+        told = f"setting '{name}'"
+        if typed:  # what the user wrote is the option, and it is not the file's fault
+            where = "the command line"
+            told = f"option {options[name]}" if options and name in options else told
         raise ConfigError(
-            f"setting '{name}' = {cut(repr(value))} (from {where}): {message[:1].lower()}{message[1:]}"
+            f"{told} = {cut(repr(values.get(name)))} (from {where}): {message[:1].lower()}{message[1:]}"
         ) from error
 
 

@@ -27,6 +27,7 @@ class Family(Protocol):
     kv_heads: int
     head_dim: int
     scaling: float
+    parallel: bool  # attention and MLP both read the block's input
 
     @property
     def rotary(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
@@ -135,6 +136,8 @@ def norm_of(module: nn.Module) -> Callable[[Tensor], Tensor]:
 class LlamaLike:
     """Llama, Mistral, Qwen2, Qwen3 and whoever shares their block."""
 
+    parallel = False
+
     def __init__(self, lm: Layered) -> None:
         body: Any = lm.body
         blocks: Sequence[Any] = lm.blocks
@@ -201,6 +204,7 @@ class GPT2Like:
     """GPT-2 and whoever shares its block: learned positions, one fused projection, layer norms."""
 
     rotary = None
+    parallel = False
 
     def __init__(self, lm: Layered) -> None:
         body: Any = lm.body
@@ -254,7 +258,7 @@ class NeoXLike:
         self.head_dim = int(attention.head_size)
         self.kv_heads = int(attention.query_key_value.out_features // (3 * self.head_dim))
         self.scaling = float(attention.scaling)
-        self._parallel = bool(blocks[0].use_parallel_residual)
+        self.parallel = bool(blocks[0].use_parallel_residual)
         small = small_enough(lm)
         self._qkv = [one_product(block.attention.query_key_value, small) for block in blocks]
         self._out = [one_product(block.attention.dense, small) for block in blocks]
@@ -285,7 +289,7 @@ class NeoXLike:
         if not mlp:
             return after
         # A parallel block's MLP reads the block's input, a serial one's what attention made of it.
-        up = self._up[j](block.post_attention_layernorm(x if self._parallel else after))
+        up = self._up[j](block.post_attention_layernorm(x if self.parallel else after))
         return after + self._down[j](block.mlp.act(up))
 
     def window(self, j: int) -> int | None:  # noqa: ARG002

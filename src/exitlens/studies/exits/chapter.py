@@ -15,7 +15,7 @@ from exitlens.report.text import Column, is_number, number_text, to_float, visib
 from exitlens.report.view_data import View
 from exitlens.report.words import counted, excludes, join, set_text, share_text, shown, sizes
 from exitlens.studies.exits import figures as draw
-from exitlens.studies.exits.compared import best_saving, exit_curves, exit_numbers, is_oracle
+from exitlens.studies.exits.compared import among, best_saving, exit_curves, exit_numbers, is_oracle
 from exitlens.studies.exits.views import run_views
 
 __all__ = ["ExitsChapter"]
@@ -40,9 +40,11 @@ class ExitsChapter(Chapter):
         "checked) and the blocks that later tokens run for the ones that had exited (cache: defer). The first token of "
         "an answer comes from the prompt's own pass and is not counted. The oracle exits at the saturation layer, the "
         "first layer from which the top-1 token no longer changes; exit checks and catching up cost it nothing. "
-        "Guarantee (Learn then Test): with probability 1 - epsilon over calibration answers, the share of tokens that "
-        "differ is at most the risk asked for. Each guarantee is for one kind of policy, chosen beforehand; to choose "
-        "the best of K kinds afterwards, ask for epsilon / K (Bonferroni)."
+        "Guarantee: with probability 1 - epsilon over calibration answers, the share of tokens that differ is at most "
+        "the risk asked for: by one look at half of the answers (ltt, Learn then Test), or whenever one stops "
+        "(anytime, a test by betting). A row a kind is for a kind chosen beforehand; where the "
+        "best of K kinds is named, each was tested at epsilon / K (Bonferroni), "
+        "and its saving and risk are those of the other half of the answers."
     )
     own = ("exits", "exits_layers", "exits_kinds", "exits_calibration")
 
@@ -88,7 +90,7 @@ class ExitsChapter(Chapter):
                 found[-1][1].append(level)
             else:
                 found.append((best, [level]))
-        return out + [_saving(row, levels) for row, levels in found]
+        return out + [_saving(row, levels) for row, levels in found] + _guaranteed(results)
 
     def terminal(self, results: Results, whole: bool) -> list[Part]:
         """Agreement and savings by policy; whole: every policy, and thresholds with a guarantee."""
@@ -108,9 +110,10 @@ class ExitsChapter(Chapter):
         if whole and chosen is not None:
             names = ["policy", "delta", "outcome", "threshold", "calibration_risk", "test_risk", "flops_saved"]
             epsilon = f"{chosen['epsilon'].iloc[0]:g}"
-            kinds = chosen["policy"].nunique()
+            kinds = int(chosen["chosen_among"].max())
             title = f"thresholds that keep the share of differing tokens within delta (epsilon {epsilon} for each kind"
             title += f"; {epsilon}/{kinds} for the best of these {kinds})" if kinds > 1 else ")"
+            chosen = chosen.assign(policy=[among(row) for row in results.rows("exits_calibration")])
             columns = [Column(name.replace("_", " "), ".3g") for name in names]
             parts.append(Part(title, columns, plain_rows(chosen[names])))
         return parts
@@ -180,6 +183,24 @@ def _saving(row: Row | None, levels: list[float]) -> str:
     return f"{asked} or more, {policy} saves most: {saved}, agreement {shown(row, 'agreement')}{bound}."
 
 
+def _guaranteed(results: Results) -> list[str]:
+    """The best of all kinds at the smallest risk for which a threshold has a guarantee, where it saves anything."""
+    able = [row for row in results.rows("exits_calibration") if to_float(row.get("chosen_among")) > 1]
+    able = [row for row in able if to_float(row.get("flops_saved")) > 0]
+    if not able:
+        return []
+    row = min(able, key=lambda row: to_float(row.get("delta")))
+    when = "whenever one stops" if row.get("control") == "anytime" else "at one look"
+    said = (
+        f"With a guarantee of at most {set_text(row.get('delta'))} differing tokens (epsilon "
+        f"{set_text(row.get('epsilon'))}, {when}), {visible(row.get('policy'))} at "
+        f"{number_text(row.get('threshold'), 4)} saves most of {int(to_float(row['chosen_among']))} kinds, each tested "
+        f"at {set_text(row.get('level'))}: {to_float(row['flops_saved']):.1%} of the FLOPs on the other half of the "
+        f"answers, risk {shown(row, 'test_risk')}."
+    )
+    return [said]
+
+
 def _times(results: Results, frame: pd.DataFrame) -> list[Any]:
     """Predicted time of each row (1: the full model), which the manifest holds by policy and threshold."""
     kept = results.manifest.get("exit_times")
@@ -216,7 +237,7 @@ def _policies(results: Results) -> Sheet:
 def _guarantees(results: Results) -> Sheet:
     body = [
         [
-            row.get("policy"),
+            among(row),
             set_text(row.get("delta")),
             row.get("outcome") if not is_number(row.get("threshold")) else number_text(row.get("threshold"), 4),
             number_text(row.get("calibration_risk")),

@@ -7,7 +7,10 @@ from exitlens.studies.tables import Field, TableSpec, with_interval
 
 __all__ = ["CALIBRATION", "EXITS_TABLES"]
 
-_POLICY = Field("policy", "probability, margin, entropy, patience, cosine, classifier, fixed, never; oracle: the bound")
+_POLICY = Field(
+    "policy",
+    "probability, margin, entropy, patience, cosine, classifier, fixed, never; oracle: the bound; best of K: no kind",
+)
 _THRESHOLD = Field("threshold", "of the policy; fixed: the layer; oracle: the agreement asked for")
 _AGREEMENT = with_interval("agreement", "share of tokens that are the full model's", "0–1")
 _FLOPS = Field(
@@ -20,13 +23,19 @@ CALIBRATION = TableSpec(
     "a policy and a risk asked for",
     (
         _POLICY,
+        Field("control", "ltt: one look at all calibration answers; anytime: valid whenever one stops"),
         Field("delta", "the risk asked for: share of an answer's tokens that differ from the full model's", "0–1"),
         Field("epsilon", "how often the guarantee may fail", "0–1"),
+        Field(
+            "chosen_among", "kinds of policy of which this one saved most; 1: the kind was given beforehand", "kinds"
+        ),
+        Field("level", "how often each kind's test may fail: epsilon / chosen_among (Bonferroni)", "0–1"),
         Field("n_calibration", "answers on which the threshold was chosen", "answers"),
         Field("n_test", "answers on which it was tested", "answers"),
         Field("outcome", "threshold; nowhere: no threshold passed; too few: how many answers are needed"),
         Field("threshold", "the one chosen"),
         Field("calibration_risk", "on the calibration answers", "0–1"),
+        Field("answers_used", "calibration answers after which it had passed; ltt: all of them", "answers"),
         *with_interval("test_risk", "on the other answers", "0–1"),
         _LAYERS,
         _FLOPS,

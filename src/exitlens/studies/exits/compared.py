@@ -7,7 +7,7 @@ from exitlens.report.frames import Results, Row, groups
 from exitlens.report.text import is_number, to_float
 from exitlens.report.words import set_text
 
-__all__ = ["best_saving", "exit_curves", "exit_numbers", "is_oracle"]
+__all__ = ["among", "best_saving", "exit_curves", "exit_numbers", "is_oracle"]
 
 _RISK = ("policy", "risk asked for")
 
@@ -17,6 +17,12 @@ def best_saving(items: list[Row], level: float) -> Row | None:
     able = [row for row in items if not is_oracle(row) and to_float(row.get("agreement")) >= level]
     able = [row for row in able if to_float(row.get("flops_saved")) > 0]
     return max(able, key=lambda row: to_float(row.get("flops_saved"))) if able else None
+
+
+def among(row: Row) -> str:
+    """The kind of policy, and of how many kinds it was the best."""
+    kind, kinds = str(row.get("policy")), row.get("chosen_among")
+    return f"{kind} (best of {kinds})" if is_number(kinds) and to_float(kinds) > 1 and "best" not in kind else kind
 
 
 def is_oracle(row: Row) -> bool:
@@ -41,9 +47,12 @@ def exit_numbers(results: Results, levels: tuple[float, ...]) -> list[Number]:
         out.append(Number(told, saved, n=n, counted="tokens", remark=remark))
     for row in results.rows("exits_calibration"):
         if is_number(row.get("test_risk")):
-            of = labels({"policy": row.get("policy"), "risk asked for": set_text(row.get("delta"))}, _RISK)
+            several = to_float(row.get("chosen_among")) > 1
+            policy = f"best of {whole(row, 'chosen_among')}" if several else row.get("policy")
+            of = labels({"policy": policy, "risk asked for": set_text(row.get("delta"))}, _RISK)
             found, tested = interval(row, "test_risk"), whole(row, "n_test")
-            out.append(Number("risk at the threshold with a guarantee", *found, n=tested, counted="answers", of=of))
+            named, remark = "risk at the threshold with a guarantee", among(row) if several else ""
+            out.append(Number(named, *found, n=tested, counted="answers", of=of, remark=remark))
     return out
 
 

@@ -16,7 +16,7 @@ from exitlens.errors import InputError, UnsupportedModel
 from exitlens.exits.heads import ExitHeads
 from exitlens.exits.policies import ExitPolicy
 from exitlens.exits.replay_policies import Cost
-from exitlens.exits.risk_control import check_levels, require_units
+from exitlens.exits.risk_control import Control, check_levels, require_units
 from exitlens.exits.shortlist import ExitReader
 from exitlens.exits.timing import TimeModel, measure_times
 from exitlens.layer_range import parse_layers
@@ -30,11 +30,12 @@ from exitlens.studies.answers.stage import ask
 from exitlens.studies.base import Study
 from exitlens.studies.config import RunConfig
 from exitlens.studies.context import Context, answer_all
+from exitlens.studies.exits.calibration import bound_of, calibration_table
 from exitlens.studies.exits.chapter import ExitsChapter
 from exitlens.studies.exits.columns import EXITS_TABLES
 from exitlens.studies.exits.files import load_heads
 from exitlens.studies.exits.stage import AnswerRecord, ExitStage, signals_from
-from exitlens.studies.exits.tables import calibration_table, kinds_table, layers_table, policy_table
+from exitlens.studies.exits.tables import kinds_table, layers_table, policy_table
 from exitlens.studies.inputs import Inputs
 from exitlens.studies.result import StudyResult
 
@@ -63,6 +64,7 @@ def exits_study(
     lens: str | Lens = "logit",
     deltas: Sequence[float] = DELTAS,
     epsilon: float = 0.05,
+    control: Control = "ltt",
     max_new_tokens: int = 50,
     batch_size: int = 16,
     strict: bool = False,
@@ -81,6 +83,8 @@ def exits_study(
         lens: How exits without heads are read.
         deltas: Shares of differing tokens for which a threshold with a guarantee is looked for.
         epsilon: How often a guarantee may fail.
+        control: ``ltt`` tests once on half of the answers (Learn then Test); ``anytime`` by betting, valid whenever one
+            stops.
         max_new_tokens: Longest answer [tokens].
         batch_size: Prompts generated together.
         strict: Raise where the answers are too few for ``deltas`` and ``epsilon``, instead of saying so in the table.
@@ -99,7 +103,7 @@ def exits_study(
     if not questions:
         raise InputError("no questions: give a data set of questions")
     for delta in deltas if strict else ():  # now, not after the answers were written
-        require_units(len(questions) // 2, delta, epsilon)
+        require_units(len(questions) // 2, delta, epsilon, bound_of(control))
     engine = LocalEngine(lm, None, report)
     spec = DecoderSpec.parse("vanilla")
     answers = answer_all(engine, questions, spec, max_new_tokens=max_new_tokens, batch_size=batch_size)
@@ -112,6 +116,7 @@ def exits_study(
         lens=lens,
         deltas=deltas,
         epsilon=epsilon,
+        control=control,
         strict=strict,
         seed=seed,
     )
@@ -127,6 +132,7 @@ def analyse(
     lens: str | Lens = "logit",
     deltas: Sequence[float] = DELTAS,
     epsilon: float = 0.05,
+    control: Control = "ltt",
     judgements: pd.DataFrame | None = None,
     strict: bool = False,
     seed: int = 0,
@@ -151,7 +157,9 @@ def analyse(
         exits=policy_table(signals, cost, times, seed=seed),
         exits_layers=layers_table(signals, cost, shown),
         exits_kinds=kinds_table(signals, cost, shown, final_probability=confidence, correct=correct, seed=seed),
-        exits_calibration=calibration_table(signals, cost, deltas=deltas, epsilon=epsilon, strict=strict, seed=seed),
+        exits_calibration=calibration_table(
+            signals, cost, deltas=deltas, epsilon=epsilon, control=control, strict=strict, seed=seed
+        ),
         times=times,
     )
 
@@ -185,7 +193,8 @@ class ExitsStudy(Study):
         for delta in _deltas(config):
             check_levels(delta, config.exit_epsilon)
         if config.exit_delta is not None:
-            require_units(len(inputs.questions) // 2, config.exit_delta, config.exit_epsilon)
+            needs = bound_of(config.exit_control)
+            require_units(len(inputs.questions) // 2, config.exit_delta, config.exit_epsilon, needs)
         if config.exit_heads is not None:
             load_heads(config.exit_heads)
             if config.exit_lens != "logit":
@@ -219,6 +228,7 @@ class ExitsStudy(Study):
             lens=_lens(ctx),
             deltas=_deltas(config),
             epsilon=config.exit_epsilon,
+            control=config.exit_control,
             judgements=judged,
             strict=config.exit_delta is not None,
             seed=config.seed,

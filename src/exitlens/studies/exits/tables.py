@@ -1,4 +1,4 @@
-"""Tables of what the exits showed: policies × thresholds, exit layers, kinds of tokens, calibrated thresholds."""
+"""Tables of what the exits showed: policies × thresholds, exit layers, kinds of tokens."""
 
 from __future__ import annotations
 
@@ -16,15 +16,12 @@ from exitlens.exits.replay_policies import (
     Signals,
     apply_policy,
     block_widths,
-    caught_up,
     oracle,
     oracle_at,
 )
-from exitlens.exits.risk_control import calibrate, units_needed
 from exitlens.exits.timing import TimeModel
-from exitlens.studies.exits.columns import CALIBRATION
 
-__all__ = ["calibration_table", "kinds_table", "layers_table", "policies_for", "policy_table"]
+__all__ = ["kinds_table", "layers_table", "policies_for", "policy_table"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _LEVELS = (1.0, 0.99, 0.98, 0.95, 0.9, 0.8, 0.7)
@@ -161,84 +158,6 @@ def kinds_table(
                 }
             )
     return pd.DataFrame(rows)
-
-
-def calibration_table(
-    signals: Signals,
-    cost: Cost,
-    *,
-    deltas: Sequence[float] = (0.02, 0.05, 0.1),
-    epsilon: float = 0.05,
-    kinds: Sequence[str] = ("probability", "margin", "entropy", "patience", "cosine", "classifier"),
-    strict: bool = False,
-    seed: int = 0,
-) -> pd.DataFrame:
-    """Table ``exits_calibration``: thresholds chosen on half of the answers, tested on the other half.
-
-    The risk is an answer's share of tokens that are not the full model's. ``outcome`` says what was chosen, ``nowhere``
-    when no threshold passed, or how many answers are needed. ``strict`` raises :class:`InputError` instead of the last.
-    """
-    units = np.unique(signals.question)
-    order = np.random.default_rng(seed).permutation(units)
-    mine, other = order[: len(units) // 2], order[len(units) // 2 :]
-    rows = []
-    for kind in kinds:
-        if kind not in signals.values:
-            continue
-        grid = _fine(kind, signals.n_layers)
-        done = [apply_policy(signals, ExitPolicy(kind, t, signals.layers), cost) for t in grid]  # type: ignore[arg-type]
-        losses = np.stack([_loss(outcome, signals, mine) for outcome in done])
-        for delta in deltas:
-            row: dict[str, Any] = {
-                "policy": kind, "delta": delta, "epsilon": epsilon, "n_calibration": len(mine), "n_test": len(other),
-            }  # fmt: skip
-            needed = units_needed(delta, epsilon)
-            if len(mine) < needed and not strict:
-                rows.append({**row, "outcome": f"too few: {needed} calibration answers are needed"})
-                continue
-            found = calibrate(losses, grid, delta=delta, epsilon=epsilon)
-            if found.threshold is None:
-                rows.append({**row, "outcome": "nowhere: no threshold passed"})
-                continue
-            outcome = done[grid.index(found.threshold)]
-            risk = stats.mean_interval(_loss(outcome, signals, other), seed=seed)
-            tested = np.isin(signals.question, other)
-            extra = caught_up(outcome.exit, signals.question, signals.step)
-            rows.append(
-                {
-                    **row,
-                    "outcome": "threshold",
-                    "threshold": found.threshold,
-                    "calibration_risk": found.risk,
-                    "test_risk": risk.value,
-                    "test_risk_low": risk.low,
-                    "test_risk_high": risk.high,
-                    "layers_saved": 1.0 - float(outcome.exit[tested].mean()) / signals.n_layers,
-                    "flops_saved": 1.0
-                    - float((outcome.flops[tested] + extra[tested] * cost.block).mean()) / outcome.full,
-                }
-            )
-    columns = [field.name for field in CALIBRATION.fields]
-    table = pd.DataFrame(rows, columns=columns)
-    return table.astype(dict.fromkeys(columns[columns.index("threshold") :], np.float64))
-
-
-def _fine(kind: str, n_layers: int) -> list[float]:
-    """More thresholds than the table of policies shows, from conservative to loose."""
-    if kind == "entropy":
-        return [float(v) for v in np.geomspace(0.005, 2.0, 25)]
-    if kind == "patience":
-        return [float(v) for v in range(n_layers, 1, -1)]
-    if kind == "cosine":
-        return [float(v) for v in 1.0 - np.geomspace(1e-4, 0.2, 25)]
-    return [float(v) for v in 1.0 - np.geomspace(1e-3, 0.6, 30)]
-
-
-def _loss(outcome: Outcome, signals: Signals, units: Array) -> Array:
-    """Share of tokens of each answer that differ from the full model's."""
-    total = np.bincount(signals.question, minlength=int(units.max(initial=0)) + 1)
-    differing = np.bincount(signals.question, weights=~outcome.agrees, minlength=len(total))
-    return np.asarray(differing[units] / np.maximum(total[units], 1), dtype=np.float64)
 
 
 def _threshold(policy: ExitPolicy, n_layers: int) -> float:
