@@ -255,10 +255,9 @@ class ClaspRounds(Rounds):
         context = _context(self.d.kv, row, at)
         costs = measured_costs(runner, context, self._logits)
         plans = skip_plans(runner, context, token, self.pieces, self.most, costs)
-        before = self.switch.draft
+        if self.switch.draft is None:
+            self.length = 1  # a trial begins with short rounds: one that fails costs little, and good drafts soon grow
         self.switch.offer(plans, time.perf_counter() - begun)
-        if self.switch.draft != before:
-            self.length = self.switch.length
 
     def _logits(self, states: Tensor) -> object:
         """What a draft reads of its last states."""

@@ -88,7 +88,6 @@ class Switch:
     report: ClaspReport = field(default_factory=ClaspReport)
     credit: float = 0.0
     draft: Draft | None = None
-    length: int = 1
     _plain: dict[int, deque[float]] = field(default_factory=dict)  # seconds of the last plain steps, by rows
     _overlap: dict[int, float] = field(default_factory=dict)  # by skipped pieces, over the choices so far
     _recent: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=_WINDOW))
@@ -140,7 +139,7 @@ class Switch:
         self.report.choices += 1
         self.report.choosing_seconds += seconds
         self._since = 0.0
-        best = (0.0, 1)
+        best = 0.0
         taken: Plan | None = None
         for i, plan in enumerate(plans):
             # One token tells little: neighbouring numbers of skips and earlier choices are taken into account.
@@ -150,16 +149,15 @@ class Switch:
             accepted = min(0.99, seen * self._trust)
             for length in range(1, self.given.length + 1):
                 gain = expected_gain(accepted, length, plan.share) / self._slower
-                if gain > best[0]:
-                    best, taken, self._expected, self._share = (gain, length), plan, seen, plan.share
-        self.report.expected = max(self.report.expected, best[0])
-        if taken is None or best[0] < _WORTH:
+                if gain > best:
+                    best, taken, self._expected, self._share = gain, plan, seen, plan.share
+        self.report.expected = max(self.report.expected, best)
+        if taken is None or best < _WORTH:
             self._off()
             return
         if taken.draft != self.draft:
             self._close()
             self.draft = taken.draft
-        self.length = best[1]
 
     def drafted(self, rows: int, length: int, held: float, seconds: float) -> None:
         """A round that drafted ``length`` tokens a row took ``seconds``; ``held``: drafts accepted, mean over rows."""

@@ -62,7 +62,7 @@ class Clasp:
 
     most: int | None = None
     length: int = 8
-    allowance: float = 0.015
+    allowance: float = 0.01
     refresh: float = 0.05
 
     def limit(self, pieces: int) -> int:
