@@ -72,6 +72,8 @@ class Clasp:
         for name, share in (("allowance", self.allowance), ("refresh", self.refresh)):
             if not 0.0 < share < 1.0:
                 raise InputError(f"{name} {share} is out of range: between 0 and 1")
+        if pieces < 2:
+            raise InputError("clasp has nothing to skip in a model of one block: decode plainly")
         if self.most is None:
             return max(1, min(pieces // 2, 24))
         if not 1 <= self.most < pieces:
