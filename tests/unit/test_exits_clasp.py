@@ -227,4 +227,4 @@ def test_drafts_stay_within_the_context() -> None:
     ids = (lm.encode(PROMPTS[2]) * 20)[: 256 - 12]
     want = generate(lm, [ids], max_new_tokens=12)[0].token_ids
     for draft in (Draft(exit=3), EAGER):
-        assert speculate(lm, [ids], draft, max_new_tokens=12)[0].token_ids == want  # type: ignore[list-item]
+        assert speculate(lm, [ids], draft, max_new_tokens=12)[0].token_ids == want

@@ -39,7 +39,7 @@ _HEADINGS = {
         "prompts", "lens", "layers", "rule", "look_limit", "picks", "top_k", "compared_lenses", "pass_at", "read_at",
     ),
     "Exits (help: exitlens exits)": (
-        "exit_layers", "exit_heads", "exit_lens", "exit_delta", "exit_epsilon", "exit_control", "adapter",
+        "exit_layers", "exit_heads", "exit_lens", "exit_delta", "exit_epsilon", "exit_test", "adapter",
     ),
     BOTH: ("device", "dtype", "revision", "trust_remote_code", "base", "engine", "workers", "deadline"),
 }  # fmt: skip

@@ -66,7 +66,7 @@ EXITS = {
     "exit_layers": Own(("--layers",)),
     "exit_delta": Own(("--delta",)),
     "exit_epsilon": Own(("--epsilon",)),
-    "exit_control": Own(("--control",)),
+    "exit_test": Own(("--control",)),
     "judges": Own(default="none", heading="Answers"),
     **ANSWERS,
     "batch_size": Own(default="16", heading="Answers"),

@@ -97,6 +97,7 @@ class Switch:
     _since: float = 0.0  # seconds drafted since the last choice
     _choice: float | None = None  # seconds of a choice
     _fails: int = 0
+    _rested: int = 0  # plain steps since drafting was given up
     _trust: float = 1.0  # measured acceptance over the expected one
     _slower: float = 1.0  # a round's measured seconds over the expected ones
     _expected: float = 1.0  # acceptance of the draft in use, as its choices showed it
@@ -117,8 +118,11 @@ class Switch:
             due = self._choice is not None and self._since * self.given.refresh >= self._choice
             return "choose" if due and self.credit >= (self._choice or 0.0) else "draft"
         choice = _CHOICE_COSTS * plain if self._choice is None else self._choice
-        # Each failure doubles what the next trial must have saved up: a model that cannot gain is hardly bothered.
-        return "choose" if self.credit >= (choice + 3 * plain) * 2 ** min(self._fails, 4) else "plain"
+        # Each failure doubles what the next trial must have saved up and how long it waits, whatever earlier drafts
+        # gained: a model that cannot gain is hardly bothered.
+        more = 2 ** min(self._fails, 4)
+        rested = self._fails == 0 or self._rested >= 8 * more
+        return "choose" if rested and self.credit >= (choice + 3 * plain) * more else "plain"
 
     def plain(self, rows: int) -> float | None:
         """Seconds of a plain step of so many rows, or None before enough were timed."""
@@ -131,6 +135,7 @@ class Switch:
         self.credit += self.given.allowance * seconds
         self.report.plain_steps += 1
         self._unchecked = 0
+        self._rested += 1
 
     def offer(self, plans: Sequence[Plan], seconds: float) -> None:
         """A choice was made in ``seconds``: take the plan that is expected to be fastest, if any is worth it."""
@@ -178,7 +183,7 @@ class Switch:
             accepted = expected_held(length, min(0.99, self._expected * self._trust))
             self._trust = min(1.3, max(0.2, self._trust * (1.0 + 0.1 * (held - accepted) / (accepted + 0.1))))
             cost = (length * self._share + 1.0 + length * _WIDER) * plain
-            self._slower += 0.1 * (seconds / cost - self._slower)
+            self._slower += 0.1 * (min(2.0, seconds / cost) - self._slower)
         slow = len(self._recent) >= _WINDOW // 2 and sum(w for w, _ in self._recent) < sum(s for _, s in self._recent)
         if slow or self.credit < 0:
             self._off()
@@ -196,6 +201,9 @@ class Switch:
         self._close()
         self.draft = None
         self._fails += 1
+        self._rested = 0
+        # What was learned of one draft fades, so that another may be tried when the text has changed.
+        self._slower, self._trust = 0.5 + 0.5 * self._slower, 0.5 + 0.5 * self._trust
 
     def _close(self) -> None:
         """Note how fast the draft in use was, and begin anew."""

@@ -28,7 +28,7 @@ __all__ = ["SpeculationTally", "check_draft", "speculate"]
 
 def speculate(
     lm: LayeredModel,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Sequence[int]] | str,
     draft: Draft | Clasp,
     *,
     max_new_tokens: int = 50,
@@ -53,7 +53,7 @@ def speculate(
     if short and (reader is None or not reader.last):
         raise InputError(f"verification over a shortlist needs a trained exit head at layer {lm.n_layers}")
     run = BatchRun(lm, max_new_tokens=max_new_tokens, stop=stop, sampling=sampling, seed=seed)
-    rows = run.rows(prompts, chat=chat)
+    rows = run.rows([prompts] if isinstance(prompts, str) else prompts, chat=chat)
     counts = tally or SpeculationTally()
     reader = reader or ExitReader(lm)
     switch = None if isinstance(draft, Draft) else Switch(draft)

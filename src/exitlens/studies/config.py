@@ -167,7 +167,7 @@ class RunConfig(BaseModel):
         None, gt=0, lt=1, description="share of differing tokens that the guarantee allows"
     )
     exit_epsilon: float = Field(0.05, gt=0, lt=1, description="how often the guarantee may fail")
-    exit_control: Literal["ltt", "anytime"] = Field(
+    exit_test: Literal["ltt", "anytime"] = Field(
         "ltt", description="guarantee: ltt (one look at half of the answers) or anytime (valid whenever one stops)"
     )
     adapter: str | None = Field(None, description="LoRA folder put into the model's weights for the whole run")

@@ -193,7 +193,7 @@ class ExitsStudy(Study):
         for delta in _deltas(config):
             check_levels(delta, config.exit_epsilon)
         if config.exit_delta is not None:
-            needs = bound_of(config.exit_control)
+            needs = bound_of(config.exit_test)
             require_units(len(inputs.questions) // 2, config.exit_delta, config.exit_epsilon, needs)
         if config.exit_heads is not None:
             load_heads(config.exit_heads)
@@ -228,7 +228,7 @@ class ExitsStudy(Study):
             lens=_lens(ctx),
             deltas=_deltas(config),
             epsilon=config.exit_epsilon,
-            control=config.exit_control,
+            control=config.exit_test,
             judgements=judged,
             strict=config.exit_delta is not None,
             seed=config.seed,
