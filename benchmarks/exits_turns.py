@@ -6,9 +6,9 @@
 
 Settings: an exit policy as `--exit` takes it (with --heads read by them), `draft:` and what `--speculate` takes,
 `+head` behind a draft verifies it by the last layer's head. Every turn runs plain decoding and each setting on the same
-prompts, in an order drawn anew. "× plain" is the median over turns of plain's time over the setting's in the
-same turn, with an interval from the ranks of the turns (95% or more, from 6 turns on); above 1 is faster. Time a token leaves the prompt's
-pass out: (T tokens − 1 token) / (T − 1). "same": answers equal to plain decoding's, token for token.
+prompts, in an order drawn anew. "× plain" is the median over turns of plain's time over the setting's in the same turn,
+with an interval from the ranks of the turns (95% or more, from 6 turns on); above 1 is faster. Time a token leaves the
+prompt's pass out: (T tokens − 1 token) / (T − 1). "same": answers equal to plain decoding's, token for token.
 With --json a run goes on where it stopped (--seconds ends it after a whole turn).
 """
 
