@@ -107,6 +107,7 @@ def test_rows_of_any_length_and_a_beginning_that_they_share(lm: Any) -> None:
     runner = runner_of(lm)
     assert runner is not None
     assert runner.one_token is not None
+    assert compiled.compiled_before(*module.KERNELS)
     assert step_agrees(lm, runner, runner.one_token)
 
 

@@ -18,7 +18,7 @@ import torch
 
 from exitlens.storage.cache_folder import cache_dir
 
-__all__ = ["kernels", "tile_registers"]
+__all__ = ["compiled_before", "kernels", "tile_registers"]
 
 _LOG = logging.getLogger("exitlens")
 
@@ -50,6 +50,14 @@ def kernels(module: str, *parts: str) -> Any | None:
     ) as error:  # one that does not fit NumPy
         _LOG.warning("numba is here but does not load (%s): decoding takes about twice the time", str(error)[:80])
         return None
+
+
+def compiled_before(module: str, *parts: str) -> bool:
+    """Whether machine code of these kernels lies in the cache folder; else the first call takes half a minute."""
+    import numba
+
+    folder = _folder(numba.__version__, (module, *parts))
+    return bool(folder) and any(Path(folder).rglob("*.nbi"))
 
 
 def _folder(version: str, modules: tuple[str, ...]) -> str:

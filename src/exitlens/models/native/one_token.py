@@ -22,9 +22,9 @@ from exitlens.compute.matmul import plain_linear
 from exitlens.models.native.families import LlamaLike, rms_parts
 from exitlens.models.native.kv_cache import KV, Where
 
-__all__ = ["OneToken", "one_token"]
+__all__ = ["KERNELS", "OneToken", "one_token"]
 
-_KERNELS = ("exitlens.models.native._kernels", "exitlens.models.native._machine")
+KERNELS = ("exitlens.models.native._kernels", "exitlens.models.native._machine")
 _LEAST = 20_000_000  # parameters: below, compiling takes longer than it saves
 _THREADS = 16
 _ACTIVATIONS = ("SiLU", "SiLUActivation")
@@ -144,7 +144,7 @@ def one_token(
         return None
     if not all(_plain(block) for block in blocks):
         return None
-    run = kernels(*_KERNELS)
+    run = kernels(*KERNELS)
     if run is None or not tile_registers():
         return None
     sizes = [size for block in blocks for product in _products(block) for size in product.shape]

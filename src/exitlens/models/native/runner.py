@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from exitlens.compute.compiled import compiled_before
 from exitlens.compute.matmul import plain_linear
 from exitlens.compute.prepacked import packed
 from exitlens.models.layered import Layered
@@ -26,8 +27,9 @@ from exitlens.models.native.attention import attend, attend_shared
 from exitlens.models.native.families import Family, norm_of, small_enough
 from exitlens.models.native.known import unknown_field
 from exitlens.models.native.kv_cache import KV, Shared, Where
-from exitlens.models.native.one_token import OneToken, one_token
+from exitlens.models.native.one_token import KERNELS, OneToken, one_token
 from exitlens.models.protocol import LayeredModel
+from exitlens.progress import progress
 
 __all__ = ["KV", "Runner", "Shared", "Where", "logits_of", "native", "runner_of"]
 
@@ -170,8 +172,12 @@ class Runner:
             return
         size = sum(p.numel() for p in lm.model.parameters())
         made = one_token(lm.blocks, self._last_norm, head, self.family, lm.dtype, size)
-        if made is not None and step_agrees(lm, self, made):
-            self.one_token = made
+        if made is None:
+            return
+        # The first call of all compiles: a terminal shows that, as it takes half a minute, once.
+        with progress("compiling a step of decoding, once", quiet=compiled_before(*KERNELS)):
+            if step_agrees(lm, self, made):
+                self.one_token = made
 
     @torch.no_grad()
     def logits(self, h: Tensor, layer: int, lens: Literal["raw", "logit"] = "logit") -> Tensor:
