@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -61,6 +62,23 @@ def test_no_cluster_at_the_address_is_said_at_once() -> None:
         with pytest.raises(RunError, match=rf"no Ray cluster answers at '127.0.0.1:{port}'.*--engine ray for this"):
             connect(RayAddress("127.0.0.1", port))
         assert time.monotonic() - begun < 10
+
+
+@pytest.mark.parametrize("reply", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH\r\n", b""])
+def test_another_server_at_the_address_is_said_at_once(reply: bytes) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+
+        def answer() -> None:
+            asked, _ = server.accept()
+            with asked:
+                asked.recv(100)
+                asked.sendall(reply)
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(RunError, match="is no Ray cluster: give the address"):
+            connect(RayAddress("127.0.0.1", server.getsockname()[1]))
 
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ __all__ = ["Cluster", "Node", "connect", "differing"]
 
 SECONDS_TO_ANSWER = 5.0
 SECONDS_TO_DESCRIBE = 60.0
+_SETTINGS = b"\0\0\0\4\0\0\0\0\0"  # an empty frame of HTTP/2: length 0, type 4
 # Ray asks for none of these, and nobody who runs a study waits for them. Read when Ray is imported or starts.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -174,17 +175,26 @@ def connect(address: RayAddress, *, cpus: int | None = None) -> Cluster:
 
 
 def _answers(address: RayAddress) -> None:
-    """Whether anything listens there: Ray itself would wait for minutes."""
+    """Whether a server of Ray's kind (gRPC, and so HTTP/2) listens there: Ray itself would wait for minutes."""
     host = str(address.host).strip("[]")
     try:
-        with socket.create_connection((host, address.port), timeout=SECONDS_TO_ANSWER):
-            pass
+        with socket.create_connection((host, address.port), timeout=SECONDS_TO_ANSWER) as asked:
+            if os.environ.get("RAY_USE_TLS", "0") != "0":
+                return  # it says nothing before keys are exchanged
+            # A connection begins with these words and an empty frame of settings; the server's first frame is its own.
+            asked.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _SETTINGS)
+            said = asked.recv(9)
     except OSError as error:
         why = error.strerror or str(error)
         raise RunError(
             f"no Ray cluster answers at '{address}' ({why}): start one with `ray start --head --port={address.port}`, "
             "correct the address, or use --engine ray for this machine alone"
         ) from None
+    if said[3:4] != _SETTINGS[3:4]:
+        raise RunError(
+            f"what answers at '{address}' is no Ray cluster: give the address that `ray start --head` prints, or use "
+            "--engine ray for this machine alone"
+        )
 
 
 def _refused(address: RayAddress, error: Exception) -> str:
