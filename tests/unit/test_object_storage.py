@@ -238,8 +238,12 @@ def test_a_writer_that_is_killed_at_any_put_ends_with_the_same_bytes(bucket: str
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     while not codes or codes[-1] != 0:
         assert len(codes) < 6
-        running.append(subprocess.Popen([sys.executable, writer, f"{bucket}/run", "8"], env=environment))
-        codes.append(running[-1].wait(timeout=250))
+        with subprocess.Popen([sys.executable, writer, f"{bucket}/run", "8"], env=environment) as process:
+            running.append(process)
+            try:
+                codes.append(process.wait(timeout=250))
+            finally:
+                process.kill()
     assert codes == [-signal.SIGKILL] * 3 + [0]
     with RunDirectory.open(tmp_path / "local", {"a": 1}) as local:
         fill(local, 8)
