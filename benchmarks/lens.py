@@ -42,14 +42,14 @@ def main() -> None:
     options.add_argument("--json", action="store_true")
     chosen = options.parse_args()
     import exitlens
-    from exitlens import models
+    from exitlens.models.hub.catalog import CATALOG
 
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     from lens_peers import peers
 
     from exitlens.compute.hardware import bf16_fast
 
-    name = chosen.model or next(iter(models.catalog.CATALOG))
+    name = chosen.model or next(iter(CATALOG))
     if chosen.memory_child is not None:
         print(
             json.dumps(

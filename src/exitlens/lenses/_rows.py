@@ -104,7 +104,7 @@ class Rows:
         """Log-probabilities ``[m, k]`` of ``ids [m, k]``. ``rescored``: in float32 after a bf16 product too."""
         block = self.block
         anew = rescored and block.head.product == torch.bfloat16
-        own = block.head.single(block.x, ids) - block.shift[:, None] if anew else block.at(ids)
+        own = block.exact(ids) if anew else block.at(ids)
         return own.double() - self.log_total[:, None]
 
     def larger_than(self, ids: Tensor) -> Tensor:
@@ -144,10 +144,7 @@ class Rows:
 
         Taken against the same sum of the reference itself, so that the shift of p_ref drops out.
         """
-        block = self.block
-        shape = (self.layers, self.m // self.layers)
-        expected = torch.einsum("ltd,td->lt", block.x.view(*shape, -1).double(), block.mean_row) + block.mean_bias
-        return ((block.shift + self.log_total).view(shape) - expected).flatten()
+        return self.block.shift + self.log_total - self.block.expected(self.layers)
 
     @cached_property
     def terms(self) -> dict[str, Tensor]:

@@ -135,6 +135,16 @@ class Unembedding:
             tile.copy_(w)
         return tile
 
+    def whole(self, dtype: torch.dtype) -> Tensor | None:
+        """All of the unembedding in ``dtype``; None where that would be another large copy."""
+        if self.weight.dtype == dtype:
+            return self.weight
+        if self.vocab * self.width * dtype.itemsize > WEIGHT_BYTES:
+            return None
+        for a, b in self.bounds:
+            self.tile_weight(a, b, dtype)
+        return self.buffer(f"weight {dtype}", self.vocab, self.width, dtype=dtype)
+
     def multiply(
         self,
         x: Tensor,
@@ -215,6 +225,16 @@ class LogitBlock:
             self.mean_row /= scale[:, None]
             self.mean_bias /= scale
 
+    @staticmethod
+    def bytes(head: Unembedding, wants: ReadoutPlan) -> int:
+        """Bytes of the buffers that a block of ``head.rows`` rows needs."""
+        return head.bytes(wants)
+
+    @staticmethod
+    def tokens(_head: Unembedding, _layers: int, most: int) -> int:
+        """Tokens at a time, where at most ``most`` are."""
+        return most
+
     def tiles(self) -> Iterator[tuple[int, int, Tensor]]:
         """``(a, b, z' [m, b − a])`` of every tile; the logits are real only when they are kept."""
         head = self.head
@@ -289,6 +309,15 @@ class LogitBlock:
         """Kept logits z' ``[m, k]`` at ``ids [m, k]``."""
         found = self._kept()[self._where(ids)]
         return found.float() - self.shift[:, None] if self._rounds else found
+
+    def exact(self, ids: Tensor) -> Tensor:
+        """Logits z' ``[m, k]`` at ``ids [m, k]``, computed anew in the sums' type."""
+        return self.head.single(self.x, ids) - self.shift[:, None]
+
+    def expected(self, layers: int) -> Tensor:
+        """``Σ p_ref z = ⟨Σ p_ref w, x⟩ + Σ p_ref b`` of each row ``[m]``, without a shift: linear in the row."""
+        rows = self.x.view(layers, self.m // layers, -1).double()
+        return (torch.einsum("ltd,td->lt", rows, self.mean_row) + self.mean_bias).flatten()
 
     def _where(self, ids: Tensor) -> Tensor:
         head = self.head

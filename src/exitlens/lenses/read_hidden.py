@@ -11,6 +11,7 @@ from torch import Tensor
 
 from exitlens.compute.hardware import product_dtype
 from exitlens.errors import InputError, LayerError
+from exitlens.lenses import _compiled
 from exitlens.lenses._rows import AcrossLayers, Rows, Term
 from exitlens.lenses._spread import joined, places
 from exitlens.lenses._triton import FusedBlock, usable
@@ -150,8 +151,8 @@ def _in_blocks(
     """Every column that rows alone determine ``[layers, t, …]``; no logit outlives its block."""
     lm, layers, given = job.lm, job.layers, job.given
     t, device = len(hidden[layers[0]]), lm.weight.device
-    kind = FusedBlock if usable(device, job.product, job.plan) else LogitBlock
-    per_block, head = _fitting(lm, len(layers), t, job.plan, job.product, block_rows, memory_limit, notes)
+    kind = _kind(device, job.product, job.plan, len(layers) * t * len(lm.weight), notes)
+    per_block, head = _fitting(lm, kind, len(layers), t, job.plan, job.product, block_rows, memory_limit, notes)
     r = layers.index(job.ref) if job.ref in layers else 0
     pieces: list[dict[str, Tensor]] = []
     for start in range(0, t, per_block):
@@ -279,8 +280,23 @@ def _plan(
     )
 
 
+def _kind(
+    device: torch.device, product: torch.dtype, plan: ReadoutPlan, logits: int, notes: list[str]
+) -> type[LogitBlock]:
+    """What computes a block; a note where numba would have made it quicker."""
+    if usable(device, product, plan):
+        return FusedBlock
+    if _compiled.usable(device, product, plan, logits):
+        problem = _compiled.problem()
+        if problem is None:
+            return _compiled.CompiledBlock
+        notes += [problem] if problem else []
+    return LogitBlock
+
+
 def _fitting(
     lm: LayeredModel,
+    kind: type[LogitBlock],
     n_layers: int,
     t: int,
     wants: ReadoutPlan,
@@ -295,10 +311,13 @@ def _fitting(
     usual, most = (GPU_ROWS, GPU_BYTES) if lm.weight.device.type == "cuda" else (DEFAULT_ROWS, DEFAULT_BYTES)
     limit = most if memory_limit is None else memory_limit
     asked = max(1, min(t, (block_rows or usual) // n_layers))
+    if block_rows is None:
+        first = Unembedding(lm.weight, lm.bias, lm.logit_transform, rows=1, product=product)
+        asked = kind.tokens(first, n_layers, asked)
     tokens = asked
     while True:
         head = Unembedding(lm.weight, lm.bias, lm.logit_transform, rows=tokens * n_layers, product=product)
-        need = head.bytes(wants)
+        need = kind.bytes(head, wants)
         if need <= limit or (tokens == 1 and memory_limit is None):
             break
         if tokens == 1:
