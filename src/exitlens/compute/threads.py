@@ -21,7 +21,8 @@ MOST = 8  # threads: beyond that Python itself, which one thread at a time runs,
 def side_by_side(jobs: Sequence[Callable[[], T]], *, most: int = MOST) -> Iterator[T]:
     """Results of ``jobs`` in their order, worked on by several threads that divide torch's threads between them.
 
-    ``most`` threads at a time: more than the usual only where jobs hardly need Python. Gradients are off in the jobs. The caller's number of threads is the same afterwards, whatever happened.
+    ``most`` threads at a time: more than the usual only where jobs hardly need Python. Gradients are off in the jobs.
+    The caller's number of threads is the same afterwards, whatever happened.
     """
     threads = torch.get_num_threads()
     workers = min(threads, most, len(jobs))

@@ -9,7 +9,7 @@ p stands at ``[p, 2r + i]``. Sums of products of two bf16 numbers are rounded to
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, no_type_check
 
 import llvmlite.ir as ir
 import numpy as np
@@ -21,7 +21,7 @@ __all__ = ["BLOCK", "STEP", "begin", "block", "end", "settings"]
 
 BLOCK = 32  # rows of the left and of the right matrix in a block
 STEP = 32  # numbers of a row that one product of tiles takes
-_I8, _I64 = ir.IntType(8), ir.IntType(64)
+_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _BYTES = _I8.as_pointer()
 
 
@@ -39,11 +39,19 @@ def _call(builder: Any, name: str, *arguments: Any) -> None:
     builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), arguments)
 
 
+def _prefetch(builder: Any, place: Any) -> None:
+    """Have the line at ``place`` brought into the first cache: the processor misses that tiles follow each other."""
+    kind = ir.FunctionType(ir.VoidType(), [_BYTES, _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [place, _I32(0), _I32(3), _I32(1)])
+
+
 def _data(context: Any, builder: Any, kind: Any, array: Any) -> Any:
     return builder.bitcast(context.make_array(kind)(context, builder, array).data, _BYTES)
 
 
 @intrinsic
+@no_type_check
 def begin(_context: Any, wanted: Any, before: Any) -> Any:
     """Set the tile registers to ``wanted`` (:func:`settings`), and keep what they were set to in ``before``."""
 
@@ -57,6 +65,7 @@ def begin(_context: Any, wanted: Any, before: Any) -> Any:
 
 
 @intrinsic
+@no_type_check
 def end(_context: Any, before: Any) -> Any:
     """Set the tile registers as they were."""
 
@@ -68,9 +77,20 @@ def end(_context: Any, before: Any) -> Any:
 
 
 @intrinsic
+@no_type_check
 def block(
-    _context: Any, left: Any, at: Any, width: Any, right: Any, start: Any, steps: Any, repeats: Any, pace: Any, out: Any,
-    place: Any, fresh: Any,
+    _context: Any,
+    left: Any,
+    at: Any,
+    width: Any,
+    right: Any,
+    start: Any,
+    steps: Any,
+    repeats: Any,
+    pace: Any,
+    out: Any,
+    place: Any,
+    fresh: Any,
 ) -> Any:
     """``out[place + 32 i + r] (+)= Σ_k left[at + width·i + k] · right[…]`` for i, r < 32, float32.
 
@@ -95,7 +115,8 @@ def block(
         lower = builder.mul(stride, _I64(16))
         corners = [
             (_I8(2 * i + j), bytes_at(8, builder.add(place, _I64(i * 16 * BLOCK + j * 16)), 4))
-            for i in (0, 1) for j in (0, 1)
+            for i in (0, 1)
+            for j in (0, 1)
         ]
         with builder.if_else(fresh) as (new, old):
             with new:
@@ -109,6 +130,8 @@ def block(
             with cgutils.for_range(builder, steps) as step:
                 column = builder.gep(lefts, [builder.mul(step.index, _I64(2 * STEP))])
                 pair = builder.gep(first, [builder.mul(step.index, _I64(2048))])
+                for line in range(32):
+                    _prefetch(builder, builder.gep(pair, [_I64(2 * 2048 + 64 * line)]))
                 _call(builder, "tileloadd64", _I8(4), column, stride)
                 _call(builder, "tileloadd64", _I8(6), pair, _I64(64))
                 _call(builder, "tileloadd64", _I8(7), builder.gep(pair, [_I64(1024)]), _I64(64))

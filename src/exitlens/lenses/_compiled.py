@@ -41,10 +41,10 @@ __all__ = ["CompiledBlock", "problem", "usable"]
 
 LEAST = 1 << 22  # logits: fewer are read before numba is imported
 MOST_TOP = 64  # longer lists are found faster from all logits at once
-LANES = 16  # rows that a vector holds
+LANES, BLOCK = 16, 32  # rows that a vector holds; rows that are done together
 _TILE = 512  # tokens that PyTorch multiplies at a time
 _CACHE = 7 << 18  # bytes of rows that stay in a core's own cache while the weights pass by
-_COLUMNS = 10  # × 32 of a tile's weights at a time: 20 kB, which stay in the first cache
+_COLUMNS = 12  # × 32 columns of weights and rows at a time, which stay in the first cache
 _NOTHING = -3e38  # the largest logit before any was seen
 
 
@@ -178,20 +178,22 @@ class CompiledBlock(LogitBlock):
             x = torch.nn.functional.pad(x.view(-1, n, head.width), (0, 0, 0, width - n)).flatten(0, 1)
             real = (torch.arange(len(x)) % width < n).nonzero()[:, 0]
         parts = 1 if head.product == torch.bfloat16 else 3
-        right, right_ref = _packed(x, parts), _packed(x_ref, 3)
-        rows = -(-len(x) // LANES) * LANES
+        rows, rows_ref = (-(-count // BLOCK) * BLOCK for count in (len(x), n))
         steps = head.width // 32
-        chunk = -(-steps // -(-steps // _COLUMNS))
+        chunk = -(-steps // -(-steps * parts // _COLUMNS))
+        right, right_ref = _packed(x, parts, chunk), _packed(x_ref, 3, chunk)
         how = (4 if wants.second else 0) + (2 if n else 0)
         weight, bias = _numbers(head.weight), _numbers(_bias(head))
 
+        cap = np.float32(head.cap or 0.0)
+
         def job(own: NDArray[np.int64]) -> tuple[Sums, Sums]:
-            state, state_ref = self._state(rows), self._state(width)
-            compared = run.Reference(_array(run.TILE * width), _array(width))
+            state, state_ref = self._state(rows), self._state(rows_ref)
+            compared = run.Reference(_array(run.TILE * rows_ref), _array(rows_ref))
             run.fused(
-                weight, head.vocab, head.width, own, right, parts, right_ref, 3, chunk, bias, np.float32(head.cap or 0.0),
-                how, (state, state_ref, compared, _array(0)), _array(-(-rows // 32) * 1024), _array(-(-width // 32) * 1024),
-                run.tile_settings(),
+                weight, head.vocab, head.width, own, right, parts, right_ref, 3, chunk, bias, cap,
+                width or BLOCK, how, (state, state_ref, compared, _array(0)),
+                _array(rows * run.TILE), _array(rows_ref * run.TILE), run.tile_settings(),
             )  # fmt: skip
             return state, state_ref
 
@@ -204,9 +206,9 @@ class CompiledBlock(LogitBlock):
     def _sum_cross(self, rows: Tensor, found: Sequence[tuple[Sums, Sums]], x: Tensor, real: Tensor, width: int) -> None:
         """``Σ p_ref z`` from what each thread summed relative to the largest reference logit that it saw."""
         largest = torch.stack([torch.from_numpy(state.shift).double() for _, state in found])
-        scale = (largest - largest.amax(0)).exp()
+        scale = (largest - largest.amax(0)).exp()[:, :width]
         parts = [torch.from_numpy(state.sums).view(4, -1)[3] for state, _ in found]
-        cross = sum(part.view(-1, width) * own for part, own in zip(parts, scale, strict=True)) if len(x) else None
+        cross = sum(p[: len(x)].view(-1, width) * own for p, own in zip(parts, scale, strict=True)) if len(x) else None
         if cross is None:
             return
         total = self.total[self.reference]
@@ -224,13 +226,13 @@ class CompiledBlock(LogitBlock):
 
     def _multiply_by_torch(self) -> None:
         head, run = self.head, kernels()
-        rows = -(-self.m // LANES) * LANES
+        rows = -(-self.m // BLOCK) * BLOCK
         x = torch.nn.functional.pad(self.x, (0, 0, 0, rows - self.m)).to(head.product)
         weight, bias = head.whole(head.product), _numbers(_bias(head))
         how = 4 if self.wants.second else 0
 
         def job(own: NDArray[np.int64]) -> Sums:
-            state, scratch = self._state(rows), _array(run.TILE * LANES)
+            state, scratch = self._state(rows), _array(run.TILE * BLOCK)
             nothing = run.Reference(_array(0), _array(0))
             z = torch.empty(_TILE, rows, dtype=head.product)
             for a in (own * _TILE).tolist():
@@ -259,10 +261,11 @@ class CompiledBlock(LogitBlock):
     # ---- sums of threads
 
     def _state(self, rows: int) -> Sums:
+        listed = rows * self._listed
+        nobody = np.full(listed, -1, np.int32).view(np.float32)
         sums: Sums = kernels().Sums(
-            np.full(rows, _NOTHING, np.float32), np.zeros(4 * rows), np.full(rows, -np.inf, np.float32),
-            np.full(rows * self._listed, -np.inf, np.float32), np.full(rows * self._listed, -1, np.int32),
-        )  # fmt: skip
+            np.full(rows, _NOTHING, np.float32), np.zeros(4 * rows), np.full(listed, -np.inf, np.float32), nobody
+        )
         return sums
 
     def _put(self, rows: Tensor, states: Sequence[Sums], real: Tensor) -> None:
@@ -278,14 +281,18 @@ class CompiledBlock(LogitBlock):
         self.second[rows] = (shrink * (second + 2 * step * first + step**2 * total)).sum(0)
         k = self._listed
         if k and len(real):
-            values = torch.cat([torch.from_numpy(s.best).view(-1, k)[real] for s in states], 1)
-            ids = torch.cat([torch.from_numpy(s.ids).view(-1, k)[real] for s in states], 1).long()
+            values, ids = (
+                torch.cat(
+                    [torch.from_numpy(x).view(-1, k, LANES).transpose(1, 2).flatten(0, 1)[real] for x in lists], 1
+                )
+                for lists in ([s.best for s in states], [s.ids.view(np.int32) for s in states])
+            )
             # Equal logits: lower id first, whichever thread saw it.
             order = ids.argsort(1)
             values, ids = values.gather(1, order), ids.gather(1, order)
             order = values.sort(dim=1, descending=True, stable=True).indices[:, :k]
             self.top_values[rows] = values.gather(1, order) - largest[:, None]
-            self.top_ids[rows] = ids.gather(1, order)
+            self.top_ids[rows] = ids.gather(1, order).long()
 
     def _rescore(self) -> None:
         """The largest logits in float32; their differences go into every sum."""
@@ -303,14 +310,16 @@ class CompiledBlock(LogitBlock):
 
 
 def _by_registers(head: Unembedding) -> bool:
-    """Whether product and sums can be one kernel: whole tiles of bf16 weights, each row of them a cache line's start."""
+    """Whether product and sums can be one kernel: whole tiles of bf16 weights, whose rows begin with a cache line."""
     w = head.weight
     fits = w.dtype == torch.bfloat16 and w.is_contiguous() and w.data_ptr() % 64 == 0
     return fits and head.width % 32 == 0 and head.vocab >= 32 and head.product != torch.float64 and _tile_registers()
 
 
-def _packed(x: Tensor, parts: int) -> NDArray[np.int16]:
-    """Rows in the order of tile registers, ``[blocks of 32, parts, steps, 2, 16 pairs, 16 rows, 2]``.
+def _packed(x: Tensor, parts: int, chunk: int) -> NDArray[np.int16]:
+    """Rows in the order of tile registers, one chunk of columns after the other.
+
+    A chunk, ``chunk`` steps of 32 columns, is ``[blocks of 32 rows, parts, chunk, 2, 16 pairs, 16 rows, 2]``.
 
     The ``parts`` bf16 numbers of each float32 number add up to it: the nearest one, the nearest to what is left, ….
     """
@@ -320,7 +329,7 @@ def _packed(x: Tensor, parts: int) -> NDArray[np.int16]:
         part = rest.bfloat16()
         rest = rest - part.float()
         found.append(part.view(len(rest) // 32, 2, 16, x.shape[1] // 32, 16, 2).permute(0, 3, 1, 4, 2, 5))
-    return _numbers(torch.stack(found, 1))
+    return _numbers(torch.cat([p.flatten() for p in torch.stack(found, 1).split(chunk, 2)]))
 
 
 def _numbers(x: Tensor) -> NDArray[Any]:
@@ -347,7 +356,7 @@ def _shared(job: Callable[[NDArray[np.int64]], Any], numbers: NDArray[np.int64])
 
 
 def _dots(head: Unembedding, x: Tensor, ids: Tensor) -> Tensor:
-    """Logits ``[rows, k]`` of the tokens ``ids [rows, k]`` alone, as :meth:`Unembedding.single`, several times as fast."""
+    """Logits ``[rows, k]`` of the tokens ``ids [rows, k]`` alone, as :meth:`Unembedding.single` but faster."""
     w, k = head.weight, ids.shape[1]
     if head.width % 32 or not w.is_contiguous() or w.dtype not in (torch.float32, torch.bfloat16):
         return head.single(x, ids)

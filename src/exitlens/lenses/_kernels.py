@@ -15,7 +15,7 @@ The largest logits are kept in a sorted list a row; a tile is looked through onl
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 import numpy as np
 from numba import config, njit
@@ -23,217 +23,308 @@ from numpy.typing import NDArray
 
 from exitlens.lenses import _amx
 from exitlens.lenses._lanes import (
-    LANES, add, any_above, divide, exp, fma, load, maximum, multiply, signed, splat, store, subtract, total, widen,
+    LANES,
+    add,
+    any_above,
+    choose,
+    divide,
+    exp,
+    fma,
+    four_exp,
+    load,
+    maximum,
+    multiply,
+    signed,
+    splat,
+    splat_bits,
+    store,
+    subtract,
+    total,
+    widen,
 )  # fmt: skip
 
-__all__ = ["TILE", "Reference", "Sums", "at_ids", "from_tile", "fused", "tile_settings"]
+__all__ = ["BLOCK", "TILE", "Reference", "Sums", "at_ids", "from_tile", "fused", "tile_settings"]
 
 TILE = 32  # tokens
+BLOCK = _amx.BLOCK  # rows
 _LOWEST = np.float32(-87.0)  # e^−87 = 1.6e-38, the least that float32 holds in full
 _begin, _end, _block = _amx.begin, _amx.end, _amx.block
 tile_settings = _amx.settings
+# Sixty numbers of arrays' shapes to hand over cost as much as a tile's sums.
+_inlined = njit(inline="always")
 # No folder to keep machine code in: :func:`._compiled.kernels`.
 _kernel = njit(nogil=True, cache=bool(config.CACHE_DIR), error_model="numpy")
 
 
 class Sums(NamedTuple):
-    """State of the rows, padded to whole vectors: ``shift``, ``floor`` (the least of the list) ``[rows]``, ``sums``
-    ``[4·rows]`` (total, first, second, cross), ``best``, ``ids`` ``[rows·k]``.
+    """State of the rows, 32 by 32: ``shift [rows]``, the largest logit; ``sums [4·rows]``: total, first, second, cross;
+    ``best``, ``ids`` ``[rows/16, k, 16]``: the k largest logits and their tokens (the bits of int32), largest first.
     """
 
     shift: NDArray[np.float32]
     sums: NDArray[np.float64]
-    floor: NDArray[np.float32]
     best: NDArray[np.float32]
-    ids: NDArray[np.int32]
+    ids: NDArray[np.float32]
 
 
 class Reference(NamedTuple):
-    """What the rows are compared with, of one tile: ``e`` = e^(z_ref−c_ref) ``[TILE·n]``, and ``grown`` = e^−δ ``[n]``."""
+    """What rows are compared with, of one tile: ``e [TILE·n]`` = e^(z_ref−c_ref), ``grown [n]`` = e^−δ; n by 32."""
 
     e: NDArray[np.float32]
     grown: NDArray[np.float32]
 
 
+@_inlined
+@no_type_check
+def _largest(z: Any, at: Any, step: Any, tokens: Any) -> Any:
+    """Largest logit of each of 32 rows; alternating, since each comparison waits for the one before."""
+    a = splat(np.float32(-np.inf))
+    b, c, d = a, a, a
+    for t in range(0, tokens - 1, 2):
+        a, b = maximum(load(z, at + t * step), a), maximum(load(z, at + t * step + LANES), b)
+        c, d = maximum(load(z, at + (t + 1) * step), c), maximum(load(z, at + (t + 1) * step + LANES), d)
+    if tokens & 1:
+        a = maximum(load(z, at + (tokens - 1) * step), a)
+        b = maximum(load(z, at + (tokens - 1) * step + LANES), b)
+    return maximum(a, c), maximum(b, d)
+
+
 @_kernel
-def _enter(z: Any, at: Any, step: Any, tokens: Any, first_id: Any, row: Any, state: Any) -> None:
-    """Logits of one row over its list's least go into the list, in the order of ids: equal ones stay behind."""
-    k = len(state.best) // len(state.floor)
-    least = state.floor[row]
-    base = row * k
+@no_type_check
+def _enter(z: Any, at: Any, step: Any, tokens: Any, first_id: Any, best: Any, ids: Any, base: Any, k: Any) -> None:
+    """Logits of 16 rows over the least of their lists go into them, in the order of ids: equal ones stay behind.
+
+    All rows at once: from the list's end each place takes the logit, or its neighbour where the logit is over that too.
+    """
+    last = base + (k - 1) * LANES
     for t in range(tokens):
-        value = z[at + t * step]
-        if value > least:
-            place = k - 1
-            while place > 0 and state.best[base + place - 1] < value:
-                state.best[base + place] = state.best[base + place - 1]
-                state.ids[base + place] = state.ids[base + place - 1]
-                place -= 1
-            state.best[base + place] = value
-            state.ids[base + place] = first_id + t
-            least = state.best[base + k - 1]
-    state.floor[row] = least
+        x = load(z, at + t * step)
+        if any_above(x, load(best, last)) == 0:
+            continue
+        token = splat_bits(np.int32(first_id + t))
+        for place in range(last, base, -LANES):
+            value, before = load(best, place), load(best, place - LANES)
+            store(best, place, choose(x, before, before, choose(x, value, x, value)))
+            id_, id_before = load(ids, place), load(ids, place - LANES)
+            store(ids, place, choose(x, before, id_before, choose(x, value, token, id_)))
+        value = load(best, base)
+        store(ids, base, choose(x, value, token, load(ids, base)))
+        store(best, base, choose(x, value, x, value))
 
 
 @_kernel
-def _carry(row: Any, new: Any, state: Any) -> Any:
+@no_type_check
+def _carry(shift: Any, sums: Any, row: Any, new: Any) -> Any:
     """Sums of 16 rows, from the old largest logit to the new; e^−δ."""
-    rows = len(state.shift)
-    step = maximum(splat(_LOWEST), subtract(load(state.shift, row), new))
+    rows = len(shift)
+    step = maximum(splat(_LOWEST), subtract(load(shift, row), new))
     shrink = exp(step)
     by, wide = widen(shrink), widen(step)
-    total_, first = load(state.sums, row), load(state.sums, rows + row)
-    second = load(state.sums, 2 * rows + row)
+    total_, first = load(sums, row), load(sums, rows + row)
+    second = load(sums, 2 * rows + row)
     moved = fma(wide, total_, first)
     second = fma(wide, add(first, moved), second)
-    store(state.sums, row, multiply(by, total_))
-    store(state.sums, rows + row, multiply(by, moved))
-    store(state.sums, 2 * rows + row, multiply(by, second))
-    store(state.shift, row, new)
+    store(sums, row, multiply(by, total_))
+    store(sums, rows + row, multiply(by, moved))
+    store(sums, 2 * rows + row, multiply(by, second))
+    store(shift, row, new)
     return shrink
 
 
-@_kernel
-def _take(z: Any, at: Any, step: Any, tokens: Any, first_id: Any, row: Any, state: Any, ref: Any, lane: Any, how: Any) -> None:
-    """Sixteen rows of a tile: ``z[at + step·t + lane]``.
+@_inlined
+@no_type_check
+def _more(sums: Any, place: Any, by: Any) -> None:
+    store(sums, place, add(load(sums, place), widen(by)))
 
-    ``how`` 0: sums alone; 1: these are the rows that others are compared with, at ``lane`` of ``ref``; 2: compare with
-    them; 4 more: second moments.
+
+@_inlined
+@no_type_check
+def _take(
+    z: Any,
+    at: Any,
+    step: Any,
+    tokens: Any,
+    first_id: Any,
+    row: Any,
+    state: Any,
+    ref: Any,
+    lane: Any,
+    other: Any,
+    how: Any,
+) -> None:
+    """A tile of 32 rows: ``z[at + step·t + 0…31]``, two vectors side by side.
+
+    ``how`` 0: sums alone; 1: these are the rows that others are compared with, at ``lane`` and ``other`` of ``ref``; 2:
+    compare with them; 4 more: second moments.
     """
-    rows = len(state.shift)
-    n = len(ref.grown)
-    big = splat(np.float32(-np.inf))
-    for t in range(tokens):
-        big = maximum(load(z, at + t * step), big)
-    c = load(state.shift, row)
-    if any_above(big, c) != 0:
-        c = maximum(big, c)
-        shrink = _carry(row, c, state)
+    rows, n = len(state.shift), len(ref.grown)
+    big, big_b = _largest(z, at, step, tokens)
+    c, c_b = load(state.shift, row), load(state.shift, row + LANES)
+    if how & 1:
+        store(ref.grown, lane, splat(np.float32(1.0)))
+        store(ref.grown, other, splat(np.float32(1.0)))
+    if any_above(big, c) | any_above(big_b, c_b):
+        c, c_b = maximum(big, c), maximum(big_b, c_b)
+        shrink, shrink_b = _carry(state.shift, state.sums, row, c), _carry(state.shift, state.sums, row + LANES, c_b)
         if how & 1:
             store(ref.grown, lane, shrink)
-    elif how & 1:
-        store(ref.grown, lane, splat(np.float32(1.0)))
-    zero = splat(np.float32(0.0))
+            store(ref.grown, other, shrink_b)
+    zero, least = splat(np.float32(0.0)), splat(_LOWEST)
     total_, first, second, cross = zero, zero, zero, zero
-    least = splat(_LOWEST)
-    if how == 2:
-        for t in range(tokens):
-            x = load(z, at + t * step)
-            d = maximum(least, subtract(x, c))
-            e = exp(d)
-            total_ = add(total_, e)
-            first = fma(d, e, first)
-            cross = fma(load(ref.e, t * n + lane), x, cross)
-    else:
-        for t in range(tokens):
-            x = load(z, at + t * step)
-            d = maximum(least, subtract(x, c))
-            e = exp(d)
-            total_ = add(total_, e)
-            first = fma(d, e, first)
-            if how & 4:
-                second = fma(multiply(d, d), e, second)
-            if how & 2:
-                cross = fma(load(ref.e, t * n + lane), x, cross)
-            if how & 1:
-                store(ref.e, t * n + lane, e)
-    store(state.sums, row, add(load(state.sums, row), widen(total_)))
-    store(state.sums, rows + row, add(load(state.sums, rows + row), widen(first)))
+    total_b, first_b, second_b, cross_b = zero, zero, zero, zero
+    for t in range(0, tokens - 1, 2):
+        u, v = load(z, at + t * step), load(z, at + t * step + LANES)
+        w, x = load(z, at + (t + 1) * step), load(z, at + (t + 1) * step + LANES)
+        du, dv = maximum(least, subtract(u, c)), maximum(least, subtract(v, c_b))
+        dw, dx = maximum(least, subtract(w, c)), maximum(least, subtract(x, c_b))
+        eu, ev, ew, ex = four_exp(du, dv, dw, dx)
+        total_, total_b = add(total_, add(eu, ew)), add(total_b, add(ev, ex))
+        first, first_b = fma(dw, ew, fma(du, eu, first)), fma(dx, ex, fma(dv, ev, first_b))
+        if how & 4:
+            second = fma(multiply(du, du), eu, fma(multiply(dw, dw), ew, second))
+            second_b = fma(multiply(dv, dv), ev, fma(multiply(dx, dx), ex, second_b))
+        if how & 2:
+            cross = fma(load(ref.e, t * n + lane), u, fma(load(ref.e, (t + 1) * n + lane), w, cross))
+            cross_b = fma(load(ref.e, t * n + other), v, fma(load(ref.e, (t + 1) * n + other), x, cross_b))
+        if how & 1:
+            store(ref.e, t * n + lane, eu)
+            store(ref.e, t * n + other, ev)
+            store(ref.e, (t + 1) * n + lane, ew)
+            store(ref.e, (t + 1) * n + other, ex)
+    if tokens & 1:
+        t = tokens - 1
+        u, v = load(z, at + t * step), load(z, at + t * step + LANES)
+        du, dv = maximum(least, subtract(u, c)), maximum(least, subtract(v, c_b))
+        eu, ev = exp(du), exp(dv)
+        total_, total_b = add(total_, eu), add(total_b, ev)
+        first, first_b = fma(du, eu, first), fma(dv, ev, first_b)
+        if how & 4:
+            second, second_b = fma(multiply(du, du), eu, second), fma(multiply(dv, dv), ev, second_b)
+        if how & 2:
+            cross = fma(load(ref.e, t * n + lane), u, cross)
+            cross_b = fma(load(ref.e, t * n + other), v, cross_b)
+        if how & 1:
+            store(ref.e, t * n + lane, eu)
+            store(ref.e, t * n + other, ev)
+    _more(state.sums, row, total_)
+    _more(state.sums, row + LANES, total_b)
+    _more(state.sums, rows + row, first)
+    _more(state.sums, rows + row + LANES, first_b)
     if how & 4:
-        store(state.sums, 2 * rows + row, add(load(state.sums, 2 * rows + row), widen(second)))
+        _more(state.sums, 2 * rows + row, second)
+        _more(state.sums, 2 * rows + row + LANES, second_b)
     if how & 2:
         place = 3 * rows + row
         store(state.sums, place, fma(load(state.sums, place), widen(load(ref.grown, lane)), widen(cross)))
-    if len(state.best):
-        above = any_above(big, load(state.floor, row))
-        for i in range(LANES):
-            if above >> i & 1:
-                _enter(z, at + i, step, tokens, first_id, row + i, state)
+        place += LANES
+        store(state.sums, place, fma(load(state.sums, place), widen(load(ref.grown, other)), widen(cross_b)))
+    k = len(state.best) // rows
+    if k:
+        base = row * k
+        if any_above(big, load(state.best, base + (k - 1) * LANES)):
+            _enter(z, at, step, tokens, first_id, state.best, state.ids, base, k)
+        base += LANES * k
+        if any_above(big_b, load(state.best, base + (k - 1) * LANES)):
+            _enter(z, at + LANES, step, tokens, first_id, state.best, state.ids, base, k)
 
 
-@_kernel
+@_inlined
+@no_type_check
 def _transform(z: Any, at: Any, step: Any, tokens: Any, bias: Any, first_id: Any, cap: Any) -> None:
-    """Bias (where there is one) and soft-cap (where it is over 0) of 16 rows of a tile, in place."""
+    """Bias (where there is one) and soft-cap (where it is over 0) of 32 rows of a tile, in place."""
     one, zero, least = splat(np.float32(1.0)), splat(np.float32(0.0)), splat(_LOWEST)
-    for t in range(tokens):
-        x = load(z, at + t * step)
+    for i in range(2 * tokens):
+        place = at + (i >> 1) * step + (i & 1) * LANES
+        x = load(z, place)
         if len(bias):
-            x = add(x, splat(bias[first_id + t]))
+            x = add(x, splat(bias[first_id + (i >> 1)]))
         if cap > 0:
             # tanh |x| = (1 − q) / (1 + q), q = e^−2|x|, within 4e-7. Added x − x keeps what is not finite NaN.
             q = exp(maximum(least, multiply(splat(np.float32(-2.0)), maximum(x, subtract(zero, x)))))
             x = add(signed(divide(subtract(one, q), add(one, q)), x), subtract(x, x))
             x = multiply(splat(cap), x)
-        store(z, at + t * step, x)
+        store(z, place, x)
 
 
 @_kernel
+@no_type_check
 def from_tile(z: Any, tokens: Any, first_id: Any, bias: Any, cap: Any, how: Any, parts: Any) -> None:
     """Take logits ``z [tokens·rows]`` that were multiplied elsewhere, float32 or bf16: ``how`` 0 or 4."""
     state, _, ref, scratch = parts
     rows = len(state.shift)
     for t in range(0, tokens, TILE):
         count = min(TILE, tokens - t)
-        for row in range(0, rows, LANES):
-            _copy(z, t * rows + row, rows, count, scratch)
+        for row in range(0, rows, BLOCK):
+            # Rows of a wide tile lie a power of two apart and would push each other out of the cache.
+            for i in range(count):
+                store(scratch, i * BLOCK, load(z, (t + i) * rows + row))
+                store(scratch, i * BLOCK + LANES, load(z, (t + i) * rows + row + LANES))
             if len(bias) or cap > 0:
-                _transform(scratch, 0, LANES, count, bias, first_id + t, cap)
-            _take(scratch, 0, LANES, count, first_id + t, row, state, ref, 0, how)
+                _transform(scratch, 0, BLOCK, count, bias, first_id + t, cap)
+            _take(scratch, 0, BLOCK, count, first_id + t, row, state, ref, 0, 0, how)
 
 
 @_kernel
-def _copy(z: Any, at: Any, step: Any, tokens: Any, scratch: Any) -> None:
-    # Rows of a wide tile lie a power of two apart and would push each other out of the cache.
-    for t in range(tokens):
-        store(scratch, t * LANES, load(z, at + t * step))
-
-
-@_kernel
+@no_type_check
 def fused(
-    weight: Any, vocab: Any, width: Any, tiles: Any, right: Any, repeats: Any, right_ref: Any, repeats_ref: Any, chunk: Any,
-    bias: Any, cap: Any, how: Any, parts: Any, out: Any, out_ref: Any, settings: Any,
+    weight: Any,
+    vocab: Any,
+    width: Any,
+    tiles: Any,
+    right: Any,
+    repeats: Any,
+    right_ref: Any,
+    repeats_ref: Any,
+    chunk: Any,
+    bias: Any,
+    cap: Any,
+    lanes: Any,
+    how: Any,
+    parts: Any,
+    out: Any,
+    out_ref: Any,
+    settings: Any,
 ) -> None:
     """Product and sums in one: a tile's logits never leave the cache of the core that made them.
 
     ``weight [vocab·width]`` bf16; ``tiles``: the numbers of those to do. ``right``: the rows, packed for the tile
-    registers 32 by 32 (:func:`._compiled.packed`), ``repeats`` parts each, which add up to a row; ``right_ref``: those
-    they are compared with. A tile's weights are taken ``chunk`` × 32 columns at a time, which stay in the first cache
-    while all rows pass by; ``out [blocks·1024]`` holds the sums so far.
+    registers (:func:`._compiled._packed`), ``repeats`` parts each, which add up to a row; ``right_ref``: those they are
+    compared with, of which row r meets row r mod ``lanes``. Weights are taken ``chunk`` × 32 columns at a time, which
+    stay in the first cache while all rows pass by; ``out [blocks·1024]`` holds the sums so far.
     """
     state, own, ref, _ = parts
     steps = width // _amx.STEP
-    pace = steps * 1024
     before = np.zeros(64, dtype=np.uint8)
     _begin(settings, before)
     for tile in tiles:
         first_id = tile * TILE
         tokens = min(TILE, vocab - first_id)
         start = min(first_id, vocab - TILE)  # the last tile is filled up with the tokens before it
-        skip = (first_id - start) * _amx.BLOCK
-        for blocks, packed, times, sums, target, kind in (
-            (len(right_ref) // (pace * repeats_ref), right_ref, repeats_ref, own, out_ref, (how & 4) | 1),
-            (len(right) // (pace * repeats), right, repeats, state, out, how),
+        skip = (first_id - start) * BLOCK
+        for packed, times, sums, target, kind, turn in (
+            (right_ref, repeats_ref, own, out_ref, (how & 4) | 1, len(ref.grown)),
+            (right, repeats, state, out, how, lanes),
         ):
-            n = len(ref.grown)
+            blocks = len(sums.shift) // BLOCK
             for column in range(0, steps, chunk):
                 size = min(chunk, steps - column)
                 for b in range(blocks):
                     _block(
                         weight, start * width + column * _amx.STEP, width,
-                        packed, b * pace * times + column * 1024, size, times, pace, target, b * 1024, column == 0,
+                        packed, (column * blocks + b * size) * times * 1024, size, times, size * 1024,
+                        target, b * 1024, column == 0,
                     )  # fmt: skip
                     if column + size == steps:
-                        for half in range(0, _amx.BLOCK, LANES):
-                            row = b * _amx.BLOCK + half
-                            if row < len(sums.shift):
-                                at = b * 1024 + skip + half
-                                if len(bias) or cap > 0:
-                                    _transform(target, at, _amx.BLOCK, tokens, bias, first_id, cap)
-                                _take(target, at, _amx.BLOCK, tokens, first_id, row, sums, ref, row % max(n, 1), kind)
+                        row, at = b * BLOCK, b * 1024 + skip
+                        if len(bias) or cap > 0:
+                            _transform(target, at, BLOCK, tokens, bias, first_id, cap)
+                        lane, other = row % turn, (row + LANES) % turn
+                        _take(target, at, BLOCK, tokens, first_id, row, sums, ref, lane, other, kind)
     _end(before)
 
 
 @_kernel
+@no_type_check
 def at_ids(x: Any, weight: Any, width: Any, ids: Any, rows: Any, found: Any) -> None:
     """``found[r·k + i] = ⟨x_r, w_v⟩``, v = ``ids[r·k + i]``, for each r of ``rows``; weights float32 or bf16."""
     k = len(ids) // (len(x) // width)
