@@ -270,6 +270,11 @@ def test_without_numba_it_is_pytorch_with_a_note() -> None:
     assert "pip install 'exitlens[numba]'" in run("sys.modules['numba'] = None")
 
 
+def test_a_numba_that_does_not_load_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "numba.py").write_text("raise AttributeError('broken here')")
+    assert "numba does not load (broken here)" in run(f"sys.path.insert(0, {str(tmp_path)!r})")
+
+
 def test_it_can_be_switched_off() -> None:
     assert run("", EXITLENS_COMPILED="0") == "() False\n"
 

@@ -32,7 +32,6 @@ from exitlens.compute.matmul import faster_float32
 from exitlens.compute.threads import side_by_side
 from exitlens.errors import InputError
 from exitlens.lenses._unembed import RESCORED, LogitBlock, ReadoutPlan, Unembedding
-from exitlens.storage.cache_folder import cache_dir
 
 if TYPE_CHECKING:
     from exitlens.lenses._kernels import Sums
@@ -67,8 +66,9 @@ def problem() -> str | None:
         return f"{slower}: pip install 'exitlens[numba]'"
     try:
         kernels()
-    except (ImportError, OSError, RuntimeError) as error:  # a numba that does not fit this NumPy or processor
-        return f"{slower}: numba does not load ({str(error).splitlines()[0][:80]})"
+    except (ImportError, AttributeError, OSError, RuntimeError, SystemError, TypeError, ValueError) as error:
+        # A numba that does not fit this NumPy, a module of the user's own where numba expects another.
+        return f"{slower}: numba does not load ({str(error).partition(chr(10))[0][:80]})"
     return None
 
 
@@ -76,6 +76,8 @@ def problem() -> str | None:
 def kernels() -> Any:
     """The module of kernels, whose machine code is kept in the cache folder, by the sources it was made from."""
     import numba
+
+    from exitlens.storage.cache_folder import cache_dir
 
     here = Path(__file__).parent
     sources = b"".join((here / f"{name}.py").read_bytes() for name in ("_lanes", "_amx", "_kernels"))
