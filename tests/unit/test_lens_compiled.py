@@ -78,14 +78,16 @@ def test_exact_is_pytorch_s_within_the_bound(monkeypatch, dtype, vocab, tokens, 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("spread", [0.6, 3.0])
-def test_fast_stays_in_the_stated_bounds(monkeypatch, dtype, spread) -> None:
-    model = SmallModel(vocab=1003, d=64, dtype=dtype, n_layers=4, spread=spread)
+@pytest.mark.parametrize("scale", [1.0, 0.9])  # rows of a bf16 model are bf16 numbers until they are scaled
+def test_fast_stays_in_the_stated_bounds(monkeypatch, dtype, spread, scale) -> None:
+    transform = LogitTransform(scale)
+    model = SmallModel(vocab=1003, d=64, dtype=dtype, n_layers=4, spread=spread, logit_transform=transform)
     hidden = states(model, 24)
     exact, _ = both(monkeypatch, model, hidden, stats=("entropy", "logprob", "kl", "max_probability", "top_k"))
     _, fast = both(
         monkeypatch, model, hidden, stats=("entropy", "logprob", "kl", "max_probability", "top_k"), precision="fast"
     )
-    assert float(exact["kl"].max()) > (50 if spread > 1 else 3)
+    assert float(exact["kl"].max()) > (40 if spread > 1 else 2)
     for name in ("entropy", "logprob", "kl"):
         assert float((fast[name] - exact[name]).abs().max()) < 0.05, name
     assert float((fast["max_probability"] - exact["max_probability"]).abs().max()) < 0.01

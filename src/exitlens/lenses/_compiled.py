@@ -179,11 +179,11 @@ class CompiledBlock(LogitBlock):
         if n:  # a vector of rows meets the same tokens of the reference: every layer begins a vector
             x = torch.nn.functional.pad(x.view(-1, n, head.width), (0, 0, 0, width - n)).flatten(0, 1)
             real = (torch.arange(len(x)) % width < n).nonzero()[:, 0]
-        parts = 1 if head.product == torch.bfloat16 else 3
+        parts, parts_ref = 1 if head.product == torch.bfloat16 else _parts(x), _parts(x_ref)
         rows, rows_ref = (-(-count // BLOCK) * BLOCK for count in (len(x), n))
         steps = head.width // 32
         chunk = -(-steps // -(-steps * parts // _COLUMNS))
-        right, right_ref = _packed(x, parts, chunk), _packed(x_ref, 3, chunk)
+        right, right_ref = _packed(x, parts, chunk), _packed(x_ref, parts_ref, chunk)
         how = (4 if wants.second else 0) + (2 if n else 0)
         weight, bias = _numbers(head.weight), _numbers(_bias(head))
 
@@ -193,7 +193,7 @@ class CompiledBlock(LogitBlock):
             state, state_ref = self._state(rows), self._state(rows_ref)
             compared = run.Reference(_array(run.TILE * rows_ref), _array(rows_ref))
             run.fused(
-                weight, head.vocab, head.width, own, right, parts, right_ref, 3, chunk, bias, cap,
+                weight, head.vocab, head.width, own, right, parts, right_ref, parts_ref, chunk, bias, cap,
                 width or BLOCK, how, (state, state_ref, compared, _array(0)),
                 _array(rows * run.TILE), _array(rows_ref * run.TILE), run.tile_settings(),
             )  # fmt: skip
@@ -316,6 +316,11 @@ def _by_registers(head: Unembedding) -> bool:
     w = head.weight
     fits = w.dtype == torch.bfloat16 and w.is_contiguous() and w.data_ptr() % 64 == 0
     return fits and head.width % 32 == 0 and head.vocab >= 32 and head.product != torch.float64 and _tile_registers()
+
+
+def _parts(x: Tensor) -> int:
+    """How many bf16 numbers add up to each number: one where rows come from a norm in bf16, else three."""
+    return 1 if torch.equal(x.bfloat16().float(), x) else 3
 
 
 def _packed(x: Tensor, parts: int, chunk: int) -> NDArray[np.int16]:

@@ -27,7 +27,8 @@ class ReadingSpeed:
 
     ``unembedding_seconds``: the product of a block of ``rows`` rows (layers × tokens) with the whole vocabulary, in
     number type ``product``, as PyTorch multiplies it; ``gflops``: its speed. Where product and statistics are one
-    compiled kernel, which may take less than PyTorch's product alone, the statistics' share is what goes beyond that. ``forward_per_second``: tokens of the forward pass alone.
+    compiled kernel, which may take less than PyTorch's product alone, the statistics' share is what goes beyond that.
+    ``forward_per_second``: tokens of the forward pass alone.
     """
 
     tokens_per_second: float
