@@ -109,6 +109,9 @@ def _tile_registers() -> bool:
 class CompiledBlock(LogitBlock):
     """As :class:`~._unembed.LogitBlock`, with no logits kept: :meth:`at` computes single logits anew."""
 
+    top_ids: Tensor
+    top_values: Tensor
+
     def __init__(self, head: Unembedding, x: Tensor, wants: ReadoutPlan, reference: slice = slice(0, 0)) -> None:
         self.head, self.x, self.wants, self.reference = head, x.contiguous(), wants, reference
         self.m = len(x)
@@ -336,7 +339,8 @@ def _packed(x: Tensor, parts: int, chunk: int) -> NDArray[np.int16]:
         part = rest.bfloat16()
         rest = rest - part.float()
         found.append(part.view(len(rest) // 32, 2, 16, x.shape[1] // 32, 16, 2).permute(0, 3, 1, 4, 2, 5))
-    return _numbers(torch.cat([p.flatten() for p in torch.stack(found, 1).split(chunk, 2)]))
+    chunks = torch.stack(found, 1).split(chunk, 2)  # type: ignore[no-untyped-call]
+    return _numbers(torch.cat([p.flatten() for p in chunks]))
 
 
 def _numbers(x: Tensor) -> NDArray[Any]:
