@@ -9,13 +9,14 @@ import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 __all__ = ["LazyMethod", "lazy_names", "many_objects"]
 
 
 def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package whose names live in the modules below it.
+    """The ``__getattr__`` of a package whose names live in the modules below it, and of these modules themselves.
 
     Type checkers read the package's imports under ``TYPE_CHECKING`` instead; a test compares the two.
 
@@ -26,7 +27,10 @@ def lazy_names(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
 
     def load(name: str) -> Any:
         if name not in homes:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            # Its modules can be reached without an import of their own, whatever was asked for before.
+            if name.startswith("_") or find_spec(f"{package}.{name}") is None:
+                raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            return import_module(f"{package}.{name}")
         return getattr(import_module(f"{package}.{homes[name]}"), name)
 
     return load

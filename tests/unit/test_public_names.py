@@ -92,3 +92,10 @@ def test_a_data_set_is_counted_iterated_and_indexed() -> None:
     assert (len(data), list(data), data[1], data[-1], data[:2]) == (3, [*records], records[1], records[2], records[:2])
     with pytest.raises(IndexError):
         data[3]
+
+
+def test_modules_of_a_room_are_reached_through_it() -> None:
+    """In a fresh process, where nothing else has imported them."""
+    code = "import exitlens; exitlens.data.prompts.qa_prompt; exitlens.stats.paired; exitlens.data.no_such_module"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "AttributeError: module 'exitlens.data' has no attribute 'no_such_module'"
