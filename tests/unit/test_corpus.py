@@ -16,10 +16,12 @@ from tests.unit.lens_model import SmallModel
 from exitlens.data.texts import TextFile
 from exitlens.errors import ContextError, DataError, InputError, LayerError, RunError
 from exitlens.lenses import read
+from exitlens.runs.directory import RunDirectory
 from exitlens.runs.engine import LocalEngine
 from exitlens.storage import sealed as sealed_units
 from exitlens.studies.corpus import read as corpus
 from exitlens.studies.corpus.read import CorpusSettings, read_corpus
+from exitlens.version import __version__
 
 TEXTS = ["abc", "a", "", "hello worl", "no", "lens of a", "x", "seven of"]
 STATS = ("entropy", "top_k", "logprob", "rank", "kl", "agreement", "saturation", "cosine")
@@ -153,6 +155,29 @@ def test_a_seal_that_makes_no_sense_is_made_again(tmp_path: Path, change: dict[s
     assert shards(tmp_path / "out") == before
     assert json.loads(seal.read_bytes()) == held
     pd.testing.assert_frame_equal(again.by_layer, first.by_layer)
+
+
+def test_a_reading_that_another_version_continued_says_which_made_what(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, source, out = SmallModel(), lines(tmp_path), tmp_path / "out"
+    first = read_corpus(LocalEngine(model), source, out, settings())
+    assert RunDirectory.read(out).manifest["stages"]["read"]["made_by"] == {__version__: first.shards}
+    assert not any("another version" in note for note in first.notes)
+    seals = sorted((out / "seals").iterdir())
+    held = json.loads(seals[0].read_bytes())
+    assert held["facts"].pop("version") == __version__
+    seals[0].write_text(json.dumps(held))  # as versions wrote it that did not say who they were
+    seals[1].unlink()
+    monkeypatch.setattr(corpus, "__version__", "9.9")
+    again = read_corpus(LocalEngine(model), source, out, settings())
+    assert 0 < again.fresh_tokens < first.tokens / 2
+    rest = first.shards - 2
+    assert RunDirectory.read(out).manifest["stages"]["read"]["made_by"] == {__version__: rest, "9.9": 1, "unknown": 1}
+    assert again.notes[-1] == (
+        f"Stage read was continued by another version of exitlens: {rest} of {first.shards} shards by {__version__}, "
+        "1 by 9.9, 1 by unknown."
+    )
 
 
 def test_shards_of_another_reading_are_not_taken_when_the_manifest_is_lost(tmp_path: Path) -> None:

@@ -80,13 +80,17 @@ def test_without_a_directory_the_files_end_with_the_tables() -> None:
 
 
 def test_a_stage_that_another_version_continued_says_which_made_what(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with RunDirectory.open(tmp_path, {}) as directory:
         mapped(LocalEngine(LM, directory), Doubled(), range(6))
         monkeypatch.setattr("exitlens.runs.engine.__version__", "9.9")
         mapped(LocalEngine(LM, directory), Doubled())
         assert directory.manifest["stages"]["doubled"]["made_by"] == {__version__: 2, "9.9": 1}
+        mapped(LocalEngine(LM, directory), Doubled())
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Stage doubled was continued by another version of exitlens: 2 of 3 batches by {__version__}, 1 by 9.9."
+    ]
 
 
 def test_only_what_is_not_finished_is_run(tmp_path: Path) -> None:

@@ -17,11 +17,14 @@ from exitlens.data.records import Statement
 from exitlens.errors import LayerError, ProbeError
 from exitlens.models import wrap
 from exitlens.models.forward import common_prefix, passes
+from exitlens.runs import hidden_states
+from exitlens.runs.directory import RunDirectory
 from exitlens.runs.engine import LocalEngine
 from exitlens.runs.hidden_states import Origin, StateStore
 from exitlens.storage.atomic import write_json, write_parquet, write_tensors
 from exitlens.studies.probes import extraction
 from exitlens.studies.probes.extraction import extract, label_tokens
+from exitlens.version import __version__
 
 ORIGIN = Origin("m", "f", "float32", 4, (0, 1, 2), "last", "zero-shot", "{}")
 
@@ -308,3 +311,31 @@ def test_a_store_goes_on_under_another_name_of_its_model(tmp_path: Path) -> None
     assert again._identity() == first._identity()
     with pytest.raises(ProbeError, match="fingerprint"):
         StateStore.open(tmp_path, replace(ORIGIN, fingerprint="other"))
+
+
+def test_states_that_another_version_continued_say_which_made_what(
+    tmp_path: Path, lm: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = tmp_path / "store"
+    with RunDirectory.open(tmp_path / "run", {}) as directory:
+        engine = LocalEngine(lm, directory)
+        extract(engine, statements(9), store, layers=(0, 1), shard_rows=3)
+        assert directory.manifest["stages"]["states-few-shot"] == {
+            "state": "done", "shards": 3, "made_by": {__version__: 3}
+        }  # fmt: skip
+        seal = store / "shards" / "00000.seal.json"
+        held = json.loads(seal.read_bytes())
+        del held["facts"]["versions"]  # as versions wrote it that did not say who they were
+        seal.write_text(json.dumps(held))
+        monkeypatch.setattr(hidden_states, "__version__", "9.9")
+        assert extract(engine, statements(9), store, layers=(0, 1), shard_rows=3).unfinished() == []
+        assert caplog.text == ""  # nothing was continued
+        extract(engine, statements(12), store, layers=(0, 1), shard_rows=3)
+        made = {__version__: 2, "9.9": 1, "unknown": 1}
+        assert directory.manifest["stages"]["states-few-shot"]["made_by"] == made
+        assert caplog.records[-1].getMessage() == (
+            "Stage states-few-shot was continued by another version of exitlens: "
+            f"2 of 4 shards by {__version__}, 1 by 9.9, 1 by unknown."
+        )
+        more = extract(engine, statements(12), store, layers=(0, 1, 2), shard_rows=3)
+        assert more.made_by() == {f"{__version__} and 9.9": 2, "9.9": 1, "9.9 and unknown": 1}

@@ -166,7 +166,7 @@ def test_a_stage_that_two_versions_made_says_so() -> None:
         for made in ({"0.1.0": 3}, {"0.1.0": 2, "0.2.0": 1})
     )
     assert "continued by another version" not in alone
-    assert "continued by another version of exitlens: batches 2 by 0.1.0, 1 by 0.2.0." in both
+    assert "continued by another version of exitlens: 2 of 3 batches by 0.1.0, 1 by 0.2.0." in both
 
 
 def test_every_table_whose_intervals_rest_on_few_units_is_named() -> None:

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from exitlens.report import figure_style as style
 from exitlens.report.chapter import Chapter, Plate, Sheet
 from exitlens.report.frames import Results
-from exitlens.report.text import is_number, number_text, slug, visible
+from exitlens.report.text import continued, is_number, number_text, slug, visible
 from exitlens.report.view_page import OLD_BROWSER, component, policy, script_of, starter
 from exitlens.report.words import narrow_tables
 from exitlens.storage.atomic import write_bytes
@@ -149,11 +149,14 @@ def _environment() -> Environment:
 
 def _stage_sheet(stages: Mapping[str, Mapping[str, Any]]) -> Sheet:
     rows = [
-        [name, stage.get("state"), number_text(stage.get("seconds"), 1), visible(stage.get("batches")) or "–",
+        [name, stage.get("state"), number_text(stage.get("seconds"), 1),
+         visible(stage.get("batches", stage.get("shards"))) or "–",
          ", ".join(visible(version) for version in _mapping(stage.get("made_by"))) or "–"]
         for name, stage in stages.items()
     ]  # fmt: skip
-    return Sheet("Stages", ["stage", "state", "seconds", "batches", "made by exitlens"], rows, "manifest.json")
+    return Sheet(
+        "Stages", ["stage", "state", "seconds", "batches or shards", "made by exitlens"], rows, "manifest.json"
+    )
 
 
 def _home(name: str, chapters: Mapping[str, Chapter]) -> str | None:
@@ -166,13 +169,7 @@ def _trouble(name: str, stage: Mapping[str, Any]) -> str:
     """What a stage should say that is not done, or that two versions made; empty for any other."""
     state, reason = visible(stage.get("state")), visible(stage.get("reason")).rstrip(".")
     if state == "done":
-        made = _mapping(stage.get("made_by"))
-        shares = ", ".join(f"{visible(count)} by {visible(version)}" for version, count in made.items())
-        return (
-            f"Stage {visible(name)} was continued by another version of exitlens: batches {shares}."
-            if len(made) > 1
-            else ""
-        )
+        return continued(name, _mapping(stage.get("made_by")), "shards" if "shards" in stage else "batches")
     if state == "running":
         state, reason = "not finished", reason or "run the same command again to continue where it stopped"
     return f"Stage {visible(name)} was {state or 'not started'}: {reason or 'no reason was recorded'}."

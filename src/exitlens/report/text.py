@@ -10,11 +10,13 @@ import math
 import re
 import textwrap
 import unicodedata
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
 __all__ = [
     "Column",
+    "continued",
     "figure_text",
     "interval_text",
     "is_number",
@@ -166,3 +168,16 @@ def p_text(value: object) -> str:
 def slug(text: str) -> str:
     """Lower-case letters, digits and hyphens only: safe in file names and as an HTML id."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"
+
+
+def continued(name: str, made: Mapping[str, object], unit: str = "batches") -> str:
+    """What is said of a stage whose units more than one version of exitlens made; empty for any other.
+
+    ``made``: how many by version, as the manifest says; ``unit``: what they are called.
+    """
+    if len(made) < 2:
+        return ""
+    total = sum(count for count in made.values() if isinstance(count, int))
+    first, *others = (f"{visible(count)} by {visible(version)}" for version, count in made.items())
+    shares = ", ".join([first.replace(" by ", f" of {total} {unit} by ", 1), *others])
+    return f"Stage {visible(name)} was continued by another version of exitlens: {shares}."

@@ -8,6 +8,7 @@ is done twice is the same bytes.
 
 from __future__ import annotations
 
+import logging
 import shutil
 import tempfile
 import time
@@ -22,6 +23,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import pandas as pd
 
 from exitlens.models.protocol import LayeredModel
+from exitlens.report.text import continued
 from exitlens.runs.directory import RunDirectory
 from exitlens.storage.atomic import key_of, write_parquet
 from exitlens.storage.joined_tables import JoinedTables
@@ -40,6 +42,8 @@ __all__ = [
     "batches",
     "map_stage",
 ]
+
+_LOG = logging.getLogger("exitlens")
 
 Job = TypeVar("Job")
 Job_contra = TypeVar("Job_contra", contravariant=True)
@@ -212,6 +216,8 @@ def map_stage(
     if engine.directory is not None:
         made_by = dict(sorted(by.items()))
         engine.directory.stage_state(label, "done", seconds=round(total, 3), batches=count, made_by=made_by)
+        if fresh and (said := continued(label, made_by)):
+            _LOG.warning("%s", said)
     found: dict[str, list[Path]] = {}
     for index, key in enumerate(keys):
         for name in made[index][1]:

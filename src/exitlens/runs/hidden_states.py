@@ -15,6 +15,7 @@ their own.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -36,6 +37,7 @@ from exitlens.storage.atomic import canonical, key_of, sha256_file, write_json, 
 from exitlens.storage.lock import writing_folder
 from exitlens.storage.mirror import local_folder, named
 from exitlens.storage.sealed import Seal, Sealed
+from exitlens.version import __version__
 
 __all__ = ["SHARD_ROWS", "Origin", "ShardWriter", "StateStore"]
 
@@ -161,6 +163,16 @@ class StateStore:
         write_parquet(self.path / "index.parquet", index)
         return index
 
+    def made_by(self) -> dict[str, int]:
+        """Planned shards that there are, by the version of exitlens that made them; by several, ``A and B``."""
+        found: Counter[str] = Counter()
+        for shard in self._plan["shard"].unique():
+            seal = self._shards.claimed(int(shard), self.key(self.planned(int(shard))))
+            versions = sorted({_version(seal, part) for part in _parts(seal)})
+            if versions:
+                found[" and ".join(versions)] += 1
+        return dict(sorted(found.items()))
+
     # reading
 
     def index(self) -> pd.DataFrame:
@@ -259,7 +271,11 @@ class ShardWriter:
         if not parts:
             files["rows.parquet"] = partial(write_parquet, frame=rows)
         beside = seal.files if seal is not None and parts else {}
-        self.shards.write(shard, key, files, {"layers": {**parts, part: sorted(states)}}, beside=beside)
+        facts = {
+            "layers": {**parts, part: sorted(states)},
+            "versions": {**{held: _version(seal, held) for held in parts}, part: __version__},
+        }
+        self.shards.write(shard, key, files, facts, beside=beside)
 
 
 def _parts(seal: Seal | None) -> dict[str, list[int]]:
@@ -268,6 +284,13 @@ def _parts(seal: Seal | None) -> dict[str, list[int]]:
     if seal is None or not isinstance(parts, dict) or not all(isinstance(layers, list) for layers in parts.values()):
         return {}
     return {part: layers for part, layers in parts.items() if part in seal.files}
+
+
+def _version(seal: Seal | None, part: str) -> str:
+    """The version of exitlens that wrote a file of a shard: unknown where the seal does not say."""
+    versions = seal.facts.get("versions") if seal is not None else None
+    found = versions.get(part) if isinstance(versions, dict) else None
+    return found if isinstance(found, str) else "unknown"
 
 
 def _rows(file: Any, key: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ at any moment therefore ends with the same bytes, and computes nothing twice.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,7 @@ from exitlens.lenses.read_hidden import readout
 from exitlens.lenses.read_texts import BATCH_TOKENS, read_windows
 from exitlens.models.forward import Window, plan_windows
 from exitlens.models.protocol import LayeredModel
+from exitlens.report.text import continued
 from exitlens.runs.directory import RunDirectory, now
 from exitlens.runs.engine import Clock, Engine
 from exitlens.storage.atomic import canonical, key_of, read_json, write_table
@@ -38,6 +40,7 @@ from exitlens.storage.sealed import Seal, Sealed
 from exitlens.studies.corpus.columns import check_stats
 from exitlens.studies.corpus.table import ShardTable
 from exitlens.studies.layers.stage import check_layers
+from exitlens.version import __version__
 
 __all__ = ["SHARD_TOKENS", "CorpusRead", "CorpusSettings", "read_corpus"]
 
@@ -122,6 +125,7 @@ class _Facts(BaseModel):
     overlap: int | None  # of the windows of split texts
     sums: dict[str, list[tuple[float, int]]]
     notes: list[str]
+    version: str = "unknown"  # of exitlens, that made it; earlier ones did not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +170,7 @@ class _ReadShard:
         facts = _Facts(
             end=job.end, last=job.last, tokens=table.tokens, characters=job.characters, split=split,
             overlap=how.overlap if split else None, sums=table.sums(), notes=notes,
+            version=__version__,
         )  # fmt: skip
         files = {"parquet": partial(write_table, table=table.arrow())}
         self.shards.write(job.number, job.key, files, facts.model_dump(mode="json"))
@@ -227,7 +232,10 @@ def _fill(
         totals.add(facts)
     by_layer = totals.table()
     directory.write_table("by_layer", by_layer)
-    directory.stage_state("read", "done", shards=len(keys), tokens=totals.tokens)
+    made_by = dict(sorted(totals.made_by.items()))
+    directory.stage_state("read", "done", shards=len(keys), tokens=totals.tokens, made_by=made_by)
+    if note := continued("read", made_by, "shards"):
+        totals.notes.append(note)
     directory.note(finished=now())
     return CorpusRead(
         directory.path, survey, totals.tokens, fresh, len(keys), by_layer, totals.saturation, tuple(totals.notes)
@@ -302,11 +310,13 @@ class _Totals:
         self.layers = layers
         self.tokens = self.split = 0
         self.notes: list[str] = []
+        self.made_by: Counter[str] = Counter()  # shards by version
         self._sums: dict[str, list[tuple[float, int]]] = {}
 
     def add(self, facts: _Facts) -> None:
         self.tokens += facts.tokens
         self.split += facts.split
+        self.made_by[facts.version] += 1
         self.notes += [note for note in facts.notes if note not in self.notes]
         for name, pairs in facts.sums.items():
             before = self._sums.get(name, [(0.0, 0)] * len(pairs))

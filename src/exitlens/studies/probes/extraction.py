@@ -7,6 +7,7 @@ label words, and its most probable token) is read in the same pass, so the basel
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,7 @@ from exitlens.data.records import Statement
 from exitlens.errors import InputError
 from exitlens.models.forward import check_context, passes, same_beginning
 from exitlens.models.protocol import LayeredModel
+from exitlens.report.text import continued
 from exitlens.runs.engine import Clock, Engine
 from exitlens.runs.hidden_states import SHARD_ROWS, Origin, ShardWriter, StateStore
 from exitlens.storage.atomic import text_hash
@@ -31,6 +33,7 @@ from exitlens.studies.layers.stage import check_layers
 
 __all__ = ["Item", "extract", "extract_items", "label_probabilities", "label_tokens", "origin_of", "read_states"]
 
+_LOG = logging.getLogger("exitlens")
 _CLOSING = " \t\n.!?…\"'”’)»。！？"
 
 
@@ -91,7 +94,7 @@ def extract(
     check_position(position)
     origin = origin_of(engine.lm, setting, layers, position)
     items_of = partial(_items, engine.lm, setting=setting, position=position)
-    label = f"states-{setting}"
+    label = f"states-{setting}" if position == "last" else f"states-{setting}-{position}"
     return extract_items(engine, statements, path, origin, items_of, label, words=True, shard_rows=shard_rows)
 
 
@@ -108,7 +111,7 @@ def extract_items(
 ) -> StateStore:
     """The same for texts of any kind: ``items_of`` says which tokens of which text stand for a statement.
 
-    ``label`` names the stage in progress; ``words``: the label words' probabilities are read as well.
+    ``label`` names the stage, in progress and in the manifest; ``words``: the label words' probabilities are read too.
     """
     if not statements:
         raise InputError("no statements to extract hidden states of: give a data set of statements with --data")
@@ -119,6 +122,8 @@ def extract_items(
     store.plan(rows, shard_rows)
     del rows
     todo = store.unfinished()
+    if engine.directory is not None:
+        engine.directory.stage_state(label, "running")
     clock = Clock(label, total, engine.report)
     clock.skipped(total - sum(len(store.planned(shard)) for shard in todo))
 
@@ -134,7 +139,11 @@ def extract_items(
     task = _ReadShard(label_tokens(lm) if words else None, store.writer())
     for job, _ in engine.stream(task, jobs()):
         clock.worked(len(job.items))
-    store.finish()
+    index, made_by = store.finish(), store.made_by()
+    if engine.directory is not None:
+        engine.directory.stage_state(label, "done", shards=int(index["shard"].nunique()), made_by=made_by)
+    if todo and (said := continued(label, made_by, "shards")):
+        _LOG.warning("%s", said)
     return store
 
 

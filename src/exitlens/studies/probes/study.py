@@ -156,11 +156,8 @@ class ProbesStudy(Study):
         settings: list[Setting] = ["few-shot", "zero-shot"] if config.zero_shot else ["few-shot"]
         stores: dict[Setting, StateStore] = {}
         for setting in settings:
-            label = f"states-{setting}"
-            directory.stage_state(label, "running")
             folder = Path(config.states or directory.path / "states") / setting
             stores[setting] = extract(ctx.engine, statements, folder, setting=setting)
-            directory.stage_state(label, "done", batches=int(stores[setting].index()["shard"].nunique()))
         ctx.say("training probes")
         # Training is short: it is kept whole or done again.
         done = original_table(
