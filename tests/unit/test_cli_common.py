@@ -109,6 +109,33 @@ def test_a_table_in_a_terminal_keeps_its_label_column_and_says_what_had_no_room(
         assert "no room for time" in whole
 
 
+LEGEND = "† interval too narrow: fewer than 15 units"
+FEW = [["a", 1.0, 0.5, 2.0, 1.0], ["b", 1.0, 0.5, 2.0, 1.0], ["c", 1.0, None, None, 1.0], ["d†", 1.0, 0.5, 2.0, 1.0]]
+
+
+def test_a_too_narrow_interval_is_marked_in_its_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heads = ["name", *(console.Column(name, ".3f") for name in ("x", "x low", "x high", "high"))]
+    console.print_table(heads, FEW, n=[14, 15, 2, None])
+    piped = capsys.readouterr().out.splitlines()
+    assert [line.split()[3] for line in piped[1:5]] == ["2.000†", "2.000", "–", "2.000"]
+    assert len({line.index("2.000") for line in piped if "2.000" in line}) == 1  # the digits stay below each other
+    assert piped[5:] == [LEGEND]
+    assert len({cell_len(line) for line in piped[:5]}) == 1
+    for n in ([15, 15, 2, None], ()):
+        console.print_table(heads, FEW, n=n)
+        assert "too narrow" not in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", "80")
+    out = Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    console.print_table(heads, FEW, note="a note", n=[14, 15, 2, None])
+    drawn = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).split())
+    assert drawn.count("1.000 [0.500, 2.000]") == 3
+    assert drawn.count("[0.500, 2.000]†") == 1
+    assert drawn.index("a note") < drawn.index(LEGEND)
+
+
 def test_a_missing_interval_is_left_out_and_other_columns_that_end_in_low_stay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,11 @@ def test_score_compares_systems_and_takes_empty_and_non_latin_answers(
     assert scores["b.json", "rouge_max"]["mean"] == pytest.approx(2 / 3)
     assert scores["b.json", "rouge_max"]["difference"] == pytest.approx(1 / 3)
     assert {j["decoder"]: j["correct"] for j in found["judgements"]} == {"a.json": 1, "b.json": 2}
+    assert all(row["n"] == 3 and row["too_narrow"] for row in found["scores"])
+    code, out, _ = call(capsys, *common)
+    assert code == 0
+    assert re.search(r"rouge_max +b\.json +3 .*\d†.*\d†", out)  # of the mean, and of the difference
+    assert "† interval too narrow: fewer than 15 units" in out
 
 
 @pytest.mark.parametrize(

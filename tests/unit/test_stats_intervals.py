@@ -111,6 +111,13 @@ def test_few_answers_have_no_interval_or_one_that_says_so(n: int, word: str) -> 
             assert math.isnan(found.low) == math.isnan(found.high) == (n < 3)
 
 
+@pytest.mark.parametrize(("n", "enough"), [(2, False), (14, False), (15, True), (59, True), (60, True)])
+def test_what_is_too_narrow_depends_on_the_method(n: int, enough: bool) -> None:
+    values = np.random.default_rng(0).normal(size=n)
+    assert stats.too_narrow(n) == (n > 2 and not enough)
+    assert stats.bootstrap_interval(values, np.median, n=20).note.startswith("interval too narrow") == (3 <= n < 60)
+
+
 def test_token_means_of_two_incorrect_answers_have_no_interval_there() -> None:
     found = stats.group_token_mean(np.random.default_rng(0).normal(size=(20, 1)), np.ones(20), np.arange(20) < 18)
     assert np.isfinite(found.correct.low).all()

@@ -17,14 +17,14 @@ from tests.unit.test_views_figures import EXITS, NASTY, decoding, entropy, layer
 
 from exitlens.errors import RunError
 from exitlens.report import page as pages
-from exitlens.report.chapter import Plate
+from exitlens.report.chapter import Chapter, Plate
 from exitlens.report.figure_style import svg_text
 from exitlens.report.frames import Results
 from exitlens.report.gallery import plates as all_plates
 from exitlens.report.page import write_report
 from exitlens.report.token_map import token_map
 from exitlens.report.view_data import parse_view
-from exitlens.report.words import counted, narrow_tables, set_text
+from exitlens.report.words import cell, counted, narrow_tables, set_text, units
 from exitlens.studies.decoding.chapter import DecodingChapter
 from exitlens.studies.entropy.chapter import EntropyChapter
 from exitlens.studies.exits.chapter import ExitsChapter
@@ -178,6 +178,40 @@ def test_every_table_whose_intervals_rest_on_few_units_is_named() -> None:
     assert narrow_tables(Results({"enough": enough}), ["enough", "none"]) == ""
     groups = pd.DataFrame({"n_correct": [40], "n_incorrect": [3], "low": [0.1]})
     assert "groups (n = 3)" in narrow_tables(Results({"groups": groups}), ["groups"])
+
+
+@pytest.mark.parametrize(("n", "sign"), [(2, " (no interval: n = 2)"), (14, "†"), (15, "")])
+def test_a_too_narrow_interval_is_marked_in_its_row(n: int, sign: str) -> None:
+    ends = (None, None) if n < 3 else (0.5, 0.7)
+    row = {"x": 0.6, "x_low": ends[0], "x_high": ends[1], "n": 99, "n_answers": n}  # tokens, and their answers
+    assert units(row) == n
+    assert units(row, ("n",)) == 99
+    assert cell(row, "x") == ("0.600" if n < 3 else "0.600 [0.500, 0.700]") + sign
+    assert cell(row, "x", n=("unknown",)) == cell({**row, "n_answers": 15}, "x", n=("n",))
+
+
+def test_tables_mark_too_narrow_intervals_and_say_so_below_once() -> None:
+    legend = "† interval too narrow: fewer than 15 units."
+    few = decoding().assign(n=14)
+    page = render({}, {"decoding": few}, {})
+    marked = re.findall(r"\[[^\[\]<]*\]†", page)
+    assert len(marked) == 2 * len(few) - few["difference"].isna().sum()
+    assert page.count(legend) == 1
+    for tables in ({"decoding": few.assign(n=15)}, {"answers": pd.DataFrame({"answer": ["see the note†"]})}):
+        assert legend not in render({}, tables, {})
+
+
+def test_a_table_shown_as_it_is_has_marks_too() -> None:
+    class Own(Chapter):
+        title = question = how = ""
+        own = ("own",)
+
+    frame = pd.DataFrame({"n": [14, 15], "x": [0.6, 0.6], "x_low": [0.5, 0.5], "x_high": [0.7, 0.7]})
+    page = pages.render(Results({"own": frame}), {"own": Own()}, {})
+    assert page.count("0.700†") == 1
+    assert "† interval too narrow" in page
+    (part,) = Own().terminal(Results({"own": frame}), False)
+    assert part.n == [14, 15]
 
 
 def test_an_empty_run_still_gives_a_page_without_any_script() -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
+from exitlens.report.text import TOO_NARROW, interval_ends
+
 __all__ = ["Fitted", "Piece", "fit"]
 
 GAP = 3  # cells between two columns
@@ -87,24 +89,25 @@ def _total(widths: Iterable[int]) -> int:
 
 def _with_intervals(columns: Sequence[Piece]) -> list[Piece]:
     """A number and the ends of its interval, ``x``, ``… low``, ``… high``, as one column ``x [95%]``."""
+    ends = [i for i in interval_ends([column.name for column in columns]) if _numbers(columns[i - 2 : i + 1])]
+    within = {place for end in ends for place in (end - 2, end - 1)}
     out: list[Piece] = []
-    i = 0
-    while i < len(columns):
-        three = columns[i : i + 3]
-        names = [column.name for column in three]
-        if (
-            len(three) == 3
-            and all(column.numeric for column in three)
-            and names[1].endswith("low")
-            and names[2].endswith("high")
-            and names[1].removesuffix("low") == names[2].removesuffix("high")
-        ):
-            both = zip(*(column.cells for column in three), strict=True)
-            cells = [value if "–" in (low, high) else f"{value} [{low}, {high}]" for value, low, high in both]
-            out.append(Piece(f"{names[0]} [95%]", cells, True))
-            i += 3
-            continue
-        column = columns[i]
-        out.append(Piece(column.name, column.cells, column.numeric, column.shrink))
-        i += 1
+    for i, column in enumerate(columns):
+        if i in ends:
+            three = columns[i - 2 : i + 1]
+            both = zip(*(each.cells for each in three), strict=True)
+            out.append(Piece(f"{three[0].name} [95%]", [_interval(*cells) for cells in both], True))
+        elif i not in within:
+            out.append(Piece(column.name, column.cells, column.numeric, column.shrink))
     return out
+
+
+def _numbers(columns: Sequence[Piece]) -> bool:
+    return all(column.numeric for column in columns)
+
+
+def _interval(value: str, low: str, high: str) -> str:
+    """Of three cells one; the mark behind the upper end goes behind the interval, and so does the room kept for it."""
+    end = high.rstrip(f"{TOO_NARROW} ")
+    inside = value if "–" in (low, end) else f"{value} [{low}, {end}]"
+    return inside + high[len(end) :]

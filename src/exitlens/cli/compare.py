@@ -55,7 +55,7 @@ def compare_command(
         parts, findings = chapter.terminal(results, False), chapter.findings(results)
         for place, part in enumerate(parts):
             title = ": ".join(filter(None, (chapter.title if place == 0 else "", part.title)))
-            print_table(part.columns, part.rows, title=title, note=part.note)
+            print_table(part.columns, part.rows, title=title, note=part.note, n=part.n)
         for finding in findings:
             for line in finding.split("\n"):
                 echo(line)

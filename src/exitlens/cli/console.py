@@ -7,10 +7,10 @@ import json
 import math
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from exitlens.report.text import Column
+from exitlens.report.text import Column, interval_ends, narrow_legend
 
 __all__ = [
     "Column",
@@ -52,13 +52,19 @@ def say(text: str, quiet: bool = False) -> None:
 
 
 def print_table(
-    columns: Sequence[str | Column], rows: Sequence[Sequence[Any]], *, title: str | None = None, note: str | None = None
+    columns: Sequence[str | Column],
+    rows: Sequence[Sequence[Any]],
+    *,
+    title: str | None = None,
+    note: str | None = None,
+    n: Sequence[int | None] = (),
 ) -> None:
     """Print rows under headings on the output stream.
 
     In a terminal the table fits its width: a number and its interval share a column, columns with ``shrink`` are cut,
     other words wrap, and columns of numbers without room are left out and named. Elsewhere every cell is whole, and
-    columns are two spaces apart. None is printed as "–"; strings are never read as markup.
+    columns are two spaces apart. None is printed as "–"; strings are never read as markup. ``n``: the
+    units that each row's intervals rest on; where they are too few, the interval is marked, and a line below says so.
     """
     heads = [column if isinstance(column, Column) else Column(column) for column in columns]
     cells = [[_cell(value, head.format) for value, head in zip(row, heads, strict=True)] for row in rows]
@@ -66,13 +72,30 @@ def print_table(
         any(_is_number(row[i]) for row in rows) and all(row[i] is None or _is_number(row[i]) for row in rows)
         for i in range(len(heads))
     ]
+    _mark([head.name for head in heads], cells, n)
     if sys.stdout.isatty():
         _draw(heads, cells, numeric, title, note)
         return
     lines = [] if title is None else [safe(title)]
     lines += _align([[safe(head.name) for head in heads], *cells], numeric)
-    lines += [] if note is None else [safe(note)]
+    lines += _notes(note, (cell for row in cells for cell in row))
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _mark(names: Sequence[str], cells: Sequence[list[str]], n: Sequence[int | None]) -> None:
+    """Mark the upper ends of intervals over too few units; others of the column keep the room, so that digits align."""
+    from exitlens.report.words import mark
+
+    marks = [mark(units) for units in n]
+    for end in interval_ends(names) if any(marks) else ():
+        for row, sign in zip(cells, marks, strict=True):
+            row[end] += (sign if row[end] != "–" else "") or " "
+
+
+def _notes(note: str | None, cells: Iterable[str]) -> list[str]:
+    """The lines below a table."""
+    legend = narrow_legend(cell.strip() for cell in cells)
+    return [safe(line) for line in (note, legend) if line]
 
 
 def _draw(
@@ -98,7 +121,7 @@ def _draw(
         ],
         console.width,
     )
-    notes = [] if note is None else [safe(note)]
+    notes = _notes(note, (cell for piece in fitted.columns for cell in piece.cells))
     if fitted.left_out:
         notes.append(f"no room for {', '.join(fitted.left_out)}: a wider terminal, a pipe and --json have everything")
     table = Table(

@@ -146,7 +146,7 @@ def print_headlines(
             continue
         for place, part in enumerate(parts):
             title = ": ".join(filter(None, (chapter.title if place == 0 else "", part.title)))
-            print_table(part.columns, part.rows, title=title, note=part.note)
+            print_table(part.columns, part.rows, title=title, note=part.note, n=part.n)
         narrow = narrow_tables(finished.results, chapter.own)
         if narrow:
             echo(narrow)

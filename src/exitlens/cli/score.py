@@ -74,8 +74,9 @@ def score_command(
 
     Answers are matched to questions by their text; what does not align is refused. --json prints data, metrics
     (each with every choice that changes it), protocol, scores (decoder = file, metric, n, mean, low, high, difference
-    to the first file with its interval and p), best_answer (decoder, corpus_bleu, rouge, bertscore: against the best
-    answer alone, as in the original study) and judgements (judge, decoder, correct, decided).
+    to the first file with its interval and p, too_narrow: intervals over fewer than 15 questions), best_answer
+    (decoder, corpus_bleu, rouge, bertscore: against the best answer alone, as in the original study) and judgements
+    (judge, decoder, correct, decided).
     """
     from exitlens.data import read_data
     from exitlens.scoring.names import parse_judge
@@ -109,6 +110,9 @@ def score_command(
         write_parquet(out, scores)
         say(f"wrote {out}", quiet)
     if as_json:
+        from exitlens.stats import too_narrow
+
+        table = table.assign(too_narrow=[too_narrow(int(n)) for n in table["n"]])
         listed = table.astype(object).where(table.notna(), None).to_dict("records")
         facts = {"data": dataset.name, "metrics": [m.label for m in metrics], "protocol": protocol, "scores": listed}
         print_json(facts | {"best_answer": best, "judgements": judged})
@@ -159,7 +163,7 @@ def _print(table: DataFrame, judged: list[dict[str, Any]], many: bool, labels: l
     names += ["difference", "difference_low", "difference_high", "p"] if many else []
     rows = table[names].astype(object).where(table[names].notna(), None).to_numpy().tolist()
     heads = [Column({"decoder": "file"}.get(n, n.replace("_", " ")), ".3g" if n == "p" else ".4f") for n in names]
-    print_table(heads, rows)
+    print_table(heads, rows, n=[int(n) for n in table["n"]])
     for label in labels:
         echo(label)
     if judged:

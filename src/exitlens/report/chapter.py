@@ -22,28 +22,33 @@ from matplotlib.figure import Figure
 from pandas import DataFrame
 
 from exitlens.report.comparable import Curve, Number, table_curves, table_numbers
-from exitlens.report.frames import Results
+from exitlens.report.frames import Results, rows
 from exitlens.report.text import Column
 from exitlens.report.view_data import View
+from exitlens.report.words import units
 
 __all__ = ["Chapter", "Part", "Plate", "Sheet", "plain_rows"]
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A table for the terminal: what it is of, its columns, its rows (None where a value is missing), a line below."""
+    """A table for the terminal: what it is of, its columns, its rows (None where a value is missing), a line below.
+
+    ``n``: the units that each row's intervals rest on (None: not known); from them too narrow intervals are marked.
+    """
 
     title: str
     columns: Sequence[Column | str]
     rows: Sequence[Sequence[Any]]
     note: str | None = None
+    n: Sequence[int | None] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
     """A table for the report: caption, headings, rows, and the name of the Parquet table that has all of it.
 
-    Numbers are shortened and texts escaped by the page; ``collapsed`` sheets open on a click.
+    Numbers are shortened and texts escaped by the page; ``collapsed`` sheets open on a click. ``n``: see :class:`Part`.
     """
 
     caption: str
@@ -51,6 +56,7 @@ class Sheet:
     rows: Sequence[Sequence[object]]
     source: str
     collapsed: bool = False
+    n: Sequence[int | None] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +101,8 @@ class Chapter(Protocol):
         """The tables that a reader wants first; ``whole``: every row instead of a few. Default: the own tables."""
         frames = [(name, results.frame(name)) for name in self.own]
         return [
-            Part(name, [str(column) for column in frame], plain_rows(frame if whole else frame.head(20)))
-            for name, frame in frames
+            Part(name, [str(column) for column in frame], plain_rows(frame), n=[units(row) for row in rows(frame)])
+            for name, frame in ((name, frame if whole or frame is None else frame.head(20)) for name, frame in frames)
             if frame is not None
         ]
 
@@ -104,7 +110,14 @@ class Chapter(Protocol):
         """The tables of the section. Default: the own tables as they are."""
         frames = [(name, results.frame(name)) for name in self.own]
         return [
-            Sheet(name, [str(column) for column in frame], plain_rows(frame), name, len(frame) > 12)
+            Sheet(
+                name,
+                [str(column) for column in frame],
+                plain_rows(frame),
+                name,
+                len(frame) > 12,
+                [units(row) for row in rows(frame)],
+            )
             for name, frame in frames
             if frame is not None
         ]

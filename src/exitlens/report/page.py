@@ -7,6 +7,7 @@ the style sheet and the drawings of :mod:`exitlens.report.figure_style` go in as
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import re
 from collections.abc import Mapping
@@ -21,9 +22,9 @@ from markupsafe import Markup
 from exitlens.report import figure_style as style
 from exitlens.report.chapter import Chapter, Plate, Sheet
 from exitlens.report.frames import Results
-from exitlens.report.text import continued, is_number, number_text, slug, visible
+from exitlens.report.text import continued, interval_ends, is_number, narrow_legend, number_text, slug, visible
 from exitlens.report.view_page import OLD_BROWSER, component, policy, script_of, starter
-from exitlens.report.words import narrow_tables
+from exitlens.report.words import mark, narrow_tables
 from exitlens.storage.atomic import write_bytes
 
 __all__ = ["render", "write_report"]
@@ -43,7 +44,7 @@ COLOURS: Final[Mapping[str, tuple[str, str]]] = {
     "sky": (style.SKY, "#86cdf3"),
 }
 # A number, perhaps with its interval, a p-value, or a dash: right-aligned.
-_NUMERIC: Final = re.compile(r"^(?:[<−+-]? ?[\d.,∞]+(?:e[−-]?\d+)?(?: \[.*\])?|–|)$")
+_NUMERIC: Final = re.compile(r"^(?:[<−+-]? ?[\d.,∞]+(?:e[−-]?\d+)?(?: \[.*\]†?)?|–|)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,22 +211,24 @@ def _drawing(tag: str, svg: str, alt: str) -> Markup | None:
     return Markup(body)
 
 
-def _laid_out(sheet: Sheet) -> tuple[list[tuple[str, str]], list[list[tuple[str, str]]]]:
-    """Headings and the rows shown, each cell with its class: ``n`` a number, ``t`` a long text.
+def _laid_out(sheet: Sheet) -> tuple[list[tuple[str, str]], list[list[tuple[str, str]]], str]:
+    """Headings and the rows shown, each cell with its class (``n`` a number, ``t`` a long text); the marks' legend.
 
     Numbers and texts that begin like one (an interval, a p-value) go to the right.
     """
     numeric = [all(_numeric(row[i]) for row in sheet.rows if i < len(row)) for i in range(len(sheet.headers))]
     # The first column names the row and stays to the left.
     heads = [(head, "n" if numeric[i] and i else "") for i, head in enumerate(sheet.headers)]
+    ends = interval_ends(sheet.headers)
     body = []
-    for row in sheet.rows[:MOST_ROWS]:
+    for row, n in itertools.zip_longest(sheet.rows[:MOST_ROWS], sheet.n[:MOST_ROWS]):
         line = []
-        for value, number in zip(row, numeric, strict=False):
+        for i, (value, number) in enumerate(zip(row, numeric, strict=False)):
             text = number_text(value) if _number(value) else visible(value)
+            text += mark(n) if i in ends and is_number(value) else ""
             line.append((text, "n" if number else "t" if isinstance(value, str) and len(value) > 24 else ""))
         body.append(line)
-    return heads, body
+    return heads, body, narrow_legend(text for line in body for text, _ in line)
 
 
 def _number(value: object) -> bool:

@@ -10,16 +10,19 @@ import math
 import re
 import textwrap
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 __all__ = [
+    "TOO_NARROW",
     "Column",
     "continued",
     "figure_text",
+    "interval_ends",
     "interval_text",
     "is_number",
+    "narrow_legend",
     "number_text",
     "p_text",
     "shorten",
@@ -41,6 +44,9 @@ class Column:
 
 
 ELLIPSIS = "…"
+TOO_NARROW = "†"  # stands behind an interval that rests on too few units
+# Behind an interval, or behind its upper end in a column of its own; a dagger in a text of the data is another.
+_MARKED = re.compile(rf"[\d∞]\]{TOO_NARROW}|^[+−-]?(?:[\d.,]+(?:e[+−-]?\d+)?|inf|∞){TOO_NARROW}$")
 # Newline and tab have pictures of their own that readers know better than the control pictures.
 _KNOWN = {"\n": "↵", "\t": "⇥", "\x7f": "␡"}
 # Characters that change the order or presence of their neighbours without being seen (Unicode TR 9 and TR 36).
@@ -155,6 +161,26 @@ def interval_text(value: object, low: object, high: object, digits: int = 3) -> 
     if not (is_number(low) and is_number(high)):
         return number_text(value, digits)
     return f"{number_text(value, digits)} [{number_text(low, digits)}, {number_text(high, digits)}]"
+
+
+def interval_ends(names: Sequence[str]) -> list[int]:
+    """Which columns are the upper ends of intervals: those in ``x``, ``… low``, ``… high``, one behind the other."""
+    return [
+        i
+        for i in range(2, len(names))
+        if names[i].endswith("high")
+        and names[i - 1].endswith("low")
+        and names[i].removesuffix("high") == names[i - 1].removesuffix("low")
+    ]
+
+
+def narrow_legend(cells: Iterable[object]) -> str:
+    """What the mark of too narrow intervals says, to stand below a table with these cells; '' where none has it."""
+    if not any(isinstance(cell, str) and _MARKED.search(cell) for cell in cells):
+        return ""
+    from exitlens.stats import ENOUGH  # scipy stands behind it, and most tables do without
+
+    return f"{TOO_NARROW} interval too narrow: fewer than {ENOUGH} units"
 
 
 def p_text(value: object) -> str:

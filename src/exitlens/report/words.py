@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from exitlens.report.frames import Results, Row
-from exitlens.report.text import interval_text, is_number, number_text, p_text, to_float, visible
+from exitlens.report.text import TOO_NARROW, interval_text, is_number, number_text, p_text, to_float, visible
 
 __all__ = [
     "LEVEL",
     "apart",
+    "cell",
     "count",
     "counted",
     "excludes",
@@ -22,6 +23,7 @@ __all__ = [
     "join",
     "layer_list",
     "layers_text",
+    "mark",
     "narrow_tables",
     "p_equals",
     "ranges",
@@ -30,6 +32,7 @@ __all__ = [
     "share_text",
     "shown",
     "sizes",
+    "units",
 ]
 
 LEVEL = 0.05  # of every test
@@ -72,10 +75,44 @@ def join(names: Sequence[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
-def shown(row: Row, name: str, digits: int = 3, n: Sequence[str] = ()) -> str:
-    """The row's value of ``name`` with its interval, and what :func:`reservation` says of it."""
-    text = interval_text(row.get(name), row.get(f"{name}_low"), row.get(f"{name}_high"), digits)
-    return text + (reservation(row, n) if is_number(row.get(name)) else "")
+def shown(row: Row, name: str, digits: int = 3) -> str:
+    """The row's value of ``name`` with its interval, for a sentence."""
+    return interval_text(row.get(name), row.get(f"{name}_low"), row.get(f"{name}_high"), digits)
+
+
+def cell(row: Row, name: str, digits: int = 3, n: Sequence[str] = ()) -> str:
+    """:func:`shown` for a table: a too narrow interval is marked, and where there is none for want of units, why.
+
+    ``n``: the columns that the interval rests on; none: those of :func:`units`.
+    """
+    text, rests_on = shown(row, name, digits), units(row, n)
+    if rests_on is None or not is_number(row.get(name)):
+        return text
+    return text + (mark(rests_on) if "[" in text else _none(rests_on))
+
+
+def mark(n: int | None) -> str:
+    """The mark behind an interval over ``n`` units: ``†`` when they are too few, else ''; None: not known."""
+    if n is None:
+        return ""
+    from exitlens.stats import too_narrow
+
+    return TOO_NARROW if too_narrow(n) else ""
+
+
+def _none(n: int) -> str:
+    """Why a value over ``n`` units has no interval, where they are so few that none has."""
+    return "" if mark(n) else interval_reservation(n)
+
+
+def units(row: Row, n: Sequence[str] = ()) -> int | None:
+    """How many independent units the row's intervals rest on: the least of the columns ``n``; None: not known.
+
+    Without ``n`` they are found by name, see ``_UNITS``.
+    """
+    names = n or next((set_ for set_ in _UNITS if all(name in row for name in set_)), ())
+    known = [int(to_float(row[name])) for name in names if is_number(row.get(name))]
+    return min(known) if known else None
 
 
 def share_text(value: object, low: object = None, high: object = None, digits: int = 0) -> str:
@@ -88,8 +125,8 @@ def share_text(value: object, low: object = None, high: object = None, digits: i
 
 def reservation(row: Row, n: Sequence[str]) -> str:
     """`` (no interval: n = 2)`` or that it is too narrow; '' when the least of the columns ``n`` is large enough."""
-    known = [int(to_float(row[name])) for name in n if is_number(row.get(name))]
-    return interval_reservation(min(known)) if known else ""
+    rests_on = units(row, n) if n else None
+    return "" if rests_on is None else interval_reservation(rests_on)
 
 
 def interval_reservation(n: int) -> str:
@@ -101,7 +138,7 @@ def interval_reservation(n: int) -> str:
 
 
 # What an interval of a table is over: the first of these sets of columns that the table has.
-_UNITS = (("n_test",), ("n_correct", "n_incorrect"), ("n",))
+_UNITS = (("n_test",), ("n_correct", "n_incorrect"), ("n_answers",), ("n",))
 
 
 def narrow_tables(results: Results, names: Iterable[str]) -> str:

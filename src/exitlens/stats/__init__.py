@@ -1,6 +1,7 @@
 """Intervals, tests, ranking and reliability: numpy float64, vectorised over layers, the same for the same seed."""
 
 from exitlens.stats.bootstrap import (
+    ENOUGH,
     Interval,
     Intervals,
     bootstrap_interval,
@@ -8,6 +9,7 @@ from exitlens.stats.bootstrap import (
     interval_of,
     quantiles,
     resample_counts,
+    too_narrow,
     weighted_mean,
 )
 from exitlens.stats.bounded import calibration_error_interval, risk_area_interval, share_interval
@@ -42,6 +44,7 @@ from exitlens.stats.reliability import (
 from exitlens.stats.token_means import POOLED_WARNING, TokenMeans, group_token_mean
 
 __all__ = [
+    "ENOUGH",
     "POOLED_WARNING",
     "Difference",
     "Differences",
@@ -84,6 +87,7 @@ __all__ = [
     "selective_accuracy",
     "share_interval",
     "sign_flip_p",
+    "too_narrow",
     "weighted_auroc",
     "weighted_brier",
     "weighted_ece",

@@ -10,7 +10,7 @@ chapter 13), for statistics that have no better one; those of means, proportions
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from exitlens.stats.arrays import (
 __all__ = [
     "ENOUGH",
     "MIN_UNITS",
+    "PERCENTILES_ENOUGH",
     "Counts",
     "Interval",
     "Intervals",
@@ -37,6 +38,7 @@ __all__ = [
     "interval_of",
     "quantiles",
     "resample_counts",
+    "too_narrow",
     "weighted_mean",
     "weighted_sums",
 ]
@@ -47,24 +49,27 @@ Counts = NDArray[np.float32]
 
 MIN_UNITS = 3  # of one or two answers nothing can be said: no interval
 ENOUGH = 15  # below this, simulated intervals of skewed values cover less than .93 instead of .95
+PERCENTILES_ENOUGH = 60  # the same of percentile intervals
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
     """A number with its interval; ``low`` and ``high`` are NaN where nothing can be said.
 
-    ``n``: the independent units (groups; of two classes, those of the smaller) that it rests on.
+    ``n``: the independent units (groups; of two classes, those of the smaller) that it rests on. ``enough``: of
+    these, how many its method needs to hold the level.
     """
 
     value: float
     low: float
     high: float
     n: int
+    enough: int = field(default=ENOUGH, repr=False)
 
     @property
     def note(self) -> str:
         """What must stand beside it: '', that it is too narrow, or that there is none, with the reason."""
-        return interval_note(self.n)
+        return interval_note(self.n, self.enough)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +86,16 @@ class Intervals:
         return Interval(value, low, high, int(self.n[column]))
 
 
-def interval_note(n: int) -> str:
-    """What must stand beside an interval that rests on ``n`` independent units; '' when they are enough."""
+def too_narrow(n: int, enough: int = ENOUGH) -> bool:
+    """Whether ``n`` independent units give an interval, but fewer than ``enough``: then it may not hold its level."""
+    return MIN_UNITS <= n < enough
+
+
+def interval_note(n: int, enough: int = ENOUGH) -> str:
+    """What must stand beside an interval that rests on ``n`` independent units; '' when they are ``enough``."""
     if n < MIN_UNITS:
         return f"no interval: n = {n}"
-    return f"interval too narrow: n = {n}" if n < ENOUGH else ""
+    return f"interval too narrow: n = {n}" if too_narrow(n, enough) else ""
 
 
 def draws(units: int, n: int, seed: int) -> Iterator[Array]:
@@ -176,4 +186,4 @@ def bootstrap_interval(
             for counts in block:
                 picked = np.concatenate([np.repeat(rows[u], int(counts[u])) for u in np.flatnonzero(counts)])
                 found.append(float(statistic(data[picked])))
-    return interval_of(np.array(found), units, level)
+    return replace(interval_of(np.array(found), units, level), enough=PERCENTILES_ENOUGH)

@@ -10,7 +10,7 @@ from exitlens.report.chapter import Chapter, Part, Plate, Sheet
 from exitlens.report.frames import Results, Row, groups
 from exitlens.report.text import Column, interval_text, is_number, p_text, slug, to_float, visible
 from exitlens.report.view_data import View
-from exitlens.report.words import counted, excludes, join
+from exitlens.report.words import counted, excludes, join, mark
 from exitlens.studies.compare import figures as draw
 from exitlens.studies.compare.match import capital, short_name
 from exitlens.studies.compare.views import curve_views, number_views
@@ -331,7 +331,8 @@ def _line(lines: Sequence[Row], names: Sequence[str], *, short: bool) -> list[ob
         line.append("–" if row is None else _value(row))
     for name in names[1:]:
         row = by_run.get(name, {})
-        line.append(_signed(row) if is_number(row.get("difference")) else "–")
+        few = _few(row, by_run.get(names[0], {}))
+        line.append(_signed(row) + few if is_number(row.get("difference")) else "–")
         pairing = _pairing(row)
         brief = pairing.split(":")[0] if pairing.startswith("unpaired") else re.sub(r" \(.*", "", pairing)
         line += [p_text(row.get("p_holm")), brief if short else pairing]
@@ -340,8 +341,9 @@ def _line(lines: Sequence[Row], names: Sequence[str], *, short: bool) -> list[ob
 
 def _value(row: Row) -> str:
     text = interval_text(row.get("value"), row.get("value_low"), row.get("value_high"))
-    text += f" {row['unit']}" if row.get("unit") else ""
     n = to_float(row.get("n"))
+    text += mark(int(n)) if n > 0 and "[" in text else ""
+    text += f" {row['unit']}" if row.get("unit") else ""
     more = [f"n\u00a0=\u00a0{n:.0f}"] if n > 0 else []
     more += [short_name(visible(row[name])) for name in ("own", "remark") if row.get(name)]
     return f"{text} ({'; '.join(more)})" if more else text
@@ -350,6 +352,15 @@ def _value(row: Row) -> str:
 def _signed(row: Row) -> str:
     text = interval_text(row.get("difference"), row.get("difference_low"), row.get("difference_high"))
     return ("+" if to_float(row.get("difference")) > 0 else "") + text
+
+
+def _few(row: Row, first: Row) -> str:
+    """The mark of a difference: its interval rests on the questions that both runs share, else on the smaller run."""
+    if not is_number(row.get("difference_low")):
+        return ""
+    shared = to_float(row.get("n_paired"))
+    known = [n for n in ([shared] if shared > 0 else [to_float(run.get("n")) for run in (row, first)]) if n > 0]
+    return mark(int(min(known))) if known else ""
 
 
 def _pairing(row: Row) -> str:

@@ -7,10 +7,10 @@ from functools import partial
 
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet, plain_rows
 from exitlens.report.comparable import Curve, Number
-from exitlens.report.frames import Results, Row, distinct, groups, layers_of
+from exitlens.report.frames import Results, Row, distinct, groups, layers_of, rows
 from exitlens.report.text import Column, is_number, number_text, p_text, to_float, visible
 from exitlens.report.view_data import View
-from exitlens.report.words import count, counted, excludes, join, ranges, reservation, shown, sizes
+from exitlens.report.words import cell, count, counted, excludes, join, ranges, reservation, shown, sizes, units
 from exitlens.scoring import PROTOCOLS
 from exitlens.studies.answers.chapter import answers_judged
 from exitlens.studies.decoding import figures as draw
@@ -88,6 +88,7 @@ class DecodingChapter(Chapter):
                 _protocol(results.rows("decoding")).strip(" ()"),
                 [Column(head, ".3g" if head == "p" else ".3f") for head in heads],
                 plain_rows(frame[names]),
+                n=[units(row) for row in rows(frame)],
             )
         ]
 
@@ -99,8 +100,8 @@ class DecodingChapter(Chapter):
             [
                 row.get("decoder"),
                 metric_name(str(row.get("metric", ""))),
-                shown({**row, "mean_low": row.get("low"), "mean_high": row.get("high")}, "mean", n=("n",)),
-                shown(row, "difference", n=("n",)),
+                cell({**row, "mean_low": row.get("low"), "mean_high": row.get("high")}, "mean"),
+                cell(row, "difference"),
                 p_text(row.get("p")),
                 count(row, "n"),
             ]

@@ -10,7 +10,19 @@ from exitlens.report.comparable import Curve, Number
 from exitlens.report.frames import Results, Row, distinct, groups, layers_of, spread
 from exitlens.report.text import Column, is_number, number_text, p_text, to_float, visible
 from exitlens.report.view_data import View
-from exitlens.report.words import LEVEL, count, counted, excludes, join, layers_text, p_equals, reservation, shown
+from exitlens.report.words import (
+    LEVEL,
+    cell,
+    count,
+    counted,
+    excludes,
+    join,
+    layers_text,
+    p_equals,
+    reservation,
+    shown,
+    units,
+)
 from exitlens.studies.answers.chapter import answers_judged
 from exitlens.studies.answers.judge_names import judge_legend, short_judges
 from exitlens.studies.entropy import figures as draw
@@ -74,7 +86,8 @@ class EntropyChapter(Chapter):
                 items = sorted(items, key=lambda row: int(row["layer"]))
                 items = items if whole else spread(items, 5)
                 body = [[int(row["layer"]), *(row.get(name) for name in names)] for row in items]
-                parts.append(Part(f"{short[judge]} ({estimator})", columns, body, _warning(estimator)))
+                n = [units(row) for row in items]
+                parts.append(Part(f"{short[judge]} ({estimator})", columns, body, _warning(estimator), n))
         return parts
 
     def tables(self, results: Results) -> list[Sheet]:
@@ -88,7 +101,7 @@ class EntropyChapter(Chapter):
                 body: list[list[object]] = [
                     [
                         int(row["layer"]),
-                        *(shown(row, name, 2, n) for name, n in _RESTS_ON.items()),
+                        *(cell(row, name, 2, n) for name, n in _RESTS_ON.items()),
                         number_text(row.get("cohens_d"), 2),
                         *(p_text(row.get(name)) for name in ("p", "p_holm", "p_bh")),
                         number_text(row.get("adjusted_difference"), 2),

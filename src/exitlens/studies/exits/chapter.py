@@ -10,10 +10,10 @@ import pandas as pd
 
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet, plain_rows
 from exitlens.report.comparable import Curve, Number
-from exitlens.report.frames import Results, Row
+from exitlens.report.frames import Results, Row, rows
 from exitlens.report.text import Column, is_number, number_text, to_float, visible
 from exitlens.report.view_data import View
-from exitlens.report.words import counted, excludes, join, set_text, share_text, shown, sizes
+from exitlens.report.words import cell, counted, excludes, join, set_text, share_text, shown, sizes, units
 from exitlens.studies.exits import figures as draw
 from exitlens.studies.exits.compared import among, best_saving, exit_curves, exit_numbers, is_oracle
 from exitlens.studies.exits.views import run_views
@@ -105,7 +105,8 @@ class ExitsChapter(Chapter):
         names += ["predicted_time"] if whole else []
         columns = [Column(name.replace("_", " "), ".6g" if name == "threshold" else ".3f") for name in names]
         title = counted(int(frame["n"].iloc[0]), "token") if "n" in frame else ""
-        parts = [Part(title, columns, plain_rows(frame[kept][names]))]
+        n = [units(row) for row in rows(frame[kept])]
+        parts = [Part(title, columns, plain_rows(frame[kept][names]), n=n)]
         chosen = results.frame("exits_calibration")
         if whole and chosen is not None:
             names = ["policy", "delta", "outcome", "threshold", "calibration_risk", "test_risk", "flops_saved"]
@@ -224,7 +225,7 @@ def _policies(results: Results) -> Sheet:
         [
             row.get("policy"),
             set_text(row.get("threshold")),
-            shown(row, "agreement"),
+            cell(row, "agreement"),
             *(number_text(row.get(name)) for name in ("flops_saved", "layers_saved")),
             number_text(time),
         ]
@@ -241,7 +242,7 @@ def _guarantees(results: Results) -> Sheet:
             set_text(row.get("delta")),
             row.get("outcome") if not is_number(row.get("threshold")) else number_text(row.get("threshold"), 4),
             number_text(row.get("calibration_risk")),
-            shown(row, "test_risk"),
+            cell(row, "test_risk"),
             number_text(row.get("flops_saved")),
         ]
         for row in results.rows("exits_calibration")
@@ -257,7 +258,7 @@ def _kinds(results: Results) -> Sheet:
             row.get("group"),
             row.get("policy"),
             set_text(row.get("threshold")),
-            shown(row, "agreement"),
+            cell(row, "agreement"),
             number_text(row.get("mean_exit"), 1),
             number_text(row.get("n"), 0),
         ]

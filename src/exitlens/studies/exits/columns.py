@@ -13,6 +13,7 @@ _POLICY = Field(
 )
 _THRESHOLD = Field("threshold", "of the policy; fixed: the layer; oracle: the agreement asked for")
 _AGREEMENT = with_interval("agreement", "share of tokens that are the full model's", "0–1")
+_ANSWERS = Field("n_answers", "answers that these tokens are of; on them the intervals rest", "answers")
 _FLOPS = Field(
     "flops_saved", "share of the full model's FLOPs, exit checks and catching up counted (cache: defer)", "0–1"
 )
@@ -53,6 +54,7 @@ EXITS_TABLES = (
             _THRESHOLD,
             Field("exits", "first and last exit layer"),
             Field("n", "tokens", "tokens"),
+            _ANSWERS,
             *_AGREEMENT,
             Field("mean_exit", "mean exit layer", "layers"),
             _LAYERS,
@@ -83,6 +85,7 @@ EXITS_TABLES = (
             Field("kind", "how tokens are grouped: position, confidence, verdict:JUDGE"),
             Field("group", "positions in the answer, confidence of the full model, or the answer's verdict"),
             Field("n", "tokens of the group", "tokens"),
+            _ANSWERS,
             *_AGREEMENT,
             Field("mean_exit", "mean exit layer", "layers"),
         ),

@@ -8,7 +8,7 @@ from functools import partial
 from exitlens.report.chapter import Plate, Sheet
 from exitlens.report.frames import Results, Row, groups, layers_of, rows
 from exitlens.report.text import is_number, number_text, to_float, visible
-from exitlens.report.words import counted, interval_reservation, join, layers_text, share_text
+from exitlens.report.words import counted, interval_reservation, join, layers_text, mark, share_text, units
 from exitlens.studies.layers.figures import accuracy_curves
 
 __all__ = ["accuracy_answer", "accuracy_figures", "accuracy_sheet"]
@@ -72,7 +72,7 @@ def accuracy_sheet(results: Results) -> Sheet:
         [
             int(row["layer"]),
             visible(row.get("lens")),
-            _accuracy(row),
+            _accuracy(row) + (mark(units(row)) if is_number(row.get("low")) else ""),
             share_text(row.get("chance")),
             number_text(row.get("correct_share")),
             number_text(row.get("mass")),

@@ -9,8 +9,8 @@ from functools import partial
 
 from exitlens.report.chapter import Part, Plate, Sheet
 from exitlens.report.frames import Results, Row, rows
-from exitlens.report.text import Column, interval_text, number_text, p_text, slug, to_float, visible
-from exitlens.report.words import counted, interval_reservation
+from exitlens.report.text import Column, interval_text, is_number, number_text, p_text, slug, to_float, visible
+from exitlens.report.words import counted, interval_reservation, mark, units
 from exitlens.studies.layers.attribution_figures import component_bars
 
 __all__ = ["attribution_findings", "attribution_part", "attribution_plates", "attribution_sheets"]
@@ -61,8 +61,10 @@ def attribution_part(results: Results, whole: bool) -> list[Part]:
     columns += [Column("high", "+.3f"), Column("p (Holm)", ".3f")]
     names = ("component", "contribution", "low", "high", "p_holm")
     n = counted(int(to_float(items[0].get("n"))), "question")
-    body = [[row[name] for name in names] for row in (items if whole else items[:7])]
-    return [Part(f"correct minus best incorrect choice, mean over {n}", columns, body)]
+    items = items if whole else items[:7]
+    body = [[row[name] for name in names] for row in items]
+    title = f"correct minus best incorrect choice, mean over {n}"
+    return [Part(title, columns, body, n=[units(row) for row in items])]
 
 
 def attribution_sheets(results: Results) -> list[Sheet]:
@@ -72,7 +74,7 @@ def attribution_sheets(results: Results) -> list[Sheet]:
     if means:
         n = counted(int(to_float(means[0].get("n"))), "question")
         body: list[list[object]] = [
-            [visible(row["component"]), _value(row), p_text(row.get("p_holm")), p_text(row.get("p_bh"))]
+            [visible(row["component"]), _value(row) + _mark(row), p_text(row.get("p_holm")), p_text(row.get("p_bh"))]
             for row in means[:_SHOWN]
         ]
         out.append(
@@ -162,6 +164,10 @@ def _picked(results: Results) -> Iterator[tuple[Row, list[Row]]]:
 
 def _difference(row: Row) -> str:
     return f"{visible(row['correct_choice'])} − {visible(row['incorrect_choice'])}"  # a minus
+
+
+def _mark(row: Row) -> str:
+    return mark(units(row)) if is_number(row.get("low")) else ""
 
 
 def _value(row: Row) -> str:

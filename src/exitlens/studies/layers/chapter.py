@@ -13,7 +13,7 @@ from exitlens.report.comparable import Curve, Number
 from exitlens.report.frames import Results, Row, distinct, evenly, groups, layers_of, rows, spread
 from exitlens.report.text import Column, is_number, number_text, slug, to_float, token_text, visible
 from exitlens.report.view_data import View
-from exitlens.report.words import join, layers_text
+from exitlens.report.words import join, layers_text, units
 from exitlens.studies.layers import attribution_chapter as attribution
 from exitlens.studies.layers import figures as draw
 from exitlens.studies.layers.accuracy import accuracy_answer, accuracy_figures, accuracy_sheet
@@ -65,7 +65,8 @@ class LayersChapter(Chapter):
         heads = ("correct choice first", "low", "high", "share of the correct choices", "mass of all choices")
         columns: list[Column | str] = [Column("layer", "d"), "questions", *(Column(head, ".3f") for head in heads)]
         body = [[int(row["layer"]), *(row[name] for name in names)] for row in items]
-        return [Part(f"{lens} lens", columns, body), *attribution.attribution_part(results, whole)]
+        accuracy = Part(f"{lens} lens", columns, body, n=[units(row) for row in items])
+        return [accuracy, *attribution.attribution_part(results, whole)]
 
     def tables(self, results: Results) -> list[Sheet]:
         """Accuracy by layer; for each question picked choice × layer, and the top-1 token; what each block adds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ from exitlens.report.comparable import Number
 from exitlens.report.frames import Results, Row, column, distinct, groups
 from exitlens.report.text import Column, number_text, p_text, to_float, visible
 from exitlens.report.view_data import View
-from exitlens.report.words import counted, join, shown
+from exitlens.report.words import cell, counted, join, mark, units
 from exitlens.studies.lens_quality import figures as draw
 from exitlens.studies.lens_quality.compared import lens_numbers
 from exitlens.studies.lens_quality.verdict import (
@@ -28,6 +29,8 @@ from exitlens.studies.lens_quality.verdict import (
 from exitlens.studies.lens_quality.views import run_views
 
 __all__ = ["LensesChapter"]
+
+_CONTROL = ("n_shuffled",)  # what the control, and the gain over it, rest on
 
 
 class LensesChapter(Chapter):
@@ -113,7 +116,7 @@ class LensesChapter(Chapter):
         mine = groups(results.rows("lenses", set=name), "lens")
         ks = distinct(results.rows("lenses", set=name), "k")
         body: list[list[Any]] = [
-            [visible(lens), *(percent_text(row, "passed") for row in items), number_text(column(items, "n")[0], 0)]
+            [visible(lens), *(_percent(row, "passed") for row in items), number_text(column(items, "n")[0], 0)]
             for lens, items in mine.items()
         ]
         some = next(iter(mine.values()))
@@ -128,13 +131,13 @@ class LensesChapter(Chapter):
         body = []
         for name, mine in groups(items, "set").items():
             of = {row["lens"]: row for row in mine}
-            body.append([visible(name), *(percent_text(of[lens], "passed") for lens in lenses),
+            body.append([visible(name), *(_percent(of[lens], "passed") for lens in lenses),
                          percent_text(mine[0], "chance")])  # fmt: skip
         return Part(f"pass@{k} by set", ["set", *map(visible, lenses), "chance"], body)
 
     def _pairs(self, results: Results, k: int) -> Part:
         body = [
-            [visible(row["set"]), f"{visible(row['lens'])} − {visible(row['other'])}", shown(row, "difference"),
+            [visible(row["set"]), f"{visible(row['lens'])} − {visible(row['other'])}", cell(row, "difference"),
              p_text(row["p_holm"])]
             for row in results.rows("lenses_pairs", k=k)
         ]  # fmt: skip
@@ -143,11 +146,16 @@ class LensesChapter(Chapter):
     def _reading(self, results: Results) -> Part:
         costs = {str(row.get("lens")): row for row in cost_rows(results)}
         body = [
-            [visible(row["lens"]), shown(row, "kl", 2), shown(row, "saturation", 1), _cost(costs.get(row["lens"]))]
+            [visible(row["lens"]), cell(row, "kl", 2), cell(row, "saturation", 1), _cost(costs.get(row["lens"]))]
             for row in results.rows("lenses_summary")
         ]
         note = "cost: reading every inner layer at every token, over a pass that reads nothing (median, least–most)"
         return Part("reading", ["lens", "KL to layer N", "saturation layer", "cost"], body, note)
+
+
+def _percent(row: Row, name: str, n: Sequence[str] = ()) -> str:
+    text = percent_text(row, name)
+    return text + (mark(units(row, n)) if "[" in text else "")
 
 
 def _cost(row: Row | None) -> str:
@@ -159,9 +167,9 @@ def _cost(row: Row | None) -> str:
 
 def _passes(results: Results) -> Sheet:
     body = [
-        [row["set"], row["lens"], f"pass@{int(row['k'])}", percent_text(row, "passed"),
-         percent_text(row, "chance"), percent_text(row, "shuffled"), shown(row, "gain"), p_text(row["p_holm"]),
-         number_text(row["n"], 0)]
+        [row["set"], row["lens"], f"pass@{int(row['k'])}", _percent(row, "passed"),
+         percent_text(row, "chance"), _percent(row, "shuffled", _CONTROL), cell(row, "gain", n=_CONTROL),
+         p_text(row["p_holm"]), number_text(row["n"], 0)]
         for row in results.rows("lenses", k=headline_of(results))
     ]  # fmt: skip
     headers = ["set", "lens", "k", "own concepts", "chance", "shuffled", "gain", "p (Holm)", "n"]
@@ -171,7 +179,7 @@ def _passes(results: Results) -> Sheet:
 def _pairs(results: Results) -> Sheet:
     body = [
         [row["set"], f"{visible(row['lens'])} − {visible(row['other'])}", f"pass@{int(row['k'])}",
-         shown(row, "difference"), p_text(row["p_holm"]), number_text(row["n"], 0)]
+         cell(row, "difference"), p_text(row["p_holm"]), number_text(row["n"], 0)]
         for row in results.rows("lenses_pairs", k=headline_of(results))
     ]  # fmt: skip
     headers = ["set", "lenses", "k", "difference", "p (Holm)", "n"]
@@ -181,7 +189,7 @@ def _pairs(results: Results) -> Sheet:
 def _summary(results: Results) -> Sheet:
     costs = {str(row.get("lens")): row for row in cost_rows(results)}
     body = [
-        [row["lens"], shown(row, "kl", 2), shown(row, "saturation", 1), _cost(costs.get(row["lens"])),
+        [row["lens"], cell(row, "kl", 2), cell(row, "saturation", 1), _cost(costs.get(row["lens"])),
          number_text(row["n"], 0)]
         for row in results.rows("lenses_summary")
     ]  # fmt: skip
@@ -191,8 +199,8 @@ def _summary(results: Results) -> Sheet:
 
 def _layers(results: Results) -> Sheet:
     body = [
-        [row["lens"], row["layer"], percent_text(row, "share"), shown(row, "kl", 2), percent_text(row, "agreement"),
-         shown(row, "answer_rank", 1)]
+        [row["lens"], row["layer"], _percent(row, "share"), cell(row, "kl", 2), _percent(row, "agreement"),
+         cell(row, "answer_rank", 1)]
         for row in results.rows("lenses_layers")
     ]  # fmt: skip
     headers = ["lens", "layer", f"rank ≤ {headline_of(results)}", "KL to layer N", "top-1 agrees", "rank of the answer"]

@@ -8,12 +8,15 @@ from functools import partial
 from exitlens.report.chapter import Part, Plate, Sheet
 from exitlens.report.frames import Results, Row, groups, rows
 from exitlens.report.text import Column, is_number, number_text, to_float, visible
-from exitlens.report.words import count, counted, interval_reservation, layer_list, shown
+from exitlens.report.words import cell, count, counted, interval_reservation, layer_list, shown, units
 from exitlens.studies.answers.judge_names import judge_legend, short_judges
 from exitlens.studies.probes.figures import layer_curves
 
 __all__ = ["answer_findings", "answer_parts", "answer_plates", "answer_sheets"]
 
+# What an AUROC, and what an accuracy rests on: of these the least that is known.
+_CLASSES = ("n", "n_test", "n_correct", "n_incorrect")
+_ANSWERS = ("n", "n_test", "n_judged")
 _NAMES = {"exact-answer": "the exact answer", "every-answer-token": "each token of the answer"}
 _CAPTION = (
     "How well the state at {} ranks correct above incorrect answers (AUROC), by layer, with 95% CI: probes, the random-"
@@ -97,7 +100,8 @@ def answer_parts(results: Results) -> list[Part]:
         names = ("auroc", "auroc_low", "auroc_high", "accuracy", "brier")
         body = [[row["kind"], row["role"], row.get("layers") or None, *(row.get(n) for n in names)] for row in items]
         where = f"{items[0].get('position')}, {items[0].get('protocol')}, n = {count(items[0], 'n_test')}"
-        parts.append(Part(f"judge {short[judge]} ({where})", columns, body))
+        n = units(_judged(results, judge, items[0]), _CLASSES)
+        parts.append(Part(f"judge {short[judge]} ({where})", columns, body, n=[n] * len(body)))
     return parts
 
 
@@ -112,9 +116,9 @@ def answer_sheets(results: Results) -> list[Sheet]:
                 row.get("kind"),
                 row.get("role"),
                 layer_list(row.get("layers")) or "–",
-                shown(row, "auroc", n=("n_test",)),
-                _gap(gaps.get(row.get("kind"))),
-                shown(row, "accuracy", n=("n_test",)),
+                cell(_judged(results, judge, row), "auroc", n=_CLASSES),
+                _gap(_judged(results, judge, gaps.get(row.get("kind"), {}))),
+                cell(_judged(results, judge, row), "accuracy", n=_ANSWERS),
                 number_text(row.get("brier")),
             ]
             for row in items
@@ -125,7 +129,12 @@ def answer_sheets(results: Results) -> list[Sheet]:
         out.append(Sheet(caption, headers, body, "answer_probe_best"))
         lines = results.rows("answer_probe_layers", judge=judge)
         by_layer: list[list[object]] = [
-            [row.get("kind"), number_text(row.get("layer"), 0), shown(row, "auroc"), shown(row, "accuracy")]
+            [
+                row.get("kind"),
+                number_text(row.get("layer"), 0),
+                cell(_judged(results, judge, row), "auroc", n=_CLASSES),
+                cell(_judged(results, judge, row), "accuracy", n=_ANSWERS),
+            ]
             for row in lines
         ]
         heads = ["kind", "layer", "AUROC", "accuracy"]
@@ -138,10 +147,18 @@ def answer_sheets(results: Results) -> list[Sheet]:
     return [*out, Sheet("Where each answer was read", heads, spans, "answer_probe_spans", True)]
 
 
-def _gap(row: Row | None) -> str:
-    if row is None or not is_number(row.get("difference")):
+def _judged(results: Results, judge: object, row: Row) -> Row:
+    """The row with the answers that the judge decided: rows of ``n`` and ``n_test`` may be their tokens."""
+    facts = next(iter(results.rows("answer_probe_judges", judge=judge)), {})
+    both = {name: facts[name] for name in ("n_correct", "n_incorrect") if is_number(facts.get(name))}
+    return {**row, **both, **({"n_judged": sum(both.values())} if both else {})}
+
+
+def _gap(row: Row) -> str:
+    if not is_number(row.get("difference")):
         return "–"
-    return shown({"gap": row.get("difference"), "gap_low": row.get("low"), "gap_high": row.get("high")}, "gap")
+    ends = {"gap": row.get("difference"), "gap_low": row.get("low"), "gap_high": row.get("high")}
+    return cell({**row, **ends}, "gap", n=_CLASSES)
 
 
 def answer_plates(results: Results) -> Iterator[Plate]:

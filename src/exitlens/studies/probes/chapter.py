@@ -12,7 +12,7 @@ from exitlens.report.comparable import Curve, Number
 from exitlens.report.frames import Results, Row, distinct, groups
 from exitlens.report.text import Column, is_number, number_text, to_float, visible
 from exitlens.report.view_data import View
-from exitlens.report.words import apart, count, excludes, shown, sizes
+from exitlens.report.words import apart, cell, count, excludes, shown, sizes, units
 from exitlens.studies.probes import figures, figures_evaluation
 from exitlens.studies.probes.answer import WARNING, original_answer, probe_answer
 from exitlens.studies.probes.answer_chapter import answer_findings, answer_parts, answer_plates, answer_sheets
@@ -103,7 +103,8 @@ class ProbesChapter(Chapter):
             ]
             told = f"{best['protocol'].iloc[0]}, n = {int(best['n_test'].iloc[0])}"
             shrinking = Column("layers", shrink=True)
-            parts.append(Part(told, ["kind", "role", shrinking, *(Column(head, ".3f") for head in heads)], body))
+            of_best: list[Column | str] = ["kind", "role", shrinking, *(Column(head, ".3f") for head in heads)]
+            parts.append(Part(told, of_best, body, n=[units(row) for row in results.rows("probe_best")]))
         frame = results.frame("probes")
         if frame is not None:
             names = [
@@ -126,10 +127,10 @@ class ProbesChapter(Chapter):
         lines = results.rows("probe_layers")
         have = [name for name in _METRICS if any(is_number(row.get(name)) for row in lines)]
         by_layer = [
-            [row.get("kind"), number_text(row.get("layer"), 0), *(shown(row, name) for name in have)] for row in lines
+            [row.get("kind"), number_text(row.get("layer"), 0), *(cell(row, name) for name in have)] for row in lines
         ]
         transfer = [
-            [row.get("train_topic"), row.get("test_topic"), shown(row, "accuracy")]
+            [row.get("train_topic"), row.get("test_topic"), cell(row, "accuracy")]
             for row in results.rows("probe_transfer")
         ]
         headers = ["trained on", "tested on", "accuracy"]
@@ -188,7 +189,7 @@ def _best_sheet(results: Results) -> Sheet:
             row.get("kind"),
             row.get("role"),
             visible(row.get("layers")) or "–",
-            *(shown(row, name, n=("n_test",)) for name in _METRICS[:2]),
+            *(cell(row, name) for name in _METRICS[:2]),
             *(number_text(row.get(name)) for name in _METRICS[2:]),
         ]
         for row in results.rows("probe_best")
@@ -203,7 +204,7 @@ def _original_sheet(setting: object, items: Sequence[Row]) -> Sheet:
         [
             method_name(row),
             *(number_text(row.get(name)) for name in ("train_loss", "train_accuracy", "test_loss")),
-            shown(row, "test_accuracy", n=("n_test",)),
+            cell(row, "test_accuracy"),
             number_text(row.get("auroc")),
             *(number_text(int(to_float(row[n])), 0) if is_number(row.get(n)) else "–" for n in ("n_train", "n_test")),
         ]
