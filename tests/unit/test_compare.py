@@ -19,6 +19,7 @@ from exitlens.report.chapter import Chapter
 from exitlens.report.comparable import Number, Unit
 from exitlens.stats import Interval, independent_difference
 from exitlens.studies.base import Study
+from exitlens.studies.compare.chapter import CHAPTERS
 from exitlens.studies.compare.figures import significant
 from exitlens.studies.context import Context
 from exitlens.studies.registry import STUDIES, register
@@ -52,6 +53,10 @@ def test_a_paired_difference_is_that_of_the_questions(five: tuple[Path, Path]) -
     assert row["p"] == pytest.approx(2 / 32)
     assert row["n_paired"] == 5
     assert row["pairing"] == "paired by question (interval too narrow: n = 5)"
+    found = exitlens.compare_runs(five)
+    (part,) = CHAPTERS["numbers"].terminal(found.results, False)
+    line = next(line for line in part.rows if str(line[0]).startswith("ROUGE-L max"))
+    assert [str(cell).count("]†") for cell in line[1:4]] == [1, 1, 1]  # both values, and the difference
     assert row["difference_low"] < 0.3 < row["difference_high"]
     assert row["own"] == "decoder sled"
 

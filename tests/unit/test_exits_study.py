@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -215,7 +216,13 @@ def test_a_run_has_the_section_and_the_tables(tmp_path: Path) -> None:
                        judges=("margin:rouge",), figures=False)  # fmt: skip
     first = run(config, lm=model())
     assert {"exits", "exits_layers", "exits_kinds", "exits_calibration", "answers"} <= set(first.tables)
-    assert "Early exit" in first.report.read_text(encoding="utf-8")
+    page = first.report.read_text(encoding="utf-8")
+    assert "Early exit" in page
+    exits = first.tables["exits"]
+    assert (exits["n"] >= 15).all()  # tokens, of four answers: on these the intervals rest
+    assert (exits["n_answers"] == len(QUESTIONS)).all()
+    assert first.tables["exits_kinds"]["n_answers"].between(1, len(QUESTIONS)).all()
+    assert len(re.findall(r"\[[^\[\]<]*\]†", page)) >= exits["agreement_low"].notna().sum()
     before = {f.name: f.read_bytes() for f in (first.path / "tables").iterdir()}
     again = run(config, lm=model())
     assert {f.name: f.read_bytes() for f in (again.path / "tables").iterdir()} == before

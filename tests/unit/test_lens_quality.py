@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,7 @@ def test_the_command_prints_tables_and_findings_and_keeps_a_report(
     assert any(text.startswith("Control, random-rotation") for text in found["findings"])
     page = (out / "report.html").read_text()
     assert "Which lens to trust" in page
+    assert re.search(r"% \[[\d., ]+\]†", page)
     assert page.count("<svg") >= 2
     manifest = json.loads((out / "manifest.json").read_text())
     assert {row["lens"] for row in manifest["lens_costs"]} == {"logit", "raw"}

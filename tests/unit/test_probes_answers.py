@@ -247,6 +247,17 @@ def test_the_verdict_on_answers_is_true_of_its_numbers() -> None:
     assert "compare it with the answer's own log-probability" in told((0.8, 0.7, 0.88))
 
 
+def test_an_auroc_rests_on_the_smaller_class_and_an_accuracy_on_all_answers() -> None:
+    row = {"judge": "J", "kind": "logistic", "n_test": 400, "accuracy": 0.7, "accuracy_low": 0.6, "accuracy_high": 0.8,
+           "auroc": 0.7, "auroc_low": 0.6, "auroc_high": 0.8}  # fmt: skip
+    fact = {"judge": "J", "n_correct": 4, "n_incorrect": 30}
+    results = Results({"answer_probe_judges": pd.DataFrame([fact]), "answer_probe_best": pd.DataFrame([row])})
+    sheet = next(sheet for sheet in ProbesChapter().tables(results) if sheet.source == "answer_probe_best")
+    assert [sheet.rows[0][sheet.headers.index(name)] for name in ("AUROC", "accuracy")] == [
+        "0.700 [0.600, 0.800]†", "0.700 [0.600, 0.800]"
+    ]  # fmt: skip
+
+
 def test_judges_have_short_names_that_differ_and_a_legend() -> None:
     rouge = "ROUGE-L (F-measure): nearest correct minus nearest incorrect answer > 0, TruthfulQA's published protocol"
     names = ["BERTScore F1 (mini) with the best answer ≥ 0.85", rouge, rouge + ", plain", "labels from x.csv"]
