@@ -36,10 +36,16 @@ sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 """
 
 _IMPORT = """
+from exitlens.lenses._compiled import KERNELS
+from exitlens.models.native import one_token
+
+kernels = {*KERNELS, *one_token.KERNELS}  # loaded where numba is, and only there
 for room in ("models", "lenses", "decoding", "exits", "probes"):
     package = importlib.import_module(f"exitlens.{room}")
     for module in pkgutil.walk_packages(package.__path__, f"exitlens.{room}."):
-        importlib.import_module(module.name)
+        if module.name not in kernels:
+            importlib.import_module(module.name)
+assert not kernels & set(sys.modules)
 """
 
 _WORK = """

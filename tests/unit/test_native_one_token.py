@@ -174,7 +174,7 @@ def test_what_it_cannot_do_is_left_to_the_blocks(lm: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "_LEAST", 10**9)
     assert made(_model(KINDS["llama"]())) is None
     monkeypatch.setattr(module, "_LEAST", 0)
-    monkeypatch.setattr(module, "kernels", lambda *_: None)  # no numba, or EXITLENS_COMPILED=0
+    monkeypatch.setattr(module, "_usable", lambda: False)  # no numba, or EXITLENS_COMPILED=0
     assert made(_model(KINDS["llama"]())) is None
 
 
@@ -192,8 +192,19 @@ def test_a_step_with_other_numbers_is_not_taken(monkeypatch: pytest.MonkeyPatch)
     assert runner.one_token is None
 
 
+@pytest.mark.parametrize(("why", "lines"), [(None, 0), ("", 0), (compiled.MISSING, 0), ("numba does not load (x)", 1)])
+def test_a_numba_that_does_not_load_is_logged_once(monkeypatch: Any, caplog: Any, why: str | None, lines: int) -> None:
+    monkeypatch.setattr(module, "problem", lambda *_: why)
+    module._usable.cache_clear()
+    try:
+        assert [module._usable(), module._usable()] == [why is None] * 2
+    finally:
+        module._usable.cache_clear()
+    assert [r.getMessage() for r in caplog.records] == [f"decoding in bf16 takes about twice the time: {why}"] * lines
+
+
 def test_numbers_are_rounded_as_torch_rounds_them_and_e_is_right_to_float32() -> None:
-    parts: Any = compiled.kernels("exitlens.models.native._machine")
+    parts: Any = compiled.kernels("exitlens.models.native._machine", "exitlens.compute.tiles")
     values = torch.randn(2000, generator=torch.Generator().manual_seed(3)) * 10
     values = torch.cat([values, torch.tensor([0.0, -0.0, 1.00390625, 1.01171875, 3.4e38, torch.inf, -torch.inf])])
     got = [float(parts.rounded(np.float32(v))) for v in values.tolist()]

@@ -1,4 +1,4 @@
-"""Kernels that numba compiles for this processor, where it is installed. They are compiled once and kept.
+"""Modules of kernels that numba compiles for this processor, where it is installed. They are compiled once and kept.
 
 numba is optional: whoever asks has another way. Machine code lies in the cache folder, by the sources it was made from.
 """
@@ -9,8 +9,8 @@ import functools
 import hashlib
 import importlib
 import importlib.util
-import logging
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,38 +18,55 @@ import torch
 
 from exitlens.storage.cache_folder import cache_dir
 
-__all__ = ["compiled_before", "kernels", "tile_registers"]
+__all__ = ["MISSING", "compiled_before", "kernels", "problem", "tile_registers"]
 
-_LOG = logging.getLogger("exitlens")
+MISSING = "pip install 'exitlens[numba]'"
+_ALONE = threading.Lock()  # the folder is a setting of numba's that every thread sees
 
 
 @functools.cache
-def kernels(module: str, *parts: str) -> Any | None:
-    """A module of kernels, or None where numba is missing, does not load here, or ``EXITLENS_COMPILED=0`` says so.
+def problem(module: str, *parts: str) -> str | None:
+    """Why a module of kernels cannot be used here: the end of a note that begins with what is slower without it.
 
     Args:
         module: Its full name.
-        parts: Full names of modules that its kernels are made of, too.
-    """
-    if os.environ.get("EXITLENS_COMPILED") == "0" or importlib.util.find_spec("numba") is None:
-        return None
-    try:
-        import numba
+        parts: Full names of all modules of exitlens that its kernels are made of, too.
 
+    Returns:
+        None where it can be used; empty where ``EXITLENS_COMPILED=0`` says that it should not; :data:`MISSING` where
+        numba is not installed; else why numba does not load.
+    """
+    if os.environ.get("EXITLENS_COMPILED") == "0":
+        return ""
+    if importlib.util.find_spec("numba") is None:
+        return MISSING
+    try:
+        kernels(module, *parts)
+    except (ImportError, AttributeError, OSError, RuntimeError, SystemError, TypeError, ValueError) as error:
+        # A numba that does not fit this NumPy, a module of the user's own where numba expects another.
+        return f"numba does not load ({str(error).partition(chr(10))[0][:80]})"
+    return None
+
+
+@functools.cache
+def kernels(module: str, *parts: str) -> Any:
+    """The module of kernels, which keeps its machine code in the cache folder. Ask :func:`problem` first.
+
+    Args:
+        module: Its full name.
+        parts: Full names of all modules of exitlens that its kernels are made of, too.
+    """
+    import numba
+
+    folder = _folder(numba.__version__, (module, *parts))
+    with _ALONE:
         before = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = _folder(numba.__version__, (module, *parts))
         try:
+            # Where nothing can be written the kernels are compiled anew in each process: an empty name says so to them.
+            numba.config.CACHE_DIR = folder
             return importlib.import_module(module)
         finally:
             numba.config.CACHE_DIR = before
-    except (
-        ImportError,
-        OSError,
-        RuntimeError,
-        AttributeError,
-    ) as error:  # one that does not fit NumPy
-        _LOG.warning("numba is here but does not load (%s): decoding takes about twice the time", str(error)[:80])
-        return None
 
 
 def compiled_before(module: str, *parts: str) -> bool:
@@ -61,7 +78,7 @@ def compiled_before(module: str, *parts: str) -> bool:
 
 
 def _folder(version: str, modules: tuple[str, ...]) -> str:
-    """Where their machine code is kept; empty where nothing can be written, and they are compiled in each process."""
+    """Where their machine code is kept; empty where nothing can be written."""
     digest = hashlib.sha256(version.encode())
     for name in modules:
         found = importlib.util.find_spec(name)

@@ -1,10 +1,7 @@
-"""Products of bf16 matrices in a processor's tile registers (Intel AMX), for numba: 32 × 32 sums at a time.
+"""Products of bf16 matrices in a processor's tile registers, for numba: 32 × 32 sums at a time.
 
-A tile register holds 16 rows of 64 bytes. Tiles 0–3 hold the sums of a 32 × 32 block in float32, 4 and 5 the left
-matrix (32 rows of 32 bf16 numbers), 6 and 7 the right one, whose rows come in pairs: number 2r + i of a pair of rows
-p stands at ``[p, 2r + i]``. Sums of products of two bf16 numbers are rounded to float32 as they are added.
-
-:func:`begin` must have been called in the thread, and :func:`end` gives the registers back as they were.
+Tiles 0–3 hold the sums of a 32 × 32 block in float32, 4 and 5 the left matrix (32 rows of 32 bf16 numbers), 6 and 7 the
+right one, as :mod:`exitlens.compute.tiles` says. Sums of products are rounded to float32 as they are added.
 """
 
 from __future__ import annotations
@@ -12,68 +9,16 @@ from __future__ import annotations
 from typing import Any, no_type_check
 
 import llvmlite.ir as ir
-import numpy as np
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["BLOCK", "STEP", "begin", "block", "end", "settings"]
+from exitlens.compute.tiles import STEP, call, data_of, prefetch
+
+__all__ = ["BLOCK", "block"]
 
 BLOCK = 32  # rows of the left and of the right matrix in a block
-STEP = 32  # numbers of a row that one product of tiles takes
-_I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
-_BYTES = _I8.as_pointer()
-
-
-def settings() -> Any:
-    """What the tile registers are set to: eight of 16 rows of 64 bytes."""
-    found = np.zeros(64, dtype=np.uint8)
-    found[0] = 1
-    found[16:32:2] = 64
-    found[48:56] = 16
-    return found
-
-
-def _call(builder: Any, name: str, *arguments: Any) -> None:
-    kind = ir.FunctionType(ir.VoidType(), [a.type for a in arguments])
-    builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), arguments)
-
-
-def _prefetch(builder: Any, place: Any) -> None:
-    """Have the line at ``place`` brought into the first cache: the processor misses that tiles follow each other."""
-    kind = ir.FunctionType(ir.VoidType(), [_BYTES, _I32, _I32, _I32])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(function, [place, _I32(0), _I32(3), _I32(1)])
-
-
-def _data(context: Any, builder: Any, kind: Any, array: Any) -> Any:
-    return builder.bitcast(context.make_array(kind)(context, builder, array).data, _BYTES)
-
-
-@intrinsic
-@no_type_check
-def begin(_context: Any, wanted: Any, before: Any) -> Any:
-    """Set the tile registers to ``wanted`` (:func:`settings`), and keep what they were set to in ``before``."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        new, old = (_data(context, builder, *pair) for pair in zip(signature.args, arguments, strict=True))
-        _call(builder, "sttilecfg", old)
-        _call(builder, "ldtilecfg", new)
-        return context.get_dummy_value()
-
-    return types.none(wanted, before), code
-
-
-@intrinsic
-@no_type_check
-def end(_context: Any, before: Any) -> Any:
-    """Set the tile registers as they were."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _call(builder, "ldtilecfg", _data(context, builder, signature.args[0], arguments[0]))
-        return context.get_dummy_value()
-
-    return types.none(before), code
+_I8, _I64 = ir.IntType(8), ir.IntType(64)
 
 
 @intrinsic
@@ -107,7 +52,7 @@ def block(
         _, at, width, _, start, steps, repeats, pace, _, place, fresh = arguments
 
         def bytes_at(array: int, index: Any, size: int) -> Any:
-            data = _data(context, builder, kinds[array], arguments[array])
+            data = data_of(context, builder, kinds[array], arguments[array])
             return builder.gep(data, [builder.mul(index, _I64(size))])
 
         lefts, rights = bytes_at(0, at, 2), bytes_at(3, start, 2)
@@ -121,26 +66,26 @@ def block(
         with builder.if_else(fresh) as (new, old):
             with new:
                 for tile, _ in corners:
-                    _call(builder, "tilezero", tile)
+                    call(builder, "tilezero", tile)
             with old:
                 for tile, corner in corners:
-                    _call(builder, "tileloadd64", tile, corner, _I64(4 * BLOCK))
+                    call(builder, "tileloadd64", tile, corner, _I64(4 * BLOCK))
         with cgutils.for_range(builder, repeats) as again:
             first = builder.gep(rights, [builder.mul(builder.mul(again.index, pace), _I64(2))])
             with cgutils.for_range(builder, steps) as step:
                 column = builder.gep(lefts, [builder.mul(step.index, _I64(2 * STEP))])
                 pair = builder.gep(first, [builder.mul(step.index, _I64(2048))])
                 for line in range(32):
-                    _prefetch(builder, builder.gep(pair, [_I64(2 * 2048 + 64 * line)]))
-                _call(builder, "tileloadd64", _I8(4), column, stride)
-                _call(builder, "tileloadd64", _I8(6), pair, _I64(64))
-                _call(builder, "tileloadd64", _I8(7), builder.gep(pair, [_I64(1024)]), _I64(64))
-                _call(builder, "tileloadd64", _I8(5), builder.gep(column, [lower]), stride)
+                    prefetch(builder, builder.gep(pair, [_I64(2 * 2048 + 64 * line)]))
+                call(builder, "tileloadd64", _I8(4), column, stride)
+                call(builder, "tileloadd64", _I8(6), pair, _I64(64))
+                call(builder, "tileloadd64", _I8(7), builder.gep(pair, [_I64(1024)]), _I64(64))
+                call(builder, "tileloadd64", _I8(5), builder.gep(column, [lower]), stride)
                 for i in (0, 1):
                     for j in (0, 1):
-                        _call(builder, "tdpbf16ps", _I8(2 * i + j), _I8(4 + i), _I8(6 + j))
+                        call(builder, "tdpbf16ps", _I8(2 * i + j), _I8(4 + i), _I8(6 + j))
         for tile, corner in corners:
-            _call(builder, "tilestored64", tile, corner, _I64(4 * BLOCK))
+            call(builder, "tilestored64", tile, corner, _I64(4 * BLOCK))
         return context.get_dummy_value()
 
     return signature, code

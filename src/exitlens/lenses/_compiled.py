@@ -15,12 +15,7 @@ There are as many threads as torch's; each has its own sums, put together in the
 from __future__ import annotations
 
 import functools
-import hashlib
-import importlib
-import importlib.util
-import os
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from exitlens.compute import compiled
 from exitlens.compute.matmul import faster_float32
 from exitlens.compute.threads import side_by_side
 from exitlens.errors import InputError
@@ -36,8 +32,9 @@ from exitlens.lenses._unembed import RESCORED, LogitBlock, ReadoutPlan, Unembedd
 if TYPE_CHECKING:
     from exitlens.lenses._kernels import Sums
 
-__all__ = ["CompiledBlock", "problem", "usable"]
+__all__ = ["KERNELS", "CompiledBlock", "problem", "usable"]
 
+KERNELS = ("exitlens.lenses._kernels", "exitlens.lenses._amx", "exitlens.lenses._lanes", "exitlens.compute.tiles")
 LEAST = 1 << 22  # logits: fewer are read before numba is imported
 MOST_TOP = 64  # longer lists are found faster from all logits at once
 LANES, BLOCK = 16, 32  # rows that a vector holds; rows that are done together
@@ -56,54 +53,10 @@ def usable(device: torch.device, product: torch.dtype, wants: ReadoutPlan, logit
     return fits and logits >= LEAST
 
 
-@functools.cache
 def problem() -> str | None:
     """None where the kernels can be used; else a line for the reader, empty where EXITLENS_COMPILED=0 asked for it."""
-    if os.environ.get("EXITLENS_COMPILED") == "0":
-        return ""
-    slower = "layers are read without compiled kernels, which takes several times as long"
-    if importlib.util.find_spec("numba") is None:
-        return f"{slower}: pip install 'exitlens[numba]'"
-    try:
-        kernels()
-    except (ImportError, AttributeError, OSError, RuntimeError, SystemError, TypeError, ValueError) as error:
-        # A numba that does not fit this NumPy, a module of the user's own where numba expects another.
-        return f"{slower}: numba does not load ({str(error).partition(chr(10))[0][:80]})"
-    return None
-
-
-@functools.cache
-def kernels() -> Any:
-    """The module of kernels, whose machine code is kept in the cache folder, by the sources it was made from."""
-    import numba
-
-    from exitlens.storage.cache_folder import cache_dir
-
-    here = Path(__file__).parent
-    sources = b"".join((here / f"{name}.py").read_bytes() for name in ("_lanes", "_amx", "_kernels"))
-    folder = cache_dir() / "kernels" / hashlib.sha256(sources + numba.__version__.encode()).hexdigest()[:16]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        writable = os.access(folder, os.W_OK)
-    except OSError:
-        writable = False
-    before = numba.config.CACHE_DIR
-    try:
-        # Where nothing can be written the kernels are compiled anew in each process: an empty name says so to them.
-        numba.config.CACHE_DIR = str(folder) if writable else ""
-        return importlib.import_module("exitlens.lenses._kernels")
-    finally:
-        numba.config.CACHE_DIR = before
-
-
-@functools.cache
-def _tile_registers() -> bool:
-    """Whether the processor multiplies tiles of bf16 and this process may: asked of the system once."""
-    import llvmlite.binding
-
-    known = llvmlite.binding.get_host_cpu_features()
-    ask = getattr(torch.cpu, "_init_amx", None)  # a private name: a torch that renames it must cost speed alone
-    return bool(known.get("amx-bf16") and known.get("amx-tile")) and ask is not None and bool(ask())
+    why = compiled.problem(*KERNELS)
+    return f"layers are read without compiled kernels, which takes several times as long: {why}" if why else why
 
 
 class CompiledBlock(LogitBlock):
@@ -172,7 +125,7 @@ class CompiledBlock(LogitBlock):
     # ---- product and sums in one kernel
 
     def _multiply_tiles(self) -> None:
-        head, wants, run = self.head, self.wants, kernels()
+        head, wants, run = self.head, self.wants, compiled.kernels(*KERNELS)
         of_ref = torch.zeros(self.m, dtype=torch.bool)
         of_ref[self.reference] = wants.mean_row
         x, x_ref = self.x[~of_ref], self.x[of_ref]
@@ -230,7 +183,7 @@ class CompiledBlock(LogitBlock):
     # ---- product by PyTorch, sums by a kernel
 
     def _multiply_by_torch(self) -> None:
-        head, run = self.head, kernels()
+        head, run = self.head, compiled.kernels(*KERNELS)
         rows = -(-self.m // BLOCK) * BLOCK
         x = torch.nn.functional.pad(self.x, (0, 0, 0, rows - self.m)).to(head.product)
         weight, bias = head.whole(head.product), _numbers(_bias(head))
@@ -268,7 +221,7 @@ class CompiledBlock(LogitBlock):
     def _state(self, rows: int) -> Sums:
         listed = rows * self._listed
         nobody = np.full(listed, -1, np.int32).view(np.float32)
-        sums: Sums = kernels().Sums(
+        sums: Sums = compiled.kernels(*KERNELS).Sums(
             np.full(rows, _NOTHING, np.float32), np.zeros(4 * rows), np.full(listed, -np.inf, np.float32), nobody
         )
         return sums
@@ -318,7 +271,8 @@ def _by_registers(head: Unembedding) -> bool:
     """Whether product and sums can be one kernel: whole tiles of bf16 weights, whose rows begin with a cache line."""
     w = head.weight
     fits = w.dtype == torch.bfloat16 and w.is_contiguous() and w.data_ptr() % 64 == 0
-    return fits and head.width % 32 == 0 and head.vocab >= 32 and head.product != torch.float64 and _tile_registers()
+    fits = fits and head.width % 32 == 0 and head.vocab >= 32 and head.product != torch.float64
+    return fits and compiled.tile_registers()
 
 
 def _parts(x: Tensor) -> int:
@@ -371,7 +325,7 @@ def _dots(head: Unembedding, x: Tensor, ids: Tensor) -> Tensor:
     w, k = head.weight, ids.shape[1]
     if head.width % 32 or not w.is_contiguous() or w.dtype not in (torch.float32, torch.bfloat16):
         return head.single(x, ids)
-    run = kernels()
+    run = compiled.kernels(*KERNELS)
     found = torch.empty(ids.shape)
     into, left, right, which = found.flatten().numpy(), _numbers(x), _numbers(w), _numbers(ids)
 

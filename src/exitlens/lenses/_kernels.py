@@ -21,7 +21,8 @@ import numpy as np
 from numba import config, njit
 from numpy.typing import NDArray
 
-from exitlens.lenses import _amx
+from exitlens.compute.tiles import STEP, reset_tiles, set_tiles, tile_settings
+from exitlens.lenses._amx import BLOCK, block
 from exitlens.lenses._lanes import (
     LANES,
     add,
@@ -45,14 +46,11 @@ from exitlens.lenses._lanes import (
 
 __all__ = ["BLOCK", "TILE", "Reference", "Sums", "at_ids", "from_tile", "fused", "tile_settings"]
 
-TILE = 32  # tokens
-BLOCK = _amx.BLOCK  # rows
+TILE = 32  # tokens; a tile has BLOCK rows of logits
 _LOWEST = np.float32(-87.0)  # e^−87 = 1.6e-38, the least that float32 holds in full
-_begin, _end, _block = _amx.begin, _amx.end, _amx.block
-tile_settings = _amx.settings
 # Sixty numbers of arrays' shapes to hand over cost as much as a tile's sums.
 _inlined = njit(inline="always")
-# No folder to keep machine code in: :func:`._compiled.kernels`.
+# No folder to keep machine code in: see exitlens.compute.compiled.
 _kernel = njit(nogil=True, cache=bool(config.CACHE_DIR), error_model="numpy")
 
 
@@ -293,9 +291,9 @@ def fused(
     stay in the first cache while all rows pass by; ``out [blocks·1024]`` holds the sums so far.
     """
     state, own, ref, _ = parts
-    steps = width // _amx.STEP
+    steps = width // STEP
     before = np.zeros(64, dtype=np.uint8)
-    _begin(settings, before)
+    set_tiles(settings, before)
     for tile in tiles:
         first_id = tile * TILE
         tokens = min(TILE, vocab - first_id)
@@ -309,8 +307,8 @@ def fused(
             for column in range(0, steps, chunk):
                 size = min(chunk, steps - column)
                 for b in range(blocks):
-                    _block(
-                        weight, start * width + column * _amx.STEP, width,
+                    block(
+                        weight, start * width + column * STEP, width,
                         packed, (column * blocks + b * size) * times * 1024, size, times, size * 1024,
                         target, b * 1024, column == 0,
                     )  # fmt: skip
@@ -320,7 +318,7 @@ def fused(
                             _transform(target, at, BLOCK, tokens, bias, first_id, cap)
                         lane, other = row % turn, (row + LANES) % turn
                         _take(target, at, BLOCK, tokens, first_id, row, sums, ref, lane, other, kind)
-    _end(before)
+    reset_tiles(before)
 
 
 @_kernel

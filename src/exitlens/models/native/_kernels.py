@@ -16,9 +16,9 @@ import numpy as np
 from numba import carray
 from numpy.typing import NDArray
 
+from exitlens.compute.tiles import STEP, reset_tiles, set_tiles, tile_settings
 from exitlens.models.native._machine import (
     LANES,
-    STEP,
     TILE,
     exp,
     kernel,
@@ -26,12 +26,9 @@ from exitlens.models.native._machine import (
     meet,
     multiply,
     pointer,
-    reset_tiles,
     rounded,
-    set_tiles,
     short,
     sums,
-    tile_settings,
 )  # fmt: skip
 
 __all__ = ["LANES", "STEP", "Cache", "Shape", "State", "Weights", "step", "tile_settings"]

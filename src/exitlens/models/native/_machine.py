@@ -1,7 +1,6 @@
-"""What the compiled step is made of: tile registers, bits of numbers, and a counter that threads meet at, for numba.
+"""What the compiled step is made of: products in tile registers, bits of numbers, and a counter that threads meet at.
 
-A tile register (Intel AMX) holds 16 rows of 64 bytes. A product of two tiles of bf16 is added up in float32; the right
-one's rows come in pairs: number 2r + i of a pair of rows p stands at ``[p, 2r + i]``.
+Tiles are those of :mod:`exitlens.compute.tiles`.
 """
 
 from __future__ import annotations
@@ -13,15 +12,14 @@ import numpy as np
 from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numpy.typing import NDArray
+
+from exitlens.compute.tiles import STEP, call, data_of, prefetch
 
 __all__ = [
-    "LANES", "STEP", "TILE", "exp", "kernel", "long", "meet", "multiply", "pointer", "reset_tiles", "rounded",
-    "set_tiles", "short", "sums", "tile_settings",
+    "LANES", "TILE", "exp", "kernel", "long", "meet", "multiply", "pointer", "rounded", "short", "sums",
 ]  # fmt: skip
 
 LANES = 16  # outputs of a product at a time, and rows at most
-STEP = 32  # inputs that one product of tiles takes
 TILE = LANES * STEP  # numbers in a tile
 _AHEAD = 8 << 10  # bytes; weights are asked for so far before they are multiplied
 _SPINS = 4000  # looks at the counter before the processor is offered to others
@@ -36,66 +34,24 @@ sums = njit(
 )
 
 
-def tile_settings() -> NDArray[np.uint8]:
-    """Eight tile registers of 16 rows of 64 bytes."""
-    found = np.zeros(64, dtype=np.uint8)
-    found[0] = 1
-    found[16:32:2] = 64
-    found[48:56] = 16
-    return found
-
-
-def _call(builder: Any, name: str, *arguments: Any) -> None:
-    kind = ir.FunctionType(ir.VoidType(), [a.type for a in arguments])
-    builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), arguments)
-
-
-def _data(context: Any, builder: Any, kind: Any, array: Any) -> Any:
-    return builder.bitcast(context.make_array(kind)(context, builder, array).data, _BYTES)
-
-
-@intrinsic
-def set_tiles(_context: Any, wanted: Any, before: Any) -> Any:
-    """Set the tile registers to ``wanted``, and keep what they were set to in ``before``."""
-
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        new, old = (_data(context, builder, *pair) for pair in zip(signature.args, arguments, strict=True))
-        _call(builder, "sttilecfg", old)
-        _call(builder, "ldtilecfg", new)
-        return context.get_dummy_value()
-
-    return types.none(wanted, before), code
-
-
-@intrinsic
-def reset_tiles(_context: Any, before: Any) -> Any:
-    def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _call(builder, "ldtilecfg", _data(context, builder, signature.args[0], arguments[0]))
-        return context.get_dummy_value()
-
-    return types.none(before), code
-
-
 @intrinsic
 def multiply(_context: Any, weight: Any, _at: Any, _steps: Any, states: Any, out: Any) -> Any:
     """``out[16·o + r] = Σ_k weight[o, k] states[k, r]`` of ``_steps`` tiles, those of the weight from ``_at`` on."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kinds = signature.args
-        left = builder.gep(_data(context, builder, kinds[0], arguments[0]), [builder.mul(arguments[1], _I64(2))])
-        right, sums = (_data(context, builder, kinds[i], arguments[i]) for i in (3, 4))
-        hint = ir.FunctionType(ir.VoidType(), [_BYTES, _I32, _I32, _I32])
-        ask = cgutils.get_or_insert_function(builder.module, hint, "llvm.prefetch.p0")
-        _call(builder, "tilezero", _I8(0))
+        left = builder.gep(data_of(context, builder, kinds[0], arguments[0]), [builder.mul(arguments[1], _I64(2))])
+        right, sums = (data_of(context, builder, kinds[i], arguments[i]) for i in (3, 4))
+        call(builder, "tilezero", _I8(0))
         with cgutils.for_range(builder, arguments[2]) as loop:
             place = builder.mul(loop.index, _I64(2 * TILE))
             tile = builder.gep(left, [place])
             for line in range(0, 2 * TILE, 64):
-                builder.call(ask, [builder.gep(tile, [_I64(_AHEAD + line)]), _I32(0), _I32(3), _I32(1)])
-            _call(builder, "tileloadd64", _I8(1), tile, _I64(64))
-            _call(builder, "tileloadd64", _I8(2), builder.gep(right, [place]), _I64(64))
-            _call(builder, "tdpbf16ps", _I8(0), _I8(1), _I8(2))
-        _call(builder, "tilestored64", _I8(0), sums, _I64(64))
+                prefetch(builder, builder.gep(tile, [_I64(_AHEAD + line)]))
+            call(builder, "tileloadd64", _I8(1), tile, _I64(64))
+            call(builder, "tileloadd64", _I8(2), builder.gep(right, [place]), _I64(64))
+            call(builder, "tdpbf16ps", _I8(0), _I8(1), _I8(2))
+        call(builder, "tilestored64", _I8(0), sums, _I64(64))
         return context.get_dummy_value()
 
     return types.none(weight, types.intp, types.intp, states, out), code

@@ -7,6 +7,8 @@ one by one (:class:`~exitlens.models.native.runner.Runner`).
 
 from __future__ import annotations
 
+import functools
+import logging
 import threading
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +19,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from exitlens.compute.compiled import kernels, tile_registers
+from exitlens.compute.compiled import MISSING, kernels, problem, tile_registers
 from exitlens.compute.matmul import plain_linear
 from exitlens.models.native.families import LlamaLike, rms_parts
 from exitlens.models.native.kv_cache import KV, Where
 
 __all__ = ["KERNELS", "OneToken", "one_token"]
 
-KERNELS = ("exitlens.models.native._kernels", "exitlens.models.native._machine")
+KERNELS = ("exitlens.models.native._kernels", "exitlens.models.native._machine", "exitlens.compute.tiles")
+_LOG = logging.getLogger("exitlens")
 _LEAST = 20_000_000  # parameters: below, compiling takes longer than it saves
 _THREADS = 16
 _ACTIVATIONS = ("SiLU", "SiLUActivation")
@@ -144,9 +147,9 @@ def one_token(
         return None
     if not all(_plain(block) for block in blocks):
         return None
-    run = kernels(*KERNELS)
-    if run is None or not tile_registers():
+    if not _usable() or not tile_registers():
         return None
+    run = kernels(*KERNELS)
     sizes = [size for block in blocks for product in _products(block) for size in product.shape]
     if any(size % int(run.STEP) for size in sizes) or family.head_dim % 2:
         return None
@@ -154,6 +157,15 @@ def one_token(
         return OneToken(run, blocks, norm, head, family)
     except (ValueError, AttributeError, TypeError):
         return None
+
+
+@functools.cache
+def _usable() -> bool:
+    """Whether the kernels can be used; a line in the log, once, where numba is here but does not load."""
+    why = problem(*KERNELS)
+    if why and why != MISSING:
+        _LOG.warning("decoding in bf16 takes about twice the time: %s", why)
+    return why is None
 
 
 def _qkv(block: Any) -> list[Any]:
