@@ -293,7 +293,7 @@ def test_a_run_continues_with_the_same_tables(folders: tuple[Path, Path], tmp_pa
     ("options", "expected"),
     [
         (["--pass-at", "1,400"], "pass@400 is out of range: .* has a vocabulary of 320 tokens"),
-        (["--pass-at", "0"], "pass_at"),
+        (["--pass-at", "0"], "--pass-at"),
         (["--layers", "3"], "inner layer 3 is out of range: .* has inner layers 1 to 2"),
         (["--lens", "nowhere"], "no lens 'nowhere'"),
         (["--lens", "tuned"], "no tuned lens for"),

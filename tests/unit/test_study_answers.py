@@ -198,3 +198,21 @@ def test_judges_by_name() -> None:
 def test_decoders_that_do_not_exist_are_refused(text: str) -> None:
     with pytest.raises(InputError):
         DecoderSpec.parse(text)
+
+
+def test_intervals_of_scores_end_at_their_bounds() -> None:
+    """Eight questions, one of them low: the studentised interval alone reaches beyond 1."""
+    value = [1.0, 1.0, 1.0, 1.0, 1.0, 0.98, 1.0, 0.3]
+    rows = [
+        {"decoder": decoder, "question_id": str(i), "metric": metric, "value": each if decoder == "a" else 1 - each}
+        for metric in ("bleu_max", "rouge_diff", "own")
+        for decoder in ("a", "b")
+        for i, each in enumerate(value)
+    ]
+    table = compare(pd.DataFrame(rows), {}).set_index(["metric", "decoder"])
+    assert table.loc[("own", "a"), "high"] > 1
+    assert table.loc[("bleu_max", "a"), "high"] == 1
+    assert table.loc[("bleu_max", "b"), "low"] == 0
+    assert table.loc[("bleu_max", "b"), "difference_low"] == -1
+    assert table.loc[("rouge_diff", "a"), "high"] == 1
+    assert table.loc[("rouge_diff", "b"), "low"] == table.loc[("own", "b"), "low"]

@@ -85,6 +85,10 @@ class Intervals:
         value, low, high = (float(part[column]) for part in (self.value, self.low, self.high))
         return Interval(value, low, high, int(self.n[column]))
 
+    def within(self, least: float, most: float) -> Intervals:
+        """Cut at the bounds of what is estimated: no true value lies beyond them, so the level stays."""
+        return replace(self, low=np.clip(self.low, least, most), high=np.clip(self.high, least, most))
+
 
 def too_narrow(n: int, enough: int = ENOUGH) -> bool:
     """Whether ``n`` independent units give an interval, but fewer than ``enough``: then it may not hold its level."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,7 +51,8 @@ def compare(
         if not len(wide):
             continue
         values = wide.to_numpy(dtype=np.float64)
-        means = stats.mean_intervals(values, seed=seed)
+        least, most = _bounds(str(metric))
+        means = stats.mean_intervals(values, seed=seed).within(least, most)
         first = np.repeat(values[:, :1], len(decoders), axis=1)
         gaps = stats.paired_differences(values, first, seed=seed)
         for i, decoder in enumerate(decoders):
@@ -67,13 +69,21 @@ def compare(
             if i:
                 row |= {
                     "difference": float(gaps.value[i]),
-                    "difference_low": float(gaps.low[i]),
-                    "difference_high": float(gaps.high[i]),
+                    "difference_low": float(np.clip(gaps.low[i], least - most, most - least)),
+                    "difference_high": float(np.clip(gaps.high[i], least - most, most - least)),
                     "p": float(gaps.p[i]),
                 }
             rows.append(row)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.astype({name: np.float64 for name in COLUMNS if name not in ("decoder", "metric", "protocol", "n")})
+
+
+def _bounds(metric: str) -> tuple[float, float]:
+    """The least and the largest value that a score can take; endless for one that is not of ours."""
+    name, _, kind = metric.partition("_")
+    if metric in ("mc1", "mc2", "mc3") or kind == "acc" or (kind == "max" and name in ("bleu", "rouge")):
+        return 0.0, 1.0
+    return (-1.0, 1.0) if kind == "diff" and name in ("bleu", "rouge") else (-math.inf, math.inf)
 
 
 def cost_table(lm: LayeredModel, made: Sequence[Answers]) -> pd.DataFrame:

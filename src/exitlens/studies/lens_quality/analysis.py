@@ -47,8 +47,8 @@ def pass_table(
         for lens, mine in here.groupby("lens", sort=False):
             own, other = (mine[[f"{part} {k}" for k in ks]].to_numpy(np.float64) for part in ("own", "shuffled"))
             both = ~np.isnan(other).any(axis=1)
-            passed = _clamped(mean_intervals(own, seed=seed))
-            control = _clamped(mean_intervals(other[both], seed=seed)) if both.any() else None
+            passed = mean_intervals(own, seed=seed).within(0, 1)
+            control = mean_intervals(other[both], seed=seed).within(0, 1) if both.any() else None
             gain = paired_differences(own[both], other[both], seed=seed) if both.any() else None
             for i, k in enumerate(ks):
                 rows.append(
@@ -155,12 +155,6 @@ def _sets(share: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 def _named(name: str, found: Intervals | Any, column: int) -> dict[str, float]:
     parts = (np.nan,) * 3 if found is None else (found.value[column], found.low[column], found.high[column])
     return dict(zip((name, f"{name}_low", f"{name}_high"), map(float, parts), strict=True))
-
-
-def _clamped(found: Intervals) -> Intervals:
-    """Intervals of shares, clamped to their bounds: those of rare shares that are not 0 or 1 can leave them."""
-    low, high = np.clip(found.low, 0.0, 1.0), np.clip(found.high, 0.0, 1.0)
-    return Intervals(found.value, low, high, found.n)
 
 
 def _corrected(table: pd.DataFrame) -> pd.DataFrame:
