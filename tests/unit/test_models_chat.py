@@ -16,7 +16,7 @@ from tests.commands import call, done
 
 import exitlens
 from exitlens.errors import InputError
-from exitlens.models import chat, wrap
+from exitlens.models import chat, chat_bounds, wrap
 from exitlens.models.chat import rendered
 
 LLAMA = (
@@ -150,6 +150,84 @@ def test_a_template_that_loops_ends_with_a_message(kind: str, thread: bool, monk
     assert len(said) == 1
     assert time.monotonic() - began < 10
     assert sys.gettrace() is before
+
+
+# What takes memory, or time inside of one step; each of them ran a machine out of it.
+DOUBLING = "{{% set ns = namespace(s='ab') %}}{{% for i in range(60) %}}{}{{% endfor %}}"
+LARGE = {
+    "repetition": "{{ 'x' * 10**9 }}",
+    "of a list": "{{ ([1] * 10**9)|length }}",
+    "times a name": "{% set n = 10**9 %}{{ messages[0].content * n }}",
+    "center": "{{ 'x'|center(10**9) }}",
+    "a method": "{{ 'x'.center(10**9) }}",
+    "by name": "{{ 'x'|center(width=10**9) }}",
+    "by map": "{{ ['a']|map('center', 10**9)|list }}",
+    "indent": "{{ 'a\nb'|indent(10**9) }}",
+    "batch": "{% for b in [1]|batch(10**9, 'x') %}{% endfor %}",
+    "tojson": "{{ [1]|tojson(indent=10**9) }}",
+    "expandtabs": "{{ '\t'.expandtabs(10**9) }}",
+    "bytes of a number": "{{ (5).to_bytes(10**10, 'big') }}",
+    "%": "{{ '%1000000000d' % 1 }}",
+    "% *": "{{ '%*d' % (10**9, 1) }}",
+    "format, a filter": "{{ '%1000000000d'|format(1) }}",
+    "format": "{{ '{:>1000000000}'.format(1) }}",
+    "format, nested": "{{ '{:>{}}'.format(1, 10**9) }}",
+    "a power": "{{ 10 ** (10 ** 9) }}",
+    "squares": "{% set ns = namespace(n=3) %}{% for i in range(60) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
+    "doubling by +": DOUBLING.format("{% set ns.s = ns.s + ns.s %}"),
+    "doubling by ~": DOUBLING.format("{% set ns.s = ns.s ~ ns.s %}"),
+    "doubling by set": DOUBLING.format("{% set a %}{{ ns.s }}{{ ns.s }}{% endset %}{% set ns.s = a %}"),
+    "doubling by join": DOUBLING.format("{% set ns.s = [ns.s, ns.s]|join %}"),
+    "doubling by replace": DOUBLING.format("{% set ns.s = ns.s|replace('a', 'aa') %}"),
+    "doubling by its method": DOUBLING.format("{% set ns.s = ns.s.replace('a', 'aa') %}"),
+    "doubling by a macro": "{% macro f(s) %}{{ s }}{{ s }}{% endmacro %}" + DOUBLING.format("{% set ns.s = f(ns.s) %}"),
+    "slices kept": "{% set ns = namespace(l=[]) %}{% set s = 'x' * 10**5 %}{% for i in range(99999) %}"
+    "{% set ns.l = ns.l + [s[1:]] %}{% endfor %}",
+    "output": "{% set s = 'x' * 10**5 %}{% for i in range(99999) %}{{ s }}{% endfor %}",
+    "a list of itself twice": DOUBLING.format("{% set ns.s = [ns.s, ns.s] %}") + "{{ ns.s }}",
+    "a dictionary of itself twice": DOUBLING.format("{% set ns.s = {'a': ns.s, 'b': ns.s} %}") + "{{ ns.s|tojson }}",
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_a_template_that_grows_ends_with_a_message(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_bounds, "MOST", 300_000)  # reached sooner, and by no template that does not grow
+    monkeypatch.setattr(chat_bounds, "_PIECES", 10_000)
+    began = time.monotonic()
+    with pytest.raises(InputError, match="makes more than 300,000 characters") as caught:
+        rendered(_model(LARGE[kind]), TURNS, tokenize=False)
+    assert "chat_template in tokenizer_config.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert time.monotonic() - began < 5
+
+
+def test_long_messages_are_written_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_bounds, "MOST", 1000)
+    text = "ab " * 2000
+    assert rendered(_model(PLAIN), [{"role": "user", "content": text}], tokenize=False) == text
+
+
+RICH = (
+    "{%- macro turn(m, last=false) -%}<|{{ m['role'] }}|>{{ m.content|trim ~ ('' if last else '\n') }}{%- endmacro -%}"
+    "{%- set ns = namespace(seen=[], n=1) -%}{%- set rest = messages[1:] + messages[:1] -%}"
+    "{%- for m in rest -%}{%- set ns.n = ns.n * 2.5 + 10**8 * 1.5 -%}{%- set ns.seen = ns.seen + [m.role] -%}"
+    "{{ turn(m, loop.last) }}{%- endfor -%}{{ ns.seen|join(', ') }} {{ ns.n|round|int }}"
+    " {{ messages|tojson(indent=2) }}"
+    "{{ '%s-%03d' % ('a', 7) }} {{ '{:>5}|{}'.format('b', none) }} {{ ('x' * 3)|center(9)|replace('x', 'yz') }}"
+    "{% for k, v in {'a': 1, 'b': [1, (2, 3)]}.items() %}{{ k }}={{ v }};{% endfor %}{{ nothing }}{{ 7 % 4 }}"
+    "{{ messages|map(attribute='role')|list }}{{ messages[0].content.split('l')[-1] }}{{ ','.join(['p', 'q']) }}"
+    "{% generation %}g{% endgeneration %}{{ messages|selectattr('role', 'equalto', 'user')|list|length }}"
+)
+
+
+def test_other_templates_write_what_they_did() -> None:
+    lm, turns = _model(RICH), [*TURNS, {"role": "assistant", "content": " hi <there> "}]
+    want = lm.tokenizer.apply_chat_template(turns, tokenize=False)
+    assert rendered(lm, turns, tokenize=False) == want
+    assert len(want) > 200
+    # Who renders a template without us is not held to our bound.
+    lm.tokenizer.chat_template = "{{ ('x' * 60000000)|length }}"
+    assert lm.tokenizer.apply_chat_template(turns, tokenize=False) == "60000000"
 
 
 @pytest.mark.parametrize("start", ["", "\n", "\n\n", "  ", "  {% set a = 1 %}\n", "\n  {% set a = 1 %}"])

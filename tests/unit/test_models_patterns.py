@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from pathlib import Path
@@ -26,6 +27,9 @@ GOOD = [
     r"(?:\p{L}+)+@",
 ]
 BAD = [r"(a+)+b", r"(a+a+)+b", r"(?:\p{L}+\p{L}+)+@", r"(x+x+)+y|.", r"([0-9]+[0-9]*)*#", r"((a|aa)+)+c"]
+
+# No repeated group: the time grows by the third power of the length, or more.
+SLOW = [r"a*a*b", r"\s*\s*\s*x", r"\p{L}+\p{L}+\p{L}+@"]
 
 
 def _tokenizer(pattern: str, part: str = "pre_tokenizer") -> Any:
@@ -54,6 +58,16 @@ def test_patterns_that_do_not_end_are_named(pattern: str, part: str, capfd: pyte
     assert repr(pattern) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("part", ["pre_tokenizer", "normalizer"])
+@pytest.mark.parametrize("pattern", SLOW)
+def test_patterns_whose_time_grows_by_a_power_are_named(pattern: str, part: str) -> None:
+    with pytest.raises(UnsupportedModel, match=r"backtracks (for .* s, on half of it|without end)") as caught:
+        check_patterns(_tokenizer(pattern, part), "mine")
+    assert re.search(r"on a text of (300|1000) characters", str(caught.value))
+    assert repr(pattern) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_folder_with_one_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Conversations as a tokenizer's chat template writes them: on a stated day, within a time, refused in one line."""
+"""Conversations as a tokenizer's chat template writes them: on a stated day, within bounds, refused in one line."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from exitlens.errors import InputError
+from exitlens.models.chat_bounds import TooMuch, bounded_size
 from exitlens.models.patterns import panicked
 from exitlens.models.reasons import one_line
 
@@ -38,7 +39,7 @@ def rendered(lm: Templated, turns: Sequence[Mapping[str, Any]], *, tokenize: boo
     templates write it. Without one they see today, which is said once, since tomorrow's prompts are then others.
 
     Raises:
-        InputError: There is no template, it refuses these turns, has a mistake, or does not end.
+        InputError: There is no template, it refuses these turns, has a mistake, does not end, or makes too much.
     """
     named = f"the chat template of {lm.name} (chat_template in tokenizer_config.json, or chat_template.jinja)"
     if not getattr(lm.tokenizer, "chat_template", None):
@@ -48,7 +49,7 @@ def rendered(lm: Templated, turns: Sequence[Mapping[str, Any]], *, tokenize: boo
     given = {} if lm.chat_date is None else {"date_string": day.strftime("%d %b %Y")}
     apply = lm.tokenizer.apply_chat_template
     try:
-        with _bounded(SECONDS):
+        with _bounded(SECONDS), bounded_size(turns) as most:
             template = str(lm.tokenizer.get_chat_template())
             dated = _CLOCK in template
             if dated:
@@ -62,6 +63,11 @@ def rendered(lm: Templated, turns: Sequence[Mapping[str, Any]], *, tokenize: boo
                     _say(lm, today)
     except _TooLong:
         raise InputError(f"{named} did not end within {SECONDS:g} s: it loops; mend it, or leave --chat out") from None
+    except TooMuch:
+        raise InputError(
+            f"{named} makes more than {most:,} characters of these messages: it grows without bound; mend it, or leave "
+            "--chat out"
+        ) from None
     except BaseException as error:  # a template is a program, and may fail in any way
         if not isinstance(error, Exception) and not panicked(error):
             raise
@@ -105,9 +111,11 @@ def _bounded(seconds: float) -> Iterator[None]:
     end = time.monotonic() + seconds
     before = sys.gettrace()
 
-    def step(_frame: FrameType, _event: str, _argument: Any) -> Any:
+    def step(frame: FrameType, _event: str, _argument: Any) -> Any:
         if time.monotonic() > end:
             raise _TooLong
+        if frame.f_globals.get("__name__") == TooMuch.__module__:
+            return None  # looks at sizes, which are bounded: ten times slower if it were traced
         return step
 
     sys.settrace(step)

@@ -1,4 +1,4 @@
-"""Patterns of a tokenizer that backtrack without end: found at load, told in one line when met later."""
+"""Patterns of a tokenizer that backtrack without end, or slowly: found at load, told in one line when met later."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import re
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +18,13 @@ __all__ = ["check_patterns", "panicked"]
 
 SECONDS = 10.0  # that 40 characters may take: they take microseconds
 _REPEATED_GROUP = re.compile(r"\)(?:[*+]|\{\d*,)")  # without one, time grows by a power of the length at most
+_REPEATED = re.compile(r"[*+]|\{\d*,")  # with one alone, by its square, with a factor that no text shows
 _LENGTH = 40
+_LONG = (
+    300,
+    1000,
+)  # of texts that show a power: 10,000 letters then take 100 or 1,000 times as long
+_SLOW = 0.5  # seconds of the processor that they may take: they take 0.03 at most
 
 
 def panicked(error: BaseException) -> bool:
@@ -26,17 +33,20 @@ def panicked(error: BaseException) -> bool:
 
 
 def check_patterns(tokenizer: Any, label: str) -> None:
-    """Try repeated groups on texts made of each pattern's own letters. Raises :class:`UnsupportedModel`."""
+    """Try what repeats on texts made of each pattern's own letters. Raises :class:`UnsupportedModel`."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         for field, pattern in _patterns(getattr(backend, part, None), part):
-            if _REPEATED_GROUP.search(pattern) and not _ends(tokenizer, pattern):
-                raise UnsupportedModel(
-                    f"{label}: the pattern {cut(pattern)!r} in tokenizer.json ({field}) backtracks without end on a "
-                    f"text of {_LENGTH} characters: mend it, or use the model's own tokenizer"
-                )
+            lengths = [_LENGTH] if _REPEATED_GROUP.search(pattern) else []
+            lengths += _LONG if len(_REPEATED.findall(pattern)) > 1 else ()
+            for length in lengths:
+                if trouble := _trouble(tokenizer, pattern, length):
+                    raise UnsupportedModel(
+                        f"{label}: the pattern {cut(pattern)!r} in tokenizer.json ({field}) backtracks {trouble} on a "
+                        f"text of {length} characters: mend it, or use the model's own tokenizer"
+                    )
 
 
 def _patterns(part: Any, name: str) -> Iterator[tuple[str, str]]:
@@ -58,29 +68,39 @@ def _patterns(part: Any, name: str) -> Iterator[tuple[str, str]]:
             yield field, value
 
 
-def _ends(tokenizer: Any, pattern: str) -> bool:
-    """Whether texts of repeated letters are tokenised in time. A thread that does not come back is left behind."""
+def _trouble(tokenizer: Any, pattern: str, length: int) -> str:
+    """How texts of repeated letters fail to be tokenised in time. A thread that does not come back is left behind."""
     own = "".join(dict.fromkeys(c for c in pattern if c.isprintable()))
     letters = dict.fromkeys(own + "ax0 \n")
     # Where a letter that a match must have is nowhere in a text the library does not search at all.
     ends = ("", "\x01", f"\x01{own}")
-    done: list[bool] = []
+    endless = "without end"
+    done: list[str] = []
+
+    def seconds(text: str) -> float:
+        begun = time.thread_time()  # of the processor: others that keep it busy are no fault of the pattern
+        tokenizer(text, add_special_tokens=False)
+        return time.thread_time() - begun
 
     def work() -> None:
         try:
             for letter in letters:
                 for end in ends:
-                    tokenizer(letter * _LENGTH + end, add_special_tokens=False)
+                    whole = seconds(letter * length + end)
+                    # In proportion to the length it would be two.
+                    if whole > _SLOW and whole > 3 * (half := seconds(letter * (length // 2) + end)):
+                        done.append(f"for {whole:.2g} s, on half of it {half:.2g} s,")
+                        return
         except BaseException as error:  # noqa: BLE001 - Rust's panic is one
-            done.append(not panicked(error))
+            done.append(endless if panicked(error) else "")
         else:
-            done.append(True)
+            done.append("")
 
     with _silent():  # the library writes where it panicked, over many lines
         thread = threading.Thread(target=work, name="exitlens-patterns", daemon=True)
         thread.start()
         thread.join(SECONDS)
-    return done == [True]
+    return done[0] if done else endless
 
 
 @contextlib.contextmanager
