@@ -14,12 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from exitlens.errors import InputError
+from exitlens.stats.arrays import Numbers
 
 __all__ = [
     "AnytimeControl",
@@ -128,7 +129,7 @@ def check_levels(delta: float, epsilon: float) -> None:
 
 
 def calibrate(
-    losses: NDArray[Any],
+    losses: Numbers,
     thresholds: Sequence[float | int],
     *,
     delta: float,
@@ -143,19 +144,19 @@ def calibrate(
     check_levels(delta, epsilon)
     if bound == "betting":
         return calibrate_anytime(losses, thresholds, delta=delta, epsilon=epsilon)
-    losses = _losses(losses, len(thresholds))
-    n = losses.shape[1]
+    known = _losses(losses, len(thresholds))
+    n = known.shape[1]
     require_units(n, delta, epsilon, bound)
     chosen: int | None = None
     tested: list[float] = []
     for i in range(len(thresholds)):
-        tested.append(p_value(float(losses[i].mean()), n, delta, bound))
+        tested.append(p_value(float(known[i].mean()), n, delta, bound))
         if tested[-1] > epsilon:
             break
         chosen = i
     return Calibrated(
         threshold=None if chosen is None else float(thresholds[chosen]),
-        risk=None if chosen is None else float(losses[chosen].mean()),
+        risk=None if chosen is None else float(known[chosen].mean()),
         p_values=tuple(tested),
         n=n,
         delta=delta,
@@ -202,7 +203,7 @@ class AnytimeControl:
         self._split = np.full((len(self.thresholds), len(_BETS)), -math.log(len(_BETS)))
         self._passed_at = np.zeros(len(self.thresholds), dtype=np.int64)  # 0: not yet
 
-    def add(self, losses: NDArray[Any]) -> None:
+    def add(self, losses: Numbers) -> None:
         """One more answer: its loss in 0..1 at each threshold. Raises :class:`InputError`."""
         given = _losses(np.asarray(losses, dtype=np.float64)[:, None], len(self.thresholds))[:, 0]
         self.n += 1
@@ -225,26 +226,26 @@ class AnytimeControl:
 
 
 def calibrate_anytime(
-    losses: NDArray[Any], thresholds: Sequence[float | int], *, delta: float, epsilon: float = 0.05
+    losses: Numbers, thresholds: Sequence[float | int], *, delta: float, epsilon: float = 0.05
 ) -> Calibrated:
     """What :class:`AnytimeControl` names after all answers of ``losses [thresholds, n]``, in their order.
 
     ``p_values``: one over the highest capital so far. Raises as :func:`calibrate` does.
     """
     check_levels(delta, epsilon)
-    losses = _losses(losses, len(thresholds))
-    require_units(losses.shape[1], delta, epsilon, "betting")
+    known = _losses(losses, len(thresholds))
+    require_units(known.shape[1], delta, epsilon, "betting")
     control = AnytimeControl(thresholds, delta=delta, epsilon=epsilon)
     highest = np.zeros(len(thresholds))
-    for answer in losses.T:
+    for answer in known.T:
         control.add(answer)
         highest = np.maximum(highest, control.capital)
     count = len(control.passed_at)
     return Calibrated(
         threshold=control.threshold,
-        risk=None if not count else float(losses[count - 1].mean()),
+        risk=None if not count else float(known[count - 1].mean()),
         p_values=tuple(float(p) for p in np.exp(-highest[: count + 1])),
-        n=losses.shape[1],
+        n=known.shape[1],
         delta=delta,
         epsilon=epsilon,
         bound="betting",
@@ -252,18 +253,18 @@ def calibrate_anytime(
     )
 
 
-def risk_upper_bound(losses: NDArray[Any], epsilon: float = 0.05) -> NDArray[np.float64]:
+def risk_upper_bound(losses: Numbers, epsilon: float = 0.05) -> NDArray[np.float64]:
     """An upper bound ``[n]`` on the risk after each of ``losses [n]``: all hold at once with probability 1 − ε.
 
     The largest risk that the same bets have not ruled out by then. Raises :class:`InputError`.
     """
     check_levels(0.5, epsilon)
-    losses = _losses(np.asarray(losses, dtype=np.float64)[None], 1)[0]
-    low, high = np.zeros(len(losses)), np.ones(len(losses))
+    seen = _losses(np.asarray(losses, dtype=np.float64)[None], 1)[0]
+    low, high = np.zeros(len(seen)), np.ones(len(seen))
     for _ in range(30):  # the capital against a risk grows with that risk, so halving finds where it reaches 1/ε
         middle = (low + high) / 2
         for i, risk in enumerate(middle):
-            gained = _log_factors(losses[: i + 1], float(risk)).sum(axis=0)
+            gained = _log_factors(seen[: i + 1], float(risk)).sum(axis=0)
             ruled_out = np.logaddexp.reduce(gained) - math.log(len(_BETS)) >= -math.log(epsilon)
             low[i], high[i] = (low[i], risk) if ruled_out else (risk, high[i])
     return np.minimum.accumulate(high)
@@ -275,11 +276,11 @@ def _log_factors(losses: NDArray[np.float64], delta: float) -> NDArray[np.float6
         return np.asarray(np.log(1.0 + np.outer((delta - losses) / (1.0 - delta), _BETS)), dtype=np.float64)
 
 
-def _losses(losses: NDArray[Any], thresholds: int) -> NDArray[np.float64]:
+def _losses(losses: Numbers, thresholds: int) -> NDArray[np.float64]:
     """``[thresholds, n]``, checked."""
-    losses = np.asarray(losses, dtype=np.float64)
-    if losses.ndim != 2 or losses.shape[0] != thresholds:
-        raise InputError(f"losses of shape {losses.shape} do not fit {thresholds} thresholds: one row each")
-    if not (np.isfinite(losses).all() and losses.min(initial=0.0) >= 0.0 and losses.max(initial=0.0) <= 1.0):
+    known = np.asarray(losses, dtype=np.float64)
+    if known.ndim != 2 or known.shape[0] != thresholds:
+        raise InputError(f"losses of shape {known.shape} do not fit {thresholds} thresholds: one row each")
+    if not (np.isfinite(known).all() and known.min(initial=0.0) >= 0.0 and known.max(initial=0.0) <= 1.0):
         raise InputError("losses must be finite and lie in 0..1")
-    return losses
+    return known
