@@ -155,11 +155,30 @@ def _names(page: Path, lm: Any) -> dict[str, Any]:
     return common
 
 
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """What a page registers is forgotten after it: other tests of this process register the same names."""
+    from exitlens.decoding.contrast import parse
+    from exitlens.lenses import statistics
+    from exitlens.probes.kinds import KINDS
+    from exitlens.studies.registry import STUDIES
+
+    held = [statistics._known, parse._OWN, KINDS.own]
+    before, studies = [dict(each) for each in held], set(STUDIES)
+    yield
+    for each, names in zip(held, before, strict=True):
+        for name in set(each) - set(names):
+            del each[name]
+    for name in set(STUDIES) - studies:
+        STUDIES.remove(name)
+
+
 _PYTHON = [p for p in PAGES if p.stem != "serve" and any(b.language == "python" for b in blocks(p))]  # needs a server
 
 
 @pytest.mark.parametrize("page", _PYTHON, ids=_page_id)
 @pytest.mark.timeout(900)
+@pytest.mark.usefixtures("registries")
 def test_python_blocks_run(page: Path, prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The blocks of a page run one after the other in one namespace."""
     import exitlens
