@@ -116,6 +116,11 @@ def test_what_is_no_decoder_is_refused_in_one_line() -> None:
         assert "\n" not in str(found.value)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Silent(ContrastDecoder):
+    """Without the one method that it needs."""
+
+
 @pytest.mark.wrong_types
 @pytest.mark.parametrize(
     ("name", "decoder", "more", "says"),
@@ -123,6 +128,7 @@ def test_what_is_no_decoder_is_refused_in_one_line() -> None:
         ("dola", Halfway, {}, "is taken by a built-in one"),
         ("a:b", Halfway, {}, "cannot be written"),
         ("mine", int, {}, "int is no decoder"),
+        ("mine", Silent, {}, "'mine' gives no scores: write the __call__ of Silent"),
         ("mine", lambda final, early: final, {"lens": "tund"}, "no lens 'tund'"),
     ],
 )

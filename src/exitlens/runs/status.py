@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from exitlens.errors import ExitlensError, RunError
 from exitlens.runs.engine import Progress, Report
-from exitlens.storage.atomic import read_json, write_json
+from exitlens.storage.atomic import alive, read_json, write_json
 from exitlens.storage.mirror import local_folder
 
 __all__ = ["FILE", "Status", "StatusFile", "read_status"]
@@ -56,7 +56,7 @@ class Status(BaseModel):
         where = f"process {self.pid} on {self.host}"
         if self.state != "running":
             return f"{self.state} ({where}, {age:.0f} s ago)"
-        if self.host == platform.node() and not _alive(self.pid):
+        if os.name != "nt" and self.host == platform.node() and not alive(self.pid):  # Windows cannot be asked
             return f"stopped: {where} is gone; the same command continues from there"
         old = f", no news for {age:.0f} s" if age > OLD else ""
         return f"running ({where}{old})"
@@ -117,13 +117,3 @@ def read_status(folder: str | Path) -> Status:
             f"'{folder}' says nothing of a run ({FILE} is missing or damaged): name the run directory (--out) of "
             "exitlens run, probe or read"
         ) from None
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True

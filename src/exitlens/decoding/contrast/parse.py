@@ -91,6 +91,8 @@ def register_decoder(
         reads = layers if callable(layers) else tuple(layers)
         _OWN[name] = partial(_FunctionDecoder, name=name, function=decoder, reads=reads, lens=lens)
     elif is_dataclass(decoder) and issubclass(decoder, ContrastDecoder):
+        if decoder.__call__ is ContrastDecoder.__call__:  # would be found out only when the model is loaded
+            raise InputError(f"decoder {name!r} gives no scores: write the __call__ of {decoder.__name__}")
         _OWN[name] = decoder
     else:
         raise InputError(
