@@ -19,8 +19,8 @@ from exitlens.exits.policies import ExitPolicy
 from exitlens.exits.session import ExitPrefix, Tally
 from exitlens.lenses import _triton as fused
 from exitlens.lenses import readout
+from exitlens.lenses.jacobian.text import FitSettings, rows_jacobian
 from exitlens.lenses.read_texts import read_windows
-from exitlens.lenses.text_jacobian import FitSettings, rows_jacobian
 from exitlens.models.forward import passes, plan_windows
 from exitlens.models.layered import Layered
 from exitlens.models.native.runner import runner_of

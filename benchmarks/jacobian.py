@@ -25,7 +25,7 @@ from torch import Tensor
 import exitlens
 from exitlens.compute.hardware import describe, product_dtype
 from exitlens.lenses.concepts import best_ranks, inner_layers, pass_at, plan_reads, ranks_at, with_rule
-from exitlens.lenses.text_jacobian import FitSettings, rows_jacobian
+from exitlens.lenses.jacobian.text import FitSettings, rows_jacobian
 from exitlens.models.layout.hooks import eval_mode
 from exitlens.models.pullback import Gradient, gradient_of
 from exitlens.studies.lens_training import pieces_of_own

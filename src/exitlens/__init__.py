@@ -21,7 +21,7 @@ _HOME = {
     "Dataset": "data.records",
     "ExitlensError": "errors",
     "Generation": "decoding.loop",
-    "JacobianLens": "lenses.jacobian",
+    "JacobianLens": "lenses.jacobian.lens",
     "LM": "api",
     "LayeredModel": "models.protocol",
     "RunConfig": "studies.config",
@@ -34,7 +34,7 @@ _HOME = {
     "decoding_study": "studies.decoding.study",
     "entropy_study": "studies.entropy.study",
     "exits_study": "studies.exits.study",
-    "fit_jacobian_lens": "lenses.fit_jacobian",
+    "fit_jacobian_lens": "lenses.jacobian.fit",
     "generate": "decoding.loop",
     "layers_study": "studies.layers.study",
     "lens_study": "studies.lens_quality.study",
@@ -88,8 +88,8 @@ if TYPE_CHECKING:
     from exitlens.errors import ExitlensError as ExitlensError
     from exitlens.integrations.transformers_generate import transformers_generate as transformers_generate
     from exitlens.lenses.attribution import Attribution as Attribution
-    from exitlens.lenses.fit_jacobian import fit_jacobian_lens as fit_jacobian_lens
-    from exitlens.lenses.jacobian import JacobianLens as JacobianLens
+    from exitlens.lenses.jacobian.fit import fit_jacobian_lens as fit_jacobian_lens
+    from exitlens.lenses.jacobian.lens import JacobianLens as JacobianLens
     from exitlens.lenses.read_texts import read as read
     from exitlens.lenses.statistics import register_statistic as register_statistic
     from exitlens.lenses.trace import Trace as Trace

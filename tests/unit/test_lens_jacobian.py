@@ -26,9 +26,9 @@ from exitlens.errors import InputError
 from exitlens.exits.replay_policies import Cost
 from exitlens.exits.shortlist import ExitReader
 from exitlens.lenses import readout
-from exitlens.lenses.jacobian import JacobianLens, merged
+from exitlens.lenses.jacobian.lens import JacobianLens, merged
+from exitlens.lenses.jacobian.published import read_published, write_published
 from exitlens.lenses.lens_names import load_lens, open_lens, own_path
-from exitlens.lenses.published_jacobian import read_published, write_published
 from exitlens.lenses.tuned import TunedLens
 
 N, D = 4, 24

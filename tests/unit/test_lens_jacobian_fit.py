@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import exitlens
 from exitlens.errors import InputError, ModelError, UnsupportedModel
-from exitlens.lenses.fit_jacobian import fit_jacobian_lens
-from exitlens.lenses.jacobian import JacobianLens
-from exitlens.lenses.text_jacobian import FitSettings, text_jacobian
+from exitlens.lenses.jacobian.fit import fit_jacobian_lens
+from exitlens.lenses.jacobian.lens import JacobianLens
+from exitlens.lenses.jacobian.text import FitSettings, text_jacobian
 from exitlens.models.pullback import Gradient, gradient_of
 
 IDS = [(37 * i + 5) % 300 for i in range(14)]
@@ -233,17 +233,17 @@ def test_hooks_are_refused() -> None:
 
 
 def test_fewer_rows_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    from exitlens.lenses import fit_jacobian
+    from exitlens.lenses.jacobian import fit
 
     lm = wrapped("llama")
     want, _ = fit_jacobian_lens(lm, [IDS], skip=SKIP, held_out=0)
-    room = 3 * 4 * 3 * 32**2 + 20 * fit_jacobian.row_bytes(lm, len(IDS))
-    monkeypatch.setattr(fit_jacobian, "free_bytes", lambda _device: room)
+    room = 3 * 4 * 3 * 32**2 + 20 * fit.row_bytes(lm, len(IDS))
+    monkeypatch.setattr(fit, "free_bytes", lambda _device: room)
     said: list[str] = []
     got, _ = fit_jacobian_lens(lm, [IDS], length=len(IDS), skip=SKIP, held_out=0, say=said.append)
     assert "smaller batches: 5 rows at a time instead of 32" in said[0]
     torch.testing.assert_close(got.matrices, want.matrices, rtol=1e-5, atol=1e-6)
-    monkeypatch.setattr(fit_jacobian, "free_bytes", lambda _device: 1000)
+    monkeypatch.setattr(fit, "free_bytes", lambda _device: 1000)
     with pytest.raises(InputError, match="the matrices of 3 layers take"):
         fit_jacobian_lens(lm, [IDS], skip=SKIP)
 

@@ -109,7 +109,7 @@ def merge_command(
     Their means are weighted by their numbers of texts. --json prints what `lens show --json` prints.
     """
     from exitlens.errors import InputError
-    from exitlens.lenses.jacobian import merged
+    from exitlens.lenses.jacobian.lens import merged
     from exitlens.lenses.lens_words import kept_path
     from exitlens.storage.atomic import check_writable
 
@@ -138,7 +138,7 @@ def export_command(
     Block l there is counted from 0 and stands for layer l + 1 here. --json prints path, format and left_out (a line on
     what the layout cannot hold, or null).
     """
-    from exitlens.lenses.published_jacobian import write_published
+    from exitlens.lenses.jacobian.published import write_published
     from exitlens.storage.atomic import check_writable
 
     path = check_writable(out)
@@ -154,7 +154,7 @@ def export_command(
 def _jacobian(word: str) -> JacobianLens:
     """The Jacobian lens that a word means. Raises InputError for one of another kind."""
     from exitlens.errors import InputError
-    from exitlens.lenses.jacobian import JacobianLens
+    from exitlens.lenses.jacobian.lens import JacobianLens
     from exitlens.lenses.lens_names import load_lens
     from exitlens.lenses.lens_words import lens_named
 

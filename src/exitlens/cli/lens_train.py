@@ -191,7 +191,7 @@ def _checked(
 
 def _cut(own: dict[str, Any]) -> dict[str, int]:
     """How text is cut for a Jacobian lens; its settings are checked here, before a model is loaded."""
-    from exitlens.lenses.text_jacobian import FitSettings
+    from exitlens.lenses.jacobian.text import FitSettings
 
     settings = FitSettings(**{key: value for key, value in own.items() if key != "layers"}).checked()
     return {"length": settings.length, "least": settings.skip + 2, "enough": 1}

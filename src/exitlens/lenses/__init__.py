@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from exitlens.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from exitlens.lenses.fit_jacobian import FitReport as FitReport
-    from exitlens.lenses.fit_jacobian import fit_jacobian_lens as fit_jacobian_lens
-    from exitlens.lenses.jacobian import JacobianLens as JacobianLens
+    from exitlens.lenses.jacobian.fit import FitReport as FitReport
+    from exitlens.lenses.jacobian.fit import fit_jacobian_lens as fit_jacobian_lens
+    from exitlens.lenses.jacobian.lens import JacobianLens as JacobianLens
     from exitlens.lenses.lens import Lens as Lens
     from exitlens.lenses.read_hidden import Readout as Readout
     from exitlens.lenses.read_hidden import readout as readout
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from exitlens.lenses.tuned import TunedLens as TunedLens
 
 _HOME = {
-    "FitReport": "fit_jacobian",
-    "JacobianLens": "jacobian",
+    "FitReport": "jacobian.fit",
+    "JacobianLens": "jacobian.lens",
     "Lens": "lens",
     "Readout": "read_hidden",
     "STATS": "statistics",
     "Trace": "trace",
     "TrainingReport": "train_tuned",
     "TunedLens": "tuned",
-    "fit_jacobian_lens": "fit_jacobian",
+    "fit_jacobian_lens": "jacobian.fit",
     "read": "read_texts",
     "read_ids": "read_texts",
     "readout": "read_hidden",

@@ -8,11 +8,11 @@ import logging
 from pathlib import Path
 
 from exitlens.errors import ExitlensError, InputError
-from exitlens.lenses.jacobian import FORMAT as JACOBIAN
-from exitlens.lenses.jacobian import JacobianLens
+from exitlens.lenses.jacobian.lens import FORMAT as JACOBIAN
+from exitlens.lenses.jacobian.lens import JacobianLens
+from exitlens.lenses.jacobian.published import PICKLES, PUBLISHED, for_model, from_published_tensors, read_published
 from exitlens.lenses.lens import BUILT_IN, Lens, as_lens
 from exitlens.lenses.lens_words import FITTED, kept_lenses, lens_named
-from exitlens.lenses.published_jacobian import PICKLES, PUBLISHED, for_model, from_published_tensors, read_published
 from exitlens.lenses.tuned import TunedLens
 from exitlens.models.protocol import LayeredModel
 from exitlens.storage.cache_folder import cache_dir

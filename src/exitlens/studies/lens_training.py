@@ -21,7 +21,7 @@ from exitlens.lenses import (
     fit_jacobian_lens,
     train_tuned_lens,
 )
-from exitlens.lenses.fit_jacobian import Elsewhere, Stream
+from exitlens.lenses.jacobian.fit import Elsewhere, Stream
 from exitlens.models.forward import cut_tokens
 from exitlens.models.protocol import LayeredModel
 from exitlens.storage.atomic import check_writable, write_json

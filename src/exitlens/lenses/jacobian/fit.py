@@ -23,11 +23,11 @@ from exitlens.compute.hardware import product_dtype
 from exitlens.compute.memory import free_bytes
 from exitlens.errors import InputError
 from exitlens.layer_range import Layers, resolve_layers
-from exitlens.lenses._running_sum import UNIT, RunningSum
-from exitlens.lenses._text_sums import Elsewhere, Stream, SumTexts, add_texts
-from exitlens.lenses.jacobian import JacobianLens
+from exitlens.lenses.jacobian._running_sum import UNIT, RunningSum
+from exitlens.lenses.jacobian._text_sums import Elsewhere, Stream, SumTexts, add_texts
+from exitlens.lenses.jacobian.lens import JacobianLens
+from exitlens.lenses.jacobian.text import LENGTH, ROWS, SKIP, FitSettings
 from exitlens.lenses.read_hidden import readout
-from exitlens.lenses.text_jacobian import LENGTH, ROWS, SKIP, FitSettings
 from exitlens.models.protocol import LayeredModel
 from exitlens.models.pullback import Gradient, gradient_of
 from exitlens.storage.atomic import key_of, text_hash

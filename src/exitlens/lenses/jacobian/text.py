@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError
-from exitlens.lenses.jacobian import ESTIMATORS
+from exitlens.lenses.jacobian.lens import ESTIMATORS
 from exitlens.models.protocol import LayeredModel
 from exitlens.models.pullback import Gradient, Pulls, out_of_memory
 from exitlens.parsing import cut

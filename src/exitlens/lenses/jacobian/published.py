@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError, UnsupportedModel
-from exitlens.lenses.jacobian import JacobianLens
-from exitlens.lenses.text_jacobian import FitSettings, rows_jacobian
+from exitlens.lenses.jacobian.lens import JacobianLens
+from exitlens.lenses.jacobian.text import FitSettings, rows_jacobian
 from exitlens.models.protocol import LayeredModel
 from exitlens.models.pullback import Gradient
 from exitlens.parsing import check_plain, cut

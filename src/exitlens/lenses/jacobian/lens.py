@@ -1,8 +1,8 @@
 """The Jacobian lens: each layer read after the average linear map from there to the last layer.
 
 ``z_j = post(W norm(J_j h_j))`` with ``J_j = E[∂h_N/∂h_j]``, h_N before the final norm ("Verbalizable Representations
-Form a Global Workspace in Language Models", Anthropic, July 2026). :mod:`.fit_jacobian` estimates the matrices;
-:mod:`.published_jacobian` reads and writes the files that others publish.
+Form a Global Workspace in Language Models", Anthropic, July 2026). :mod:`.fit` estimates the matrices;
+:mod:`.published` reads and writes the files that others publish.
 """
 
 from __future__ import annotations

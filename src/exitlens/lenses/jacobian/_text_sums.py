@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import ModelError, RunError
-from exitlens.lenses._running_sum import UNIT, RunningSum
-from exitlens.lenses.text_jacobian import FitSettings, text_jacobian
+from exitlens.lenses.jacobian._running_sum import UNIT, RunningSum
+from exitlens.lenses.jacobian.text import FitSettings, text_jacobian
 from exitlens.models.protocol import LayeredModel
 from exitlens.models.pullback import Gradient, Method, gradient_by
 from exitlens.parsing import cut
