@@ -18,7 +18,7 @@ import torch
 
 from exitlens.storage.cache_folder import cache_dir
 
-__all__ = ["MISSING", "compiled_before", "kernels", "problem", "tile_registers"]
+__all__ = ["MISSING", "compiled_before", "kernels", "problem", "tile_registers", "wide_vectors"]
 
 MISSING = "pip install 'exitlens[numba]'"
 _ALONE = threading.Lock()  # the folder is a setting of numba's that every thread sees
@@ -99,3 +99,11 @@ def tile_registers() -> bool:
     known = llvmlite.binding.get_host_cpu_features()
     ask = getattr(torch.cpu, "_init_amx", None)  # a private name: a torch that renames it must cost speed alone
     return bool(known.get("amx-bf16") and known.get("amx-tile")) and ask is not None and bool(ask())
+
+
+@functools.cache
+def wide_vectors() -> bool:
+    """Whether a vector register holds 16 float32 numbers (AVX512), and there are 32 of them."""
+    import llvmlite.binding
+
+    return bool(llvmlite.binding.get_host_cpu_features().get("avx512f"))

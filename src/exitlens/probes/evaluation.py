@@ -100,14 +100,10 @@ def evaluate(
         Measured(name, roles[name], None, len(p), measure(p, labels, folds, groups, counts))
         for name, p in predictions.items()
     )
-    selectivity = {}
+    selectivity: dict[str, float] = {}
     if control:
         kind, own = next(((k, r) for k, r in zip(todo, runs, strict=True) if not k.random), (todo[0], runs[0]))
-        said, drawn = random_label_probes(kind, own, data, split, seed)
-        chance = [
-            Measured(CONTROL, "control", j, len(drawn), measure(said[k], drawn, folds, groups, counts))
-            for k, j in enumerate(own.layers)
-        ]
+        chance = _by_chance(kind, own, data, split, counts, seed)
         layers += chance
         at = {m.layer: m.values["accuracy"].value for m in chance}
         reached = next(m for m in best if m.name == own.kind).values["accuracy"].value
@@ -138,6 +134,16 @@ def _parts(progress: Progress | None, jobs: int) -> Callable[[int], Progress | N
         return lambda done, total: progress(int(1000 * (job + done / total) / jobs), 1000)
 
     return part
+
+
+def _by_chance(kind: Kind, own: KindRun, data: ProbeData, split: Split, counts: Counts, seed: int) -> list[Measured]:
+    """``kind`` on random labels, at each layer of its own run."""
+    said, drawn = random_label_probes(kind, own, data, split, seed)
+    groups = data.groups[own.rows]
+    return [
+        Measured(CONTROL, "control", j, len(drawn), measure(said[k], drawn, own.folds, groups, counts))
+        for k, j in enumerate(own.layers)
+    ]
 
 
 def _by_layer(

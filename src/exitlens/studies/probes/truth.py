@@ -163,8 +163,7 @@ def probes_study(
     split = _split(data, ids, protocol, seed, test_topic)
     baselines: Sequence[Baseline] = ()
     if setting == "few-shot":
-        correct, probability = model_answers(lm, store, ids, data.labels)
-        baselines = lm_baselines(data.labels, correct, probability)
+        baselines = lm_baselines(data.labels, *model_answers(lm, store, ids, data.labels))
     clock = Clock("probe-kinds", 1000, report)
     study = evaluate(
         data,
@@ -180,9 +179,8 @@ def probes_study(
     tables = {**view_tables(study), **_curves(study, min(resamples, 500), seed)}
     if matrix and protocol == "leave-one-topic-out":
         tables["probe_transfer"] = _matrix(data, kinds, seed, resamples, Clock("probe-transfer", 1000, report))
-    tables["probe_verdict"] = pd.DataFrame(
-        [{"protocol": protocol, "setting": setting, "position": position, "sentence": verdict(study)}]
-    )
+    said = {"protocol": protocol, "setting": setting, "position": position, "sentence": verdict(study)}
+    tables["probe_verdict"] = pd.DataFrame([said])
     where = Provenance(model=lm.fingerprint, lens="raw", prompt=prompt_name(setting), position=position)
     about = {"model": lm.name, "setting": setting, "position": position, "dtype": store.origin.dtype}
     return TruthStudy(study, data, tables, where, about)
