@@ -219,7 +219,7 @@ def test_study_finds_the_planted_layer_and_says_so() -> None:
     assert (control.value - 0.5).abs().max() < 0.1
     words = verdict(study)
     assert "It beats the text-only floor" in words
-    assert "It beats the model's own answer (LM next token)" in words
+    assert "It beats the model's own answer, LM next token," in words
     for table in TABLES:
         assert len(to_frame(study, table)) > 0
     assert to_frame(study, "probe_comparisons").p_holm.between(0, 1).all()

@@ -38,15 +38,15 @@ UP, FLAT = (0.55, 0.4, 0.7), (0.3, 0.2, 0.4)
             {0: FLAT, 1: FLAT, 2: UP, 3: FLAT, 4: UP, 5: UP},
             40,
             (
-                "Layers 0–1, 3 rank the correct choice first no more often than chance (25%); layer 5 does in "
-                "55% [40, 70] of 40 questions (logit lens): read answers from layer 4 on."
+                "Layers 0–1, 3 rank the correct choice first no more often than chance (25%); layer 5 ranks it first "
+                "in 55% [40, 70] of 40 questions (logit lens): read answers from layer 4 on."
             ),
         ),
         (
             {0: FLAT, 1: UP},
             40,
             (
-                "Layer 0 ranks the correct choice first no more often than chance (25%); layer 1 does in 55% "
+                "Layer 0 ranks the correct choice first no more often than chance (25%); layer 1 ranks it first in 55% "
                 "[40, 70] of 40 questions (logit lens): read answers from layer 1 only."
             ),
         ),
@@ -54,7 +54,7 @@ UP, FLAT = (0.55, 0.4, 0.7), (0.3, 0.2, 0.4)
             {0: UP, 1: UP},
             8,
             (
-                "Every layer read ranks the correct choice first more often than chance (25%); layer 1 does in "
+                "Every layer read ranks the correct choice first more often than chance (25%); layer 1 in "
                 "55% [40, 70] of 8 questions (interval too narrow: n = 8) (logit lens): read answers from "
                 "any layer read."
             ),
@@ -70,7 +70,7 @@ UP, FLAT = (0.55, 0.4, 0.7), (0.3, 0.2, 0.4)
             (
                 "Read with the logit lens, none of 2 layers ranks the correct choice first more often than "
                 "chance (25%): "
-                "layer 1 does in 30% [20, 40] of 40 questions: do not read answers off the layers"
+                "layer 1 ranks it first in 30% [20, 40] of 40 questions: do not read answers off the layers"
             ),
         ),
         (
@@ -79,7 +79,7 @@ UP, FLAT = (0.55, 0.4, 0.7), (0.3, 0.2, 0.4)
             (
                 "Only layer 0 ranks the correct choice first more often than chance (25%), layer 0 in 55% "
                 "[40, 70]; the "
-                "last layer does in 30% [20, 40] of 40 questions, which is no more than chance"
+                "last layer ranks it first in 30% [20, 40] of 40 questions, no more than chance"
             ),
         ),
         (
@@ -121,8 +121,8 @@ def test_an_early_exit_that_saves_little_or_nothing_does_not_pay() -> None:
     bound = ("oracle", 1.0, 1.0, 0.4)
     little = ExitsChapter().answer(exits(never, bound, ("margin", 0.9, 0.984, 0.008)))
     assert little == (
-        "Early exit does not pay on this model: margin at 0.9 saves at most 0.8% of the FLOPs at 98.4% [97.4, 98.9] "
-        "agreement (900 tokens, 98% agreement with the full model or more asked for): run every layer."
+        "Early exit does not pay on this model: at 98% agreement with the full model or more, the best policy saves no "
+        "more than 0.8% of the FLOPs (margin at 0.9; agreement 98.4% [97.4, 98.9], 900 tokens): run every layer."
     )
     nothing = ExitsChapter().answer(exits(never, bound, ("margin", 0.9, 0.99, -0.2)))
     assert "no policy saves FLOPs at 98% agreement with the full model or more" in nothing
@@ -131,7 +131,8 @@ def test_an_early_exit_that_saves_little_or_nothing_does_not_pay() -> None:
     assert "no policy saves FLOPs" in far
     assert "fixed at 3: 50.0% [49.0, 50.5] agreement, 30.0% fewer FLOPs" in far
     pays = ExitsChapter().answer(exits(never, bound, ("margin", 0.9, 0.984, 0.2)))
-    assert pays.startswith("Early exit pays on this model: margin at 0.9 saves 20.0% of the FLOPs")
+    assert pays.startswith("Early exit pays on this model: at 98% agreement with the full model or more, the best")
+    assert "saves 20.0% of the FLOPs (margin at 0.9; agreement" in pays
     assert ExitsChapter().answer(exits(never, bound)) == ""
 
 
@@ -139,10 +140,10 @@ def test_entropy_that_differs_nowhere_is_not_recommended() -> None:
     flat = entropy(("J",)).assign(p_holm=0.6, difference_low=-0.2)
     said = EntropyChapter().answer(Results({"entropy_layers": flat}))
     assert said.startswith("No: no layer's entropy differs significantly between incorrect and correct answers; the")
-    assert "(J; 4 correct, 6 incorrect answers; interval too narrow: n = 4)" in said
+    assert "judge J; 4 correct, 6 incorrect answers; interval too narrow: n = 4)" in said
     assert said.endswith("do not use entropy to find incorrect answers.")
     two = entropy(("J", "K")).assign(p_holm=0.6)
-    assert "correct answers by any of 2 judges; the" in EntropyChapter().answer(Results({"entropy_layers": two}))
+    assert "correct answers by either judge; the" in EntropyChapter().answer(Results({"entropy_layers": two}))
 
 
 def test_entropy_is_told_by_the_judges_that_show_it() -> None:
@@ -183,8 +184,11 @@ def test_decoders_without_a_significant_difference_leave_the_baseline() -> None:
 def test_decoders_that_are_better_or_worse_are_named() -> None:
     better = decoding()
     said = DecodingChapter().answer(Results({"decoding": better}))
-    assert said.startswith("Perhaps: dola:low is significantly better in 2 of 2 comparisons, most in")
+    assert said.startswith("Perhaps: dola:low is significantly better than vanilla on 2 of 2 metrics; its largest gain")
     assert "not corrected for the 2 comparisons" in said
+    mixed = better.assign(difference_low=[None, None, 0.01, -0.09], difference_high=[None, None, 0.09, -0.01])
+    said = DecodingChapter().answer(Results({"decoding": mixed}))
+    assert "better than vanilla on 1 of 2 metrics and worse on 1; its largest gain is" in said
     worse = better.assign(difference=-0.05, difference_low=-0.09, difference_high=-0.01)
     said = DecodingChapter().answer(Results({"decoding": worse.where(better["difference"].notna(), better)}))
     assert said.startswith("No: dola:low is significantly worse than vanilla")

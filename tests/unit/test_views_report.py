@@ -174,10 +174,10 @@ def test_every_table_whose_intervals_rest_on_few_units_is_named() -> None:
     enough = few.assign(n_test=[200, 15])
     without = few.drop(columns="accuracy_low")
     told = narrow_tables(Results({"few": few, "enough": enough, "without": without}), ["few", "enough", "without"])
-    assert told.endswith("smallest n: few (n = 8).")
+    assert "so few cases (the fewest: 8 in few) that they are too narrow" in told
     assert narrow_tables(Results({"enough": enough}), ["enough", "none"]) == ""
     groups = pd.DataFrame({"n_correct": [40], "n_incorrect": [3], "low": [0.1]})
-    assert "groups (n = 3)" in narrow_tables(Results({"groups": groups}), ["groups"])
+    assert "3 in groups" in narrow_tables(Results({"groups": groups}), ["groups"])
 
 
 @pytest.mark.parametrize(("n", "sign"), [(2, " (no interval: n = 2)"), (14, "†"), (15, "")])
@@ -351,7 +351,7 @@ def test_quality_stands_beside_cost() -> None:
         {"decoding": decoding(), "decoding_cost": cost}, {"tokens_per_second": {"vanilla": 50, "dola:low": 40}}
     )
     table = DecodingChapter().tables(results)[0]
-    assert table.headers[:5] == ["decoder", "ms a token", "extra rows", "BLEU max", "ROUGE-L acc"]
+    assert table.headers[:5] == ["decoder", "ms a token", "extra unembeddings", "BLEU max", "ROUGE-L acc"]
     assert table.rows == [
         ["vanilla", "20.0", "0", "0.300", "0.300"],
         ["dola:low", "25.0", "7", "0.300 ▲", "0.300 ▲"],
@@ -408,7 +408,7 @@ def test_the_first_of_the_choices_is_not_called_the_models_answer() -> None:
     results = Results({"layers": layers(), "layers_picks": picks, "layers_top": top})
     [said] = LayersChapter().headline(results)
     assert "“two” ranks first among the choices (incorrect: the correct choice is “none”)" in said
-    assert "together they have 0.32 of the probability. The model's own top-1 token is “·Japan” (0.30)." in said
+    assert "all choices together have 0.32 of the probability. The model's own top-1 token is “·Japan” (0.30)." in said
     assert "answers" not in said
     sheet = LayersChapter().tables(results)[0]
     layer_names = [int(head.removeprefix("layer ")) for head in sheet.headers[1:-1]]

@@ -10,7 +10,12 @@ LEVEL = 0.05
 
 
 def _percent(x: float) -> str:
-    return f"{100 * x:.1f} %"
+    return f"{100 * x:.1f}%"
+
+
+def _points(x: float) -> str:
+    """Percentage points with their sign, a minus being a minus."""
+    return f"{100 * x:+.1f}".replace("-", "−")
 
 
 def _p(p: float) -> str:
@@ -20,13 +25,13 @@ def _p(p: float) -> str:
 def _against(c: Comparison, best: str, rival: str) -> str:
     sign = 1 if c.a == best else -1
     low, high = sorted((sign * c.low, sign * c.high))
-    points = 100 * sign * c.difference
-    span = f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}, {_p(c.p_holm)} (Holm)"
+    points = sign * c.difference
+    told = f"{_points(points)} points [{_points(low)}, {_points(high)}], {_p(c.p_holm)} (Holm)"
     if c.p_holm < LEVEL and points > 0:
-        return f"It beats {rival}, by {points:.1f} points ({span})."
+        return f"It beats {rival}: {told}."
     if c.p_holm < LEVEL:
-        return f"It is worse than {rival}, by {-points:.1f} points ({span})."
-    return f"It does not demonstrably beat {rival}: {points:+.1f} points ({span})."
+        return f"It is worse than {rival}: {told}."
+    return f"It does not demonstrably beat {rival}: {told}."
 
 
 def verdict(study: ProbeStudy) -> str:
@@ -42,8 +47,7 @@ def verdict(study: ProbeStudy) -> str:
     words = [
         (
             f"Under {study.protocol}, the best probe is {top.name} at {where}: accuracy {_percent(accuracy.value)} "
-            f"(95 % interval {_percent(accuracy.low)} to {_percent(accuracy.high)}), "
-            f"AUROC {top.values['auroc'].value:.3f}, "
+            f"[{100 * accuracy.low:.1f}, {100 * accuracy.high:.1f}], AUROC {top.values['auroc'].value:.3f}, "
             f"on {len(study.labels)} statements in {study.n_groups} groups, "
             f"{top.n_seeds} seed{'s' * (top.n_seeds != 1)}."
         )
@@ -52,12 +56,12 @@ def verdict(study: ProbeStudy) -> str:
     for rival in rivals:
         c = next((c for c in study.comparisons if {c.a, c.b} == {top.name, rival.name}), None)
         if c is not None:
-            kind = "the text-only floor" if rival.role == "floor" else f"the model's own answer ({rival.name})"
-            words.append(_against(c, top.name, f"{kind} (accuracy {_percent(rival.values['accuracy'].value)})"))
+            kind = "the text-only floor" if rival.role == "floor" else f"the model's own answer, {rival.name},"
+            words.append(_against(c, top.name, f"{kind} ({_percent(rival.values['accuracy'].value)})"))
     if not rivals:
         words.append("No floor and no answer of the model itself was given to compare it with.")
     for kind, gap in study.selectivity.items():
-        words.append(f"Selectivity of {kind} over random labels: {100 * gap:+.1f} points.")
+        words.append(f"Its lead over the same probe on random labels (selectivity of {kind}): {_points(gap)} points.")
     if accuracy.low <= 0.5:
         words.append("Its interval reaches chance: these states do not show that the model knows.")
     words += [f"Note: {note}." for note in study.notes]

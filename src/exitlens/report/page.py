@@ -43,8 +43,8 @@ COLOURS: Final[Mapping[str, tuple[str, str]]] = {
     "amber": (style.AMBER, "#e0ab3a"),
     "sky": (style.SKY, "#86cdf3"),
 }
-# A number, perhaps with its interval, a p-value, or a dash: right-aligned.
-_NUMERIC: Final = re.compile(r"^(?:[<−+-]? ?[\d.,∞]+(?:e[−-]?\d+)?(?: \[.*\]†?)?|–|)$")
+# A number, perhaps with its interval or an arrow, a p-value, or a dash: right-aligned.
+_NUMERIC: Final = re.compile(r"^(?:[<−+-]? ?[\d.,∞]+(?:e[−-]?\d+)?(?: \[.*\]†?)?(?: [▲▼])?|–|)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +142,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     found.filters |= {"visible": visible, "flat": _flat, "laid_out": _laid_out, "number": number_text, "slug": slug}
+    found.filters |= {"moment": _moment}
     found.tests |= {"finite": is_number}
     css = resources.files("exitlens.report").joinpath("templates/report.css").read_text(encoding="utf-8")
     found.globals |= {"css": Markup(css), "most": MOST_ROWS}
@@ -237,6 +238,12 @@ def _number(value: object) -> bool:
 
 def _numeric(value: object) -> bool:
     return _number(value) or value is None or bool(_NUMERIC.match(str(value)))
+
+
+def _moment(value: object) -> str:
+    """A time as readers write it: ``2026-11-27T14:02:11+00:00`` → ``2026-11-27 14:02 UTC``; any other text as it is."""
+    found = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(?:\.\d+)?(?:\+00:00|Z)", str(value))
+    return f"{found[1]} {found[2]} UTC" if found else visible(value)
 
 
 def _flat(mapping: object, prefix: str = "") -> list[tuple[str, list[object]]]:

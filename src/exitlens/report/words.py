@@ -154,8 +154,11 @@ def narrow_tables(results: Results, names: Iterable[str]) -> str:
             least[name] = min(known)
     if not least:
         return ""
-    told = join([f"{name} (n = {n})" for name, n in least.items()])
-    return f"Intervals over few units are too narrow, and over one or two there is none; smallest n: {told}."
+    told = join([f"{n} in {name}" for name, n in least.items()])
+    return (
+        f"Some intervals rest on so few cases (the fewest: {told}) that they are too narrow: they are marked †; over "
+        "one or two cases none is given."
+    )
 
 
 def count(row: Row, name: str) -> str:

@@ -166,8 +166,8 @@ def _answer(items: list[Row]) -> str:
     better = [row for row in compared if to_float(row.get("difference_low")) > 0]
     worse = [row for row in compared if to_float(row.get("difference_high")) < 0]
     largest = max(better or worse or compared, key=lambda row: abs(to_float(row.get("difference"))))
-    value = f"{metric_name(str(largest['metric']))} {_signed(largest)} of {visible(largest.get('decoder'))}"
-    value += f" relative to {base}, {n}{reservation(largest, ('n',))}"
+    told = f"{metric_name(str(largest['metric']))} {_signed(largest)}"
+    value = f"{told} of {visible(largest.get('decoder'))} relative to {base}, {n}{reservation(largest, ('n',))}"
     if not is_number(largest.get("difference_low")):
         return f"Too few questions to compare the decoders: the largest difference is {value}: ask more questions."
     metrics = len(distinct(compared, "metric"))
@@ -181,16 +181,22 @@ def _answer(items: list[Row]) -> str:
         told = join([visible(name) for name in distinct(worse, "decoder")])
         verb = "is" if len(distinct(worse, "decoder")) == 1 else "are"
         return f"No: {told} {verb} significantly worse than {base}, most in {value}, and none is better: keep {base}."
-    told = join([visible(name) for name in distinct(better, "decoder")])
-    verb = "is" if len(distinct(better, "decoder")) == 1 else "are"
-    both = [name for name in distinct(better, "decoder") if name in distinct(worse, "decoder")]
-    less = f", and significantly worse in others ({join([visible(name) for name in both])})" if both else ""
-    advice = f"confirm it on other questions before leaving {base}"
-    many = counted(len(compared), "comparison")
+    gain = f"the largest gain is {value}" if len(names) > 1 else f"its largest gain is {told} ({n}"
+    gain += "" if len(names) > 1 else f"{reservation(largest, ('n',)).replace(' (', '; ').rstrip(')')})"
     return (
-        f"Perhaps: {told} {verb} significantly better in {len(better)} of {many}{less}, most in {value}; the intervals "
-        f"are not corrected for the {many}: {advice}."
+        f"Perhaps: {_gains(better, worse, base, metrics)}; {gain}; the intervals are not corrected for the "
+        f"{counted(len(compared), 'comparison')}: confirm it on other questions before leaving {base}."
     )
+
+
+def _gains(better: list[Row], worse: list[Row], base: str, metrics: int) -> str:
+    """Which decoders are significantly better than the first on how many metrics, and which of them worse on others."""
+    told = []
+    for name in distinct(better, "decoder"):
+        wins, losses = (sum(row.get("decoder") == name for row in rows) for rows in (better, worse))
+        text = f"{visible(name)} is significantly better than {base} on {wins} of {counted(metrics, 'metric')}"
+        told.append(text + (f" and worse on {losses}" if losses else ""))
+    return "; ".join(told)
 
 
 def _signed(row: Row) -> str:
@@ -248,7 +254,7 @@ def _quality_and_cost(items: list[Row], costs: list[Row]) -> Sheet:
         scores = [_marked(mine[metric]) if metric in mine else "–" for metric in metrics]
         time = number_text(1000 / rate, 1) if rate > 0 else "–"
         body.append([name, time, number_text(cost.get("extra_unembeddings"), 0), *scores])
-    headers = ["decoder", "ms a token", "extra rows", *(metric_name(str(metric)) for metric in metrics)]
+    headers = ["decoder", "ms a token", "extra unembeddings", *(metric_name(str(metric)) for metric in metrics)]
     return Sheet("Cost and quality; ▲ ▼: significantly above or below the first decoder", headers, body, "decoding")
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from exitlens.report.frames import Results
+from exitlens.report.frames import Results, distinct
 from exitlens.report.view_data import View
 from exitlens.report.view_figures import Figure, Switch, tables_view
+from exitlens.studies.answers.judge_names import short_judges
 from exitlens.studies.answers.views import AnswerTable, answers_and_verdicts
+from exitlens.studies.decoding.figures import metric_name
 
 __all__ = ["run_views"]
 
@@ -53,18 +55,20 @@ def run_views(results: Results) -> list[View]:
         arrays |= {"judges": found.column(found.judges), "answers.correct": found.verdicts}
     first, *others = found.decoders
     arrays |= _partings(results, found)
+    metrics = [str(name) for name in distinct(results.rows("decoding"), "metric")]
+    short = short_judges(found.judges)
     switches = [
         Switch("decoder", "Compared with", options=tuple((name, name) for name in others)),
-        Switch("metric", "Metric", "scores"),
-        Switch("judge", "Judge", options=tuple((name, name) for name in found.judges)),
+        Switch("metric", "Metric", options=tuple((name, metric_name(name)) for name in metrics)),
+        Switch("judge", "Judge", options=tuple((name, short[name]) for name in found.judges)),
     ]
     figures = [
         Figure(
-            "bar", "scores", "{metric} by decoder", "scores", "decoder", "mean", by="decoder", where=("metric",),
+            "bar", "scores", "{$metric} by decoder", "scores", "decoder", "mean", by="decoder", where=("metric",),
             low="low", high="high", label="{decoder}", note="n = {n} questions; lines: 95% intervals.",
         ),
         Figure(
-            "bar", "difference", f"{{metric}}: difference to {first}", "scores", "decoder", "difference",
+            "bar", "difference", f"{{$metric}}: difference to {first}", "scores", "decoder", "difference",
             by="decoder", where=("metric",), label="{decoder}", signed=True, without=(first,),
             note="Paired by question; lines: 95% intervals.",
         ),

@@ -177,17 +177,17 @@ def _answer(judged: Mapping[str, Sequence[Row]]) -> str:
     judge, items = next(iter((found or able).items()))
     row = max(items, key=lambda row: abs(to_float(row.get("difference"))))
     told = f"{shown(row, 'difference', 2)} nats at layer {int(row['layer'])}"
+    who = f"judge {visible(judge)}; {count(row, 'n_correct')} correct, {count(row, 'n_incorrect')} incorrect answers"
     if is_number(row.get("auroc")):
-        told += f", AUROC {shown(row, 'auroc', 2)}"
-    who = f"{visible(judge)}; {count(row, 'n_correct')} correct, {count(row, 'n_incorrect')} incorrect answers"
+        who = f"AUROC {shown(row, 'auroc', 2)}; {who}"
     told += f" ({who}{reservation(row, _BOTH).replace(' (', '; ').rstrip(')')})"
     if not found:
-        if excludes(row, "difference", 0.0):
-            told += ", which does not survive the correction over the layers"
-        by = "" if len(able) == 1 else f" by any of {len(able)} judges"
+        alone = excludes(row, "difference", 0.0)
+        largest = f", {told}, does not survive the correction over the layers" if alone else f" is {told}"
+        by = {1: "", 2: " by either judge"}.get(len(able), f" by any of {len(able)} judges")
         return (
             f"No: no layer's entropy differs significantly between incorrect and correct answers{by}; the largest "
-            f"difference is {told}: do not use entropy to find incorrect answers."
+            f"difference{largest}: do not use entropy to find incorrect answers."
         )
     signs = {to_float(row.get("difference")) > 0 for items in found.values() for row in items}
     by = "" if len(judged) == 1 else f" by {len(found)} of {len(judged)} judges"

@@ -9,6 +9,7 @@ import numpy as np
 from exitlens.report.frames import Results
 from exitlens.report.view_data import View
 from exitlens.report.view_figures import Figure, Switch, tables_view
+from exitlens.studies.answers.judge_names import short_judges
 from exitlens.studies.answers.views import answers_and_verdicts
 
 __all__ = ["run_views"]
@@ -21,7 +22,8 @@ def run_views(results: Results) -> list[View]:
     frame = results.frame("entropy_layers")
     if frame is None:
         return []
-    switches = [Switch("judge", "Judge", "layers"), Switch("estimator", "Estimator", "layers")]
+    named = tuple((str(name), short) for name, short in short_judges(frame["judge"].unique()).items())
+    switches = [Switch("judge", "Judge", options=named), Switch("estimator", "Estimator", "layers")]
     note = "n = {n_correct} correct, {n_incorrect} incorrect; bands: 95% intervals."
     groups = (("correct", "correct"), ("incorrect", "incorrect"))
     figures = [

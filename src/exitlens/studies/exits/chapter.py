@@ -65,13 +65,14 @@ class ExitsChapter(Chapter):
                 f"Early exit does not pay on this model: no policy saves FLOPs at {least} or more ({_named(nearest)}: "
                 f"{_agreement(nearest)} agreement, {_flops(nearest)}): run every layer."
             )
-        size = f"{counted(int(to_float(best['n'])), 'token')}, " if is_number(best.get("n")) else ""
-        value = f"{to_float(best['flops_saved']):.1%} of the FLOPs at {_agreement(best)} agreement"
+        size = f", {counted(int(to_float(best['n'])), 'token')}" if is_number(best.get("n")) else ""
+        value = f"{to_float(best['flops_saved']):.1%} of the FLOPs"
         pays = to_float(best.get("flops_saved")) >= _WORTH
         told = "Early exit pays on this model" if pays else "Early exit does not pay on this model"
         advice = f"try {_named(best)}, and check its answers" if pays else "run every layer"
-        most = "saves" if pays else "saves at most"
-        return f"{told}: {_named(best)} {most} {value} ({size}{least} or more asked for): {advice}."
+        most = "" if pays else "no more than "
+        facts = f"{_named(best)}; agreement {_agreement(best)}{size}"
+        return f"{told}: at {least} or more, the best policy saves {most}{value} ({facts}): {advice}."
 
     def headline(self, results: Results) -> list[str]:
         """What no policy can pass; then, for three levels of agreement, the policy that saves most."""
@@ -80,8 +81,8 @@ class ExitsChapter(Chapter):
         out: list[str] = []
         if whole:
             out.append(
-                "The bound: exiting each token at its saturation layer, without exit checks, saves "
-                f"{max(whole):.1%} of the FLOPs."
+                "The bound: an oracle that exits each token at the first layer from which its top-1 token no longer "
+                f"changes, without exit checks, saves {max(whole):.1%} of the FLOPs."
             )
         found: list[tuple[Row | None, list[float]]] = []  # the same policy is often the best at several levels
         for level in _AGREEMENTS if items else ():

@@ -39,14 +39,15 @@ def accuracy_answer(results: Results) -> str:
         where = one if len(items) == 1 else f"none of {counted(len(items), 'layer')} ranks"
         return (
             f"Read with the {read}, {where} the correct choice first more often than {chance}: layer "
-            f"{int(last['layer'])} does in {value}: do not read answers off the layers of this model on such questions."
+            f"{int(last['layer'])} ranks it first in {value}: do not read answers off the layers of this model on such "
+            "questions."
         )
     if int(last["layer"]) not in above:
         best = max((row for row in items if _beats_chance(row)), key=lambda row: to_float(row.get("accuracy")))
         many = counted(len(items), "layer")
         return (
             f"Only {layers_text(above)} rank{'s' * (len(above) == 1)} the correct choice first more often than "
-            f"{chance}, layer {int(best['layer'])} in {_accuracy(best)}; the last layer does in {value}, which is no "
+            f"{chance}, layer {int(best['layer'])} in {_accuracy(best)}; the last layer ranks it first in {value}, no "
             f"more than chance ({read}): do not rely on the best of {many}, it was chosen after looking."
         )
     head = ""
@@ -55,11 +56,11 @@ def accuracy_answer(results: Results) -> str:
         head = f"{layers_text(below).capitalize()} {verb} the correct choice first no more often than {chance}; "
     since = next(layer for layer in above if all(j in above for j in layers_of(items) if j >= layer))
     told = (
-        f"layer {int(last['layer'])} does in {value}"
+        f"layer {int(last['layer'])} ranks it first in {value}"
         if below
         else (
             f"Every layer read ranks the correct choice first more often than {chance}; layer "
-            f"{int(last['layer'])} does in {value}"
+            f"{int(last['layer'])} in {value}"
         )
     )
     advice = "any layer read" if not below else f"layer {since}" + (" on" if since != int(last["layer"]) else " only")

@@ -134,7 +134,7 @@ def _beside(results: Results, pick: Row, items: Sequence[Row]) -> str:
     """What ranking first is worth: the mass of all choices at the last layer, and the model's own top-1 token there."""
     last = [row for row in items if int(row["layer"]) == max(layers_of(items))]
     mass = last[0].get("mass") if last else None
-    text = f"; together they have {to_float(mass):.2g} of the probability." if is_number(mass) else "."
+    text = f"; all choices together have {to_float(mass):.2g} of the probability." if is_number(mass) else "."
     top = results.rows("layers_top", question_id=pick["question_id"], lens=pick["lens"], rank=0)
     best = max(top, key=lambda row: int(row["layer"]), default=None)
     if best is None:
@@ -197,8 +197,8 @@ def _plates(results: Results, pick: Row, mine: DataFrame, tag: str) -> Iterator[
     question = visible(mine["question"].iloc[0]) if "question" in mine else ""
     rule = join([visible(name) for name in distinct(rows(mine), "rule")])
     answered = f"{verdict} choice first · " if verdict in ("correct", "incorrect") else ""
-    note: dict[str, Any] = {"note": f"{answered}{results.model} · {lens} lens · choices by {rule}"}
-    where = f"Model {results.model}, {lens} lens, choices by {rule}, n = 1 question: “{question}”."
+    note: dict[str, Any] = {"note": f"{answered}{results.model} · {lens} lens · rule {rule}"}
+    where = f"Model {results.model}, {lens} lens, rule {rule}, n = 1 question: “{question}”."
     yield Plate(
         f"layers-bars-{tag}",
         "Share of each choice among the choices at six layers; the correct choice is marked ✓, and above each panel "

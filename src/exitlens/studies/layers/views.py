@@ -13,6 +13,7 @@ from exitlens.report.frames import Results, evenly
 from exitlens.report.text import visible
 from exitlens.report.view_data import Values, View, columns_of, view
 from exitlens.report.view_figures import Figure, Switch, figures_meta
+from exitlens.report.words import counted, join
 
 __all__ = ["choices_view", "run_views"]
 
@@ -25,14 +26,14 @@ def run_views(results: Results) -> list[View]:
     frame = results.frame("layers")
     if frame is None:
         return []
-    rules = ", ".join(visible(name) for name in frame["rule"].unique())
+    rules = [visible(name) for name in frame["rule"].unique()]
     count = frame["question_id"].nunique()
     return [
         choices_view(
             frame,
             results.frame("layers_top"),
             title="Choices by layer, every question",
-            caption=f"{results.model} · choices by {rules} · {count} questions",
+            caption=f"{results.model} · rule{'s' * (len(rules) > 1)} {join(rules)} · {counted(count, 'question')}",
             model=results.model,
             accuracy=results.frame("layers_accuracy"),
             facts=_facts(results),
@@ -120,8 +121,12 @@ def _figures(lenses: list[str], layers: list[int]) -> dict[str, Any]:
     switches = [measure, Switch("lens", "Lens", options=tuple((name, name) for name in lenses))]
     where = ("lens",)
     figures = [
-        Figure("line", "by-layer", "{$measure} by layer", "choices", "layer", "$measure", by="choice", where=where)
-    ]
+        Figure("line", "by-layer", "{$measure} by layer", "choices", "layer", "$measure", by="choice", where=where),
+        Figure(
+            "line", "accuracy", "Correct choice first, all questions (n = {n})", "accuracy", "layer", "accuracy",
+            by="lens", low="low", high="high", range=(0, 1), note="Bands: 95% intervals.",
+        ),
+    ]  # fmt: skip
     for layer in evenly(layers, BARS):
         last = ", the last" if layer == layers[-1] else ""
         figures.append(
@@ -130,12 +135,6 @@ def _figures(lenses: list[str], layers: list[int]) -> dict[str, Any]:
                 by="choice", where=where, only={"layer": layer}, label="{mark}{choice}", range=(0, 1),
             )
         )  # fmt: skip
-    figures.append(
-        Figure(
-            "line", "accuracy", "Correct choice first, all questions (n = {n})", "accuracy", "layer", "accuracy",
-            by="lens", low="low", high="high", range=(0, 1), note="Bands: 95% intervals.",
-        )
-    )  # fmt: skip
     return figures_meta(figures, switches)
 
 

@@ -23,7 +23,7 @@ from exitlens.studies.probes.views import run_views
 __all__ = ["ProbesChapter"]
 
 _LEARNED = 0.55  # a train accuracy below this is no better than guessing
-_METRICS = ("accuracy", "auroc", "brier", "ece", "aurc")
+_METRICS = {"accuracy": "accuracy", "auroc": "AUROC", "brier": "Brier", "ece": "ECE", "aurc": "AURC"}
 _ACCURACY = "Reproduction of the original study: test accuracy by method with 95% CI; dashed line: chance."
 _TRAINING = "Reproduction of the original study: training loss and accuracy after each epoch, by layer."
 # Figure: the table it draws, how, its caption.
@@ -137,7 +137,13 @@ class ProbesChapter(Chapter):
         return [
             *answer_sheets(results),
             _best_sheet(results),
-            Sheet("By kind and layer", ["kind", "layer", *have], by_layer, "probe_layers", True),
+            Sheet(
+                "By kind and layer",
+                ["kind", "layer", *(_METRICS[name] for name in have)],
+                by_layer,
+                "probe_layers",
+                True,
+            ),
             Sheet("Topic to topic", headers, transfer, "probe_transfer", True),
             *(_original_sheet(name, rows) for name, rows in groups(results.rows("probes"), "setting").items()),
         ]
@@ -189,12 +195,12 @@ def _best_sheet(results: Results) -> Sheet:
             row.get("kind"),
             row.get("role"),
             visible(row.get("layers")) or "–",
-            *(cell(row, name) for name in _METRICS[:2]),
-            *(number_text(row.get(name)) for name in _METRICS[2:]),
+            *(cell(row, name) for name in list(_METRICS)[:2]),
+            *(number_text(row.get(name)) for name in list(_METRICS)[2:]),
         ]
         for row in results.rows("probe_best")
     ]
-    headers = ["kind", "role", "layers chosen, a fold each", *_METRICS]
+    headers = ["kind", "role", "layers chosen, a fold each", *_METRICS.values()]
     return Sheet("Probes at the layer that their training folds chose, and what they must beat", headers, body,
                  "probe_best")  # fmt: skip
 
@@ -235,8 +241,8 @@ def _original(setting: object, items: Sequence[Row]) -> str:
     if trained and max(trained) < _LEARNED:
         text += (
             f"\nNo network learned even its training statements (train accuracy at most {max(trained):.3f}): "
-            "raw states share a part far larger than their differences, and the original protocol does not take it "
-            "away. The logistic probe standardises them."
+            "all raw states share a part far larger than their differences, and the original protocol leaves it in. "
+            "The logistic probe takes it away by standardising."
         )
     return text
 

@@ -48,7 +48,8 @@ def run_views(results: Results) -> list[View]:
         ),
         Figure(
             "matrix", "transfer", "Transfer of {kind}: trained on the row, tested on the column", "transfer",
-            "train_topic", measure, by="test_topic", where=("kind",), range=(0.4, 1), note=f"{measure}, 0.5 is chance.",
+            "train_topic", measure, by="test_topic", where=("kind",), range=(0.4, 1),
+            note=f"{dict(_MEASURES)[measure]}; 0.5 is chance.",
         ),
     ]  # fmt: skip
     return [
