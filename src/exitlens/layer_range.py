@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from exitlens.arguments import as_numbers, is_whole
 from exitlens.errors import InputError, layer_range_error
 
 __all__ = ["GRAMMAR", "LayerRange", "Layers", "parse_layers", "resolve_layers", "spelled"]
@@ -110,15 +111,16 @@ def resolve_layers(
 
     Raises:
         LayerError: a layer out of range.
-        InputError: text that is not in the grammar.
+        InputError: text that is not in the grammar, or what is neither text nor numbers.
     """
     if isinstance(layers, str):
         return parse_layers(layers).resolve(n_layers, first=first, last=last, what=what, owner=owner)
     end = n_layers if last is None else last
-    for layer in layers:
+    numbers = as_numbers([layers] if is_whole(layers) else layers, f"{what}s")
+    for layer in numbers:
         if not first <= layer <= end:
             raise layer_range_error(layer, first, end, what=what, owner=owner)
-    return tuple(dict.fromkeys(layers))
+    return tuple(dict.fromkeys(numbers))
 
 
 def spelled(layers: Sequence[int]) -> str:

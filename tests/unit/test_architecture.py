@@ -12,7 +12,9 @@ SOURCE = Path(__file__).parents[2] / "src" / "exitlens"
 # A room imports only from rooms before it. The two on one line do not know each other.
 ORDER: tuple[tuple[str, ...], ...] = (
     ("errors", "version"),
-    ("display", "layer_range", "lazy", "parsing", "progress"),
+    ("display", "lazy", "parsing", "progress"),
+    ("arguments",),
+    ("layer_range",),
     ("storage",),
     ("compute",),
     ("stats",),

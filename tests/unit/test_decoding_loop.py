@@ -227,7 +227,7 @@ def test_a_stream_shows_text_before_the_answer_is_whole() -> None:
 
 @pytest.mark.wrong_types
 def test_a_prompt_of_neither_kind_is_named() -> None:
-    with pytest.raises(InputError, match=r"neither a text nor a list of token ids: \['A', 'B'\]"):
+    with pytest.raises(InputError, match=r"'A' \(str\) was given as one of a prompt's token ids"):
         generate(model(), [["A", "B"]])  # type: ignore[list-item]
 
 

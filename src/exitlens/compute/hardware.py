@@ -36,13 +36,14 @@ def _cpu_flag(name: str) -> bool:
     return bool(probe()) if probe is not None else False
 
 
-def pick_device(device: str) -> torch.device:
+def pick_device(device: str | torch.device) -> torch.device:
     """``auto`` → cuda, else mps, else cpu. Raises :class:`InputError` for a device that is not there."""
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    kind = check_device_name(device).split(":", maxsplit=1)[0]
+    device = check_device_name(device)
+    kind = device.split(":", maxsplit=1)[0]
     if kind == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device {device!r} was asked for, but this torch sees no CUDA GPU: use --device cpu")
     if kind == "mps" and not torch.backends.mps.is_available():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from exitlens.errors import InputError
+from exitlens.parsing import cut
 
 __all__ = ["DTYPE_ALIASES", "DTYPE_NAMES", "check_device_name", "dtype_name"]
 
@@ -16,18 +17,19 @@ DTYPE_ALIASES = {
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]{1,4})?")
 
 
-def dtype_name(text: str) -> str:
+def dtype_name(text: object) -> str:
     """The usual name of a dtype: ``bf16`` is ``bfloat16``; ``auto`` stays. Raises InputError for an unknown one."""
-    name = DTYPE_ALIASES.get(text, text)
+    name = DTYPE_ALIASES.get(str(text), str(text))
     if name != "auto" and name not in DTYPE_NAMES:
         raise InputError(
-            f"unknown dtype {text[:80]!r}: use auto, {', '.join(DTYPE_NAMES)} (or {', '.join(DTYPE_ALIASES)})"
+            f"unknown dtype {cut(text)!r}: use auto, {', '.join(DTYPE_NAMES)} (or {', '.join(DTYPE_ALIASES)})"
         )
     return name
 
 
-def check_device_name(text: str) -> str:
-    """``text`` itself when it is written as a device. Raises InputError."""
-    if not _DEVICE.fullmatch(text):
-        raise InputError(f"unknown device {text[:80]!r}: use cpu, cuda, cuda:N, mps or auto")
-    return text
+def check_device_name(text: object) -> str:
+    """``text`` when it is written as a device. Raises InputError."""
+    name = str(text)  # a torch.device says its name so
+    if not _DEVICE.fullmatch(name):
+        raise InputError(f"unknown device {cut(name)!r}: use cpu, cuda, cuda:N, mps or auto")
+    return name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from exitlens.arguments import as_count, as_numbers, as_texts, wrong_kind
 from exitlens.decoding.contrast import BoundDecoder, Decoder
 from exitlens.decoding.sampling import Sampling, penalise, row_generator
 from exitlens.decoding.session import Prefix, open_prefix
@@ -129,8 +130,7 @@ def generate(
         ContextError: a prompt that leaves no room in the context.
         InputError: an empty prompt, or a value out of range.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size} is out of range: at least 1")
+    as_count(batch_size, "batch_size")
     run = BatchRun(lm, decoder, max_new_tokens=max_new_tokens, stop=stop, repetition_penalty=repetition_penalty,
                    sampling=sampling, generation_config=generation_config, seed=seed, trace=trace)  # fmt: skip
     rows = run.rows([prompts] if isinstance(prompts, str) else prompts, chat=chat)
@@ -215,8 +215,7 @@ class BatchRun:
         seed: int = 0,
         trace: bool = False,
     ) -> None:
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens={max_new_tokens} is out of range: at least 1")
+        max_new_tokens = as_count(max_new_tokens, "max_new_tokens")
         if not repetition_penalty > 0:
             raise InputError(f"repetition_penalty {repetition_penalty} is out of range: above 0 (1 is none)")
         self.rules = rules_of(lm, generation_config)
@@ -225,14 +224,16 @@ class BatchRun:
         self.lm, self.limit, self.penalty, self.seed = lm, max_new_tokens, repetition_penalty, seed
         self.sampling, self.trace = sampling or Sampling(), trace
         # A special token as stop string is never part of a text: it ends an answer as end-of-text tokens do.
-        ends = {text: special_token(lm.tokenizer, text) for text in stop}
+        ends = {text: special_token(lm.tokenizer, text) for text in as_texts(stop, "stop string")}
         self.eos = frozenset((*lm.eos_ids, *(i for i in ends.values() if i is not None)))
-        self.stop = tuple(text for text in stop if ends[text] is None)
+        self.stop = tuple(text for text in ends if ends[text] is None)
         self.stops = StopStrings(self.stop, lm.decode, lambda text: lm.encode(text, special=False))
         self.decoder = BoundDecoder(lm, decoder)
 
     def rows(self, prompts: Sequence[str | Sequence[int]], *, chat: bool = False) -> list[Row]:
         """A row a prompt, each with a random stream of its own. Raises as :func:`generate` says."""
+        if not isinstance(prompts, Iterable):
+            raise wrong_kind("the prompts", prompts, "give texts, or lists of token ids")
         rows: list[Row] = []
         occurrences: Counter[tuple[int, ...]] = Counter()
         for i, prompt in enumerate(prompts):
@@ -258,9 +259,7 @@ class BatchRun:
     def _encode(self, prompt: str | Sequence[int], chat: bool) -> list[int]:
         lm, room = self.lm, self.limit
         if not isinstance(prompt, str):
-            ids = list(prompt)
-            if any(not hasattr(i, "__index__") for i in ids):
-                raise InputError(f"a prompt is neither a text nor a list of token ids: {str(prompt)[:60]}")
+            ids = as_numbers(prompt, "a prompt's token ids")
             if any(not 0 <= i < lm.vocab_size for i in ids):
                 raise InputError(f"a prompt has token ids outside 0..{lm.vocab_size - 1}, the vocabulary of {lm.name}")
         else:

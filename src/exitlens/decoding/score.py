@@ -6,7 +6,7 @@ those of one question beside those of others of like length, padded on the right
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from exitlens.arguments import as_numbers, wrong_kind
 from exitlens.decoding.contexts import open_contexts
 from exitlens.decoding.contrast import BoundDecoder, Decoder, Vanilla
 from exitlens.errors import ContextError, InputError
@@ -191,7 +192,7 @@ def _portions(
 def score(
     lm: LayeredModel,
     prompt: str | Sequence[int],
-    continuations: Sequence[str | Sequence[int]],
+    continuations: Sequence[str | Sequence[int]] | str,
     decoder: str | Decoder = "vanilla",
     post_softmax: bool = True,
     *,
@@ -214,11 +215,15 @@ def score(
         InputError: An empty prompt or continuation, or an unknown decoder.
         ContextError: Prompt and continuation do not fit the model's context.
     """
-    context = lm.encode(prompt) if isinstance(prompt, str) else list(prompt)
+    context = lm.encode(prompt) if isinstance(prompt, str) else as_numbers(prompt, "the prompt's token ids")
+    if isinstance(continuations, str):
+        continuations = [continuations]
+    elif not isinstance(continuations, Iterable):
+        raise wrong_kind("the continuations", continuations, "give texts, or lists of token ids")
     follow: list[Sequence[int]] = []
     for each in continuations:
         if not isinstance(each, str):
-            follow.append(each)
+            follow.append(as_numbers(each, "a continuation's token ids"))
         elif isinstance(prompt, str) and (whole := lm.encode(prompt + each))[: len(context)] == context:
             follow.append(whole[len(context) :])  # tokenised together, as it would have been written
         else:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exitlens.arguments import wrong_kind
 from exitlens.decoding.loop import Generation
 from exitlens.errors import InputError
 from exitlens.lenses import Trace
@@ -39,6 +40,8 @@ def _traced(answers: Sequence[Generation], text_of: Callable[[int], str], model:
         raise InputError("no answers were given: there is nothing to trace")
     first = answers[0]
     for i, answer in enumerate(answers):
+        if not isinstance(answer, Generation):
+            raise wrong_kind(f"answer {i}", answer, "give what generate returned")
         if not answer.read_layers:
             raise InputError(f"answer {i} was not read: ask generate for it with read=('entropy', ...)")
         if (answer.read_layers, answer.read_lens) != (first.read_layers, first.read_lens):

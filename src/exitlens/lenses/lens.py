@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from exitlens.arguments import wrong_kind
 from exitlens.errors import InputError, ModelError, layer_range_error
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ def as_lens(lens: str | Lens, lm: LayeredModel | None = None) -> Lens:
                 f"unknown lens {lens[:80]!r}: use {', '.join(BUILT_IN)}, or a tuned or Jacobian lens of this model"
             )
         lens = BUILT_IN[lens]
+    elif not isinstance(lens, Lens):
+        raise wrong_kind("the lens", lens, f"give a Lens, or one of {', '.join(BUILT_IN)}")
     if lm is not None:
         lens.check(lm)
     return lens

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from exitlens.arguments import as_count, as_id_rows, as_texts
 from exitlens.errors import InputError
 from exitlens.layer_range import Layers, resolve_layers
 from exitlens.lenses.lens import Lens, as_lens
@@ -48,7 +49,7 @@ def read(
     the model's context in windows that share ``overlap`` tokens. ``progress(done, total)`` counts tokens.
     Raises :class:`InputError` (no text, an empty text, bad options), :class:`ContextError`, :class:`LayerError`.
     """
-    texts = [texts] if isinstance(texts, str) else list(texts)
+    texts = as_texts(texts)
     if not texts:
         raise InputError("no text was given: give at least one")
     ids: list[list[int]] = []
@@ -97,9 +98,9 @@ def read_ids(
     progress: Callable[[int, int], None] | None = None,
 ) -> Trace:
     """As :func:`read`, of token ids. Raises :class:`InputError` for an id out of the vocabulary."""
+    ids = as_id_rows(ids)
     wanted = resolve_layers(layers, lm.n_layers, owner=lm.name)
-    if batch_tokens < 1:
-        raise InputError(f"batch_tokens {batch_tokens} is too small: use 1 or more")
+    as_count(batch_tokens, "batch_tokens")
     lens = as_lens(lens, lm)
     lens.check_layers([layer for layer in wanted if layer < lm.n_layers])
     for i, text in enumerate(ids):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from exitlens.arguments import wrong_kind
 from exitlens.compute import hardware
 from exitlens.errors import ExitlensError, InputError, ModelError, UnsupportedModel
 from exitlens.lazy import many_objects
@@ -35,7 +36,7 @@ _LOG = logging.getLogger("exitlens")
 def load(
     name: str | os.PathLike[str],
     *,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -61,6 +62,8 @@ def load(
         ParityError: The readout at the last layer is not the model's own.
         InputError: An argument cannot be used.
     """
+    if not isinstance(name, str | os.PathLike):
+        raise wrong_kind("the model", name, "give its name, folder or .gguf file; wrap() takes a model at hand")
     day = check_day(chat_date)
     where = hardware.pick_device(device)
     kind = hardware.pick_dtype(dtype, where)

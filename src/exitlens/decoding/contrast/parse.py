@@ -10,6 +10,7 @@ from dataclasses import dataclass, is_dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from exitlens.arguments import wrong_kind
 from exitlens.decoding.contrast.acd import ACD
 from exitlens.decoding.contrast.base import (
     Candidates,
@@ -124,6 +125,8 @@ def parse_decoder(text: str | Decoder) -> Decoder:
     Raises :class:`InputError` for an unknown decoder or option, naming the nearest.
     """
     if not isinstance(text, str):
+        if not hasattr(text, "layers"):
+            raise wrong_kind("the decoder", text, f"give a decoder, or its name: {', '.join(decoder_names())}")
         return text
     head, _, rest = text.strip().partition(":")
     known = decoder_options(head)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from exitlens import stats
+from exitlens.arguments import as_texts, wrong_kind
 from exitlens.errors import InputError
 from exitlens.lenses.attribution import HEAD_KINDS, Attribution, Target, attribute_ids
 from exitlens.models.protocol import LayeredModel
@@ -50,7 +51,9 @@ def attribute(
         ContextError: A prompt that does not fit the model's context.
         UnsupportedModel: The model's logits are no sum of what its blocks add.
     """
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    prompts = as_texts(prompt, "prompt")
+    if not isinstance(tokens, Iterable | int):
+        raise wrong_kind("what is split", tokens, "give a text, a token id, a pair of them, or a list of such")
     wanted: list[Wanted] = [tokens] if isinstance(tokens, str | int | tuple) else list(tokens)
     for pair in wanted:
         if isinstance(pair, tuple) and len(pair) != 2:

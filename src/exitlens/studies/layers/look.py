@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from exitlens.arguments import as_names, as_texts, wrong_kind
 from exitlens.display import Shown
 from exitlens.errors import InputError
 from exitlens.layer_range import Layers
@@ -138,7 +139,10 @@ def look(
         LayerError: A layer that the model does not have.
         ContextError: A prompt that does not fit the model's context.
     """
-    if isinstance(record, str):
+    if not isinstance(record, LookRecord):
+        if not isinstance(record, str):
+            raise wrong_kind("the text", record, "give a text or a record")
+        choices = as_names(choices, "the choices")
         record = question_record(record, choices, None, plain=not choices)
     numbers = tuple(check_layers(lm, layers))
     tables = LayersStage((lens,), numbers, rule, top_k).run(lm, [record])
@@ -192,7 +196,7 @@ def trace_of(
     before = record.prompt.rfind(record.question) if record.question else 0
     first = common_prefix([lm.encode(record.prompt[:before]), ids]) if before > 0 else 0
     found = read_ids(lm, [ids], layers=numbers, lens=lens, stats=MAP_STATS)
-    wanted = [lm.encode(pin)[0] for pin in pins if lm.encode(pin)]
+    wanted = [lm.encode(pin)[0] for pin in as_texts(pins, "pin") if lm.encode(pin)]
     if not wanted:
         wanted = [int(i) for i in found["top_ids"][0, -1, -1, :FOLLOWED]]
     followed = follow(lm, ids, wanted, numbers, lens)
