@@ -14,6 +14,7 @@ from tests import tiny
 from exitlens.cli import main
 from exitlens.decoding import Generation, generate
 from exitlens.decoding import stream_states as watching
+from exitlens.errors import DataError, InputError
 from exitlens.models import load
 from exitlens.probes import load_probe
 from exitlens.studies.probes.predict import read_texts
@@ -106,6 +107,9 @@ def test_judge_scores_statements_and_answers(
     assert code == 0
     assert found["accuracy"] > 0.9
     assert found["auroc"] > 0.95
+    assert found["accuracy_low"] < found["accuracy"] <= found["accuracy_high"]
+    assert found["labelled"] == len(found["texts"])
+    assert found["accuracy_too_narrow"] is (len(found["texts"]) < 15)
     answers = tmp_path / "answers.jsonl"
     answers.write_text('{"question": "Thing 3 of kind 1", "answer": "is real."}\n{"statement": "Thing 4 is none."}\n')
     code, out, _ = exitlens(capsys, "probe", "predict", str(answers), "--probe", str(saved), "-q")
@@ -114,6 +118,34 @@ def test_judge_scores_statements_and_answers(
     assert [row[1] for row in rows] == ["true", "false"]
     assert "Thing 3 of kind 1 is real." in out
     assert [t.label for t in read_texts(work / "questions.jsonl")][:3] == [1, 1, 0]
+
+
+def test_columns_of_a_table_to_be_judged_are_named(tmp_path: Path) -> None:
+    table = tmp_path / "claims.csv"
+    table.write_text("Claim,Truth,Asked,Said\nBees fly.,yes,Do bees fly?,They do.\nBees swim.,no,Do bees swim?,Yes.\n")
+    with_labels = read_texts(table, "statement=Claim,label=Truth")
+    assert [(t.text, t.label) for t in with_labels] == [("Bees fly.", 1), ("Bees swim.", 0)]
+    assert [(t.text, t.label) for t in read_texts(table, ["statement=claim"])] == [
+        ("Bees fly.", None),
+        ("Bees swim.", None),
+    ]
+    answers = read_texts(table, {"question": "Asked", "answer": "Said"})
+    assert [(t.text, t.label) for t in answers] == [("Do bees fly? They do.", None), ("Do bees swim? Yes.", None)]
+    with pytest.raises(DataError, match="no column 'Clam'"):
+        read_texts(table, "statement=Clam")
+    with pytest.raises(InputError, match="no role is named 'statment'"):
+        read_texts(table, "statment=Claim")
+    with pytest.raises(InputError, match="is built in"):
+        read_texts("facts-tf", "statement=Claim")
+
+
+def test_answers_of_a_system_have_no_label_in_a_table_either(tmp_path: Path) -> None:
+    """JSON lines of questions and answers have none; a CSV of the same was judged as if all were correct."""
+    table = tmp_path / "answers.csv"
+    table.write_text("question,answer\nDo bees fly?,No.\n")
+    assert [(t.text, t.label) for t in read_texts(table)] == [("Do bees fly? No.", None)]
+    table.write_text("question,best,incorrect\nDo bees fly?,Yes.,No.\n")
+    assert [(t.text, t.label) for t in read_texts(table)] == [("Do bees fly? Yes.", 1), ("Do bees fly? No.", 0)]
 
 
 def test_judge_refuses_another_model_position_and_no_probe(

@@ -210,6 +210,51 @@ def test_odd_values_are_one_line_or_harmless(file: str, field: str, value: Any, 
         assert said is None or field in said or str(value)[:20] in said or "config" in said, said
 
 
+_TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "Q", "type_id": 0}}],
+    "pair": [],
+    "special_tokens": {},
+}
+# Each with what a library says of it alone: 'x' is not there, list index out of range, no entry found for key ...
+UNNAMED: list[tuple[str, dict[str, Any], str]] = [
+    ("config.json", {"rope_parameters": {"rope_type": "x", "rope_theta": 1e4}}, "rope_parameters.rope_type: 'x'"),
+    ("config.json", {"dtype": []}, "dtype: []"),
+    ("config.json", {"hidden_act": "x"}, "hidden_act: 'x'"),
+    ("config.json", {"pad_token_id": 10**6}, "pad_token_id: 1000000"),
+    ("config.json", {"quantization_config": {"quant_method": "gptq", "bits": "x"}}, "quantization_config.bits"),
+    ("config.json", {"model_type": "no such"}, "model_type"),
+    ("generation_config.json", {"pad_token_id": "x"}, "pad_token_id: 'x'"),
+    ("tokenizer.json", {"added_tokens": 1}, "added_tokens: 1"),
+    ("tokenizer.json", {"decoder": {"type": "Sequence", "decoders": [{"type": "Fuse"}, 3]}}, "decoder.decoders.1: 3"),
+    ("tokenizer.json", {"model": {"type": "BPE", "vocab": 3, "merges": []}}, "model"),
+    ("tokenizer.json", {"post_processor": _TEMPLATE}, "post_processor.single.0: {'SpecialToken'"),
+    ("tokenizer_config.json", {"model_max_length": "x"}, "model_max_length: 'x'"),
+    ("special_tokens_map.json", {"eos_token": [3]}, "eos_token: [3]"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "fields", "named"), UNNAMED)
+def test_what_libraries_raise_names_file_and_field(
+    file: str, fields: dict[str, Any], named: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny.save(tmp_path / "model")
+    if not (folder / file).exists():
+        (folder / file).write_text("{}")
+    capfd.readouterr()
+    said = _said(_configured(folder, file, **fields))
+    assert said is not None
+    assert f"{file} ({named}" in said
+    assert "\n" not in said
+    assert "panicked" not in capfd.readouterr().err
+
+
+def test_weights_that_give_no_numbers_are_named_as_that(tmp_path: Path) -> None:
+    said = _said(_configured(tiny.save(tmp_path / "model"), "config.json", rms_norm_eps=float("nan")))
+    assert said is not None
+    assert "its logits are not finite" in said
+
+
 def _said(folder: Path) -> str | None:
     """The refusal of a folder, or None where it can be loaded and decodes."""
     try:
@@ -256,6 +301,11 @@ def test_an_encoder_without_its_pooler_or_with_other_heads(tmp_path: Path) -> No
     load_encoder(_encoder(tmp_path / "a", _without("pooler")))
     load_encoder(_encoder(tmp_path / "b", kind=tf.BertForMaskedLM))
     load_encoder(_encoder(tmp_path / "c", kind=tf.BertForPreTraining))
+
+
+def test_an_encoder_whose_prefix_is_left_out_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load_encoder(_encoder(tmp_path, _named("^", "_orig_mod.")))
+    assert "'_orig_mod.' was left out of its weights' names" in caplog.text
 
 
 @pytest.mark.parametrize(

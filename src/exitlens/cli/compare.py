@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -27,6 +27,7 @@ def compare_command(
     ],
     out: Annotated[Path | None, option("out", help="Write report.html, figures and tables to this folder.")] = None,
     figures: Annotated[bool, option("figures", "--figures/--no-figures")] = True,
+    figure_width: Annotated[Literal["column", "page"], option("figure_width")] = "page",
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -43,7 +44,7 @@ def compare_command(
     from exitlens.studies.compare.comparison import compare_runs
 
     command = shlex.join(["exitlens", *sys.argv[1:]])
-    found = compare_runs(runs, out, seed=seed, figures=figures, command=command)
+    found = compare_runs(runs, out, seed=seed, figures=figures, width=figure_width, command=command)
     if as_json:
         report = None if found.report is None else named(found.report)
         print_json({"report": report, "notes": found.notes, "findings": found.findings(), "tables": found.printed()})

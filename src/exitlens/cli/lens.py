@@ -31,7 +31,7 @@ COMPARE = {
     "pass_at": Own(),
     "read_at": Own(),
     "limit": Own(help="At most this many prompts, the first of each set."),
-    "out": OUT,
+    **OUT,
     "seed": Own(),
     **LOADING,
 }

@@ -16,7 +16,7 @@ from exitlens.cli.train_exits import adapt_command, train_command
 __all__ = ["register"]
 
 _JSON = "--json prints model, findings (sentences) and the tables {}, which docs/tables.md describes."
-_QUESTIONS = {"model": Own(), "data": Own(), "column": Own(), "limit": Own(), "out": OUT, "seed": Own()}
+_QUESTIONS = {"model": Own(), "data": Own(), "column": Own(), "limit": Own(), **OUT, "seed": Own()}
 _KINDS, _ORIGINAL = "Probes of --kinds", "The original study"
 
 LAYERS = {
@@ -36,7 +36,7 @@ PROBE = {
     "column": Own(help="A file's columns: statement=Claim,label=Truth."),
     "limit_statements": Own(("--limit",)),
     "kinds": Own(),
-    "out": OUT,
+    **OUT,
     "seed": Own(),
     "protocol": Own(heading=_KINDS),
     "probe_layers": Own(("--layers",), heading=_KINDS),

@@ -21,7 +21,10 @@ __all__ = ["ANSWERS", "LOADING", "OUT", "SPREAD", "keyword", "run_one", "study_c
 
 LOADING = {name: Own() for name in ("device", "dtype", "revision", "trust_remote_code", "base")}
 SPREAD = {name: Own(heading=BOTH) for name in (*LOADING, "engine", "workers", "deadline")}
-OUT = Own(help="Keep everything, figures and report too, in this run directory.", default="")
+OUT = {
+    "out": Own(help="Keep everything, figures and report too, in this run directory.", default=""),
+    "figure_width": Own(),
+}
 
 
 def under(heading: str, *names: str) -> dict[str, Own]:

@@ -21,7 +21,7 @@ from exitlens.models.hub import catalog
 from exitlens.models.hub.online import hub_name, local
 from exitlens.models.identity import folder_hash, model_hash
 from exitlens.models.layered import Layered
-from exitlens.models.patterns import check_patterns
+from exitlens.models.patterns import check_patterns, panicked
 from exitlens.models.pretrained import Raw
 from exitlens.models.reasons import one_line
 from exitlens.models.tokens import tokenizer_notes
@@ -96,7 +96,9 @@ def _layered(model: Any, inner: Any, tokenizer: Any, label: str, fingerprint: st
         )
     except ExitlensError:
         raise
-    except Exception as error:  # a configuration or tokenizer with values of the wrong kind fails anywhere
+    except BaseException as error:  # a configuration or tokenizer with values of the wrong kind fails anywhere
+        if not isinstance(error, Exception) and not panicked(error):
+            raise
         raise UnsupportedModel(f"{label}: it is here, but does not run: {one_line(error)}") from error
     lm.notes = (*notes, *tokenizer_notes(tokenizer, len(lm.embed.weight), label), *_settings_note(inner, label))
     for note in lm.notes:

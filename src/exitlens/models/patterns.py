@@ -14,7 +14,7 @@ from typing import Any
 from exitlens.errors import UnsupportedModel
 from exitlens.parsing import cut
 
-__all__ = ["check_patterns", "panicked"]
+__all__ = ["check_patterns", "panicked", "silent"]
 
 SECONDS = 10.0  # that 40 characters may take: they take microseconds
 _REPEATED_GROUP = re.compile(r"\)(?:[*+]|\{\d*,)")  # without one, time grows by a power of the length at most
@@ -96,7 +96,7 @@ def _trouble(tokenizer: Any, pattern: str, length: int) -> str:
         else:
             done.append("")
 
-    with _silent():  # the library writes where it panicked, over many lines
+    with silent():  # the library writes where it panicked, over many lines
         thread = threading.Thread(target=work, name="exitlens-patterns", daemon=True)
         thread.start()
         thread.join(SECONDS)
@@ -104,7 +104,7 @@ def _trouble(tokenizer: Any, pattern: str, length: int) -> str:
 
 
 @contextlib.contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """What is written to standard error from outside of Python goes nowhere while open."""
     try:
         kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""Read a model and its tokenizer from files through transformers. The only file that imports it.
+"""Read a model and its tokenizer from files through transformers.
 
 Only safetensors and GGUF weights are read, and remote code stays off unless it is asked for. Whatever a library raises
 becomes one line that names the file or the field.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +18,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from exitlens.errors import CorruptModel, ExitlensError, ModelNotFound, UnsupportedModel
+from exitlens.errors import CorruptModel, ModelNotFound, UnsupportedModel
 from exitlens.models import unpacked, weights
+from exitlens.models.faults import Trial
 from exitlens.models.gguf import fix_pre_tokenizer, parsed_once
 from exitlens.models.hub.online import hub_answers
 from exitlens.models.identity import file_hash, folder_hash, is_plain
-from exitlens.models.reasons import damaged_json, one_line
+from exitlens.models.patterns import silent
+from exitlens.models.reasons import one_line
+from exitlens.models.refusals import TOKENIZER_FILES, reading
 
 __all__ = [
     "Raw",
@@ -39,6 +42,7 @@ __all__ = [
     "snapshot",
 ]
 
+_LOG = logging.getLogger("exitlens")
 _CONVERTED_LIMIT = 4 << 30  # larger GGUF conversions are not kept on disk
 # What is fetched of a Hub repository: no pickled weights, no other formats, no weights in a second form.
 _WANTED = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
@@ -103,7 +107,7 @@ def read_folder(
     tokenizer = read_tokenizer(folder, label, remote=remote)
     notes: list[str] = []
     builder: Any = AutoModelForCausalLM
-    with _reading(label, "model", folder):
+    with _quiet(), reading(label, "model", folder, _model_trials(remote)):
         model, info = builder.from_pretrained(
             str(folder), dtype=dtype, use_safetensors=True, trust_remote_code=remote, output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they are named below
@@ -124,7 +128,7 @@ def empty_model(folder: Path, label: str, *, remote: bool = False) -> Any:
 
     _config(folder, label)
     builder: Any = AutoModelForCausalLM
-    with _reading(label, "config.json", folder):
+    with _quiet(), reading(label, "config.json", folder, _model_trials(remote)):
         read = AutoConfig.from_pretrained(str(folder), trust_remote_code=remote)
         with torch.device("meta"):
             return builder.from_config(read, trust_remote_code=remote)
@@ -156,10 +160,8 @@ def has_weights(folder: Path, label: str) -> bool:
 
 def read_tokenizer(folder: Path, label: str, *, remote: bool = False) -> Any:
     """The tokenizer of a model folder. Raises as :func:`read_folder` does."""
-    from transformers import AutoTokenizer
-
-    with _reading(label, "tokenizer", folder):
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=remote)
+    with _quiet(), reading(label, "tokenizer", folder, _tokenizer_trials(remote)):
+        return _tokenizer_of(folder, remote)
 
 
 def snapshot(repo: str, label: str, revision: str | None, *, remote: bool = False, config_only: bool = False) -> Path:
@@ -234,11 +236,11 @@ def read_gguf(path: Path, label: str, dtype: torch.dtype, pinned: str | None = N
 
 
 def _read_copy(kept: Path, label: str, dtype: torch.dtype) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    with _reading(label, "unpacked copy", kept):
+    with _quiet(), reading(label, "unpacked copy", kept, (*_tokenizer_trials(False), *_model_trials(False))):
         model = AutoModelForCausalLM.from_pretrained(str(kept), dtype=dtype, use_safetensors=True)
-        return model, AutoTokenizer.from_pretrained(str(kept))
+        return model, _tokenizer_of(kept)
 
 
 def _unpack(path: Path, label: str) -> tuple[Any, Any]:
@@ -291,12 +293,16 @@ def pretrained_encoder(source: str, revision: str | None, label: str) -> tuple[A
         raise ModelNotFound(f"{label!r} has no .safetensors weights (pickled weights are never read): convert it first")
     weights.check_sizes(config, weights.headers(files, label), label)
     tokenizer = read_tokenizer(folder, label)
-    with _reading(label, "encoder", folder):
+    with _quiet(), reading(label, "encoder", folder):
         model, info = AutoModel.from_pretrained(
             str(folder), trust_remote_code=False, use_safetensors=True, dtype=torch.float32,
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
-        return weights.fitted(model, info, label, files=files, encoder=True), tokenizer
+        notes: list[str] = []
+        model = weights.fitted(model, info, label, files=files, encoder=True, notes=notes)
+    for note in notes:
+        _LOG.warning("%s", note)
+    return model, tokenizer
 
 
 def _config(folder: Path, label: str) -> Mapping[str, Any]:
@@ -321,7 +327,7 @@ def _check_config(
     """Whether transformers can build a model of this size from ``config.json``, tried without memory for weights."""
     from transformers import AutoConfig
 
-    with _reading(label, "config.json", folder):
+    with _quiet(), reading(label, "config.json", folder, _model_trials(remote)):
         AutoConfig.from_pretrained(str(folder), trust_remote_code=remote)
     if "auto_map" in config:
         return  # code of its own need not stand the meta device
@@ -336,29 +342,33 @@ def _check_half(model: nn.Module, label: str) -> None:
             )
 
 
-@contextmanager
-def _reading(label: str, what: str, folder: Path) -> Iterator[None]:
-    """transformers without its own notices; whatever it raises becomes one line naming the file."""
-    from safetensors import SafetensorError
+def _model_trials(remote: bool) -> Sequence[Trial]:
+    """What is made of ``config.json`` and ``generation_config.json``."""
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    with _quiet():
-        try:
-            yield
-        except ExitlensError:
-            raise
-        except Exception as error:  # parsers of damaged files raise anything
-            damaged = damaged_json(folder)
-            if damaged is not None:
-                raise CorruptModel(f"{label}: {damaged}: fetch the model again") from error
-            if isinstance(error, SafetensorError):
-                raise CorruptModel(f"{label}: damaged weights ({one_line(error)}): fetch the model again") from error
-            if isinstance(error, OSError) and what != "tokenizer":
-                raise CorruptModel(f"{label}: {one_line(error)}") from error
-            if what in ("model", "config.json"):
-                raise UnsupportedModel(
-                    f"{label} is not a causal LM that transformers can build from its config.json: {one_line(error)}"
-                ) from error
-            raise UnsupportedModel(f"{label}: its {what} cannot be used: {one_line(error)}") from error
+    def build(folder: Path) -> object:
+        builder: Any = AutoModelForCausalLM
+        with torch.device("meta"):
+            return builder.from_config(AutoConfig.from_pretrained(str(folder)))
+
+    if remote:
+        return ()
+    return Trial(build, ("config.json",)), Trial(GenerationConfig.from_pretrained, ("generation_config.json",))
+
+
+def _tokenizer_trials(remote: bool) -> Sequence[Trial]:
+    """What is made of the files of a tokenizer."""
+    return () if remote else (Trial(_tokenizer_of, TOKENIZER_FILES),)
+
+
+def _tokenizer_of(folder: Path, remote: bool = False) -> Any:
+    """The tokenizer of a folder, tried on a short text: some faults show only then."""
+    from transformers import AutoTokenizer
+
+    with silent():  # a library written in Rust writes where it gave up, over many lines
+        made = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=remote)
+        made.decode(made("a b")["input_ids"])
+    return made
 
 
 @contextmanager

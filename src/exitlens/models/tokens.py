@@ -29,11 +29,11 @@ def encoded(tokenizer: Any, text: str, special: bool, model: str) -> list[int]:
     try:
         return list(tokenizer(text, add_special_tokens=special)["input_ids"])
     except BaseException as error:
-        if not panicked(error):
+        if not isinstance(error, Exception) and not panicked(error):
             raise
         raise InputError(
             f"the tokenizer of {model} gives up on a text of {len(text)} characters ({cut(text, 40)!r}): "
-            f"{one_line(error, 100)}; mend the pattern in its tokenizer.json, or leave the text out"
+            f"{one_line(error, 100)}; mend its tokenizer.json, or leave the text out"
         ) from None
 
 

@@ -19,7 +19,7 @@ from exitlens.data.sources import Source, csv_header, csv_rows, delimiter_of, qu
 from exitlens.errors import DataError
 from exitlens.parsing import cut, parse_json
 
-__all__ = ["Table", "is_parquet", "names_itself", "read_mapped", "table_of"]
+__all__ = ["Table", "is_parquet", "names_itself", "read_mapped", "rows_by_role", "table_of"]
 
 # The names under which a column is found that nobody mapped. Only those that decide what is asked and what is correct:
 # a column `id` or `pair` of another meaning would do harm in silence.
@@ -125,6 +125,22 @@ def read_mapped(tables: Sequence[Table], columns: ColumnMap, where: str, name: s
         return Dataset(name, where, sha256, "questions", questions=tuple(questions), notes=tuple(notes))
     _check_ids(tables[0].path, [statement.id for statement in statements])
     return Dataset(name, where, sha256, "statements", statements=tuple(statements), notes=tuple(notes))
+
+
+def rows_by_role(table: Table, columns: ColumnMap) -> list[tuple[str, dict[str, str | None]]]:
+    """Each row's place and its cells as texts, by the role of their columns; None where one is empty.
+
+    Raises:
+        DataError: A column that is not there, or twice; no rows; a cell that is no text.
+    """
+    exact = not _is_csv(table)
+    roles = {role: column_of(table.names, name, role, repr(table.path), exact=exact) for role, name in columns.items()}
+    if not table.rows:
+        raise DataError(f"{table.path!r} has no texts: only a header or an empty list; add rows")
+    return [
+        (where, {role: _text(f"{where}: {role}", value) for role, value in _cells(table, roles, row).items()})
+        for where, row in table.rows
+    ]
 
 
 def _kind(table: Table, columns: ColumnMap) -> Literal["questions", "statements"]:

@@ -30,6 +30,11 @@ def find_logit_transform(z: Tensor, logits: Tensor, model: nn.Module, family: st
             got = logit_transform(z.float())
             if float((got - logits.float()).abs().max()) <= 1e-4 * max(1.0, cap) * (100 if slack(z) == 1.0 else 1):
                 return logit_transform, vocab
+    if not bool(logits.isfinite().any(-1).all()):
+        raise UnsupportedModel(
+            f"{family}: its logits are not finite on a short text: its weights are damaged, overflow (--dtype float32) "
+            "or do not belong to the values in its config.json"
+        )
     raise UnsupportedModel(
         f"{family}: the unembedding's output is turned into logits in a way not known here (looked for: unchanged, "
         f"scaled by a constant, soft-capped; it has shape {tuple(z.shape)}, the logits {tuple(logits.shape)})"

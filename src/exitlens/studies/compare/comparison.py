@@ -6,7 +6,7 @@ import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -20,6 +20,9 @@ from exitlens.studies.compare.chapter import CHAPTERS
 from exitlens.studies.compare.columns import COMPARE_TABLES
 from exitlens.studies.compare.runs import Run, read_runs
 from exitlens.studies.compare.settings import run_table, setting_table
+
+if TYPE_CHECKING:
+    from exitlens.report.figure_style import FigureWidth
 
 __all__ = ["Comparison", "compare_runs"]
 
@@ -56,6 +59,7 @@ def compare_runs(
     *,
     seed: int = 0,
     figures: bool = True,
+    width: FigureWidth = "page",
     command: str = "",
 ) -> Comparison:
     """Compare finished runs: settings, headline numbers with differences, curves, questions that changed sides.
@@ -65,6 +69,7 @@ def compare_runs(
         out: A folder for ``report.html``, figures and tables; None: nothing is written.
         seed: Of resamples and sign flips.
         figures: Draw figures.
+        width: Of every figure: a column (3.3 inches) or a page (7 inches).
         command: The command line, for the manifest.
 
     Returns:
@@ -92,7 +97,7 @@ def compare_runs(
     manifest = {"title": "Runs side by side", "seed": seed, "notes": list(notes), "command": command}
     if out is None:
         return Comparison(tables, notes, None, manifest)
-    return _publish(Path(out), found, tables, manifest, figures)
+    return _publish(Path(out), found, tables, manifest, width if figures else None)
 
 
 def _check_out(out: Path, runs: Sequence[Run]) -> None:
@@ -106,8 +111,13 @@ def _check_out(out: Path, runs: Sequence[Run]) -> None:
 
 
 def _publish(
-    out: Path, runs: Sequence[Run], tables: Mapping[str, pd.DataFrame], manifest: Mapping[str, Any], figures: bool
+    out: Path,
+    runs: Sequence[Run],
+    tables: Mapping[str, pd.DataFrame],
+    manifest: Mapping[str, Any],
+    width: FigureWidth | None,
 ) -> Comparison:
+    """The report, with figures of the ``width`` where one is given."""
     from exitlens.report.gallery import draw_all
     from exitlens.report.page import write_report
 
@@ -118,6 +128,6 @@ def _publish(
             directory.write_table(name, frame)
         directory.note(**{name: value for name, value in manifest.items() if name != "command"}, finished=now())
         results = Results(tables, directory.manifest)
-        drawn = draw_all(results, CHAPTERS, directory.path / "figures") if figures else {}
+        drawn = draw_all(results, CHAPTERS, directory.path / "figures", width) if width else {}
         path = write_report(results, CHAPTERS, drawn, directory.path / "report.html")
         return Comparison(tables, tuple(manifest["notes"]), path, directory.manifest)

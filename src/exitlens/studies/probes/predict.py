@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from exitlens.data import read_data
 from exitlens.data.answers_as_statements import as_statements
+from exitlens.data.columns import parse_columns
 from exitlens.data.prompts import ANSWER_POSITIONS, answer_prompt_name, check_position, prompt_name
+from exitlens.data.readers.mapped import Table, rows_by_role, table_of
 from exitlens.data.readers.rows import Row, json_rows
 from exitlens.data.records import Dataset
 from exitlens.data.sources import read_source
@@ -20,6 +22,8 @@ from exitlens.probes import SavedProbe
 from exitlens.studies.probes.extraction import read_states
 
 __all__ = ["Judged", "check_probe", "judge_texts", "read_texts"]
+
+_UNLABELLED = frozenset({"statement", "question", "best", "id"})  # roles that say nothing of what is true
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +36,28 @@ class Judged:
     p_true: float | None = None
 
 
-def read_texts(path: str | Path) -> list[Judged]:
+def read_texts(path: str | Path, columns: str | Sequence[str] | Mapping[str, str] | None = None) -> list[Judged]:
     """What ``exitlens probe predict`` is given: any data set of ``--data``, answers of a system, or plain lines.
 
     Answers are JSON lines or a JSON list of ``{"question": ..., "answer": ...}`` (``model_completion``, ``completion``
     and the ``prompt`` and ``text`` of ``exitlens generate --json`` will do); a statement may lack its label. In a
-    ``.txt`` file each line that is not blank is a statement. Raises DataError.
+    ``.txt`` file each line that is not blank is a statement. A table with a question and an answer a row, and nothing
+    that says which answers are correct, holds answers too.
+
+    Args:
+        path: A file, or what ``--data`` takes.
+        columns: What the columns of a table hold, as for ``read_data``; a statement's ``label`` may be left out.
+
+    Raises:
+        DataError: It cannot be read, or a row has no text.
+        InputError: ``columns`` has a role that does not exist, or is given for a built-in data set.
     """
+    mapped = parse_columns(columns)
     file = Path(path).expanduser()
-    if not file.is_file():
-        return _of_data(read_data(str(path)))
+    if not file.is_file() or (mapped and not _UNLABELLED.issuperset(mapped)):
+        return _of_data(read_data(str(path), columns=mapped or None))
+    if mapped:
+        return _of_rows(table_of(file, list(mapped.values())), mapped)
     source = read_source(file)
     if file.suffix.casefold() == ".txt":
         lines = [line.strip() for line in source.text.split("\n") if line.strip()]
@@ -49,9 +65,27 @@ def read_texts(path: str | Path) -> list[Judged]:
             raise DataError(f"'{file}' has no statements: write one a line")
         return [Judged(str(n), line) for n, line in enumerate(lines, 1)]
     rows = json_rows(source) if source.text.lstrip()[:1] in {"{", "["} else []
+    if not rows and (names := _answers_in(table := table_of(file))):
+        return _of_rows(table, names)
     if not rows or {"label", "best", "correct", "examples"} & set(rows[0][1]):
         return _of_data(read_data(file))
     return [_row(where, n, row) for n, (where, row) in enumerate(_apart(rows), 1)]
+
+
+def _answers_in(table: Table) -> dict[str, str]:
+    """The columns of a table that holds a system's answers; none where it says which answers are correct."""
+    have = {name.strip().casefold(): name for name in table.names}
+    if have.keys() & {"label", "best", "correct", "incorrect", "choices", "best answer", "correct answers"}:
+        return {}
+    return {"question": have["question"], "best": have["answer"]} if {"question", "answer"} <= have.keys() else {}
+
+
+def _of_rows(table: Table, names: Mapping[str, str]) -> list[Judged]:
+    rows = rows_by_role(table, names)
+    told = [(where, {"answer" if role == "best" else role: text for role, text in row.items()}) for where, row in rows]
+    return [
+        _row(where, n, {role: text for role, text in row.items() if text}) for n, (where, row) in enumerate(told, 1)
+    ]
 
 
 def _apart(rows: list[Row]) -> list[Row]:
