@@ -105,7 +105,7 @@ def register(app: typer.Typer) -> None:
 def _register_probe(app: typer.Typer) -> None:
     save = Annotated[
         Path | None,
-        typer.Option("--save", metavar="FILE", help="Save the best of --kinds, fitted on all rows, as safetensors."),
+        typer.Option("--save", metavar="FILE", help="Save the best of --kinds, fitted on all rows."),
     ]
     probe = study_command(
         "probes",

@@ -22,8 +22,8 @@ __all__ = ["ANSWERS", "LOADING", "OUT", "SPREAD", "keyword", "run_one", "study_c
 LOADING = {name: Own() for name in ("device", "dtype", "revision", "trust_remote_code", "base")}
 SPREAD = {name: Own(heading=BOTH) for name in (*LOADING, "engine", "workers", "deadline")}
 OUT = {
-    "out": Own(help="Keep everything, figures and report too, in this run directory.", default=""),
-    "figure_width": Own(),
+    "out": Own(help="Keep all, figures and report too, in this folder.", default=""),
+    "figure_width": Own(help="Of figures: page or column."),
 }
 
 
