@@ -56,6 +56,7 @@ def test_help_fits_a_screen(path: str) -> None:
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=True)
         lines = done.stdout.splitlines()
         assert max(map(len, lines)) <= columns
+        assert not [line for line in lines if line.endswith("-")], "an option's name is cut in two"
         assert len(lines) <= (44 if columns == 100 else 54)
 
 

@@ -28,6 +28,7 @@ ELSEWHERE = "(help: "
 """In a heading: its options are only named, the command that it names has their help."""
 
 _OPTIONS = "Options"
+_HYPHEN = "\ue000"  # a hyphen while lines are broken: no option's name or value is cut in two
 
 
 def usage_error(error: Any) -> InputError:
@@ -106,9 +107,15 @@ def _write_sections(command: Any, ctx: Any, formatter: Any) -> None:
             continue
         with formatter.section(title):
             if ELSEWHERE in title and ctx.command_path not in title:
-                formatter.write_text("  ".join(param.opts[0] for param in params))
+                formatter.write_text(_unbroken("  ".join(param.opts[0] for param in params)))
             else:
-                formatter.write_dl([_record(param, annotations) for param in params], col_max=34)
+                rows = [_record(param, annotations) for param in params]
+                formatter.write_dl([(names, _unbroken(told)) for names, told in rows], col_max=34)
+    formatter.buffer[:] = [part.replace(_HYPHEN, "-") for part in formatter.buffer]
+
+
+def _unbroken(text: str) -> str:
+    return text.replace("-", _HYPHEN)
 
 
 def _record(param: Any, annotations: dict[str, str]) -> tuple[str, str]:

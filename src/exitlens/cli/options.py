@@ -69,7 +69,7 @@ _METAVAR = {
     "states": "FOLDER", "layers": "LAYERS", "probed_layers": "LAYERS", "probe_layers": "LAYERS",
     "compared_lenses": "LIST", "pass_at": "LIST",
     "exit_layers": "LAYERS", "lens": "LENS", "decoders": "LIST", "judges": "LIST", "kinds": "LIST", "only": "LIST",
-    "position": "WHERE", "figure_width": "WIDTH",
+    "position": "WHERE", "read_at": "WHERE", "generation_config": "model", "figure_width": "WIDTH",
     "entropy_estimators": "LIST", "device": "DEVICE", "dtype": "DTYPE", "revision": "REF", "bertscore_model": "NAME",
     "column": "ROLE=NAME", "protocol": "NAME", "test_topic": "NAME",
     "engine": "ENGINE", "exit_heads": "FILE", "exit_lens": "LENS", "adapter": "FOLDER", "base": "NAME",

@@ -37,7 +37,7 @@ def predict_command(
         ),
     ],
     probe: Annotated[Path, typer.Option("--probe", "-p", metavar="FILE", help="A probe of `exitlens probe --save`.")],
-    limit: Annotated[int | None, option("limit", min=1, help="Only the first so many texts.")] = None,
+    limit: Annotated[int | None, option("limit", min=1, help="At most this many texts, the first ones.")] = None,
     column: ColumnOption = None,
     position: Annotated[
         str | None, option("position", help="Refuse a probe that was not fitted at this position.")

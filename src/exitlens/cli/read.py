@@ -47,7 +47,9 @@ TextsOption = Annotated[
     Path, typer.Option("--text", metavar="FILE", help="JSON lines or Parquet with a field 'text', or plain text.")
 ]
 OutOption = Annotated[Path, option("out", help="Folder of the result; a stopped reading continues there.")]
-FirstTextsOption = Annotated[int | None, option("limit", min=1, help="Only the first so many lines or rows.")]
+FirstTextsOption = Annotated[
+    int | None, option("limit", min=1, help="At most this many lines or rows, the first ones.")
+]
 SplitOption = Annotated[
     Literal["lines", "paragraphs"],
     typer.Option("--split", help="What is one text of plain text.", rich_help_panel=TEXTS),

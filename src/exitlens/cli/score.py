@@ -38,7 +38,9 @@ PredictionsArgument = Annotated[
         help='{"question": [...], "model_completion": [...]} or JSON lines; more are compared with the first.'
     ),
 ]
-FirstQuestionsOption = Annotated[int | None, option("limit", min=1, help="Only the first so many questions.")]
+FirstQuestionsOption = Annotated[
+    int | None, option("limit", min=1, help="At most this many questions, the first ones.")
+]
 AlsoJudgesOption = Annotated[
     str, option("judges", help="Also how many answers these judges find correct, comma-separated.")
 ]
@@ -70,7 +72,7 @@ def score_command(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """BLEU, ROUGE-L and BERTScore of stored answers: max, diff and acc, with intervals, paired where files are many.
+    """BLEU, ROUGE-L and BERTScore of stored answers, with intervals; several files are compared question by question.
 
     Answers are matched to questions by their text; what does not align is refused. --json prints data, metrics
     (each with every choice that changes it), protocol, scores (decoder = file, metric, n, mean, low, high, difference

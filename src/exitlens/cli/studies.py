@@ -15,7 +15,7 @@ from exitlens.cli.train_exits import adapt_command, train_command
 
 __all__ = ["register"]
 
-_JSON = "--json prints model, findings (sentences) and the tables {}, which docs/tables.md describes."
+_JSON = "--json prints model, findings (sentences) and the {}, which docs/tables.md describes."
 _QUESTIONS = {"model": Own(), "data": Own(), "column": Own(), "limit": Own(), **OUT, "seed": Own()}
 _KINDS, _ORIGINAL = "Probes of --kinds", "The original study"
 
@@ -42,8 +42,7 @@ PROBE = {
     "probe_layers": Own(("--layers",), heading=_KINDS),
     "position": Own(
         ("--position",),
-        help="State of a statement (last, mean, answer, every) or of a generated answer (exact-answer, "
-        "every-answer-token).",
+        help="Of a statement: last, mean, answer, every; of an answer: exact-answer, every-answer-token.",
         heading=_KINDS,
     ),
     "test_data": Own(heading=_KINDS),
@@ -80,20 +79,20 @@ def register(app: typer.Typer) -> None:
         "layers",
         LAYERS,
         "What would each layer have answered? The probability of every choice at every layer.\n\n"
-        + _JSON.format("layers_accuracy and layers_picks"),
+        + _JSON.format("tables layers_accuracy and layers_picks"),
     )
     entropy = study_command(
         "entropy",
         ENTROPY,
         "Answer questions and compare the entropy of correct and incorrect answers at every layer.\n\n"
         "Prints means (nats), difference, AUROC and corrected p-values by layer, for every judge. "
-        + _JSON.format("entropy_layers"),
+        + _JSON.format("table entropy_layers"),
     )
     decoding = study_command(
         "decoding",
         DECODING,
         "Answer questions with each decoder and compare with greedy decoding, question by question.\n\n"
-        + _JSON.format("decoding"),
+        + _JSON.format("table decoding"),
     )
     add_command(app, "layers", layers)
     add_command(app, "entropy", entropy)
@@ -111,7 +110,7 @@ def _register_probe(app: typer.Typer) -> None:
         "probes",
         PROBE,
         "Do hidden states tell true from false? --kinds at every layer, then the original study.\n\n"
-        + _JSON.format("probes, probe_best, probe_layers, probe_comparisons and probe_transfer")
+        + _JSON.format("tables probes, probe_best, probe_layers, probe_comparisons and probe_transfer")
         + " With --save also saved, the file.",
         adapt=_probe_settings,
         more=[keyword("save", save, None), keyword("context", typer.Context)],
@@ -147,7 +146,7 @@ def _register_exits(app: typer.Typer) -> None:
         "exits",
         EXITS,
         "What early exit would save: every exit policy against the full model, agreement, FLOPs and time.\n\n"
-        + _JSON.format("exits, exits_layers, exits_kinds and exits_calibration"),
+        + _JSON.format("tables exits, exits_layers, exits_kinds and exits_calibration"),
         usual={"judges": "", "batch_size": 16},
         more=[keyword("context", typer.Context)],
     )

@@ -33,7 +33,15 @@ if TYPE_CHECKING:
 
 __all__ = ["adapt_command", "train_command"]
 
-ExitLayersOption = Annotated[str | None, option("exit_layers", "--layers", **CHECKS["layers"])]
+HeadLayersOption = Annotated[
+    str | None,
+    option(
+        "exit_layers", "--layers", help="Layers with a head [two shallow, five upper, the last].", **CHECKS["layers"]
+    ),
+]
+AdaptedLayersOption = Annotated[
+    str | None, option("exit_layers", "--layers", help="Exits [five of the upper half].", **CHECKS["layers"])
+]
 TextOption = Annotated[Path | None, typer.Option("--text", metavar="FILE", help="Text file to learn from (UTF-8).")]
 WindowsOption = Annotated[int, typer.Option("--windows", min=4, help="At most this many windows of 128 tokens.")]
 
@@ -47,7 +55,7 @@ def train_command(
     text: TextOption = None,
     self_text: SelfTextOption = 0,
     windows: WindowsOption = 160,
-    layers: ExitLayersOption = None,
+    layers: HeadLayersOption = None,
     adapter: AdapterOption = None,
     seed: SeedOption = 0,
     model: ModelOption = DEFAULT_MODEL,
@@ -92,7 +100,7 @@ def adapt_command(
     text: TextOption = None,
     self_text: SelfTextOption = 0,
     windows: WindowsOption = 400,
-    layers: ExitLayersOption = None,
+    layers: AdaptedLayersOption = None,
     seed: SeedOption = 0,
     model: ModelOption = DEFAULT_MODEL,
     as_json: JsonOption = False,

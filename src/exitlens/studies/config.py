@@ -76,7 +76,7 @@ class RunConfig(BaseModel):
     )
 
     engine: Annotated[str, AfterValidator(_engine_text)] = Field(
-        "local", description="local, ray (workers on this machine), or ray://HOST:PORT (a cluster)"
+        "local", description="where work is done: local, ray (workers on this machine), or ray://HOST:PORT (a cluster)"
     )
     workers: int | None = Field(None, ge=1, description="workers of engine ray; none: one a GPU, or one a processor")
     deadline: float | None = Field(
@@ -90,19 +90,22 @@ class RunConfig(BaseModel):
     column: tuple[str, ...] = Field(
         (), description="what a file's columns hold: question=Prompt,best=Answer; repeatable"
     )
-    prompts: str | None = Field(None, description="JSON lines of prompts with choices, looked at as well")
+    prompts: str | None = Field(None, description="JSON lines of prompts with choices, studied as well")
 
     only: tuple[str, ...] = Field(default_factory=usual_studies, description=f"studies to run: {', '.join(HOMES)}")
     out: str = Field("exitlens-run", description="run directory")
     figures: bool = Field(True, description="draw figures; tables are there either way")
-    figure_width: Literal["column", "page"] = Field("page", description="of figures: page (7 in) or column (3.3)")
+    figure_width: Literal["column", "page"] = Field(
+        "page", description="width of figures: page (7 in) or column (3.3 in)"
+    )
     seed: int = Field(0, ge=0, description="seed of every random choice; equal seeds give equal tables")
     batch_size: int = Field(32, ge=1, description="prompts generated together")
 
     max_new_tokens: int = Field(50, ge=1, description="longest answer in tokens")
     repetition_penalty: float = Field(1.0, gt=0, description="penalty of every decoder that names none; 1 is none")
     generation_config: Literal["model"] | None = Field(
-        None, description="model: the checkpoint's own penalties and forbidden tokens, for every decoder's answers"
+        None,
+        description="'model' applies the checkpoint's own penalties and forbidden tokens to every decoder's answers",
     )
     decoders: tuple[str, ...] = Field(
         ("vanilla", "dola:high", "dola:low"),
@@ -128,7 +131,9 @@ class RunConfig(BaseModel):
     layers: LayerText = Field("all", description="layers of the layer study")
     rule: Literal["auto", "first-token", "sequence"] = Field("auto", description="what stands for a choice")
     look_limit: int | None = Field(50, ge=1, description="questions of the layer study at most; none: all")
-    picks: int = Field(2, ge=0, description="correct and incorrect answers shown layer by layer, of each at most")
+    picks: int = Field(
+        2, ge=0, description="answers shown layer by layer: at most so many correct and so many incorrect ones"
+    )
     top_k: int = Field(5, ge=1, description="top tokens kept per layer")
 
     compared_lenses: tuple[str, ...] = Field(
@@ -137,7 +142,7 @@ class RunConfig(BaseModel):
     pass_at: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (1, 5, 10, 50), min_length=1, description="pass@k: how far down a concept may rank, comma-separated"
     )
-    read_at: ReadAt | None = Field(None, description="token that is read, of sets that do not say it")
+    read_at: ReadAt | None = Field(None, description="token that is read in sets that do not name it")
 
     probed_layers: LayerText = Field("1/2,5/8,3/4", description="layers that the original study's probes read")
     epochs: int = Field(5, ge=1, description="epochs of the probes")
@@ -149,11 +154,10 @@ class RunConfig(BaseModel):
     protocol: str = Field("leave-one-topic-out", description="which statements to train and test on")
     probe_layers: LayerText = Field("all", description="layers that those kinds read; all: from 1")
     original: bool = Field(True, description="the original study's probes too, at the probed layers")
-    setting: Literal["few-shot", "zero-shot"] = Field(
-        "few-shot", description="what stands around those probes' statements"
-    )
+    setting: Literal["few-shot", "zero-shot"] = Field("few-shot", description="prompt around those probes' statements")
     position: Literal["last", "mean", "answer", "every", "exact-answer", "every-answer-token"] = Field(
-        "last", description="last, mean, answer, every; of generated answers exact-answer, every-answer-token"
+        "last",
+        description="state read: last, mean, answer, every; of generated answers exact-answer, every-answer-token",
     )
     test_data: tuple[str, ...] = Field((), description="statements or questions to test on, with protocol transfer")
     states: str | None = Field(None, description="shared folder of hidden states; none: the run directory")
