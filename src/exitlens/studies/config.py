@@ -76,7 +76,7 @@ class RunConfig(BaseModel):
     )
 
     engine: Annotated[str, AfterValidator(_engine_text)] = Field(
-        "local", description="where work is done: local, ray (workers on this machine), or ray://HOST:PORT (a cluster)"
+        "local", description="where: local, ray (workers on this machine), ray://HOST:PORT (cluster)"
     )
     workers: int | None = Field(None, ge=1, description="workers of engine ray; none: one a GPU, or one a processor")
     deadline: float | None = Field(
@@ -96,7 +96,7 @@ class RunConfig(BaseModel):
     out: str = Field("exitlens-run", description="run directory")
     figures: bool = Field(True, description="draw figures; tables are there either way")
     figure_width: Literal["column", "page"] = Field(
-        "page", description="width of figures: page (7 in) or column (3.3 in)"
+        "page", description="of figures: page (7 in) or column (3.3 in)"
     )
     seed: int = Field(0, ge=0, description="seed of every random choice; equal seeds give equal tables")
     batch_size: int = Field(32, ge=1, description="prompts generated together")
