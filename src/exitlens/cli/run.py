@@ -63,7 +63,7 @@ def _settings() -> dict[str, Own]:
     rest = [name for name in RunConfig.model_fields if name not in _COMMON and name not in headings]
     ordered = [*_COMMON, *headings, *rest]
     own = {name: Own(heading=None if name in _COMMON else headings.get(name, _PROBES)) for name in ordered}
-    return {**own, "only": Own(default="all")}
+    return {**own, "only": Own(default="all but lenses")}
 
 
 def _more() -> list[inspect.Parameter]:
