@@ -12,9 +12,11 @@ import pytest
 from tests import tiny
 
 from exitlens.models import wrap
+from exitlens.studies.compare.columns import COMPARE_TABLES
 from exitlens.studies.config import RunConfig
 from exitlens.studies.registry import STUDIES
 from exitlens.studies.run import run
+from exitlens.studies.tables import NARROW, Field, TableSpec, with_interval
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -43,6 +45,36 @@ def test_every_column_of_every_table_is_on_the_page(script: ModuleType) -> None:
                 assert f"| `{field.name}` |" in part
                 assert field.meaning
     assert "| `entropy` | " in page.split("## `exitlens read`")[1]
+
+
+def test_every_table_with_intervals_marks_those_that_are_too_narrow() -> None:
+    for spec in [*COMPARE_TABLES, *(table for study in STUDIES.values() for table in study.tables)]:
+        ends = any(field.name == "low" or field.name.endswith("_low") for field in spec.fields)
+        # A curve's points have no count of their own.
+        assert (NARROW in spec.fields) is (ends and spec.name != "compare_curves"), spec.name
+
+
+def test_a_row_is_marked_by_the_least_of_its_units() -> None:
+    fields = (Field("n", "n"), Field("n_shuffled", "n"), *with_interval("x", "x"), NARROW)
+    spec = TableSpec("t", "a row", fields, rests_on=("n", "n_shuffled"))
+    nan = float("nan")
+    frame = pd.DataFrame(
+        {
+            "n": [20, 20, 2, 20, nan],
+            "n_shuffled": [20, 14, 20, 3, nan],
+            "x": [0.5] * 5,
+            "x_low": [0.1, 0.1, nan, nan, 0.1],
+            "x_high": [0.9, 0.9, nan, nan, 0.9],
+        }
+    )
+    marked = spec.marked(frame)
+    assert marked["too_narrow"].tolist() == [False, True, False, False, None]
+    assert spec.fits(frame)  # of an earlier version
+    assert spec.marked(marked) is marked
+    assert spec.marked(frame, [14, 15, 14, 14, 2])["too_narrow"].tolist() == [True, False, False, False, False]
+    assert spec.marked(frame, 60)["too_narrow"].tolist() == [False] * 5
+    plain = TableSpec("t", "a row", fields[:-1])
+    assert plain.marked(frame) is frame
 
 
 def test_a_run_of_every_study_writes_only_declared_tables(tmp_path: Path) -> None:

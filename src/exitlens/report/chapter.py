@@ -101,7 +101,7 @@ class Chapter(Protocol):
         """The tables that a reader wants first; ``whole``: every row instead of a few. Default: the own tables."""
         frames = [(name, results.frame(name)) for name in self.own]
         return [
-            Part(name, [str(column) for column in frame], plain_rows(frame), n=[units(row) for row in rows(frame)])
+            Part(name, *_columns_and_rows(frame), n=[units(row) for row in rows(frame)])
             for name, frame in ((name, frame if whole or frame is None else frame.head(20)) for name, frame in frames)
             if frame is not None
         ]
@@ -112,8 +112,7 @@ class Chapter(Protocol):
         return [
             Sheet(
                 name,
-                [str(column) for column in frame],
-                plain_rows(frame),
+                *_columns_and_rows(frame),
                 name,
                 len(frame) > 12,
                 [units(row) for row in rows(frame)],
@@ -137,6 +136,12 @@ class Chapter(Protocol):
     def curves(self, results: Results) -> list[Curve]:
         """Lines that two runs are compared by. Default: values with intervals of the own tables that have layers."""
         return [line for name in self.own for line in table_curves(results.frame(name))]
+
+
+def _columns_and_rows(frame: DataFrame) -> tuple[list[Any], list[list[Any]]]:
+    """A table as it is shown: `†` says in the cells what the column ``too_narrow`` says in the file."""
+    shown = frame.drop(columns="too_narrow", errors="ignore")
+    return [str(column) for column in shown], plain_rows(shown)
 
 
 def plain_rows(frame: DataFrame) -> list[list[Any]]:

@@ -132,13 +132,18 @@ class Context:
         """The run's judges, with what they need loaded; raises ConfigError, DataError."""
         return [self.scorers().judge(name) for name in self.config.judges]
 
-    def write(self, name: str, frame: pd.DataFrame, order: Sequence[str] = ()) -> None:
+    def write(
+        self, name: str, frame: pd.DataFrame, order: Sequence[str] = (), *, n: Sequence[float] | int | None = None
+    ) -> None:
         """Write a result table of the run, its rows in the order of the columns ``order`` (none: as they are).
+
+        ``n``: the units behind each row's intervals, where no column of the table tells them.
 
         Raises RunError for a table or columns that no study of this run declares.
         """
         if name not in self.tables:
             raise RunError(f"table '{name}' is declared by no study of this run: add it to the study's tables")
+        frame = self.tables[name].marked(frame, n)
         self.tables[name].check(frame)
         directory = self.engine.directory
         if directory is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from exitlens.errors import RunError
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["Field", "TableSpec", "with_interval"]
+__all__ = ["NARROW", "Field", "TableSpec", "with_interval"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +27,19 @@ class Field:
     optional: bool = False
 
 
+NARROW = Field(
+    "too_narrow",
+    "whether an interval of the row rests on so few units that it holds its level no longer (3 to 14; `†` where tables "
+    "are shown); missing: not known",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class TableSpec:
     """A table of a run directory: its name, what a row is, its columns in order.
 
-    ``printed``: ``--json`` holds it. ``shared``: other studies write rows of it too.
+    ``printed``: ``--json`` holds it. ``shared``: other studies write rows of it too. ``rests_on``: the columns that
+    count the units of the row's intervals; none: found by their names.
     """
 
     name: str
@@ -38,6 +47,37 @@ class TableSpec:
     fields: tuple[Field, ...]
     printed: bool = False
     shared: bool = False
+    rests_on: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of its columns, but for the mark that :meth:`marked` adds."""
+        return [field.name for field in self.fields if field is not NARROW]
+
+    def marked(self, frame: DataFrame, n: Sequence[float] | int | None = None) -> DataFrame:
+        """The frame with its column ``too_narrow``, where it is declared and not there yet.
+
+        Args:
+            frame: The table.
+            n: Units behind each row's intervals [rows], or behind all of them; None: they stand in the frame.
+        """
+        if NARROW not in self.fields or NARROW.name in frame.columns or not len(frame.columns):
+            return frame
+        from exitlens.report.frames import rows
+        from exitlens.report.text import is_number
+        from exitlens.report.words import mark, units
+
+        known = [n] * len(frame) if isinstance(n, int) else n
+        marks: list[bool | None] = []
+        for i, row in enumerate(rows(frame)):
+            count = units(row, self.rests_on) if known is None else int(known[i]) if is_number(known[i]) else None
+            ends = [name for name in row if name == "low" or name.endswith("_low")]
+            held = any(is_number(row[name]) for name in ends)  # where there is no interval, none is too narrow
+            marks.append(False if not held else None if count is None else bool(mark(count)))
+        import pandas as pd
+
+        told = pd.Series(marks, index=frame.index, dtype="bool" if None not in marks else "object")
+        return frame.assign(too_narrow=told)
 
     def fits(self, frame: DataFrame) -> bool:
         """Whether the frame's columns are those declared. A frame without columns holds nothing, and fits."""
@@ -49,7 +89,9 @@ class TableSpec:
         if not have:
             return [], []
         known = [field.name for field in self.fields]
-        missing = [field.name for field in self.fields if field.name not in have and not field.optional]
+        # Tables of earlier versions have no marks.
+        needed = [field.name for field in self.fields if not field.optional and field is not NARROW]
+        missing = [name for name in needed if name not in have]
         return missing, [name for name in have if name not in known]
 
     def check(self, frame: DataFrame) -> None:

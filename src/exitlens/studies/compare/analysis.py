@@ -70,30 +70,41 @@ def number_table(runs: Sequence[Run], matched: Sequence[Matched[Number]], *, see
             if number is None:
                 continue
             found = _interval(number, seed)
-            rows.append(
-                {
-                    "study": one.study,
-                    "number": one.name,
-                    "of": of_text(one.first.of),
-                    "run": run.name,
-                    "model": run.results.model,
-                    "own": of_text(number.of, one.first.of),
-                    "value": found.value,
-                    "value_low": found.low,
-                    "value_high": found.high,
-                    "n": found.n,
-                    "counted": number.counted,
-                    "unit": number.unit,
-                    "remark": number.remark,
-                    **(_difference(number, first, runs[0].name, seed) if place else {"pairing": "", "n_paired": 0}),
-                }
-            )
+            row = {
+                "study": one.study,
+                "number": one.name,
+                "of": of_text(one.first.of),
+                "run": run.name,
+                "model": run.results.model,
+                "own": of_text(number.of, one.first.of),
+                "value": found.value,
+                "value_low": found.low,
+                "value_high": found.high,
+                "n": found.n,
+                "counted": number.counted,
+                "unit": number.unit,
+                "remark": number.remark,
+                **(_difference(number, first, runs[0].name, seed) if place else {"pairing": "", "n_paired": 0}),
+            }
+            before = 0 if first is None or not place else _interval(first, seed).n
+            rows.append(row | {"too_narrow": _narrow(row, before)})
     table = pd.DataFrame(rows, columns=COLUMNS["compare_numbers"])
     numeric = [name for name in table if name in _NUMBERS]
     table = table.astype(dict.fromkeys(numeric, np.float64)).astype({"n": np.int64, "n_paired": np.int64})
     table["p_holm"] = stats.holm(table["p"].to_numpy())
     table["p_bh"] = stats.benjamini_hochberg(table["p"].to_numpy())
     return table
+
+
+def _narrow(row: Mapping[str, Any], before: int) -> bool | None:
+    """Whether an interval of the row rests on too few units; None: not known. ``before``: those of the first run."""
+    held = [row["n"]] if math.isfinite(row["value_low"]) else []
+    if math.isfinite(row.get("difference_low", math.nan)):
+        # The questions that both runs share, else the smaller run.
+        held.append(row["n_paired"] or min((n for n in (row["n"], before) if n > 0), default=0))
+    if any(stats.too_narrow(n) for n in held):
+        return True
+    return None if any(n <= 0 for n in held) else False
 
 
 _NUMBERS = ("value", "value_low", "value_high", "difference", "difference_low", "difference_high", "p")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exitlens.studies.tables import Field, TableSpec, with_interval
+from exitlens.studies.tables import NARROW, Field, TableSpec, with_interval
 
 __all__ = ["COMPARE_TABLES"]
 
@@ -59,6 +59,7 @@ COMPARE_TABLES = (
             Field("p_holm", "`p`, corrected over all numbers and runs by Holm", "0–1"),
             Field("p_bh", "`p`, corrected over all numbers and runs by Benjamini and Hochberg", "0–1"),
             Field("remark", "what must stand beside the number"),
+            NARROW,
         ),
         printed=True,
     ),

@@ -19,7 +19,7 @@ from exitlens.studies.decoding.columns import DECODING, PARTINGS
 
 __all__ = ["compare", "cost_table", "partings", "score"]
 
-COLUMNS = tuple(field.name for field in DECODING.fields)
+COLUMNS = tuple(DECODING.columns)
 
 
 def score(

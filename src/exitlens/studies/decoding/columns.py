@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exitlens.studies.answers.columns import ANSWERS, JUDGEMENTS
-from exitlens.studies.tables import Field, TableSpec, with_interval
+from exitlens.studies.tables import NARROW, Field, TableSpec, with_interval
 
 __all__ = ["DECODING", "DECODING_TABLES", "PARTINGS"]
 
@@ -23,6 +23,7 @@ DECODING = TableSpec(
         *with_interval("difference", "to the first decoder, paired by question (missing for the first)", "as `mean`"),
         Field("p", "paired sign-flip test of the difference", "0–1"),
         Field("repetition_penalty", "with which the decoder ran (1: none)"),
+        NARROW,
     ),
     printed=True,
 )

@@ -14,7 +14,7 @@ from exitlens.studies.entropy.columns import ENTROPY_LAYERS
 
 __all__ = ["answer_means", "entropy_by_layer"]
 
-COLUMNS = tuple(field.name for field in ENTROPY_LAYERS.fields)
+COLUMNS = tuple(ENTROPY_LAYERS.columns)
 
 
 def answer_means(entropy_tokens: pd.DataFrame) -> tuple[list[str], NDArray[np.int64], list[int], NDArray[np.float64]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exitlens.studies.answers.columns import ANSWERS, JUDGEMENTS
-from exitlens.studies.tables import Field, TableSpec, with_interval
+from exitlens.studies.tables import NARROW, Field, TableSpec, with_interval
 
 __all__ = ["ENTROPY_LAYERS", "ENTROPY_TABLES"]
 
@@ -26,6 +26,7 @@ ENTROPY_LAYERS = TableSpec(
         Field("p_bh", "`p`, corrected over the layers by Benjamini and Hochberg", "0–1"),
         Field("adjusted_difference", "the difference with the answer's length as a covariate", "nats"),
         Field("adjusted_p", "its p-value (HC3)", "0–1"),
+        NARROW,
     ),
     printed=True,
 )

@@ -91,7 +91,7 @@ def calibration_table(
                 "n_calibration": len(mine), "n_test": len(other),
             }  # fmt: skip
             rows.append(row | _chosen(group, signals, cost, (mine, other), delta, level, control, seed))
-    columns = [field.name for field in CALIBRATION.fields]
+    columns = CALIBRATION.columns
     # First the kinds by themselves, then the best of them; the sort is stable, so risks stay as they are given.
     rows.sort(key=lambda row: (row["chosen_among"], order_of[row["policy"]] if row["chosen_among"] == 1 else 0))
     table = pd.DataFrame(rows, columns=columns)

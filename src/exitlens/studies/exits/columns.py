@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exitlens.studies.answers.columns import ANSWERS, JUDGEMENTS
-from exitlens.studies.tables import Field, TableSpec, with_interval
+from exitlens.studies.tables import NARROW, Field, TableSpec, with_interval
 
 __all__ = ["CALIBRATION", "EXITS_TABLES"]
 
@@ -40,6 +40,7 @@ CALIBRATION = TableSpec(
         *with_interval("test_risk", "on the other answers", "0–1"),
         _LAYERS,
         _FLOPS,
+        NARROW,
     ),
     printed=True,
 )
@@ -61,6 +62,7 @@ EXITS_TABLES = (
             Field("exit_checks", "mean exit checks a token", "checks"),
             _FLOPS,
             Field("flops_saved_propagate", "the same without catching up (cache: propagate, not exact)", "0–1"),
+            NARROW,
         ),
         printed=True,
     ),
@@ -88,6 +90,7 @@ EXITS_TABLES = (
             _ANSWERS,
             *_AGREEMENT,
             Field("mean_exit", "mean exit layer", "layers"),
+            NARROW,
         ),
         printed=True,
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exitlens.studies.tables import Field, TableSpec
+from exitlens.studies.tables import NARROW, Field, TableSpec
 
 __all__ = ["LAYERS_TABLES"]
 
@@ -74,6 +74,7 @@ LAYERS_TABLES = (
             Field("chance", "what drawing a choice reaches: the mean share of choices that are correct", "0–1"),
             Field("correct_share", "mean share of the correct choices", "0–1"),
             Field("mass", "mean probability of all choices together, over the whole vocabulary", "0–1"),
+            NARROW,
         ),
         printed=True,
     ),
@@ -119,6 +120,7 @@ LAYERS_TABLES = (
             Field("p", "two-sided sign-flip test of: the mean is 0", "0–1"),
             Field("p_holm", "the same, corrected over components (Holm)", "0–1"),
             Field("p_bh", "the same, corrected over components (Benjamini–Hochberg)", "0–1"),
+            NARROW,
         ),
         printed=True,
     ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exitlens.studies.tables import Field, TableSpec, with_interval
+from exitlens.studies.tables import NARROW, Field, TableSpec, with_interval
 
 __all__ = ["LENSES_TABLES"]
 
@@ -32,8 +32,10 @@ LENSES_TABLES = (
             *with_interval("gain", "`passed` − `shuffled`, paired by prompt", "−1–1"),
             Field("p", "two-sided sign-flip p of `gain` = 0", "0–1"),
             Field("p_holm", "the same, corrected (Holm) over lenses and sets of this k; all: over lenses", "0–1"),
+            NARROW,
         ),
         printed=True,
+        rests_on=("n", "n_shuffled"),
     ),
     TableSpec(
         "lenses_pairs",
@@ -47,6 +49,7 @@ LENSES_TABLES = (
             *with_interval("difference", "pass@k of `lens` − pass@k of `other`, paired by prompt", "−1–1"),
             Field("p", "two-sided sign-flip p of `difference` = 0", "0–1"),
             Field("p_holm", "the same, corrected (Holm) over pairs and sets of this k; all: over pairs", "0–1"),
+            NARROW,
         ),
         printed=True,
     ),
@@ -62,6 +65,7 @@ LENSES_TABLES = (
             *with_interval("kl", "KL(p_N‖p_j) at the token that is read", "nats"),
             *with_interval("agreement", "share of prompts whose top-1 token is layer N's", "0–1"),
             *with_interval("answer_rank", "rank of the model's own top-1 token, geometric mean (1: the best)"),
+            NARROW,
         ),
         printed=True,
     ),
@@ -75,6 +79,7 @@ LENSES_TABLES = (
             *with_interval(
                 "saturation", "saturation layer: the first one read from which the top-1 token no longer changes"
             ),
+            NARROW,
         ),
         printed=True,
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exitlens.studies.probes.columns import METRICS
-from exitlens.studies.tables import Field, TableSpec
+from exitlens.studies.tables import NARROW, Field, TableSpec
 
 __all__ = ["ANSWER_TABLES"]
 
@@ -47,7 +47,7 @@ ANSWER_TABLES = (
     TableSpec(
         "answer_probe_layers",
         "a judge, kind and layer (floor and model: one row without a layer)",
-        (_JUDGE, _POSITION, _KIND, _ROLE, _PROTOCOL, Field("layer", "1 to N"), _SEEDS, *METRICS, _N),
+        (_JUDGE, _POSITION, _KIND, _ROLE, _PROTOCOL, Field("layer", "1 to N"), _SEEDS, *METRICS, _N, NARROW),
         printed=True,
     ),
     TableSpec(
@@ -66,6 +66,7 @@ ANSWER_TABLES = (
             _SEEDS,
             Field("selectivity", "accuracy minus that of the random-label control at the same layers", "0–1"),
             *METRICS,
+            NARROW,
         ),
         printed=True,
     ),
@@ -80,6 +81,7 @@ ANSWER_TABLES = (
             Field("difference", "AUROC of the probe minus that of the rival, on the same rows", "0–1"),
             Field("low", "lower end of its interval; all intervals of one probe hold together with 95%", "0–1"),
             Field("high", "upper end of its interval", "0–1"),
+            NARROW,
         ),
         printed=True,
     ),

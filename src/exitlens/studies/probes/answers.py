@@ -340,8 +340,10 @@ def run_answers(ctx: Context) -> None:
         seeds=config.probe_seeds,
         seed=config.seed,
     )
+    # Whatever the rows are, answers or their tokens, intervals rest on the answers of the smaller verdict.
+    sides = done.tables["answer_probe_judges"].set_index("judge")[["n_correct", "n_incorrect"]].min(axis=1)
     for name, frame in done.tables.items():
-        ctx.write(name, frame)
+        ctx.write(name, frame, n=frame["judge"].map(sides).tolist() if "judge" in frame else None)
     for fact in done.tables["answer_probe_judges"].to_dict("records"):
         if fact["reason"]:
             ctx.say(f"probes: nothing to fit by {fact['judge']}: {fact['reason']}")

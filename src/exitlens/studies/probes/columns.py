@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exitlens.studies.tables import Field, TableSpec, with_interval
+from exitlens.studies.tables import NARROW, Field, TableSpec, with_interval
 
 __all__ = ["METRICS", "PROBES_TABLES"]
 
@@ -34,6 +34,7 @@ PROBES_TABLES = (
             Field("test_loss", "over the whole test set", "nats"),
             *with_interval("test_accuracy", "on the held-out topic", "0–1"),
             Field("auroc", "on the held-out topic", "0–1"),
+            NARROW,
         ),
         printed=True,
     ),
@@ -51,7 +52,16 @@ PROBES_TABLES = (
     TableSpec(
         "probe_layers",
         "a kind and layer (floor and model: one row without a layer)",
-        (_KIND, _ROLE, _PROTOCOL, Field("layer", "1 to N"), _SEEDS, *METRICS, Field("n", "held-out statements")),
+        (
+            _KIND,
+            _ROLE,
+            _PROTOCOL,
+            Field("layer", "1 to N"),
+            _SEEDS,
+            *METRICS,
+            Field("n", "held-out statements"),
+            NARROW,
+        ),
         printed=True,
     ),
     TableSpec(
@@ -68,6 +78,7 @@ PROBES_TABLES = (
             _SEEDS,
             Field("selectivity", "accuracy minus that of the random-label control at the same layers", "0–1"),
             *METRICS,
+            NARROW,
         ),
         printed=True,
     ),
@@ -83,6 +94,7 @@ PROBES_TABLES = (
             Field("p", "paired sign-flip test over groups", "0–1"),
             Field("p_holm", "`p`, corrected over the pairs by Holm", "0–1"),
             _PROTOCOL,
+            NARROW,
         ),
         printed=True,
     ),
@@ -95,6 +107,7 @@ PROBES_TABLES = (
             Field("n", "statements in the bin, mean over seeds", "statements"),
             _KIND,
             _PROTOCOL,
+            NARROW,
         ),
     ),
     TableSpec(
@@ -105,6 +118,7 @@ PROBES_TABLES = (
             *with_interval("risk", "share of errors among them", "0–1"),
             _KIND,
             _PROTOCOL,
+            NARROW,
         ),
     ),
     TableSpec(
@@ -118,6 +132,7 @@ PROBES_TABLES = (
             Field("n", "test statements", "statements"),
             *with_interval("accuracy", "on the test topic", "0–1", optional=True),
             *with_interval("auroc", "on the test topic", "0–1", optional=True),
+            NARROW,
         ),
         printed=True,
     ),

@@ -325,7 +325,8 @@ def run_kinds(ctx: Context) -> None:
         engine=ctx.engine,
     )
     for name, frame in result.tables.items():
-        ctx.write(name, frame)
+        told = {"n", "n_test"} & set(frame.columns)
+        ctx.write(name, frame, n=None if told else len(result.study.labels))
     directory.note(probe_verdict=result.sentence, probe_notes=list(result.study.notes))
     save_probe(directory.path / "probe.safetensors", *result.refit(config.seed))
 
