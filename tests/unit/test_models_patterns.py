@@ -87,8 +87,23 @@ def test_one_that_no_trial_finds_is_one_line_when_it_is_met() -> None:
     with pytest.raises(InputError, match="the tokenizer of mine gives up on a text of 60 characters"):
         lm.encode("a" * 60)
     lm.tokenizer.chat_template = "{{ messages[0].content }}"
-    with pytest.raises(InputError, match="chat template"):
+    with pytest.raises(InputError, match="the tokenizer of mine gives up on a text of 60 characters"):
         lm.encode_chat("a" * 60)
+
+
+def test_one_whose_time_grows_with_the_square_is_bounded_on_long_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No trial shows it: 300 letters take microseconds, a million take hours."""
+    lm = wrap(tiny.model("llama"), _tokenizer("a*b|."))
+    lm.tokenizer.chat_template = "{{ messages[0].content }}"
+    plain = "is true. " * 4000
+    assert lm.encode(plain) == list(lm.tokenizer(plain, add_special_tokens=False)["input_ids"])
+    monkeypatch.setattr(patterns, "SECONDS", 0.3)
+    monkeypatch.setattr(patterns, "_SPEED", 1e9)
+    for encode in (lm.encode, lm.encode_chat):
+        began = time.monotonic()
+        with pytest.raises(InputError, match=r"50002 characters .* not done within 0 s: a pattern takes time by"):
+            encode("a" * 50_000 + "\x01b")
+        assert time.monotonic() - began < 5
 
 
 def test_one_that_never_comes_back_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from exitlens.errors import InputError
 from exitlens.models.chat_bounds import TooMuch, bounded_size
 from exitlens.models.patterns import panicked
 from exitlens.models.reasons import one_line
+from exitlens.models.tokens import encoded
 
 __all__ = ["rendered"]
 
@@ -54,7 +55,7 @@ def rendered(lm: Templated, turns: Sequence[Mapping[str, Any]], *, tokenize: boo
             dated = _CLOCK in template
             if dated:
                 given["chat_template"] = _on(day) + template
-            made = apply(list(turns), tokenize=tokenize, **{**given, **options})
+            made = str(apply(list(turns), tokenize=False, **{**given, **options}))
             if dated and lm.chat_date is None and not any(note.startswith(_note(lm)) for note in lm.notes):
                 # Only what is written on another day tells whether the day is.
                 texts = [apply(list(turns), tokenize=False, **{**options, "chat_template": _on(d) + template})
@@ -72,9 +73,8 @@ def rendered(lm: Templated, turns: Sequence[Mapping[str, Any]], *, tokenize: boo
         if not isinstance(error, Exception) and not panicked(error):
             raise
         raise InputError(f"{named} refuses these messages: {one_line(error, 160)}") from None
-    if not tokenize:
-        return str(made)
-    return [int(i) for i in (made["input_ids"] if hasattr(made, "keys") else made)]
+    # As transformers does it: the template has written what a text begins with.
+    return encoded(lm.tokenizer, made, False, lm.name) if tokenize else made
 
 
 def _on(day: datetime.datetime) -> str:

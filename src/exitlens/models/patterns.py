@@ -1,4 +1,4 @@
-"""Patterns of a tokenizer that backtrack without end, or slowly: found at load, told in one line when met later."""
+"""Patterns of a tokenizer that backtrack without end, or slowly: found at load, or bounded in time when met later."""
 
 from __future__ import annotations
 
@@ -8,28 +8,62 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from exitlens.errors import UnsupportedModel
 from exitlens.parsing import cut
 
-__all__ = ["check_patterns", "panicked", "silent"]
+__all__ = ["TooSlow", "check_patterns", "in_time", "panicked", "silent"]
 
+T = TypeVar("T")
 SECONDS = 10.0  # that 40 characters may take: they take microseconds
 _REPEATED_GROUP = re.compile(r"\)(?:[*+]|\{\d*,)")  # without one, time grows by a power of the length at most
 _REPEATED = re.compile(r"[*+]|\{\d*,")  # with one alone, by its square, with a factor that no text shows
 _LENGTH = 40
-_LONG = (
-    300,
-    1000,
-)  # of texts that show a power: 10,000 letters then take 100 or 1,000 times as long
+_LONG = (300, 1000)  # of texts that show a power: 10,000 letters then take 100 or 1,000 times as long
+_SHORT = 20_000  # characters that take at most a second where time grows with the square of the length
+_SPEED = 50_000  # characters a second that any tokenizer makes: fast ones make a million
 _SLOW = 0.5  # seconds of the processor that they may take: they take 0.03 at most
 
 
 def panicked(error: BaseException) -> bool:
     """Whether a library written in Rust gave up: its exception is no Exception, and no handler catches it."""
     return type(error).__name__ == "PanicException"
+
+
+class TooSlow(Exception):
+    """A text was not tokenised within the time that its length allows."""
+
+
+def in_time(work: Callable[[], T], length: int) -> T:
+    """What ``work`` returns, done by a tokenizer on a text of ``length`` characters.
+
+    A pattern whose time grows with the square of the length does not show at load: a letter that repeats 300 times
+    takes microseconds, a million times hours. Long texts are tokenised in a thread of their own, which is left behind,
+    since nothing stops a library that does not look up. Raises :class:`TooSlow` after 10 s, and 1 s more for every
+    50,000 characters.
+    """
+    if length <= _SHORT:
+        return work()
+    most = SECONDS + length / _SPEED
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            failed.append(error)
+
+    thread = threading.Thread(target=run, name="exitlens-long-text", daemon=True)
+    thread.start()
+    thread.join(most)
+    if failed:
+        raise failed[0]
+    if not done:
+        raise TooSlow(f"it was not done within {most:.0f} s: a pattern takes time by the square of the length, or more")
+    return done[0]
 
 
 def check_patterns(tokenizer: Any, label: str) -> None:

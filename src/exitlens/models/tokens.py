@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from exitlens.errors import InputError
-from exitlens.models.patterns import panicked
+from exitlens.models.patterns import in_time, panicked
 from exitlens.models.reasons import one_line
 from exitlens.parsing import cut
 
@@ -24,10 +24,11 @@ def check_text(text: str) -> None:
         raise InputError(f"a text holds {half!r}, which is no character: write it as UTF-8") from None
 
 
-def encoded(tokenizer: Any, text: str, special: bool, model: str) -> list[int]:
-    """Token ids of ``text``. Raises :class:`InputError` where the tokenizer itself gives up on it."""
+def encoded(tokenizer: Any, text: str, special: bool, model: str, **options: Any) -> list[int]:
+    """Token ids of ``text``. Raises :class:`InputError` where the tokenizer gives up on it, or takes too long."""
     try:
-        return list(tokenizer(text, add_special_tokens=special)["input_ids"])
+        found = in_time(lambda: tokenizer(text, add_special_tokens=special, **options), len(text))
+        return list(found["input_ids"])
     except BaseException as error:
         if not isinstance(error, Exception) and not panicked(error):
             raise

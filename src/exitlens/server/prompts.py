@@ -9,6 +9,7 @@ from typing import Any
 from exitlens.errors import InputError
 from exitlens.models.chat import rendered
 from exitlens.models.protocol import LayeredModel
+from exitlens.models.tokens import encoded
 from exitlens.server.replies import Refusal
 from exitlens.server.schema import ChatRequest, CompletionRequest
 
@@ -109,10 +110,10 @@ def _with_text_as_text(lm: LayeredModel, turns: Sequence[dict[str, str]], option
     control = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     for place, part in enumerate(re.split(f"{mark}(\\d+){mark}", text)):
         if place % 2 == 0:
-            ids += tokenizer(part, add_special_tokens=False)["input_ids"]
+            ids += encoded(tokenizer, part, False, lm.name)
             continue
         said = turns[int(part)]["content"]
-        content = tokenizer(said, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        content = encoded(tokenizer, said, False, lm.name, split_special_tokens=True)
         if control & set(content):
             raise InputError("a turn holds a special token, which this tokenizer cannot read as text")
         ids += content
