@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from exitlens.runs import hidden_states
 from exitlens.runs.directory import RunDirectory
 from exitlens.runs.engine import LocalEngine
 from exitlens.runs.hidden_states import Origin, StateStore
+from exitlens.runs.planned_rows import PlannedRows
 from exitlens.storage.atomic import write_json, write_parquet, write_tensors
 from exitlens.studies.probes import extraction
 from exitlens.studies.probes.extraction import extract, label_tokens
@@ -66,6 +68,44 @@ def test_new_examples_are_added_and_old_shards_stay(tmp_path: Path) -> None:
     assert len(after) > len(before)
     assert store.layer(0, ["6", "1"])[:, 0].tolist() == [6, 1]
     assert store.index()["id"].tolist() == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_an_index_is_joined_from_what_is_new_and_is_that_of_one_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def counted(path: Path, **options: Any) -> pd.DataFrame:
+        read.append(path.name)
+        found: pd.DataFrame = whole(path, **options)
+        return found
+
+    whole = pd.read_parquet
+    filled(tmp_path / "a", *"123456")
+    (tmp_path / "a" / "shards" / "00001.seal.json").unlink()
+    monkeypatch.setattr(pd, "read_parquet", counted)
+    filled(tmp_path / "a", *"123456789")
+    assert [name for name in read if "rows" in name] == [f"0000{n}.rows.parquet" for n in (3, 4)]
+    monkeypatch.undo()
+    filled(tmp_path / "b", *"123456789")
+    made = [(tmp_path / place / "index.parquet").read_bytes() for place in "ab"]
+    (tmp_path / "a" / "index.parquet").write_bytes(b"PAR1 half")
+    filled(tmp_path / "a", *"123456789")
+    assert made == [(tmp_path / "b" / "index.parquet").read_bytes(), (tmp_path / "a" / "index.parquet").read_bytes()]
+
+
+def test_the_plan_of_many_shards_is_not_searched_for_each(tmp_path: Path) -> None:
+    n = 20_000
+    plan = PlannedRows(tmp_path)
+    names = [f"s{i:05d}" for i in range(n)]
+    rows = pd.DataFrame({"id": names, "label": 1, "topic": "t", "group": "g", "hash": names, "n_tokens": 3})
+    plan.add(rows, 1)
+    begun = time.process_time()
+    found = [plan.names(shard)[0] for shard in plan.shards]
+    assert time.process_time() - begun < 1.0  # some 10 seconds, where all rows are looked at
+    assert found == [[name] for name in names]
+    assert PlannedRows(tmp_path).of(n - 1)["id"].tolist() == names[-1:]
+    assert plan.names(n) == ([], [])
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "seal", "rows"])
@@ -308,7 +348,7 @@ def test_sharing_the_beginning_changes_no_number(family: str) -> None:
 def test_a_store_goes_on_under_another_name_of_its_model(tmp_path: Path) -> None:
     first = StateStore.open(tmp_path, ORIGIN)
     again = StateStore.open(tmp_path, replace(ORIGIN, model="/elsewhere/m"))
-    assert again._identity() == first._identity()
+    assert again._identity == first._identity
     with pytest.raises(ProbeError, match="fingerprint"):
         StateStore.open(tmp_path, replace(ORIGIN, fingerprint="other"))
 

@@ -7,6 +7,7 @@
     STORE/shards/00007.rows.parquet    position and token of each row, and what else was read there
     STORE/shards/00007.seal.json       the hashes of all, written last: a shard without it does not exist
     STORE/index.parquet                one row per example: id, label, topic, group, position, token, hash, shard, row
+    STORE/index.json                   its hash, and those of the shards' tables that it was joined from
 
 Shards are sealed units (:mod:`exitlens.storage.sealed`); their key hashes where the states come from and which
 examples stand in which row. New examples are appended to the plan as new shards, new layers to each shard as a file of
@@ -15,24 +16,25 @@ their own.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from exitlens.errors import LayerError, ProbeError
 from exitlens.parsing import cut
+from exitlens.runs.planned_rows import COLUMNS, PlannedRows, read_places
 from exitlens.storage.atomic import canonical, key_of, sha256_file, write_json, write_parquet, write_tensors
 from exitlens.storage.lock import writing_folder
 from exitlens.storage.mirror import local_folder, named
@@ -44,7 +46,7 @@ __all__ = ["SHARD_ROWS", "Origin", "ShardWriter", "StateStore"]
 SHARD_ROWS = 256
 # Layers may grow; a model is known by its fingerprint, not by what it was called.
 _NO_MARKS = ("layers", "model")
-_PLAN = ("id", "label", "topic", "group", "hash", "n_tokens")
+_FILES_AT_ONCE = 1024  # small tables that are held as such before they are joined
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,13 @@ class Origin:
 class StateStore:
     """A folder of hidden states, one vector per example and layer."""
 
-    def __init__(self, path: Path, origin: Origin, plan: pd.DataFrame, wanted: Sequence[int] | None = None) -> None:
+    def __init__(self, path: Path, origin: Origin, wanted: Sequence[int] | None = None) -> None:
         self.path = path
         self.origin = origin
         self.wanted = tuple(wanted if wanted is not None else origin.layers)
-        self._plan = plan
+        self._plan = PlannedRows(path)
         self._shards = Sealed(path / "shards")
+        self._looked: dict[int, _Looked] = {}  # at seals that nobody writes any more
 
     @classmethod
     def open(cls, path: str | Path, origin: Origin) -> StateStore:
@@ -92,7 +95,7 @@ class StateStore:
         whole = replace(origin, layers=layers)
         if known != whole:
             write_json(folder / "store.json", asdict(whole))
-        return cls(folder, whole, _read_plan(folder), origin.layers)
+        return cls(folder, whole, origin.layers)
 
     @classmethod
     def read(cls, path: str | Path) -> StateStore:
@@ -101,7 +104,7 @@ class StateStore:
         known = _origin_of(folder)
         if known is None:
             raise ProbeError(f"no hidden states in '{named(folder)}': extract them first (exitlens probe --data ...)")
-        return cls(folder, known, _read_plan(folder))
+        return cls(folder, known)
 
     # writing
 
@@ -111,73 +114,104 @@ class StateStore:
         ``rows``: columns id, label, topic, group, hash (of the text), n_tokens. An example is known by id and hash, so
         a changed text under an old id is a new example.
         """
-        known = set(zip(self._plan["id"], self._plan["hash"], strict=True))
-        new = [i for i, pair in enumerate(zip(rows["id"], rows["hash"], strict=True)) if pair not in known]
-        if not new:
-            return
-        added = rows.iloc[new].loc[:, list(_PLAN)].reset_index(drop=True)
-        first = int(self._plan["shard"].max()) + 1 if len(self._plan) else 0
-        place = np.arange(len(added))
-        added = added.assign(shard=first + place // shard_rows, row=place % shard_rows)
-        self._plan = pd.concat([self._plan, added], ignore_index=True) if len(self._plan) else added
-        write_parquet(self.path / "plan.parquet", self._plan)
+        self._plan.add(rows, shard_rows)
 
     def unfinished(self) -> list[int]:
         """Numbers of the planned shards that are missing, half-written, without a wanted layer, or not as hashed."""
-        return [int(shard) for shard in sorted(self._plan["shard"].unique()) if self.missing(int(shard))]
+        whole = self._shards.finished()
+        found = []
+        for shard in self._plan.shards:
+            seal = whole(shard, self._key(shard))
+            if seal is None or self._lacking(seal):
+                found.append(shard)
+            else:
+                self._looked[shard] = _Looked.at(seal)
+        return found
 
     def missing(self, shard: int) -> tuple[int, ...]:
         """The wanted layers that a shard does not hold: all of them when it is missing or damaged."""
-        seal = self._shards.whole(shard, self.key(self.planned(shard)))
+        return self._lacking(self._shards.whole(shard, self._key(shard)))
+
+    def _lacking(self, seal: Seal | None) -> tuple[int, ...]:
         held = {layer for layers in _parts(seal).values() for layer in layers}
         return tuple(layer for layer in self.wanted if layer not in held)
 
     def planned(self, shard: int) -> pd.DataFrame:
         """The plan's rows of one shard, in order."""
-        return self._plan[self._plan["shard"] == shard].sort_values("row", ignore_index=True)
+        return self._plan.of(shard)
+
+    def rows(self, shard: int) -> int:
+        """How many examples a shard holds."""
+        first, end = self._plan.span(shard)
+        return end - first
 
     def write(self, shard: int, states: Mapping[int, Tensor], rows: pd.DataFrame) -> None:
         """Store layers of one shard, see :meth:`ShardWriter.write`."""
-        planned = self.planned(shard)
-        self.writer().write(shard, self.key(planned), planned["id"].tolist(), states, rows)
+        self.writer().write(shard, self._key(shard), self._plan.names(shard)[0], states, rows)
 
     def writer(self) -> ShardWriter:
         """What writes shards, without the plan: a few words, for whoever computes states elsewhere."""
-        return ShardWriter(self._shards, canonical(self._identity()))
+        return ShardWriter(self._shards, canonical(self._identity))
 
     def key(self, rows: pd.DataFrame) -> str:
         """The key of the shard that holds the examples ``rows`` (columns id, hash) in this order."""
-        return key_of(self._identity(), rows["id"].tolist(), rows["hash"].tolist())
+        return key_of(self._identity, rows["id"].tolist(), rows["hash"].tolist())
+
+    def _key(self, shard: int) -> str:
+        return key_of(self._identity, *self._plan.names(shard))
 
     def finish(self) -> pd.DataFrame:
-        """Write ``index.parquet`` over all finished shards and return it."""
-        parts = []
-        for shard in sorted(int(shard) for shard in self._plan["shard"].unique()):
-            planned = self.planned(shard)
-            key = self.key(planned)
-            seal, file = self._shards.claimed(shard, key), self._shards.path(shard, key, "rows.parquet")
-            if seal is not None and sha256_file(file) == seal.files.get("rows.parquet"):
-                rows = pd.read_parquet(file)
-                parts.append(pd.concat([planned, rows], axis=1))
-        index = pd.concat(parts, ignore_index=True) if parts else self._plan
-        write_parquet(self.path / "index.parquet", index)
+        """Write ``index.parquet`` over all finished shards and return it.
+
+        What an earlier index holds of a shard is not read again: of 10^5 small files that would take minutes.
+        """
+        looked = {shard: found.rows for shard in self._plan.shards if (found := self._look(shard)) is not None}
+        before = _IndexMarks.of(self.path)
+        old = read_places(self.path / "index.parquet") if before is not None else None
+        kept = [] if before is None or old is None else [s for s, sha in looked.items() if before.rows.get(s) == sha]
+        fresh = sorted(looked.keys() - set(kept))
+        groups = (fresh[begin : begin + _FILES_AT_ONCE] for begin in range(0, len(fresh), _FILES_AT_ONCE))
+        parts = [said for group in groups if (said := self._said(group, looked)) is not None]
+        if old is not None and kept:
+            parts.append(old[old["shard"].isin(kept)].drop(columns=[*COLUMNS, "row"]))
+        index = self._plan.table
+        if parts:
+            said = pd.concat(parts, ignore_index=True).sort_values("shard", kind="stable", ignore_index=True)
+            index = index[index["shard"].isin(said["shard"].unique())].reset_index(drop=True)
+            index = pd.concat([index, said.drop(columns="shard")], axis=1)
+        if fresh or not parts or before is None or before.rows != looked:
+            sha = write_parquet(self.path / "index.parquet", index)
+            write_json(self.path / "index.json", {"sha256": sha, "rows": looked})
         return index
+
+    def _said(self, shards: Sequence[int], looked: dict[int, str]) -> pd.DataFrame | None:
+        """What was read at the rows of some shards; those whose table is not as sealed are taken out of ``looked``."""
+        found = []
+        for shard in shards:
+            file = self._shards.path(shard, self._key(shard), "rows.parquet")
+            if not file.is_file() or sha256_file(file) != looked[shard]:
+                del looked[shard]
+                continue
+            found.append(pd.read_parquet(file).assign(shard=shard))
+        return pd.concat(found, ignore_index=True) if found else None
 
     def made_by(self) -> dict[str, int]:
         """Planned shards that there are, by the version of exitlens that made them; by several, ``A and B``."""
-        found: Counter[str] = Counter()
-        for shard in self._plan["shard"].unique():
-            seal = self._shards.claimed(int(shard), self.key(self.planned(int(shard))))
-            versions = sorted({_version(seal, part) for part in _parts(seal)})
-            if versions:
-                found[" and ".join(versions)] += 1
-        return dict(sorted(found.items()))
+        made = (self._look(shard) for shard in self._plan.shards)
+        return dict(sorted(Counter(found.versions for found in made if found is not None).items()))
+
+    def _look(self, shard: int) -> _Looked | None:
+        """What the seal of a shard says, if it has one; read once, after the shard was found whole."""
+        if shard in self._looked:
+            return self._looked[shard]
+        seal = self._shards.claimed(shard, self._key(shard))
+        return None if seal is None or not _parts(seal) else _Looked.at(seal)
 
     # reading
 
     def index(self) -> pd.DataFrame:
         """One row per stored example, in the order of shards and rows."""
-        index = _read_table(self.path / "index.parquet", (*_PLAN, "shard", "row"))
+        index = read_places(self.path / "index.parquet")
         return index if index is not None else self.finish()
 
     def layer(self, layer: int, ids: Sequence[str] | None = None) -> NDArray[np.float32]:
@@ -197,8 +231,9 @@ class StateStore:
         out = np.empty((len(layers), len(place), self.origin.d_model), dtype=np.float32)
         shards = place["shard"].to_numpy()
         rows = place["row"].to_numpy()
-        for shard in np.unique(shards):
-            wanted = np.flatnonzero(shards == shard)
+        order = np.argsort(shards, kind="stable")
+        for wanted in np.split(order, np.flatnonzero(np.diff(shards[order])) + 1) if len(order) else ():
+            shard = shards[wanted[0]]
             for file, held in self._files(int(shard)).items():
                 mine = [(i, layer) for i, layer in enumerate(layers) if layer in held]
                 if not mine:
@@ -215,7 +250,7 @@ class StateStore:
 
     def _files(self, shard: int) -> dict[Path, list[int]]:
         """The files of a shard and the layers in each; hashes are checked when a store is filled, not at each read."""
-        key = self.key(self.planned(shard))
+        key = self._key(shard)
         seal = self._shards.claimed(shard, key)
         if seal is None:
             raise ProbeError(f"shard {shard} of '{self.path}' is not finished: extract the hidden states again")
@@ -238,6 +273,7 @@ class StateStore:
             raise ProbeError(f"no hidden states of example '{missing}' in '{self.path}': extract them first")
         return lookup.loc[list(ids)]
 
+    @cached_property
     def _identity(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self.origin).items() if name not in _NO_MARKS}
 
@@ -278,6 +314,37 @@ class ShardWriter:
         self.shards.write(shard, key, files, facts, beside=beside)
 
 
+class _IndexMarks(BaseModel):
+    """What ``index.json`` says. ``rows``: the hash of each shard's table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str
+    rows: dict[int, str]
+
+    @classmethod
+    def of(cls, folder: Path) -> _IndexMarks | None:
+        """That of the index of a store, None where it is missing or the index is another."""
+        try:
+            found = cls.model_validate_json((folder / "index.json").read_bytes())
+            return found if sha256_file(folder / "index.parquet") == found.sha256 else None
+        except (OSError, ValidationError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """What is kept of a seal: the hash of the shard's table, and the versions that made its files."""
+
+    rows: str
+    versions: str
+
+    @classmethod
+    def at(cls, seal: Seal) -> _Looked:
+        versions = sorted({_version(seal, part) for part in _parts(seal)})
+        return cls(str(seal.files.get("rows.parquet")), sys.intern(" and ".join(versions)))
+
+
 def _parts(seal: Seal | None) -> dict[str, list[int]]:
     """The layers in each tensor file of a shard, as its seal says; none without a seal, or where it says otherwise."""
     parts = seal.facts.get("layers") if seal is not None else None
@@ -301,24 +368,6 @@ def _rows(file: Any, key: str, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     else:
         picked = torch.cat([view[int(r) : int(r) + 1] for r in rows])
     return np.asarray(picked.float().numpy(), dtype=np.float32)
-
-
-def _read_plan(folder: Path) -> pd.DataFrame:
-    # Damaged: planned again; shards are found by the key of their rows.
-    plan = _read_table(folder / "plan.parquet", (*_PLAN, "shard", "row"))
-    return plan if plan is not None else pd.DataFrame({name: [] for name in (*_PLAN, "shard", "row")})
-
-
-def _read_table(file: Path, columns: Sequence[str]) -> pd.DataFrame | None:
-    """A table of examples; None where it is missing, damaged, or its places are no numbers of shards and rows."""
-    try:
-        found = pd.read_parquet(file)
-    except (OSError, ValueError, pa.ArrowException):
-        return None
-    whole = set(columns) <= set(found.columns) and all(
-        pd.api.types.is_integer_dtype(found[name]) and bool((found[name] >= 0).all()) for name in ("shard", "row")
-    )
-    return found if whole else None
 
 
 def _origin_of(folder: Path) -> Origin | None:

@@ -7,16 +7,20 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from exitlens.errors import ExitlensError, MissingExtra, RunError
 from exitlens.parsing import cut
 from exitlens.runs.cluster.address import RayAddress
 from exitlens.runs.cluster.worker import About, describe
+from exitlens.storage.atomic import alive
 
 __all__ = ["Cluster", "Node", "connect", "differing"]
 
@@ -30,8 +34,14 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS": "0",
 }
-# A cluster of this machine alone listens on the loopback interface, and takes no call without its own token.
-_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_AUTH_MODE": "token"}
+# A cluster of this machine alone listens on the loopback interface, and takes no call without its own token. Where the
+# command was killed, what remains of it looks for its head for seconds, not for minutes.
+_LOOPBACK = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+}
+_FOLDER = "exitlens-ray-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +55,19 @@ class Node:
 
 
 class Cluster:
-    """A connection to a cluster; use as a context manager. ``owned``: it was started here, and ends with it."""
+    """A connection to a cluster; use as a context manager. ``owned``: it was made here, and ends with it.
 
-    def __init__(self, ray: Any, address: RayAddress, *, owned: bool, folder: str | None = None) -> None:
+    ``before``: what was done on SIGTERM without it.
+    """
+
+    def __init__(
+        self, ray: Any, address: RayAddress, *, owned: bool, folder: str | None = None, before: Any = None
+    ) -> None:
         self.ray = ray
         self.address = address
         self.owned = owned
         self._folder = folder
+        self._before = before if owned and _interrupted_by_sigterm() else None
 
     def __enter__(self) -> Cluster:
         return self
@@ -65,6 +81,9 @@ class Cluster:
             self.ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+            self._before = None
 
     def nodes(self) -> list[Node]:
         """The machines that are alive; those of one host name are told apart by a number."""
@@ -154,12 +173,13 @@ def connect(address: RayAddress, *, cpus: int | None = None) -> Cluster:
     if ray.is_initialized():  # a program that holds a connection keeps it
         return Cluster(ray, address, owned=False)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL, "configure_logging": False}
-    folder = None
+    folder, before = None, signal.getsignal(signal.SIGTERM)
     try:
         if address.host is None:
             # Sockets lie in it, and the path of a socket has to be short.
             short = tempfile.gettempdir() if len(tempfile.gettempdir()) < 40 else "/tmp"
-            folder = tempfile.mkdtemp(prefix="exitlens-ray-", dir=short)
+            _sweep(Path(short))
+            folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=short)
             ray.init(num_cpus=cpus, include_dashboard=False, _temp_dir=folder, **quiet)
         else:
             ray.init(address=str(address), **quiet)
@@ -170,8 +190,33 @@ def connect(address: RayAddress, *, cpus: int | None = None) -> Cluster:
             ray.shutdown()
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+        signal.signal(signal.SIGTERM, before)
         raise RunError(_refused(address, error)) from None
-    return Cluster(ray, address, owned=True, folder=folder)
+    return Cluster(ray, address, owned=True, folder=folder, before=before)
+
+
+def _interrupted_by_sigterm() -> bool:
+    """End on SIGTERM as on Ctrl-C, it is what Slurm and Kubernetes send first; whether that can be had.
+
+    Ray's own answer to it is a trace on the error stream.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not hinder what ends cleanly now
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    return True
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the folders of commands that were killed, with the sockets and logs of their Ray."""
+    for left in folder.glob(f"{_FOLDER}*"):
+        pid = left.name.removeprefix(_FOLDER).partition("-")[0]
+        if pid.isdecimal() and not alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _answers(address: RayAddress) -> None:

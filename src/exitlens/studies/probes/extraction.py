@@ -125,7 +125,7 @@ def extract_items(
     if engine.directory is not None:
         engine.directory.stage_state(label, "running")
     clock = Clock(label, total, engine.report)
-    clock.skipped(total - sum(len(store.planned(shard)) for shard in todo))
+    clock.skipped(total - sum(store.rows(shard) for shard in todo))
 
     def jobs() -> Iterator[_Job]:
         for shard in todo:
