@@ -7,13 +7,14 @@ number where a list belongs, a tensor where texts do, one text where several do.
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Iterable
 from typing import Any
 
 from exitlens.errors import InputError
 from exitlens.parsing import cut
 
-__all__ = ["as_count", "as_id_rows", "as_names", "as_numbers", "as_texts", "is_whole", "wrong_kind"]
+__all__ = ["as_count", "as_id_rows", "as_names", "as_numbers", "as_path", "as_texts", "is_whole", "wrong_kind"]
 
 
 def wrong_kind(what: str, value: object, remedy: str) -> InputError:
@@ -40,6 +41,13 @@ def as_count(value: Any, what: str, *, least: int = 1) -> int:
     if found < least:
         raise InputError(f"{what}={found} is out of range: at least {least}")
     return found
+
+
+def as_path(value: Any, what: str, remedy: str) -> str:
+    """A name or a path as text. Raises :class:`InputError`, which says the ``remedy``."""
+    if not isinstance(value, str | os.PathLike):
+        raise wrong_kind(what, value, remedy)
+    return os.fspath(value)
 
 
 def as_texts(given: str | Iterable[str], what: str = "text") -> list[str]:

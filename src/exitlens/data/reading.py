@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
+from exitlens.arguments import as_path
 from exitlens.data.columns import ColumnMap, columns_of_kind, parse_columns
 from exitlens.data.readers import big_bench, concept_sets, hub, json_lines, mapped, true_false, truthfulqa
 from exitlens.data.readers.rows import json_whole
@@ -42,6 +43,7 @@ def read_data(
             name.
         MissingExtra: A Hub id without ``datasets``.
     """
+    spec = as_path(spec, "the data", "give a built-in name, a file, a folder or a Hub id")
     return limited(_read(spec, parse_columns(columns)), limit)
 
 

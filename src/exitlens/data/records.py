@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Literal, TypeVar, overload
 
+from exitlens.arguments import wrong_kind
 from exitlens.display import Shown
-from exitlens.errors import DataError
+from exitlens.errors import DataError, InputError
 from exitlens.parsing import cut
 
-__all__ = ["ConceptPrompt", "Dataset", "Question", "ReadAt", "Statement", "check_read_at"]
+__all__ = ["ConceptPrompt", "Dataset", "Question", "ReadAt", "Statement", "as_records", "check_read_at"]
 
 ReadAt = Literal["before-target", "last-newline", "last"]
 """The token at which a concept prompt is read."""
@@ -113,6 +114,28 @@ class Dataset(Shown):
         Question | Statement | ConceptPrompt | tuple[Question, ...] | tuple[Statement, ...] | tuple[ConceptPrompt, ...]
     ):
         return self.records[at]
+
+
+_HOMES = {Question: "question", Statement: "statement", ConceptPrompt: "concept prompt"}
+Record = TypeVar("Record", Question, Statement, ConceptPrompt)
+
+
+def as_records(given: Iterable[Record], kind: type[Record]) -> tuple[Record, ...]:
+    """Questions, statements or concept prompts from Python: of a data set, or in whatever can be looked through.
+
+    Raises :class:`InputError` for anything else, with the way to read a file, and where there is none at all.
+    """
+    noun = _HOMES[kind]
+    remedy = f"give {noun}s, such as exitlens.read_data('FILE')"
+    if isinstance(given, str | dict) or not isinstance(given, Iterable):
+        raise wrong_kind(f"the {noun}s", given, remedy)
+    records = tuple(given)
+    for i, record in enumerate(records):
+        if not isinstance(record, kind):
+            raise wrong_kind(f"{noun} {i}", record, remedy)
+    if not records:
+        raise InputError(f"no {noun}s: {remedy}")
+    return records
 
 
 def _text_of(record: Question | Statement | ConceptPrompt) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from exitlens.arguments import as_count, wrong_kind
 from exitlens.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,10 +31,12 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
+        as_count(self.top_k, "top_k", least=0)
+        for name in ("temperature", "top_p", "min_p"):
+            if not isinstance(getattr(self, name), int | float):
+                raise wrong_kind(name, getattr(self, name), "give a number")
         if not 0.0 <= self.temperature < math.inf:
             raise InputError(f"temperature {self.temperature} is out of range: 0 (greedy) or more")
-        if self.top_k < 0:
-            raise InputError(f"top_k {self.top_k} is out of range: 0 (all) or more")
         if not 0.0 < self.top_p <= 1.0:
             raise InputError(f"top_p {self.top_p} is out of range: above 0, at most 1")
         if not 0.0 <= self.min_p <= 1.0:

@@ -21,6 +21,7 @@ from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
+from exitlens.arguments import wrong_kind
 from exitlens.errors import InputError
 
 # Only for annotations: the command line lists the statistics without the seconds that importing torch takes.
@@ -283,6 +284,8 @@ def register_statistic(statistic: Statistic) -> Statistic:
     Raises:
         InputError: its name or one of its columns is taken, or it has no formula.
     """
+    if not isinstance(statistic, Statistic):
+        raise wrong_kind("a statistic", statistic, "give an exitlens.lenses.statistics.Statistic")
     taken = {
         name: record.name for record in STATS.values() for name in (record.name, *(c.name for c in record.columns))
     }

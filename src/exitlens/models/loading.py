@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from exitlens.arguments import wrong_kind
+from exitlens.arguments import as_path
 from exitlens.compute import hardware
 from exitlens.errors import ExitlensError, InputError, ModelError, UnsupportedModel
 from exitlens.lazy import many_objects
@@ -62,12 +62,10 @@ def load(
         ParityError: The readout at the last layer is not the model's own.
         InputError: An argument cannot be used.
     """
-    if not isinstance(name, str | os.PathLike):
-        raise wrong_kind("the model", name, "give its name, folder or .gguf file; wrap() takes a model at hand")
+    text = as_path(name, "the model", "give its name, folder or .gguf file; wrap() takes a model at hand")
     day = check_day(chat_date)
     where = hardware.pick_device(device)
     kind = hardware.pick_dtype(dtype, where)
-    text = os.fspath(name)
     raw = _read(text, kind, revision, trust_remote_code, base)
     raw.model.to(where).eval()
     inner = raw.model.get_base_model() if hasattr(raw.model, "get_base_model") else raw.model

@@ -77,7 +77,7 @@ def flags(values: Numbers, n: int, what: str) -> NDArray[np.bool_]:
         return given
     ok = np.array([value in (0, 1) for value in given.tolist()], dtype=bool)
     if not ok.all():
-        raise InputError(f"{what} holds {given[~ok][0]!r}: only 0 and 1 (or False and True) are labels")
+        raise InputError(f"{what} holds {given[~ok].tolist()[0]!r}: only 0 and 1 (or False and True) are labels")
     return given.astype(bool)
 
 

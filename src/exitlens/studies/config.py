@@ -64,6 +64,16 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
+    def __init__(self, **values: Any) -> None:
+        """Raises :class:`~exitlens.errors.ConfigError` with one line, of the first setting that is wrong."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            name, message = _first(error)
+            if name not in type(self).model_fields:
+                raise ConfigError(f"unknown setting {cut(name)!r}{_nearest(name, type(self).model_fields)}") from error
+            raise ConfigError(f"setting '{name}' = {cut(repr(values.get(name)))}: {message}") from error
+
     model: str = Field("smollm2-135m", description="catalogue name, Hub id, local folder or .gguf file")
     revision: str | None = Field(None, description="branch, tag or commit of a Hub model")
     trust_remote_code: bool = Field(False, description="run the Python code that a Hub model brings along")
@@ -251,18 +261,23 @@ def load_config(
             values[name] = count
     try:
         return RunConfig(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "?"
-        message = str(first["msg"]).removeprefix("Value error, ")
+    except ConfigError as error:
+        if not isinstance(error.__cause__, ValidationError):
+            raise
+        name, message = _first(error.__cause__)
         typed = (overrides or {}).get(name) is not None
         told = f"setting '{name}'"
         if typed:  # what the user wrote is the option, and it is not the file's fault
             where = "the command line"
             told = f"option {options[name]}" if options and name in options else told
-        raise ConfigError(
-            f"{told} = {cut(repr(values.get(name)))} (from {where}): {message[:1].lower()}{message[1:]}"
-        ) from error
+        raise ConfigError(f"{told} = {cut(repr(values.get(name)))} (from {where}): {message}") from error.__cause__
+
+
+def _first(error: ValidationError) -> tuple[str, str]:
+    """The first setting that is wrong, and what is wrong with it."""
+    first = error.errors()[0]
+    message = str(first["msg"]).removeprefix("Value error, ")
+    return str(first["loc"][0]) if first["loc"] else "?", message[:1].lower() + message[1:]
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from exitlens.arguments import wrong_kind
 from exitlens.decoding.token_rules import rules_of
 from exitlens.display import Shown
 from exitlens.errors import RunError
@@ -94,6 +95,8 @@ def run(
         RunError: The folder holds another run or cannot be written. Whatever reading data or model raises comes
             through; nothing finished is lost by any of them.
     """
+    if not isinstance(config, RunConfig):
+        raise wrong_kind("the settings", config, "give an exitlens.RunConfig(...)")
     check_words(config)
     chosen = [STUDIES[name] for name in config.only]
     needs = {need for study in chosen for need in study.needs_of(config)}

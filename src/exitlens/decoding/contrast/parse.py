@@ -87,6 +87,8 @@ def register_decoder(
         raise InputError(f"decoder name {name!r} is taken by a built-in one: choose another")
     if not re.fullmatch(r"[A-Za-z][\w-]*", name):
         raise InputError(f"decoder name {name[:80]!r} cannot be written: use letters, digits, - and _")
+    if not callable(decoder):
+        raise wrong_kind(f"decoder {name!r}", decoder, "give a function of final and early logits, or a class")
     if not isinstance(decoder, type):
         Option("lens", "lens", "lens", "logit", "how early layers are read").check(lens)
         reads = layers if callable(layers) else tuple(layers)

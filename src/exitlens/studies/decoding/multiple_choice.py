@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from exitlens.data.prompts import QA_PROMPT, PromptStyle, qa_prompt
-from exitlens.data.records import Question
+from exitlens.data.records import Question, as_records
 from exitlens.decoding.contrast.base import Decoder
 from exitlens.decoding.score import ContinuationScorer
 from exitlens.errors import InputError
@@ -69,6 +69,7 @@ def mc_scores(
         InputError: A question without correct or incorrect answers.
         ContextError: A question or answer that does not fit the model's context.
     """
+    questions = as_records(questions, Question)
     for question in questions:
         if not question.correct or not question.incorrect:
             raise InputError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from exitlens.data.records import Question
+from exitlens.data.records import Question, as_records
 from exitlens.decoding import parse_decoder
 from exitlens.errors import InputError
 from exitlens.models.protocol import LayeredModel
@@ -78,8 +78,9 @@ def decoding_study(
         InputError: No questions or decoders, an unknown decoder.
         ContextError: A question that does not fit the model's context.
     """
-    if not questions or not decoders:
-        raise InputError("no questions or no decoders: give both")
+    questions = as_records(questions, Question)
+    if not decoders:
+        raise InputError("no decoders: name at least one")
     engine = LocalEngine(lm, None, report)
     made = [
         answer_all(

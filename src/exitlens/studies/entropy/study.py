@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from exitlens.data.records import Question
+from exitlens.data.records import Question, as_records
 from exitlens.errors import ConfigError, InputError
 from exitlens.models.protocol import LayeredModel
 from exitlens.runs.engine import LocalEngine, Report
@@ -70,8 +70,7 @@ def entropy_study(
         InputError: No questions or judges.
         ContextError: A question that does not fit the model's context.
     """
-    if not questions:
-        raise InputError("no questions: give a data set of questions")
+    questions = as_records(questions, Question)
     spec = DecoderSpec.parse("vanilla", repetition_penalty)
     answers = answer_all(
         LocalEngine(lm, None, report),

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from exitlens.data.records import Question
+from exitlens.data.records import Question, as_records
 from exitlens.errors import InputError, UnsupportedModel
 from exitlens.exits.heads import ExitHeads
 from exitlens.exits.policies import ExitPolicy
@@ -100,8 +100,7 @@ def exits_study(
         ProbeError: Heads of another model.
         ContextError: A question that does not fit the model's context.
     """
-    if not questions:
-        raise InputError("no questions: give a data set of questions")
+    questions = as_records(questions, Question)
     for delta in deltas if strict else ():  # now, not after the answers were written
         require_units(len(questions) // 2, delta, epsilon, bound_of(control))
     engine = LocalEngine(lm, None, report)

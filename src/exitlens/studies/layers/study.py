@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from exitlens.data.records import Question
+from exitlens.data.records import Question, as_records
 from exitlens.errors import InputError, UnsupportedModel
 from exitlens.layer_range import Layers
 from exitlens.lenses.attribution import parts_of
@@ -77,6 +77,7 @@ def layers_study(
         LayerError: A layer that the model does not have.
         ContextError: A question that does not fit the model's context.
     """
+    questions = as_records(questions, Question)
     records, notes = look_records(lm, questions, rule=rule)
     if not records:
         raise InputError(

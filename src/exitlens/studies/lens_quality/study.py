@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 import pandas as pd
 
-from exitlens.data.records import ConceptPrompt
+from exitlens.data.records import ConceptPrompt, as_records
 from exitlens.errors import InputError
 from exitlens.layer_range import Layers, parse_layers
 from exitlens.lenses.concepts import chance_pass, inner_layers, plan_reads, with_rule
@@ -85,6 +85,7 @@ def lens_study(
         LayerError: A layer that is no inner layer of this model.
         ContextError: A prompt that does not fit the model's context.
     """
+    prompts = as_records(prompts, ConceptPrompt)
     named = [(lens_name(lens), as_lens(lens, lm)) for lens in lenses]
     return analyse(LocalEngine(lm, None, report), prompts, named, layers=layers, pass_at=pass_at, seed=seed)
 

@@ -19,7 +19,7 @@ import torch
 
 from exitlens.data import groups
 from exitlens.data.prompts import Position, Setting, check_position, prompt_name
-from exitlens.data.records import Statement
+from exitlens.data.records import Statement, as_records
 from exitlens.errors import ProbeError
 from exitlens.layer_range import Layers
 from exitlens.models.protocol import LayeredModel
@@ -155,7 +155,7 @@ def probes_study(
     check_protocol(kinds, protocol, bool(test_statements))
     check_position(position)
     numbers = check_layers(lm, range(1, lm.n_layers + 1) if layers == "all" else layers)
-    everything = [*statements, *(_apart(s) for s in test_statements)]
+    everything = [*as_records(statements, Statement), *(_apart(s) for s in test_statements)]
     _check(everything, kinds, protocol, position, seed, test_topic)
     # All layers are stored: they cost nothing more in the same pass, and another study may want them.
     store = extract(engine or LocalEngine(lm, report=report), everything, folder, setting=setting, position=position)
