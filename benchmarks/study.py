@@ -1,6 +1,6 @@
 """The notebooks' way beside ours, in one run: generation with entropy, and extraction with three probes.
 
-    python benchmarks/study.py --data ../shared/data/truthfulqa/TruthfulQA.csv --statements ../shared/data/true-false
+    python benchmarks/study.py --data TruthfulQA.csv --statements true-false
 
 The notebooks' way: one question at a time, the whole prompt each time, `output_hidden_states=True`, the float32 logits
 of every layer kept; probes that run the model again in every epoch. Each way runs in a process of its own, so that its
