@@ -7,7 +7,8 @@ The percentile bootstrap covers .86 to .93 instead of .95 at 20 questions. Used 
   (Korn and Graubard 1998; Dean and Pagano 2015). It needs no resamples.
 - differences of such (−1, 0, 1): Agresti and Min's adjusted Wald interval (2005), with the effective number of pairs.
 - any other numbers: the studentised bootstrap by group (Davison and Hinkley 1997, section 5.2), at each end the wider
-  of its equal-tailed and symmetric form: lognormal rows need both.
+  of its equal-tailed and symmetric form: lognormal rows need both. Paired differences, whose two tails hide each other,
+  are wider by ``1 + 1/n``: without it, those of lognormal scores cover .92 at 20 questions.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from exitlens.stats.arrays import (
 )
 from exitlens.stats.bootstrap import MIN_UNITS, Counts, Interval, Intervals, draws, quantiles
 
+_WIDER = 1.0  # simulated, 12,000 samples of 20 questions: normal differences .963 → .971, lognormal ones .924 → .931
 _Form = Callable[[Array, Array, Array, Array, float], tuple[Array, Array]]
 
 __all__ = ["mean_interval", "mean_intervals", "signed_intervals", "studentised"]
@@ -78,7 +80,7 @@ def signed_intervals(values: Numbers, groups: Numbers | None, n: int, level: flo
     """:func:`mean_intervals` of paired differences: columns of −1, 0 and 1 are differences of proportions."""
     data = columns(values, "values")
     signs = ((data == 0) | (np.abs(data) == 1)).all(axis=0)
-    return _intervals(data, signs, _agresti_min, groups, n, level, seed)
+    return _intervals(data, signs, _agresti_min, groups, n, level, seed, wider=_WIDER)
 
 
 def studentised(value: Array, error: Array, found: Array, errors: Array, level: float) -> tuple[Array, Array]:
@@ -104,8 +106,12 @@ def _intervals(
     seed: int,
     weights: Numbers | None = None,
     counts: Counts | None = None,
+    wider: float = 0.0,
 ) -> Intervals:
-    """Columns marked ``closed`` by the closed ``form``, the others by the studentised bootstrap."""
+    """Columns marked ``closed`` by the closed ``form``, the others by the studentised bootstrap.
+
+    The latter are wider by ``1 + wider / n``.
+    """
     weight = positive_weights(weights, len(data), zero=True)
     check_count(n)
     level_of(level)
@@ -135,7 +141,7 @@ def _intervals(
             blocks = draws(units, n, seed) if counts is None else _by_group(counts, group)
             found = _resampled(rest[:, ~closed], size[:, 0], blocks)
             ends = studentised(np.zeros(int((~closed).sum())), error[~closed], *found, level)
-            low[~closed], high[~closed] = value[~closed] + ends[0], value[~closed] + ends[1]
+            low[~closed], high[~closed] = (value[~closed] + end * (1 + wider / drawn) for end in ends)
     return Intervals(value, low, high, np.full(len(value), drawn))
 
 
