@@ -68,11 +68,28 @@ their matrix is not there to be read.
 """
 
 
+# Why those that are refused have no layers to be read, found in their code; the refusal itself follows in the table.
+REFUSED = {
+    "cpmant": "its mask lets every token of a text see the later ones, and no setting changes that, so what a position "
+    "shows is not what it would show while the text is written",
+    "hrm_text": "two stacks of blocks take turns, each block several times a pass, so no one state is after block j",
+    "inkling2_text": "what enters a block, and the final norm, is a mixture of the states after all earlier groups of "
+    "blocks, so no layer's state alone leads to logits",
+    "musicgen": "its tokens are codes of sound, several a position, each with its own embedding and unembedding",
+    "musicgen_melody": "as musicgen",
+    "prophetnet": "logits come from streams that run beside the tokens' own, one for each token to come, and begin at "
+    "a learned vector: a token's own stream leads to no logits",
+    "reformer": "its blocks give two streams as two outputs, of which each adds to the other, and the final norm reads "
+    "both: one state after block j is not looked for",
+}
+
+
 def row(outcome: Outcome) -> str:
     """One line of the table."""
     name = zoo.class_name(outcome.entry)
     if outcome.status != "right":
         reason = _UNBUILT.get(outcome.entry, outcome.reason) if outcome.status == "unbuilt" else outcome.reason
+        reason = f"{REFUSED[outcome.entry]} ({reason})" if outcome.entry in REFUSED else reason
         result = "–" if outcome.status == "unbuilt" else f"**{outcome.status}**"
         return f"| {outcome.entry} | {name} | {result} | | | | | | | {reason.replace('|', '/')} |"
     remarks = list(outcome.notes)

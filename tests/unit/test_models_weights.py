@@ -87,6 +87,9 @@ STRIPPED: dict[str, tuple[str, str]] = {
     "torch.compile, inside": (r"^model\.", "model._orig_mod."),
     "DataParallel": (r"^", "module."),
     "both": (r"^", "module._orig_mod."),
+    "both, the other way": (r"^", "_orig_mod.module."),
+    "FSDP": (r"(^|layers\.\d\.)", r"\1_fsdp_wrapped_module."),
+    "activation checkpointing": (r"(layers\.\d\.)", r"\1_checkpoint_wrapped_module."),
     "PEFT": (r"^", "base_model.model."),
     "PEFT's base layers": (r"(q_proj|lm_head)\.weight", r"\1.base_layer.weight"),
     "PEFT, whole": (r"^(.*?)((q_proj\.)?)weight$", r"base_model.model.\1\2weight"),
@@ -105,6 +108,19 @@ def test_prefixes_of_training_tools_are_left_out_and_said(
     torch.testing.assert_close(lm.logits(hidden, 3), want, atol=1e-5, rtol=1e-5)
     assert lm.eos_ids == (0,)
     assert "left out of its weights' names" in caplog.text
+
+
+def test_only_the_prefixes_that_were_there_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    exitlens.load(_saved(tmp_path / "model", _named("^", "_fsdp_wrapped_module.")), dtype="float32")
+    assert ": '_fsdp_wrapped_module.' was left out" in caplog.text
+
+
+def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
+    """They were taken as they are: quantised weights without their scales, another model without a word."""
+    name = "model.layers.1.mlp.down_proj.weight"
+    folder = _saved(tmp_path / "model", lambda t: t | {name: (t[name] * 100).to(torch.int8)})
+    with pytest.raises(CorruptModel, match=r"layers\.1\.mlp\.down_proj\.weight: whole numbers .* quantised"):
+        exitlens.load(folder)
 
 
 def _harmless(tensors: Tensors) -> Tensors:

@@ -13,7 +13,7 @@ from torch import nn
 
 from exitlens.arguments import as_path
 from exitlens.compute import hardware
-from exitlens.errors import ExitlensError, InputError, ModelError, UnsupportedModel
+from exitlens.errors import ExitlensError, InputError, ModelError, ModelNotFound, UnsupportedModel
 from exitlens.lazy import many_objects
 from exitlens.models import adapters, pretrained
 from exitlens.models.generation_settings import settings_not_applied
@@ -155,7 +155,13 @@ def _read_folder(folder: Path, label: str, dtype: torch.dtype, remote: bool, bas
     else:
         below = adapter.base_for(base, label)
         named = None if base or Path(below).exists() else adapter.revision
-        raw = _read(below, dtype, named, remote, None)
+        try:
+            raw = _read(below, dtype, named, remote, None)
+        except ModelNotFound as error:
+            raise ModelNotFound(
+                f"{label!r} is an adapter ({adapter.kind}) on {below!r}, which is not to be had ({error}): give its "
+                "base with --base (base= in Python)"
+            ) from error
         said = below
         if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
             raw.tokenizer = pretrained.read_tokenizer(folder, label, remote=remote)

@@ -331,7 +331,9 @@ def _check_config(
         AutoConfig.from_pretrained(str(folder), trust_remote_code=remote)
     if "auto_map" in config:
         return  # code of its own need not stand the meta device
-    weights.check_total(empty_model(folder, label, remote=remote), config, checkpoint, label)
+    empty = empty_model(folder, label, remote=remote)
+    weights.check_total(empty, config, checkpoint, label)
+    weights.check_kinds(empty, config, checkpoint, label)
 
 
 def _check_half(model: nn.Module, label: str) -> None:

@@ -20,11 +20,13 @@ from torch import nn
 from exitlens.errors import CorruptModel
 from exitlens.models.reasons import one_line
 
-__all__ = ["Checkpoint", "check_sizes", "check_total", "fitted", "headers", "weight_files"]
+__all__ = ["Checkpoint", "check_kinds", "check_sizes", "check_total", "fitted", "headers", "weight_files"]
 
-# What training tools leave in front of names: torch.compile, DataParallel, PEFT (twice).
+# What training tools leave in front of names: torch.compile, FSDP, checkpointing, DataParallel, PEFT (twice).
 _PREFIXES = {
     "_orig_mod.": r"(?:^|(?<=\.))_orig_mod\.",
+    "_fsdp_wrapped_module.": r"(?:^|(?<=\.))_fsdp_wrapped_module\.",
+    "_checkpoint_wrapped_module.": r"(?:^|(?<=\.))_checkpoint_wrapped_module\.",
     "module.": r"^module\.",
     "base_model.model.": r"^base_model\.model\.",
     ".base_layer.": r"(?<=\.)base_layer\.",
@@ -50,6 +52,7 @@ class Checkpoint:
     """Names and shapes of the tensors in a folder's safetensors files."""
 
     shapes: Mapping[str, tuple[int, ...]]
+    whole: frozenset[str] = frozenset()  # names of tensors of whole numbers
 
     @property
     def elements(self) -> int:
@@ -85,16 +88,20 @@ def headers(files: Iterable[Path], label: str) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 
     shapes: dict[str, tuple[int, ...]] = {}
+    whole: set[str] = set()
     for path in files:
         try:
             with safe_open(str(path), framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (no mapping)
-                    shapes[name] = tuple(file.get_slice(name).get_shape())
+                    part = file.get_slice(name)
+                    shapes[name] = tuple(part.get_shape())
+                    if part.get_dtype().startswith(("I", "U", "BOOL")):
+                        whole.add(name)
         except (SafetensorError, OSError, ValueError) as error:
             raise CorruptModel(
                 f"{label}: damaged weights in '{path.name}' ({one_line(error, 120)}): fetch the model again"
             ) from error
-    return Checkpoint(shapes)
+    return Checkpoint(shapes, frozenset(whole))
 
 
 def check_sizes(config: Mapping[str, Any], checkpoint: Checkpoint, label: str) -> None:
@@ -119,6 +126,22 @@ def check_sizes(config: Mapping[str, Any], checkpoint: Checkpoint, label: str) -
                 f"{label}: {where} in config.json is {value}, but its weights are {len(checkpoint.shapes)} tensors of "
                 f"{checkpoint.elements:,} values: the configuration is not theirs"
             )
+
+
+def check_kinds(model: nn.Module, config: Mapping[str, Any], checkpoint: Checkpoint, label: str) -> None:
+    """Raise :class:`CorruptModel` where whole numbers fill a parameter of real ones.
+
+    They are quantised, and without the scales that belong to them they are other weights.
+    """
+    if not checkpoint.whole or "quantization_config" in config:
+        return
+    real = {name for name, p in model.named_parameters() if p.is_floating_point()}
+    odd = sorted(checkpoint.whole & real)
+    if odd:
+        raise CorruptModel(
+            f"{label}: {_named(odd)}: whole numbers where config.json has real ones and no quantization_config: the "
+            "weights were quantised, and what they stand for is not known; fetch the model again"
+        )
 
 
 def check_total(model: nn.Module, config: Mapping[str, Any], checkpoint: Checkpoint, label: str) -> None:
@@ -159,7 +182,7 @@ def fitted(
     trouble = _trouble(info, encoder)
     if not trouble:
         return model
-    prefixes = [name for name, pattern in _PREFIXES.items() if any(re.search(pattern, key) for key in trouble.extra)]
+    prefixes = _prefixes_of(trouble.extra)
     files = list(files)
     if prefixes and files:
         tensors = _renamed(files, prefixes)
@@ -215,6 +238,27 @@ def _trouble(info: Mapping[str, Any], encoder: bool) -> _Trouble:
     return _Trouble(sorted(missing), sorted(extra), sorted(other) + sorted(broken))
 
 
+def _prefixes_of(names: Iterable[str]) -> list[str]:
+    """The known prefixes of ``names``, those too that stand behind another one (``_orig_mod.module.``)."""
+    found: list[str] = []
+    names = list(names)
+    while new := [
+        p for p, pattern in _PREFIXES.items() if p not in found and any(re.search(pattern, n) for n in names)
+    ]:
+        found += new
+        names = [_bare(name, found) for name in names]
+    return found
+
+
+def _bare(name: str, prefixes: Iterable[str]) -> str:
+    before = ""
+    while name != before:
+        before = name
+        for prefix in prefixes:
+            name = re.sub(_PREFIXES[prefix], "", name)
+    return name
+
+
 def _renamed(files: Iterable[Path], prefixes: Iterable[str]) -> dict[str, torch.Tensor] | None:
     """All tensors under their names without the prefixes; None where two would bear one name."""
     from safetensors import safe_open
@@ -223,9 +267,7 @@ def _renamed(files: Iterable[Path], prefixes: Iterable[str]) -> dict[str, torch.
     for path in files:
         with safe_open(str(path), framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (no mapping)
-                bare = name
-                for prefix in prefixes:
-                    bare = re.sub(_PREFIXES[prefix], "", bare)
+                bare = _bare(name, prefixes)
                 if bare in tensors:
                     return None
                 tensors[bare] = file.get_tensor(name)
