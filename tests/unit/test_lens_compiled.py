@@ -76,6 +76,24 @@ def test_exact_is_pytorch_s_within_the_bound(monkeypatch, dtype, vocab, tokens, 
     assert torch.equal(want["saturation"], found["saturation"])
 
 
+@pytest.mark.parametrize(("width", "n_layers"), [(704, 2), (704, 5), (1312, 1), (640, 3)])
+def test_wide_rows_are_taken_some_columns_at_a_time(monkeypatch, width, n_layers) -> None:
+    model = SmallModel(vocab=300, d=width, dtype=torch.bfloat16, n_layers=n_layers, spread=0.1)
+    want, found = both(monkeypatch, model, states(model, 33), stats=(*STATS, "kl"), top_k=5)
+    same(want, found, 5e-5)
+    assert torch.equal(want["top_ids"], found["top_ids"])
+
+
+def test_logits_that_keep_growing(monkeypatch) -> None:
+    """Sums are relative to the largest logit before a tile; here each tile's is larger, by a little or by far."""
+    for step in (0.5, 30.0, 60.0, 200.0):
+        model = SmallModel(vocab=500, d=32, dtype=torch.bfloat16, n_layers=2, spread=0.01)
+        model._weight[:, 0] = torch.arange(500) // 32 * step / 50
+        want, found = both(monkeypatch, model, states(model, 21), stats=("entropy", "varentropy", "top_k", "kl"))
+        same(want, found, 5e-5)
+        assert torch.equal(want["top_ids"], found["top_ids"])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("spread", [0.6, 3.0])
 @pytest.mark.parametrize("scale", [1.0, 0.9])  # rows of a bf16 model are bf16 numbers until they are scaled

@@ -43,11 +43,11 @@ def call(builder: Any, name: str, *arguments: Any) -> None:
     builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), arguments)
 
 
-def prefetch(builder: Any, place: Any) -> None:
-    """Have the line at ``place`` brought into the first cache: the processor misses that tiles follow each other."""
+def prefetch(builder: Any, place: Any, cache: int = 1) -> None:
+    """Have the line at ``place`` brought into the first or second cache: the processor misses that tiles follow."""
     kind = ir.FunctionType(ir.VoidType(), [_BYTES, _I32, _I32, _I32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(function, [place, _I32(0), _I32(3), _I32(1)])
+    builder.call(function, [place, _I32(0), _I32(4 - cache), _I32(1)])
 
 
 def data_of(context: Any, builder: Any, kind: Any, array: Any) -> Any:

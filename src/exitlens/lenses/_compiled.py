@@ -34,13 +34,16 @@ if TYPE_CHECKING:
 
 __all__ = ["KERNELS", "CompiledBlock", "problem", "usable"]
 
-KERNELS = ("exitlens.lenses._kernels", "exitlens.lenses._amx", "exitlens.lenses._lanes", "exitlens.compute.tiles")
+KERNELS = (
+    "exitlens.lenses._kernels", "exitlens.lenses._sums", "exitlens.lenses._amx", "exitlens.lenses._lanes",
+    "exitlens.compute.vectors", "exitlens.compute.tiles",
+)  # fmt: skip
 LEAST = 1 << 22  # logits: fewer are read before numba is imported
 MOST_TOP = 64  # longer lists are found faster from all logits at once
 LANES, BLOCK = 16, 32  # rows that a vector holds; rows that are done together
 _TILE = 512  # tokens that PyTorch multiplies at a time
 _CACHE = 7 << 18  # bytes of rows that stay in a core's own cache while the weights pass by
-_COLUMNS = 12  # × 32 columns of weights and rows at a time, which stay in the first cache
+_COLUMNS = 20  # × 32 columns of weights at a time, which stay in the first cache
 _NOTHING = -3e38  # the largest logit before any was seen
 
 
@@ -94,7 +97,7 @@ class CompiledBlock(LogitBlock):
         own = 4 * 8 + 12 * listed + 8  # a thread's sums and lists of a row
         if _by_registers(head):
             copies = 8 if head.product == torch.bfloat16 else 12
-            return head.rows * (copies * head.width + threads * (own + 128))
+            return head.rows * (copies * head.width + threads * (own + 256))
         tile = _TILE * head.product.itemsize
         plain = ReadoutPlan(mean_row=wants.mean_row, compared=wants.compared)
         return head.rows * (8 * head.width + threads * (own + tile)) + head.bytes(plain)
@@ -138,37 +141,36 @@ class CompiledBlock(LogitBlock):
         parts, parts_ref = 1 if head.product == torch.bfloat16 else _parts(x), _parts(x_ref)
         rows, rows_ref = (-(-count // BLOCK) * BLOCK for count in (len(x), n))
         steps = head.width // 32
-        chunk = -(-steps // -(-steps * parts // _COLUMNS))
-        right, right_ref = _packed(x, parts, chunk), _packed(x_ref, parts_ref, chunk)
+        chunk = -(-steps // -(-steps // _COLUMNS))
+        right = _numbers(torch.cat([_packed(x_ref, parts_ref, chunk), _packed(x, parts, chunk)]))
         how = (4 if wants.second else 0) + (2 if n else 0)
         weight, bias = _numbers(head.weight), _numbers(_bias(head))
 
-        cap = np.float32(head.cap or 0.0)
-
-        def job(own: NDArray[np.int64]) -> tuple[Sums, Sums]:
-            state, state_ref = self._state(rows), self._state(rows_ref)
+        def job(own: NDArray[np.int64]) -> Sums:
+            state = self._state(rows_ref + rows)
             compared = run.Reference(_array(run.TILE * rows_ref), _array(rows_ref))
             run.fused(
-                weight, head.vocab, head.width, own, right, parts, right_ref, parts_ref, chunk, bias, cap,
-                width or BLOCK, how, (state, state_ref, compared, _array(0)),
-                _array(rows * run.TILE), _array(rows_ref * run.TILE), run.tile_settings(),
+                weight, head.vocab, head.width, own, right, parts, parts_ref, chunk, bias, np.float32(head.cap or 0.0),
+                width or BLOCK, how, (state, compared, _array(run.HELD * LANES), np.zeros(64, np.uint8)),
+                _array(2 * max(rows, rows_ref) * run.TILE), run.tile_settings(),
             )  # fmt: skip
-            return state, state_ref
+            return state
 
         found = _shared(job, np.arange(-(-head.vocab // run.TILE)))
-        self._put((~of_ref).nonzero()[:, 0], [state for state, _ in found], real)
+        self._put((~of_ref).nonzero()[:, 0], found, rows_ref + real)
         if n:
-            self._put(of_ref.nonzero()[:, 0], [state for _, state in found], torch.arange(n))
+            self._put(of_ref.nonzero()[:, 0], found, torch.arange(n))
             self._sum_cross(~of_ref, found, x, real, width)
 
-    def _sum_cross(self, rows: Tensor, found: Sequence[tuple[Sums, Sums]], x: Tensor, real: Tensor, width: int) -> None:
+    def _sum_cross(self, rows: Tensor, found: Sequence[Sums], x: Tensor, real: Tensor, width: int) -> None:
         """``Σ p_ref z`` from what each thread summed relative to the largest reference logit that it saw."""
-        largest = torch.stack([torch.from_numpy(state.shift).double() for _, state in found])
-        scale = (largest - largest.amax(0)).exp()[:, :width]
-        parts = [torch.from_numpy(state.sums).view(4, -1)[3] for state, _ in found]
-        cross = sum(p[: len(x)].view(-1, width) * own for p, own in zip(parts, scale, strict=True)) if len(x) else None
-        if cross is None:
+        if not len(x):
             return
+        largest = torch.stack([torch.from_numpy(state.shift)[:width].double() for state in found])
+        scale = (largest - largest.amax(0)).exp()
+        begin = -(-width // BLOCK) * BLOCK  # the rows that are compared come behind those they are compared with
+        parts = torch.stack([torch.from_numpy(state.sums).view(4, -1)[3, begin : begin + len(x)] for state in found])
+        cross = (parts.view(len(found), -1, width) * scale[:, None]).sum(0)
         total = self.total[self.reference]
         cross = cross.flatten()[real].view(-1, len(total)) / total
         if self.head.product == torch.bfloat16:
@@ -198,7 +200,7 @@ class CompiledBlock(LogitBlock):
                 w = head.weight[a:b].to(head.product) if weight is None else weight[a:b]
                 out = torch.mm(w, x.T, out=z[: b - a])
                 run.from_tile(
-                    _numbers(out), b - a, a, bias, np.float32(head.cap or 0.0), how, (state, state, nothing, scratch)
+                    _numbers(out), b - a, a, bias, np.float32(head.cap or 0.0), how, (state, nothing, scratch)
                 )
             return state
 
@@ -221,9 +223,8 @@ class CompiledBlock(LogitBlock):
     def _state(self, rows: int) -> Sums:
         listed = rows * self._listed
         nobody = np.full(listed, -1, np.int32).view(np.float32)
-        sums: Sums = compiled.kernels(*KERNELS).Sums(
-            np.full(rows, _NOTHING, np.float32), np.zeros(4 * rows), np.full(listed, -np.inf, np.float32), nobody
-        )
+        total = torch.zeros(4 * rows, dtype=torch.float64).numpy()
+        sums: Sums = compiled.kernels(*KERNELS).Sums(_array(rows, _NOTHING), total, _array(listed, -np.inf), nobody)
         return sums
 
     def _put(self, rows: Tensor, states: Sequence[Sums], real: Tensor) -> None:
@@ -280,7 +281,7 @@ def _parts(x: Tensor) -> int:
     return 1 if torch.equal(x.bfloat16().float(), x) else 3
 
 
-def _packed(x: Tensor, parts: int, chunk: int) -> NDArray[np.int16]:
+def _packed(x: Tensor, parts: int, chunk: int) -> Tensor:
     """Rows in the order of tile registers, one chunk of columns after the other.
 
     A chunk, ``chunk`` steps of 32 columns, is ``[blocks of 32 rows, parts, chunk, 2, 16 pairs, 16 rows, 2]``.
@@ -294,7 +295,7 @@ def _packed(x: Tensor, parts: int, chunk: int) -> NDArray[np.int16]:
         rest = rest - part.float()
         found.append(part.view(len(rest) // 32, 2, 16, x.shape[1] // 32, 16, 2).permute(0, 3, 1, 4, 2, 5))
     chunks = torch.stack(found, 1).split(chunk, 2)  # type: ignore[no-untyped-call]
-    return _numbers(torch.cat([p.flatten() for p in chunks]))
+    return torch.cat([p.flatten() for p in chunks])
 
 
 def _numbers(x: Tensor) -> NDArray[Any]:
@@ -304,9 +305,9 @@ def _numbers(x: Tensor) -> NDArray[Any]:
     return found
 
 
-def _array(count: int) -> NDArray[np.float32]:
-    # torch's memory begins at a cache line, which tiles need for their speed; NumPy's may not.
-    found: NDArray[np.float32] = torch.empty(count).numpy()
+def _array(count: int, number: float | None = None) -> NDArray[np.float32]:
+    # torch's memory begins at a cache line, without which tiles take twice as long; NumPy's may not.
+    found: NDArray[np.float32] = (torch.empty(count) if number is None else torch.full((count,), number)).numpy()
     return found
 
 

@@ -1,254 +1,77 @@
-"""The compiled pass over logits: what every statistic is made of, read from a tile while it lies in the cache.
-
-A tile is 32 tokens × the rows of the block, tokens in the outer order, so that a vector holds 16 rows and no sum runs
-across its lanes. Per row and tile, with ``c`` the largest logit so far:
-
-    total += Σ e^(z−c)    first += Σ (z−c) e^(z−c)    second += Σ (z−c)² e^(z−c)    cross += Σ e^(z_ref−c_ref) z
-
-float32 within a tile, float64 from tile to tile. Where c grows by δ the sums are carried over (the online softmax of
-Milakov and Gimelshein 2018, arXiv 1805.02867, for higher moments):
-
-    total ← e^−δ total    first ← e^−δ (first − δ total)    second ← e^−δ (second − 2δ first + δ² total)
-
-The largest logits are kept in a sorted list a row; a tile is looked through only where its largest logit enters it.
-"""
+"""The kernels of the compiled pass over logits: PyTorch's logits, those of tile registers, and single ones."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, no_type_check
+from typing import Any, no_type_check
 
 import numpy as np
-from numba import config, njit
-from numpy.typing import NDArray
+from numba import njit
 
 from exitlens.compute.tiles import STEP, reset_tiles, set_tiles, tile_settings
-from exitlens.lenses._amx import BLOCK, block
-from exitlens.lenses._lanes import (
-    LANES,
-    add,
-    any_above,
-    choose,
-    divide,
-    exp,
-    fma,
-    four_exp,
-    load,
-    maximum,
-    multiply,
-    signed,
-    splat,
-    splat_bits,
-    store,
-    subtract,
-    total,
-    widen,
-)  # fmt: skip
+from exitlens.lenses._amx import BLOCK, HELD, beside, block, fetch
+from exitlens.lenses._lanes import LANES, add, any_above, fma, load, maximum, multiply, splat, store, total
+from exitlens.lenses._sums import Reference, Sums, carry, kernel, look, settle, take, transform
 
-__all__ = ["BLOCK", "TILE", "Reference", "Sums", "at_ids", "from_tile", "fused", "tile_settings"]
+__all__ = ["BLOCK", "HELD", "TILE", "Reference", "Sums", "at_ids", "from_tile", "fused", "tile_settings"]
 
-TILE = 32  # tokens; a tile has BLOCK rows of logits
-_LOWEST = np.float32(-87.0)  # e^−87 = 1.6e-38, the least that float32 holds in full
-# Sixty numbers of arrays' shapes to hand over cost as much as a tile's sums.
 _inlined = njit(inline="always")
-# No folder to keep machine code in: see exitlens.compute.compiled.
-_kernel = njit(nogil=True, cache=bool(config.CACHE_DIR), error_model="numpy")
+TILE = 32  # tokens; a tile has BLOCK rows of logits
+_ROOM = np.float32(40.0)  # nats over the largest logit so far that float32 sums relative to that one still bear
 
 
-class Sums(NamedTuple):
-    """State of the rows, 32 by 32: ``shift [rows]``, the largest logit; ``sums [4·rows]``: total, first, second, cross;
-    ``best``, ``ids`` ``[rows/16, k, 16]``: the k largest logits and their tokens (the bits of int32), largest first.
-    """
-
-    shift: NDArray[np.float32]
-    sums: NDArray[np.float64]
-    best: NDArray[np.float32]
-    ids: NDArray[np.float32]
-
-
-class Reference(NamedTuple):
-    """What rows are compared with, of one tile: ``e [TILE·n]`` = e^(z_ref−c_ref), ``grown [n]`` = e^−δ; n by 32."""
-
-    e: NDArray[np.float32]
-    grown: NDArray[np.float32]
-
-
-@_inlined
+@kernel
 @no_type_check
-def _largest(z: Any, at: Any, step: Any, tokens: Any) -> Any:
-    """Largest logit of each of 32 rows; alternating, since each comparison waits for the one before."""
-    a = splat(np.float32(-np.inf))
-    b, c, d = a, a, a
-    for t in range(0, tokens - 1, 2):
-        a, b = maximum(load(z, at + t * step), a), maximum(load(z, at + t * step + LANES), b)
-        c, d = maximum(load(z, at + (t + 1) * step), c), maximum(load(z, at + (t + 1) * step + LANES), d)
-    if tokens & 1:
-        a = maximum(load(z, at + (tokens - 1) * step), a)
-        b = maximum(load(z, at + (tokens - 1) * step + LANES), b)
-    return maximum(a, c), maximum(b, d)
-
-
-@_kernel
-@no_type_check
-def _enter(z: Any, at: Any, step: Any, tokens: Any, first_id: Any, best: Any, ids: Any, base: Any, k: Any) -> None:
-    """Logits of 16 rows over the least of their lists go into them, in the order of ids: equal ones stay behind.
-
-    All rows at once: from the list's end each place takes the logit, or its neighbour where the logit is over that too.
-    """
-    last = base + (k - 1) * LANES
-    for t in range(tokens):
-        x = load(z, at + t * step)
-        if any_above(x, load(best, last)) == 0:
-            continue
-        token = splat_bits(np.int32(first_id + t))
-        for place in range(last, base, -LANES):
-            value, before = load(best, place), load(best, place - LANES)
-            store(best, place, choose(x, before, before, choose(x, value, x, value)))
-            id_, id_before = load(ids, place), load(ids, place - LANES)
-            store(ids, place, choose(x, before, id_before, choose(x, value, token, id_)))
-        value = load(best, base)
-        store(ids, base, choose(x, value, token, load(ids, base)))
-        store(best, base, choose(x, value, x, value))
-
-
-@_kernel
-@no_type_check
-def _carry(shift: Any, sums: Any, row: Any, new: Any) -> Any:
-    """Sums of 16 rows, from the old largest logit to the new; e^−δ."""
-    rows = len(shift)
-    step = maximum(splat(_LOWEST), subtract(load(shift, row), new))
-    shrink = exp(step)
-    by, wide = widen(shrink), widen(step)
-    total_, first = load(sums, row), load(sums, rows + row)
-    second = load(sums, 2 * rows + row)
-    moved = fma(wide, total_, first)
-    second = fma(wide, add(first, moved), second)
-    store(sums, row, multiply(by, total_))
-    store(sums, rows + row, multiply(by, moved))
-    store(sums, 2 * rows + row, multiply(by, second))
-    store(shift, row, new)
-    return shrink
-
-
-@_inlined
-@no_type_check
-def _more(sums: Any, place: Any, by: Any) -> None:
-    store(sums, place, add(load(sums, place), widen(by)))
-
-
-@_inlined
-@no_type_check
-def _take(
-    z: Any,
-    at: Any,
-    step: Any,
-    tokens: Any,
-    first_id: Any,
-    row: Any,
-    state: Any,
-    ref: Any,
-    lane: Any,
-    other: Any,
-    how: Any,
+def _take_alone(
+    z: Any, at: Any, tokens: Any, first_id: Any, row: Any, state: Any, ref: Any, lane: Any, other: Any, how: Any
 ) -> None:
-    """A tile of 32 rows: ``z[at + step·t + 0…31]``, two vectors side by side.
+    """:func:`take` where it is rare, and a copy of its code would only be in the way."""
+    take(z, at, BLOCK, tokens, first_id, row, state, ref, lane, other, how)
 
-    ``how`` 0: sums alone; 1: these are the rows that others are compared with, at ``lane`` and ``other`` of ``ref``; 2:
-    compare with them; 4 more: second moments.
-    """
-    rows, n = len(state.shift), len(ref.grown)
-    big, big_b = _largest(z, at, step, tokens)
-    c, c_b = load(state.shift, row), load(state.shift, row + LANES)
+
+@kernel
+@no_type_check
+def _grow(state: Any, row: Any, c: Any, c_b: Any, ref: Any, lane: Any, other: Any, how: Any) -> None:
+    """Larger logits were in a tile that was summed relative to the old ones: carry the sums, and what others meet."""
+    shrink, shrink_b = carry(state.shift, state.sums, row, c), carry(state.shift, state.sums, row + LANES, c_b)
     if how & 1:
-        store(ref.grown, lane, splat(np.float32(1.0)))
-        store(ref.grown, other, splat(np.float32(1.0)))
-    if any_above(big, c) | any_above(big_b, c_b):
-        c, c_b = maximum(big, c), maximum(big_b, c_b)
-        shrink, shrink_b = _carry(state.shift, state.sums, row, c), _carry(state.shift, state.sums, row + LANES, c_b)
-        if how & 1:
-            store(ref.grown, lane, shrink)
-            store(ref.grown, other, shrink_b)
-    zero, least = splat(np.float32(0.0)), splat(_LOWEST)
-    total_, first, second, cross = zero, zero, zero, zero
-    total_b, first_b, second_b, cross_b = zero, zero, zero, zero
-    for t in range(0, tokens - 1, 2):
-        u, v = load(z, at + t * step), load(z, at + t * step + LANES)
-        w, x = load(z, at + (t + 1) * step), load(z, at + (t + 1) * step + LANES)
-        du, dv = maximum(least, subtract(u, c)), maximum(least, subtract(v, c_b))
-        dw, dx = maximum(least, subtract(w, c)), maximum(least, subtract(x, c_b))
-        eu, ev, ew, ex = four_exp(du, dv, dw, dx)
-        total_, total_b = add(total_, add(eu, ew)), add(total_b, add(ev, ex))
-        first, first_b = fma(dw, ew, fma(du, eu, first)), fma(dx, ex, fma(dv, ev, first_b))
-        if how & 4:
-            second = fma(multiply(du, du), eu, fma(multiply(dw, dw), ew, second))
-            second_b = fma(multiply(dv, dv), ev, fma(multiply(dx, dx), ex, second_b))
-        if how & 2:
-            cross = fma(load(ref.e, t * n + lane), u, fma(load(ref.e, (t + 1) * n + lane), w, cross))
-            cross_b = fma(load(ref.e, t * n + other), v, fma(load(ref.e, (t + 1) * n + other), x, cross_b))
-        if how & 1:
-            store(ref.e, t * n + lane, eu)
-            store(ref.e, t * n + other, ev)
-            store(ref.e, (t + 1) * n + lane, ew)
-            store(ref.e, (t + 1) * n + other, ex)
-    if tokens & 1:
-        t = tokens - 1
-        u, v = load(z, at + t * step), load(z, at + t * step + LANES)
-        du, dv = maximum(least, subtract(u, c)), maximum(least, subtract(v, c_b))
-        eu, ev = exp(du), exp(dv)
-        total_, total_b = add(total_, eu), add(total_b, ev)
-        first, first_b = fma(du, eu, first), fma(dv, ev, first_b)
-        if how & 4:
-            second, second_b = fma(multiply(du, du), eu, second), fma(multiply(dv, dv), ev, second_b)
-        if how & 2:
-            cross = fma(load(ref.e, t * n + lane), u, cross)
-            cross_b = fma(load(ref.e, t * n + other), v, cross_b)
-        if how & 1:
-            store(ref.e, t * n + lane, eu)
-            store(ref.e, t * n + other, ev)
-    _more(state.sums, row, total_)
-    _more(state.sums, row + LANES, total_b)
-    _more(state.sums, rows + row, first)
-    _more(state.sums, rows + row + LANES, first_b)
-    if how & 4:
-        _more(state.sums, 2 * rows + row, second)
-        _more(state.sums, 2 * rows + row + LANES, second_b)
-    if how & 2:
-        place = 3 * rows + row
-        store(state.sums, place, fma(load(state.sums, place), widen(load(ref.grown, lane)), widen(cross)))
-        place += LANES
-        store(state.sums, place, fma(load(state.sums, place), widen(load(ref.grown, other)), widen(cross_b)))
-    k = len(state.best) // rows
-    if k:
-        base = row * k
-        if any_above(big, load(state.best, base + (k - 1) * LANES)):
-            _enter(z, at, step, tokens, first_id, state.best, state.ids, base, k)
-        base += LANES * k
-        if any_above(big_b, load(state.best, base + (k - 1) * LANES)):
-            _enter(z, at + LANES, step, tokens, first_id, state.best, state.ids, base, k)
+        n = len(ref.grown)
+        store(ref.grown, lane, shrink)
+        store(ref.grown, other, shrink_b)
+        for t in range(0, TILE * n, n):
+            store(ref.e, t + lane, multiply(load(ref.e, t + lane), shrink))
+            store(ref.e, t + other, multiply(load(ref.e, t + other), shrink_b))
 
 
 @_inlined
 @no_type_check
-def _transform(z: Any, at: Any, step: Any, tokens: Any, bias: Any, first_id: Any, cap: Any) -> None:
-    """Bias (where there is one) and soft-cap (where it is over 0) of 32 rows of a tile, in place."""
-    one, zero, least = splat(np.float32(1.0)), splat(np.float32(0.0)), splat(_LOWEST)
-    for i in range(2 * tokens):
-        place = at + (i >> 1) * step + (i & 1) * LANES
-        x = load(z, place)
-        if len(bias):
-            x = add(x, splat(bias[first_id + (i >> 1)]))
-        if cap > 0:
-            # tanh |x| = (1 − q) / (1 + q), q = e^−2|x|, within 4e-7. Added x − x keeps what is not finite NaN.
-            q = exp(maximum(least, multiply(splat(np.float32(-2.0)), maximum(x, subtract(zero, x)))))
-            x = add(signed(divide(subtract(one, q), add(one, q)), x), subtract(x, x))
-            x = multiply(splat(cap), x)
-        store(z, place, x)
+def _take_held(
+    held: Any, z: Any, at: Any, first_id: Any, row: Any, state: Any, ref: Any, lane: Any, other: Any, how: Any
+) -> None:
+    """As :func:`take` of a whole tile, from sums relative to the largest logits before it (:func:`._amx.beside`)."""
+    big, big_b = load(held, 8 * LANES), load(held, 9 * LANES)
+    c, c_b = load(state.shift, row), load(state.shift, row + LANES)
+    room = splat(_ROOM)
+    if any_above(big, add(c, room)) | any_above(big_b, add(c_b, room)):
+        _take_alone(z, at, TILE, first_id, row, state, ref, lane, other, how)
+    else:
+        found = (
+            load(held, 0), load(held, LANES), load(held, 2 * LANES), load(held, 3 * LANES),
+            load(held, 4 * LANES), load(held, 5 * LANES), load(held, 6 * LANES), load(held, 7 * LANES),
+        )  # fmt: skip
+        settle(found, row, state, ref, lane, other, how)
+        if how & 1:
+            store(ref.grown, lane, splat(np.float32(1.0)))
+            store(ref.grown, other, splat(np.float32(1.0)))
+        if any_above(big, c) | any_above(big_b, c_b):
+            _grow(state, row, maximum(big, c), maximum(big_b, c_b), ref, lane, other, how)
+        look(z, at, BLOCK, TILE, first_id, row, state, big, big_b)
 
 
-@_kernel
+@kernel
 @no_type_check
 def from_tile(z: Any, tokens: Any, first_id: Any, bias: Any, cap: Any, how: Any, parts: Any) -> None:
     """Take logits ``z [tokens·rows]`` that were multiplied elsewhere, float32 or bf16: ``how`` 0 or 4."""
-    state, _, ref, scratch = parts
+    state, ref, scratch = parts
     rows = len(state.shift)
     for t in range(0, tokens, TILE):
         count = min(TILE, tokens - t)
@@ -258,70 +81,80 @@ def from_tile(z: Any, tokens: Any, first_id: Any, bias: Any, cap: Any, how: Any,
                 store(scratch, i * BLOCK, load(z, (t + i) * rows + row))
                 store(scratch, i * BLOCK + LANES, load(z, (t + i) * rows + row + LANES))
             if len(bias) or cap > 0:
-                _transform(scratch, 0, BLOCK, count, bias, first_id + t, cap)
-            _take(scratch, 0, BLOCK, count, first_id + t, row, state, ref, 0, 0, how)
+                transform(scratch, 0, BLOCK, count, bias, first_id + t, cap)
+            take(scratch, 0, BLOCK, count, first_id + t, row, state, ref, 0, 0, how)
 
 
-@_kernel
+@kernel
 @no_type_check
 def fused(
-    weight: Any,
-    vocab: Any,
-    width: Any,
-    tiles: Any,
-    right: Any,
-    repeats: Any,
-    right_ref: Any,
-    repeats_ref: Any,
-    chunk: Any,
-    bias: Any,
-    cap: Any,
-    lanes: Any,
-    how: Any,
-    parts: Any,
-    out: Any,
-    out_ref: Any,
-    settings: Any,
-) -> None:
+    weight: Any, vocab: Any, width: Any, tiles: Any, right: Any, repeats: Any, repeats_ref: Any, chunk: Any,
+    bias: Any, cap: Any, lanes: Any, how: Any, parts: Any, out: Any, settings: Any,
+) -> None:  # fmt: skip
     """Product and sums in one: a tile's logits never leave the cache of the core that made them.
 
-    ``weight [vocab·width]`` bf16; ``tiles``: the numbers of those to do. ``right``: the rows, packed for the tile
-    registers (:func:`._compiled._packed`), ``repeats`` parts each, which add up to a row; ``right_ref``: those they are
-    compared with, of which row r meets row r mod ``lanes``. Weights are taken ``chunk`` × 32 columns at a time, which
-    stay in the first cache while all rows pass by; ``out [blocks·1024]`` holds the sums so far.
+    ``weight [vocab·width]`` bf16; ``tiles``: the numbers of those to do. ``right``: first the rows that others are
+    compared with, as many as ``grown`` has, then the others, packed for the tile registers
+    (:func:`._compiled._packed`), ``repeats_ref`` and ``repeats`` parts each, which add up to a row. Row r of the others
+    meets row r mod ``lanes`` of those. Weights are taken ``chunk`` × 32 columns at a time, which stay in the first
+    cache while all rows pass by; ``out [2·blocks·1024]`` holds the sums so far.
+
+    A block's logits are summed up while the next block is multiplied: ``out[at…]``, of block ``row``, wait for it.
     """
-    state, own, ref, _ = parts
-    steps = width // STEP
-    before = np.zeros(64, dtype=np.uint8)
+    # Numbers alone change from block to block: handing arrays over, counted as they are, costs as much as a block.
+    state, ref, held, before = parts
+    steps, n = width // STEP, len(ref.grown)
     set_tiles(settings, before)
-    for tile in tiles:
-        first_id = tile * TILE
+    most = max(n, len(state.shift) - n) // BLOCK
+    waits, side = False, 0
+    at, id_, row, lane, other, kind = 0, 0, 0, 0, 0, 0
+    for number in range(len(tiles)):
+        first_id = tiles[number] * TILE
+        ahead = tiles[min(number + 1, len(tiles) - 1)] * TILE * width
         tokens = min(TILE, vocab - first_id)
         start = min(first_id, vocab - TILE)  # the last tile is filled up with the tokens before it
         skip = (first_id - start) * BLOCK
-        for packed, times, sums, target, kind, turn in (
-            (right_ref, repeats_ref, own, out_ref, (how & 4) | 1, len(ref.grown)),
-            (right, repeats, state, out, how, lanes),
-        ):
-            blocks = len(sums.shift) // BLOCK
+        for others in range(2):
+            blocks, times, begin = n // BLOCK, repeats_ref, 0
+            if others:
+                blocks, times, begin = (len(state.shift) - n) // BLOCK, repeats, n * width * repeats_ref
+            side = 1 - side if chunk < steps else side
             for column in range(0, steps, chunk):
                 size = min(chunk, steps - column)
                 for b in range(blocks):
-                    block(
-                        weight, start * width + column * STEP, width,
-                        packed, (column * blocks + b * size) * times * 1024, size, times, size * 1024,
-                        target, b * 1024, column == 0,
-                    )  # fmt: skip
+                    # Logits that wait are not overwritten; two places that stay in the first cache, where two will do.
+                    side = 1 - side if chunk >= steps else side
+                    place = (side if chunk >= steps else side * most + b) * 1024
+                    origin = begin + (column * blocks + b * size) * times * 1024
+                    if others and column == 0 and ahead + TILE * width <= len(weight):
+                        # The next tile's weights come from memory meanwhile.
+                        fetch(weight, ahead + b * TILE // blocks * width, ahead + (b + 1) * TILE // blocks * width)
+                    left, fresh = start * width + column * STEP, column == 0
+                    if waits:
+                        beside(
+                            weight, left, width, right, origin, size, times, out, place, fresh,
+                            out, at, state.shift, row, ref.e, n, lane, other, kind, held,
+                        )  # fmt: skip
+                        _take_held(held, out, at, id_, row, state, ref, lane, other, kind)
+                        waits = False
+                    else:
+                        block(weight, left, width, right, origin, size, times, out, place, fresh)
                     if column + size == steps:
-                        row, at = b * BLOCK, b * 1024 + skip
+                        at, id_, row = place, first_id, b * BLOCK
+                        lane, other, kind = row, row + LANES, (how & 4) | 1
+                        if others:
+                            lane, other, row, kind = row % lanes, (row + LANES) % lanes, row + n, how
+                        waits = tokens == TILE
                         if len(bias) or cap > 0:
-                            _transform(target, at, BLOCK, tokens, bias, first_id, cap)
-                        lane, other = row % turn, (row + LANES) % turn
-                        _take(target, at, BLOCK, tokens, first_id, row, sums, ref, lane, other, kind)
+                            transform(out, at + skip, BLOCK, tokens, bias, first_id, cap)
+                        if not waits:
+                            _take_alone(out, at + skip, tokens, id_, row, state, ref, lane, other, kind)
+    if waits:
+        _take_alone(out, at, TILE, id_, row, state, ref, lane, other, kind)
     reset_tiles(before)
 
 
-@_kernel
+@kernel
 @no_type_check
 def at_ids(x: Any, weight: Any, width: Any, ids: Any, rows: Any, found: Any) -> None:
     """``found[r·k + i] = ⟨x_r, w_v⟩``, v = ``ids[r·k + i]``, for each r of ``rows``; weights float32 or bf16."""

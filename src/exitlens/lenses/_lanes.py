@@ -19,8 +19,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 __all__ = [
-    "LANES", "add", "any_above", "choose", "divide", "exp", "fma", "four_exp", "load", "maximum", "multiply",
-    "signed", "splat", "splat_bits", "store", "subtract", "total", "widen",
+    "LANES", "LOG2E", "MAGIC", "POWERS", "add", "any_above", "choose", "divide", "exp", "fma", "four_exp", "load",
+    "maximum", "multiply", "signed", "splat", "splat_bits", "store", "subtract", "total", "widen",
 ]  # fmt: skip
 
 LANES = 16
@@ -240,20 +240,22 @@ def _scaled(_context: Any, p: Any, y: Any) -> Any:
     return p(p, y), code
 
 
-_LOG2E = np.float32(1.4426950408889634)
-_MAGIC = np.float32(12582912.0)  # 1.5·2^23: adding it rounds to a whole number
+LOG2E = np.float32(1.4426950408889634)
+MAGIC = np.float32(12582912.0)  # 1.5·2^23: adding it rounds to a whole number
 # 2^f = 1 + f·q(f) on [−½, ½], relative error at most 9.2e-8 (minimax, found by reweighted least squares).
-_C0, _C1, _C2, _C3, _C4, _C5 = (
+POWERS = tuple(
     np.float32(c)
     for c in (
-        1.0,
-        0.6931470036506653,
-        0.24022242426872253,
-        0.05550733581185341,
-        0.009671512991189957,
         0.0013264728477224708,
+        0.009671512991189957,
+        0.05550733581185341,
+        0.24022242426872253,
+        0.6931470036506653,
+        1.0,
     )
-)
+)  # from f^5 down
+_MOST, _NEXT, *_REST = POWERS
+_LESS = tuple(_REST)
 
 
 @njit(inline="always")
@@ -271,13 +273,13 @@ def exp(d: Any) -> Any:
 @no_type_check
 def four_exp(a: Any, b: Any, c: Any, d: Any) -> Any:
     """:func:`exp` of four vectors, step by step together: a step waits four cycles for the one before it."""
-    log2e, magic = splat(_LOG2E), splat(_MAGIC)
+    log2e, magic = splat(LOG2E), splat(MAGIC)
     n, o, p, q = fma(a, log2e, magic), fma(b, log2e, magic), fma(c, log2e, magic), fma(d, log2e, magic)
     s, t, u, v = subtract(magic, n), subtract(magic, o), subtract(magic, p), subtract(magic, q)
     a, b, c, d = fma(a, log2e, s), fma(b, log2e, t), fma(c, log2e, u), fma(d, log2e, v)
-    most, next_ = splat(_C5), splat(_C4)
+    most, next_ = splat(_MOST), splat(_NEXT)
     s, t, u, v = fma(most, a, next_), fma(most, b, next_), fma(most, c, next_), fma(most, d, next_)
-    for k in literal_unroll((_C3, _C2, _C1, _C0)):
+    for k in literal_unroll(_LESS):
         term = splat(k)
         s, t, u, v = fma(s, a, term), fma(t, b, term), fma(u, c, term), fma(v, d, term)
     return _scaled(s, n), _scaled(t, o), _scaled(u, p), _scaled(v, q)

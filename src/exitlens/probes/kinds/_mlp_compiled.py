@@ -15,7 +15,7 @@ from exitlens.compute import compiled
 __all__ = ["KERNELS", "Network", "stacked", "usable"]
 
 LEAST = 1 << 20  # rows × epochs × width of one network: smaller ones are trained before numba is loaded
-KERNELS = ("exitlens.probes.kinds._mlp_kernels", "exitlens.compute.tiles")
+KERNELS = ("exitlens.probes.kinds._mlp_kernels", "exitlens.compute.vectors", "exitlens.compute.tiles")
 _LANES = 16  # rows of a batch, and outputs of a block
 
 

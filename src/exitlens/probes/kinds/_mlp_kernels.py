@@ -25,13 +25,12 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from exitlens.compute.tiles import call, data_of
+from exitlens.compute.vectors import LANES, Vectors, constant
 
 __all__ = ["LANES", "epoch"]
 
-LANES = 16
 _SQUARE = LANES * LANES
-_I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
-_VECTOR = ir.VectorType(_F32, LANES)
+_I32, _I64 = ir.IntType(32), ir.IntType(64)
 _EPS, _BETA1, _BETA2 = 1e-8, 0.9, 0.999  # PyTorch's defaults
 
 # No folder to keep machine code in: see exitlens.compute.compiled.
@@ -41,67 +40,13 @@ _kernel = njit(nogil=True, cache=bool(config.CACHE_DIR), error_model="numpy")
 # ---- what LLVM is told
 
 
-class _Vectors:
-    """Sixteen numbers at a time of arrays of float32."""
-
-    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any) -> None:
-        self.builder, self._kinds, self._arguments, self._context = builder, signature.args, arguments, context
-
-    def start(self, array: int, index: Any) -> Any:
-        """Where number ``index`` of the argument number ``array`` lies."""
-        data = data_of(self._context, self.builder, self._kinds[array], self._arguments[array])
-        return self.builder.gep(data, [self.builder.mul(index, _I64(4))])
-
-    def load(self, start: Any, index: int = 0) -> Any:
-        return self.builder.load(self._place(start, index, _VECTOR), align=4)
-
-    def store(self, value: Any, start: Any, index: int = 0) -> None:
-        self.builder.store(value, self._place(start, index, _VECTOR), align=4)
-
-    def every(self, number: Any) -> Any:
-        """One number in all lanes."""
-        one = self.builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), number, _I32(0))
-        return self.builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
-
-    def each(self, start: Any, index: int) -> Any:
-        """The number at ``index`` from ``start`` in all lanes."""
-        return self.every(self.builder.load(self._place(start, index, _F32), align=4))
-
-    def call(self, name: str, *vectors: Any) -> Any:
-        kind = ir.FunctionType(_VECTOR, [_VECTOR] * len(vectors))
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), vectors)
-
-    def fma(self, a: Any, b: Any, c: Any) -> Any:
-        return self.call("llvm.fma.v16f32", a, b, c)
-
-    def positive(self, value: Any, where: Any) -> Any:
-        """``value`` in the lanes where ``where`` is over 0, else 0."""
-        zero = constant(0.0)
-        return self.builder.select(self.builder.fcmp_ordered(">", where, zero), value, zero)
-
-    def sums(self, count: int) -> list[Any]:
-        """Variables that LLVM keeps in registers."""
-        places = [cgutils.alloca_once(self.builder, _VECTOR) for _ in range(count)]
-        for place in places:
-            self.builder.store(constant(0.0), place)
-        return places
-
-    def _place(self, start: Any, index: int, kind: Any) -> Any:
-        return self.builder.bitcast(self.builder.gep(start, [_I64(4 * index)]), kind.as_pointer())
-
-
-def constant(number: float) -> Any:
-    """One number in all lanes."""
-    return ir.Constant(_VECTOR, [float(np.float32(number))] * LANES)
-
-
 @intrinsic
 @no_type_check
 def _outputs(_context: Any, x: Any, at: Any, w: Any, start: Any, inputs: Any, out: Any, place: Any, relu: Any) -> Any:
     """A block of 16 outputs of a layer: ``out[place + 16·o + r] = Σ_i w[start + 16·i + o] · x[at + 16·i + r]``."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        lanes = _Vectors(context, builder, signature, arguments)
+        lanes = Vectors(context, builder, signature, arguments)
         _, at, _, start, inputs, _, place, relu = arguments
         left, right, target = lanes.start(0, at), lanes.start(2, start), lanes.start(5, place)
         sums = lanes.sums(LANES)
@@ -131,7 +76,7 @@ def _back(
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        lanes = _Vectors(context, builder, signature, arguments)
+        lanes = Vectors(context, builder, signature, arguments)
         _, start, pace, blocks, _, at, _, seen, place = arguments
         right, left = lanes.start(0, start), lanes.start(4, at)
         inputs, target = lanes.start(6, seen), lanes.start(4, place)
@@ -166,7 +111,7 @@ def _move(
     """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        lanes = _Vectors(context, builder, signature, arguments)
+        lanes = Vectors(context, builder, signature, arguments)
         _, at, _, turned, inputs, _, _, _, start, pace, scale = arguments
         left, errors = lanes.start(0, at), lanes.start(2, turned)
         places = [lanes.start(array, start) for array in (5, 6, 7)]
@@ -202,7 +147,7 @@ def _turn(_context: Any, x: Any, at: Any, pace: Any, out: Any, place: Any) -> An
     """``out[place + 16·i + r] = x[at + pace·r + i]`` for i, r < 16: halves, quarters, … change places."""
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        lanes = _Vectors(context, builder, signature, arguments)
+        lanes = Vectors(context, builder, signature, arguments)
         _, at, pace, _, place = arguments
         source, target = lanes.start(0, at), lanes.start(3, place)
         stride = builder.mul(pace, _I64(4))
