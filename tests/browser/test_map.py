@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from exitlens.report.view_data import View, quantised, view
-from exitlens.report.view_page import page
+from exitlens.report.view_page import frame, page
 from tests.browser.run_tables import HOSTILE
 
 pytestmark = pytest.mark.browser
@@ -90,6 +90,35 @@ def test_a_token_keeps_to_its_cell(visit: Callable[..., Any], tmp_path: Path, od
     left, right = 34 + 3 * cell, 34 + 4 * cell
     assert changed[:, 1].min() >= np.floor(left)
     assert changed[:, 1].max() < np.ceil(right)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_frame_is_as_dark_as_the_notebook_around_it(visit: Callable[..., Any], tmp_path: Path, dark: bool) -> None:
+    """Whatever the system prefers, and also when the notebook's theme is switched; elsewhere the system decides."""
+    body = f'<body data-jp-theme-light="{str(dark).lower()}">{frame([a_map()])}</body>'
+    (tmp_path / "n.html").write_text(f"<!DOCTYPE html><meta charset=utf-8>{body}", encoding="utf-8")
+    made = visit(tmp_path / "n.html", dark=dark)
+    for said, theme in ((str(dark).lower(), not dark), (str(not dark).lower(), dark), ("", dark)):
+        made.page.evaluate(f"document.body.dataset.jpThemeLight = '{said}'")
+        view = made.page.frames[1].locator(f".view[data-theme={'dark' if theme else 'light'}]")
+        view.locator("canvas").wait_for(timeout=10_000)
+        paper = made.page.frames[1].evaluate("getComputedStyle(document.body).backgroundColor")
+        assert paper == ("rgb(21, 25, 30)" if theme else "rgb(255, 255, 255)")
+    assert made.faults == []
+
+
+def test_a_frame_says_that_there_is_more_below(visit: Callable[..., Any], tmp_path: Path) -> None:
+    for height, wanted in ((300, "1"), (3000, "0")):
+        path = tmp_path / f"{height}.html"
+        path.write_text(f"<!DOCTYPE html><meta charset=utf-8>{frame([a_map()], height=height)}", encoding="utf-8")
+        made = visit(path)
+        made.page.frames[1].locator("canvas").wait_for(timeout=10_000)
+        made.page.wait_for_timeout(300)
+        hint = "getComputedStyle(document.body, '::after').opacity"
+        assert made.page.frames[1].evaluate(hint) == wanted
+        made.page.frames[1].evaluate("scrollTo(0, 1e6)")
+        made.page.wait_for_timeout(300)
+        assert made.page.frames[1].evaluate(hint) == "0"
 
 
 def test_pinned_tokens_and_metric_are_in_the_address(visit: Callable[..., Any], tmp_path: Path) -> None:

@@ -45,9 +45,11 @@ def _kinds(cell: Any) -> list[Any]:
 
 
 def _said(notebook: Any) -> str:
-    """The plain text of all outputs."""
+    """The text of all outputs."""
     outputs = [output for cell in _code(notebook) for output in cell.outputs]
-    return "\n".join(str(output.get("text") or output.get("data", {}).get("text/plain", "")) for output in outputs)
+    data = [output.get("data", {}) for output in outputs]
+    texts = [made.get("text/markdown") or made.get("text/plain", "") for made in data]
+    return "\n".join(str(output.get("text") or text) for output, text in zip(outputs, texts, strict=True))
 
 
 def test_there_are_seven() -> None:

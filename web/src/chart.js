@@ -116,8 +116,8 @@ export function lineChart(o) {
     for (const p of points.length <= 60 ? points : []) items.push(marker(k, px(p.x), py(p.y), points.length > 40 ? 1.6 : 2.6));
     for (const p of points) {
       taken.push([px(p.x), py(p.y), px(p.x), py(p.y), 1]);
-      const said = `${o.x} ${tick(p.x)}, ${each.name}: ${interval(p.y, p.low, p.high)}`;
-      hits.push({ x: px(p.x), y: py(p.y), label: p.label ?? said, key: p.key ?? p.x });
+      // Written when it is looked at: a drawing that follows the pointer has a thousand places.
+      hits.push({ x: px(p.x), y: py(p.y), key: p.key ?? p.x, get label() { return p.label ?? `${o.x} ${tick(p.x)}, ${each.name}: ${interval(p.y, p.low, p.high)}`; } });
     }
   });
   const dots = (o.marks ?? []).map((m) => /** @type {[number, number, string]} */ ([px(m.x), py(m.y), m.label]));
@@ -234,8 +234,8 @@ export function chartFigure(make, o) {
     else return;
     event.preventDefault();
   });
-  const draw = () => {
-    scene = make(Math.max(240, Math.min(figure.clientWidth || 560, 860)));
+  const draw = (width = figure.clientWidth) => {
+    scene = make(Math.max(240, Math.min(width || 560, 860)));
     paint(svg, scene);
   };
   return { figure, draw, scene: () => scene ?? make(640) };

@@ -28,7 +28,16 @@ function writeAddress(states) {
   }
 }
 
+/** What a notebook's page told the frame by its height: one pixel more for a dark page, two for a light one. */
+function hostTheme() {
+  const root = document.documentElement;
+  const theme = /** @type {("dark" | "light")[]} */ (["dark", "light"])[innerHeight - Number(root.dataset.tall) - 1] ?? "auto";
+  root.dataset.theme = theme;
+  return theme;
+}
+
 function startPage() {
+  let theme = hostTheme();
   const states = readAddress();
   /** @type {Map<string, import("./types").Handle>} */
   const handles = new Map();
@@ -47,6 +56,7 @@ function startPage() {
     handles.set(
       id,
       api.mount(element, view, {
+        theme,
         state: state && typeof state === "object" ? state : {},
         onState(now) {
           states[id] = now;
@@ -79,6 +89,15 @@ function startPage() {
     opened.forEach((made) => made.setAttribute("open", ""));
   });
   addEventListener("afterprint", () => opened.splice(0).forEach((made) => made.removeAttribute("open")));
+  addEventListener("resize", () => {
+    const was = theme;
+    theme = hostTheme();
+    if (theme === was) return;
+    const drawn = [...elements].filter((element) => handles.has(element.dataset.view ?? ""));
+    for (const handle of handles.values()) handle.destroy();
+    handles.clear();
+    drawn.forEach(start);
+  });
   addEventListener("hashchange", () => {
     if (!location.hash.startsWith("#~")) return;
     const now = readAddress();

@@ -1,14 +1,11 @@
 // Texts and numbers as a reader sees them: nothing invisible, nothing that turns the order of its neighbours.
 
-const HIDDEN = /[\u0000-\u001f\u007f-\u009f\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff\ue000-\uf8ff]/u;
-const HIDDEN_ALL = new RegExp(HIDDEN.source, "gu");
+const HIDDEN = /[\u0000-\u001f\u007f-\u009f\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff\ue000-\uf8ff]/gu;
 
 /** Control characters as pictures (NUL: ␀), overrides as ⟨U+202E⟩. @param {unknown} value */
 export function visible(value) {
   if (value === null || value === undefined) return "";
-  const text = String(value);
-  if (!HIDDEN.test(text)) return text;
-  return text.replace(HIDDEN_ALL, (c) => {
+  return String(value).replace(HIDDEN, (c) => {
     const code = /** @type {number} */ (c.codePointAt(0));
     if (c === "\n") return "↵";
     if (c === "\t") return "⇥";

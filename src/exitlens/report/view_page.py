@@ -19,6 +19,12 @@ from exitlens.report.view_data import View, embedded
 
 __all__ = ["OLD_BROWSER", "component", "frame", "old_browser", "page", "policy", "script_of", "starter"]
 
+# What says in a notebook's page that it is dark or light, whatever the system prefers: JupyterLab and nbconvert, VS
+# Code, Colab, Sphinx's furo.
+_HOSTS: Final = {
+    "dark": "[data-jp-theme-light=false],.vscode-dark,html[theme=dark],[data-theme=dark]",
+    "light": "[data-jp-theme-light=true],.vscode-light,html[theme=light],[data-theme=light]",
+}
 _HEIGHTS: Final = {"map": 760, "choices": 720, "decoders": 760, "entropy": 760, "probes": 900, "exits": 820}
 
 
@@ -74,13 +80,14 @@ def _environment() -> Environment:
     return Environment(loader=PackageLoader("exitlens.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
-def page(views: Sequence[View], *, title: str = "", static: str = "") -> str:
+def page(views: Sequence[View], *, title: str = "", static: str = "", tall: int | None = None) -> str:
     """Views as one HTML document.
 
     Args:
         views: In their order.
         title: Of the document; by default the first view's.
         static: HTML of what is shown where scripts do not run: escaped by whoever made it.
+        tall: Height of the frame that shows it [px]; one or two more say that the frame's page is dark or light.
 
     Returns:
         The document.
@@ -94,6 +101,7 @@ def page(views: Sequence[View], *, title: str = "", static: str = "") -> str:
             policy=policy(*scripts),
             views=[script_of(made, f"view-{i}") for i, made in enumerate(views, start=1)],
             static=Markup(static),
+            tall=tall,
             scripts=[Markup(each) for each in scripts[:2]],
             old=Markup(OLD_BROWSER),
         )
@@ -108,12 +116,18 @@ def frame(views: Sequence[View], *, static: str = "", height: int | None = None)
     """
     tall = height if height is not None else sum(_HEIGHTS.get(each.kind, 640) for each in views)
     # A hidden part of its own for each output: the same notebook may hold another version's.
-    made = page(views, static=static)
+    made = page(views, static=static, tall=tall)
     tag = hashlib.sha256(made.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     title = html.escape(visible(views[0].title))
+    # A frame that may ask its page nothing hears of the page's theme by its own height (see web/src/page.js).
+    themes = "".join(
+        f":is({hosts}) .exitlens-f{tag}{{height:{tall + more}px!important}}"
+        for more, hosts in enumerate(_HOSTS.values(), start=1)
+    )
     return (
-        f'<style>.exitlens-{tag}{{display:none}}</style><div class="exitlens-{tag}">{static}</div>'
-        f'<iframe title="{title}" sandbox="allow-scripts allow-downloads" allow="clipboard-write" loading="lazy" '
+        f'<style>.exitlens-{tag}{{display:none}}{themes}</style><div class="exitlens-{tag}">{static}</div>'
+        f'<iframe class="exitlens-f{tag}" title="{title}" sandbox="allow-scripts allow-downloads" '
+        'allow="clipboard-write" loading="lazy" '
         f'style="width:100%;height:{tall}px;border:0;color-scheme:normal" srcdoc="{_attribute(made)}"></iframe>'
     )
 

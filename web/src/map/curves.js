@@ -30,22 +30,20 @@ export function makeCurves(model, o) {
     const first = count <= MOST ? 0 : Math.min(Math.max(place().position - MOST / 2, 0), count - MOST);
     return Array.from({ length: Math.min(count, MOST) }, (_, i) => first + i);
   };
-  /** @type {(kind: string) => import("../types").Series[]} */
-  const overLayers = (kind) => followed().map((token, k) => ({
-    name: tokenText(token), colour: k,
-    points: model.layers.map((x, j) => {
-      const y = model.value(kind, o.lens(), j, place().position, token);
-      return { x, y, key: j, label: `layer ${x}, ${tokenText(token)}: ${valueText(kind, y)}` };
-    }),
-  }));
-  /** @type {(kind: string) => import("../types").Series[]} */
-  const overPositions = (kind) => followed().map((token, k) => ({
-    name: tokenText(token), colour: k,
-    points: window().map((x) => {
-      const y = model.value(kind, o.lens(), place().layer, x, token);
-      return { x, y, key: x, label: `after ${tokenText(model.token(x))} (${x}), ${tokenText(token)}: ${valueText(kind, y)}` };
-    }),
-  }));
+  /** Values of the tokens followed, over layers or over positions. @type {(layers: boolean) => (kind: string) => import("../types").Series[]} */
+  const over = (layers) => (kind) => {
+    const { layer, position } = place();
+    return followed().map((token, colour) => ({
+      name: tokenText(token), colour,
+      points: (layers ? model.layers.map((_, j) => j) : window()).map((key) => {
+        const y = model.value(kind, o.lens(), layers ? key : layer, layers ? position : key, token);
+        return {
+          x: layers ? model.layers[key] : key, y, key,
+          get label() { return `${layers ? `layer ${model.layers[key]}` : `after ${tokenText(model.token(key))} (${key})`}, ${tokenText(token)}: ${valueText(kind, y)}`; },
+        };
+      }),
+    }));
+  };
   const shown = () => (o.metric() === "p" || o.metric() === "rank" ? (model.has("entropy") ? "entropy" : "margin") : o.metric());
   const ranked = () => model.has("rank") || model.ranks > 1;
 
@@ -65,9 +63,9 @@ export function makeCurves(model, o) {
     },
   });
   const charts = [
-    chart(() => "Probability by layer", true, () => "p", overLayers),
-    chart(() => "Rank by layer", true, () => "rank", overLayers),
-    chart(() => "Rank by position", false, () => "rank", overPositions),
+    chart(() => "Probability by layer", true, () => "p", over(true)),
+    chart(() => "Rank by layer", true, () => "rank", over(true)),
+    chart(() => "Rank by position", false, () => "rank", over(false)),
     chart(() => `${METRICS[shown()].label} by layer`, true, shown, (kind) => model.lenses.map((name, colour) => ({
       name, colour, points: model.layers.map((x, j) => ({ x, y: model.value(kind, colour, j, place().position), key: j })),
     }))),
@@ -84,13 +82,14 @@ export function makeCurves(model, o) {
     draw() {
       element.hidden = !model.positions();
       if (element.hidden) return;
+      const width = made[0].figure.clientWidth; // all are as wide; asked between drawings it would lay the page out each time
       made.forEach((each, i) => {
         each.figure.hidden = (i === 1 || i === 2) && !ranked();
         if (each.figure.hidden) return;
         const title = charts[i].title();
         const caption = each.figure.firstElementChild;
         if (caption && caption.textContent !== title) caption.textContent = title;
-        each.draw();
+        each.draw(width);
       });
       const tokens = followed();
       const key = tokens.join("\0");

@@ -85,9 +85,10 @@ export function makeGrid(model, o) {
     const width = scroller.clientWidth;
     const height = scroller.clientHeight;
     const ratio = devicePixelRatio || 1;
-    if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
-      canvas.width = Math.round(width * ratio);
-      canvas.height = Math.round(height * ratio);
+    const [wide, high] = [width, height].map((side) => Math.round(side * ratio));
+    if (canvas.width !== wide || canvas.height !== high) {
+      canvas.width = wide;
+      canvas.height = high;
       canvas.style.width = `${width}px`;
       canvas.style.height = `${height}px`;
       cut = new Map();
@@ -149,7 +150,7 @@ export function makeGrid(model, o) {
     clip(GUTTER, 0, width, HEAD);
     for (let p = first; p <= last; p++) {
       const x = GUTTER + p * cw - left;
-      if (worded) pen.fillText(fit(`${tokenText(model.token(p))}`, cw - 9), x + 4, HEAD / 2);
+      if (worded) pen.fillText(fit(tokenText(model.token(p)), cw - 9), x + 4, HEAD / 2);
       else if (p % 10 === 0) pen.fillText(String(p), x, HEAD / 2);
     }
     pen.restore();
@@ -246,7 +247,6 @@ export function makeGrid(model, o) {
       if (end) scroller.scrollLeft = scroller.scrollWidth;
       request();
     },
-    request,
     mark,
     reveal,
   };
