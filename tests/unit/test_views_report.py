@@ -159,6 +159,30 @@ def test_only_what_was_run_has_a_section_and_a_refused_stage_says_why() -> None:
     assert "Stage probes was refused: one class only: &#39;&lt;script&gt;" in text
 
 
+def test_a_run_that_is_not_finished_says_so_and_shows_what_is_there() -> None:
+    started = {**MANIFEST, "started": "2026-11-27T18:39:05+00:00"}
+    started.pop("finished", None)
+    text = render(started, {"decoding": decoding()}, {})
+    assert "This run is not finished: what is there is shown." in text
+    assert "Started: 2026-11-27 18:39 UTC" in text
+    assert 'id="decoding"' in text
+    assert "not finished" not in render({**started, "finished": "2026-11-27T18:41:05+00:00"}, {}, {})
+
+
+def test_what_a_sentence_quotes_keeps_its_direction_and_a_length_that_can_be_read() -> None:
+    long = "האם " * 1200
+    frame = layers().assign(question=long)
+    first = frame.iloc[0]
+    pick = {"question_id": first["question_id"], "question": long, "answer": "لا", "correct_choice": "b",
+            "verdict": "incorrect", "lens": first["lens"]}  # fmt: skip
+    text = render(MANIFEST, {"layers": frame, "layers_picks": pd.DataFrame([pick])}, {})
+    said = text.partition('class="said"')[2].partition("</div>")[0]
+    assert "“<bdi>האם" in said
+    assert "“<bdi>لا</bdi>” ranks first" in said
+    shown = re.sub(r"<script[^>]*>.*?</script>", "", text, flags=re.DOTALL)
+    assert 0 < shown.count("האם") < 600, "cut where it is shown, whole in the data of the view"
+
+
 def test_a_stage_that_two_versions_made_says_so() -> None:
     stage = {"state": "done", "seconds": 1.5, "batches": 3}
     alone, both = (

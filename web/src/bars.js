@@ -14,7 +14,7 @@ import { number, shorten, visible } from "./text.js";
 export function barChart(o) {
   const row = 22;
   const longest = Math.max(6, ...o.bars.map((bar) => [...visible(bar.label)].length));
-  const named = Math.min(Math.max(longest * 6.6 + 10, 60), o.width * 0.42);
+  const named = Math.min(Math.max(longest * 7.2 + 10, 60), o.width * 0.42);
   const left = named + 4;
   const room = o.width - left - 58;
   const most = o.most ?? Math.max(...o.bars.flatMap((bar) => [bar.value, bar.low, bar.high]).map((v) => Math.abs(v ?? 0)).filter(Number.isFinite), 1e-9);
@@ -27,7 +27,7 @@ export function barChart(o) {
   o.bars.forEach((bar, i) => {
     const y = i * row + 4;
     const long = (Number.isFinite(bar.value) ? bar.value : 0) * scale;
-    const text = shorten(visible(bar.label), Math.floor((named - 8) / 6.2));
+    const text = shorten(visible(bar.label), Math.floor((named - 8) / 7.2));
     items.push(label(named - 2, y + 13, text, 12, "ink", "end"), box(long < 0 ? zero + long : zero, y + 2, Math.max(Math.abs(long), 1), row - 8, `s${(bar.colour ?? 0) % 5}`));
     if (bar.low !== undefined && bar.high !== undefined && Number.isFinite(bar.low) && Number.isFinite(bar.high)) {
       items.push(line(`M${zero + bar.low * scale} ${y + 9}H${zero + bar.high * scale}`, "ink", 1.2));
@@ -47,7 +47,7 @@ export function barChart(o) {
  * @returns {Scene}
  */
 export function matrix(o) {
-  const left = Math.min(24 + 6.6 * Math.max(...o.rows.map((name) => [...name].length)), o.width * 0.34);
+  const left = Math.min(24 + 7.2 * Math.max(...o.rows.map((name) => [...name].length)), o.width * 0.34);
   const head = Math.min(34 + 5.2 * Math.max(...o.columns.map((name) => [...name].length)), 110);
   const cell = Math.max(30, Math.min((o.width - left - 50) / o.columns.length, 84));
   const tall = 26;
@@ -60,14 +60,14 @@ export function matrix(o) {
   o.columns.forEach((name, j) => items.push({ tag: "text", x: left + (j + 0.5) * cell + 4, y: head - 8, text: shorten(visible(name), 16), size: 11, turn: -40 }));
   o.rows.forEach((name, i) => {
     const y = head + i * tall;
-    items.push(label(left - 8, y + 17, shorten(visible(name), Math.floor(left / 6.4)), 12, "ink", "end"));
+    items.push(label(left - 8, y + 17, shorten(visible(name), Math.floor(left / 7.2)), 12, "ink", "end"));
     o.columns.forEach((_, j) => {
       const value = o.value(i, j);
       const x = left + j * cell;
       if (!Number.isFinite(value)) return;
       const t = o.signed ? 0.5 + (0.5 * value) / high : (value - low) / (high - low || 1);
       const { fill, ink } = shade(o.dark, t, o.signed);
-      items.push(box(x, y, cell - 1, tall - 1, fill), label(x + cell / 2 - 0.5, y + 17, number(Math.round(value * 100) / 100, 2), 11, ink, "middle"));
+      items.push(box(x, y, cell - 1, tall - 1, fill), label(x + cell / 2 - 0.5, y + 17, number(Math.round(value * 100) / 100, 2), cell < 36 ? 9 : 11, ink, "middle"));
       hits.push({ x: x + cell / 2, y: y + tall / 2, label: o.text(i, j), key: [i, j] });
     });
   });

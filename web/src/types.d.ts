@@ -180,6 +180,7 @@ export interface Figure {
   refs?: [number, string, string[]?][];
   flat?: boolean;
   diagonal?: string;
+  log?: boolean;
   marks?: [number, number, string][];
   without?: string[];
   pick?: string;

@@ -22,14 +22,15 @@ from markupsafe import Markup
 from exitlens.report import figure_style as style
 from exitlens.report.chapter import Chapter, Plate, Sheet
 from exitlens.report.frames import Results
-from exitlens.report.text import continued, interval_ends, is_number, narrow_legend, number_text, slug, visible
+from exitlens.report.text import continued, interval_ends, is_number, narrow_legend, number_text, shorten, slug, visible
 from exitlens.report.view_page import OLD_BROWSER, component, policy, script_of, starter
-from exitlens.report.words import mark, narrow_tables
+from exitlens.report.words import counted, mark, narrow_tables
 from exitlens.storage.atomic import write_bytes
 
 __all__ = ["render", "write_report"]
 
 MOST_ROWS: Final = 40  # of a table on the page
+MOST_TEXT: Final = 400  # characters of a cell
 # Colours of the figures by name: light, then what they become on a dark ground (lighter, the same hue).
 COLOURS: Final[Mapping[str, tuple[str, str]]] = {
     "ink": (style.INK, "#e4e8ec"),
@@ -44,7 +45,7 @@ COLOURS: Final[Mapping[str, tuple[str, str]]] = {
     "sky": (style.SKY, "#86cdf3"),
 }
 # A number, perhaps with its interval or an arrow, a p-value, or a dash: right-aligned.
-_NUMERIC: Final = re.compile(r"^(?:[<−+-]? ?[\d.,∞]+(?:e[−-]?\d+)?(?: \[.*\]†?)?(?: [▲▼])?|–|)$")
+_NUMERIC: Final = re.compile(r"^(?:[<−+-]? ?[\d.,∞]+(?:e[−-]?\d+)?%?(?: \[.*\]†?)?(?: [▲▼])?|–|)$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +143,7 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     found.filters |= {"visible": visible, "flat": _flat, "laid_out": _laid_out, "number": number_text, "slug": slug}
-    found.filters |= {"moment": _moment}
+    found.filters |= {"moment": _moment, "said": _said, "counted": counted}
     found.tests |= {"finite": is_number}
     css = resources.files("exitlens.report").joinpath("templates/report.css").read_text(encoding="utf-8")
     found.globals |= {"css": Markup(css), "most": MOST_ROWS}
@@ -225,7 +226,7 @@ def _laid_out(sheet: Sheet) -> tuple[list[tuple[str, str]], list[list[tuple[str,
     for row, n in itertools.zip_longest(sheet.rows[:MOST_ROWS], sheet.n[:MOST_ROWS]):
         line = []
         for i, (value, number) in enumerate(zip(row, numeric, strict=False)):
-            text = number_text(value) if _number(value) else visible(value)
+            text = number_text(value) if _number(value) else shorten(visible(value), MOST_TEXT)
             text += mark(n) if i in ends and is_number(value) else ""
             line.append((text, "n" if number else "t" if isinstance(value, str) and len(value) > 24 else ""))
         body.append(line)
@@ -238,6 +239,11 @@ def _number(value: object) -> bool:
 
 def _numeric(value: object) -> bool:
     return _number(value) or value is None or bool(_NUMERIC.match(str(value)))
+
+
+def _said(line: str) -> Markup:
+    """A sentence for the page; what it quotes keeps its direction to itself: two quotes never change places."""
+    return Markup(re.sub(r"“([^“”]*)”", r"“<bdi>\1</bdi>”", str(Markup.escape(visible(line)))))
 
 
 def _moment(value: object) -> str:

@@ -41,8 +41,8 @@ class Figure:
     ``label``; matrix: ``y`` by ``x`` (down) and ``by`` (across). Intervals are the columns ``y_low`` and ``y_high``, or
     ``low`` and ``high``. ``flat``: rows without ``x`` are lines across. ``refs``: lines at a value, with a label, and
     the columns of a switch for which they hold. ``marks``: points with a label; with them a click moves the slider, and
-    rows that ``without`` names (values of ``by``) are points rather than lines. ``pick``: a click sets this key of the
-    state to the point's ``x``.
+    rows that ``without`` names (values of ``by``) are points rather than lines. ``log``: values go up by decades.
+    ``pick``: a click sets this key of the state to the point's ``x``.
     """
 
     type: Literal["line", "bar", "matrix"]
@@ -71,6 +71,7 @@ class Figure:
     without: tuple[str, ...] | None = None
     pick: str | None = None
     signed: bool = False
+    log: bool = False
     percent: bool = False
 
 

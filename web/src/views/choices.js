@@ -2,7 +2,7 @@
 // of the question chosen are those of figures.js, over a table that is unpacked with its page.
 
 import { bdi, choice, h } from "../dom.js";
-import { number, visible } from "../text.js";
+import { number, shorten, visible } from "../text.js";
 import { rows } from "../unpack.js";
 import { figuresView } from "./figures.js";
 
@@ -76,7 +76,7 @@ export function choicesView(ctx) {
   const drawQuestion = () => {
     const q = questions[at()];
     const facts = [q.outcome && `at the last layer ${q.outcome}`, q.changed && `changed by ${visible(q.changed)}`, Number.isFinite(q.entropy) && `entropy at layer ${view.meta.early}: ${number(q.entropy, 2)} nats`];
-    heading.replaceChildren(h("p", { class: "big" }, bdi(visible(q.text))), h("p", { class: "small", text: facts.filter(Boolean).join(" · ") }));
+    heading.replaceChildren(h("p", { class: "big" }, bdi(shorten(visible(q.text), 600))), h("p", { class: "small", text: facts.filter(Boolean).join(" · ") }));
     figures.draw();
   };
   return {
@@ -89,7 +89,7 @@ export function choicesView(ctx) {
         count.textContent = `${all.length} of ${questions.length} questions${all.length > LISTED ? `; the first ${LISTED} are shown` : ""}`;
         items.replaceChildren(...all.slice(0, LISTED).map(({ q, i }) =>
           h("li", {}, h("button", { "aria-current": String(i === at()), onclick: () => ctx.set({ question: i }) },
-            q.outcome ? (q.outcome === "correct" ? "✓ " : "✗ ") : "", bdi(visible(q.text))))));
+            q.outcome ? (q.outcome === "correct" ? "✓ " : "✗ ") : "", bdi(shorten(visible(q.text), 150))))));
       }
       if (loaded === at()) drawQuestion();
       else load(at()).then(drawQuestion, (error) => body.replaceChildren(h("p", { class: "fault", role: "alert", text: error.message })));

@@ -104,7 +104,7 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
     const here = f.marks ? [...f.marks.map(([x, y, text]) => ({ x, y, label: text })), ...table(f.table).filter((row) => f.without?.includes(row[f.by ?? ""]) && row[f.x]).map((row, i) => ({ x: row[f.x], y: row[f.y], label: i ? "" : visible(row[f.by ?? ""]) }))] : [];
     const row = f.marks && picked();
     if (row) here.push({ x: row[f.x], y: row[f.y], label: filled(meta.slider.mark, row) });
-    return lineChart({ ...base, height: f.height, x: f.xLabel ?? f.x, y: f.yLabel ?? name(f.y), whole: f.x === "layer", range: f.range, domain: f.domain, series: series(f), refs: [...refs, ...flat], marks: here, at: f.pick ? state[f.pick] : null });
+    return lineChart({ ...base, height: f.height, x: f.xLabel ?? f.x, y: f.yLabel ?? name(f.y), whole: f.x === "layer", range: f.range, domain: f.domain, log: f.log, series: series(f), refs: [...refs, ...flat], marks: here, at: f.pick ? state[f.pick] : null });
   };
   const shown = () => /** @type {Figure[]} */ (meta.figures ?? []).filter((f) => of(f).length);
 

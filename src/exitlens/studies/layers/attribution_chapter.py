@@ -9,7 +9,7 @@ from functools import partial
 
 from exitlens.report.chapter import Part, Plate, Sheet
 from exitlens.report.frames import Results, Row, rows
-from exitlens.report.text import Column, interval_text, is_number, number_text, p_text, slug, to_float, visible
+from exitlens.report.text import Column, interval_text, is_number, number_text, p_text, shorten, slug, to_float, visible
 from exitlens.report.words import counted, interval_reservation, mark, units
 from exitlens.studies.layers.attribution_figures import component_bars
 
@@ -21,6 +21,7 @@ HOW = (
     "the parts sum to the model's own difference. Means are over all questions whose choices one token tells apart, "
     "with 95% intervals by question; p-values are those of sign-flip tests, corrected over components (Holm)."
 )
+QUOTED = 160  # characters of a question or choice in a sentence or caption
 _SHOWN = 12  # components in a table of the report
 
 
@@ -93,10 +94,11 @@ def attribution_sheets(results: Results) -> list[Sheet]:
         ]
         rest = sum(to_float(row["contribution"]) for row in ranked[_SHOWN:])
         cells.append([f"{max(len(ranked) - _SHOWN, 0)} more", number_text(rest)])
+        question = shorten(visible(pick.get("question")), QUOTED)
         cells.append(["sum: the model's own difference", number_text(mine[0]["logit_difference"])])
         out.append(
             Sheet(
-                f"“{visible(pick.get('question'))}” ({visible(pick.get('verdict'))}): what moved the choice, "
+                f"“{question}” ({visible(pick.get('verdict'))}): what moved the choice, "
                 f"{_difference(mine[0])} [logits]",
                 ["component", "logits added"],
                 cells,
@@ -132,7 +134,7 @@ def attribution_plates(results: Results) -> Iterator[Plate]:
         verdict = visible(pick.get("verdict"))
         seen[verdict] = seen.get(verdict, 0) + 1
         tag = slug(verdict) + (f"-{seen[verdict]}" if seen[verdict] > 1 else "")
-        question = visible(pick.get("question"))
+        question = shorten(visible(pick.get("question")), QUOTED)
         yield Plate(
             f"attribution-{tag}",
             f"What each block adds to “{_difference(mine[0])}”; above 0: it favours the correct choice. Model "
@@ -163,7 +165,8 @@ def _picked(results: Results) -> Iterator[tuple[Row, list[Row]]]:
 
 
 def _difference(row: Row) -> str:
-    return f"{visible(row['correct_choice'])} − {visible(row['incorrect_choice'])}"  # a minus
+    right, wrong = (shorten(visible(row[name]), QUOTED) for name in ("correct_choice", "incorrect_choice"))
+    return f"{right} − {wrong}"  # a minus
 
 
 def _mark(row: Row) -> str:

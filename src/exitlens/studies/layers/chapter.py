@@ -11,7 +11,7 @@ from pandas import DataFrame
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet
 from exitlens.report.comparable import Curve, Number
 from exitlens.report.frames import Results, Row, distinct, evenly, groups, layers_of, rows, spread
-from exitlens.report.text import Column, is_number, number_text, slug, to_float, token_text, visible
+from exitlens.report.text import Column, is_number, number_text, shorten, slug, to_float, token_text, visible
 from exitlens.report.view_data import View
 from exitlens.report.words import join, layers_text, units
 from exitlens.studies.layers import attribution_chapter as attribution
@@ -115,10 +115,10 @@ def _picked(results: Results) -> Iterator[tuple[Row, DataFrame]]:
 
 
 def _finding(results: Results, pick: Row, items: Sequence[Row]) -> str:
-    answer, correct = visible(pick.get("answer")), visible(pick.get("correct_choice"))
+    answer, correct = _quoted(pick.get("answer")), _quoted(pick.get("correct_choice"))
     is_correct = pick.get("verdict") == "correct"
     verdict = "correct" if is_correct else f"incorrect: the correct choice is “{correct}”"
-    text = f"“{visible(pick.get('question'))}”: “{answer}” ranks first among the choices ({verdict})"
+    text = f"“{_quoted(pick.get('question'))}”: “{answer}” ranks first among the choices ({verdict})"
     text += _beside(results, pick, items)
     leaders = {layer: _leader(items, layer) for layer in layers_of(items)}
     since = _since(sorted(leaders), {layer for layer, (name, _) in leaders.items() if name == str(pick.get("answer"))})
@@ -128,6 +128,11 @@ def _finding(results: Results, pick: Row, items: Sequence[Row]) -> str:
         led = [layer for layer, (_, truth) in leaders.items() if truth]
         text += f" The correct choice leads at {layers_text(led) if led else 'no layer'}."
     return text
+
+
+def _quoted(text: object) -> str:
+    """A text of the data in a sentence or caption: whole ones stand in the tables."""
+    return shorten(visible(text), attribution.QUOTED)
 
 
 def _beside(results: Results, pick: Row, items: Sequence[Row]) -> str:
@@ -172,7 +177,7 @@ def _sheets(results: Results, pick: Row, mine: list[Row]) -> list[Sheet]:
     masses = {int(row["layer"]): row.get("mass") for row in mine}
     whole = [number_text(masses.get(layer), 3) for layer in shown]
     body.append(["all choices, of the vocabulary", *whole, whole[-1] if whole else "–"])
-    question = str(mine[0].get("question", "")) if mine else ""
+    question = _quoted(mine[0].get("question", "")) if mine else ""
     top = results.rows("layers_top", question_id=pick["question_id"], lens=pick["lens"])
     best = [
         [int(row["layer"]), token_text(row.get("token")), number_text(row.get("probability"))]
@@ -194,7 +199,7 @@ def _sheets(results: Results, pick: Row, mine: list[Row]) -> list[Sheet]:
 
 def _plates(results: Results, pick: Row, mine: DataFrame, tag: str) -> Iterator[Plate]:
     verdict, lens = visible(pick["verdict"]), visible(pick["lens"])
-    question = visible(mine["question"].iloc[0]) if "question" in mine else ""
+    question = _quoted(mine["question"].iloc[0]) if "question" in mine else ""
     rule = join([visible(name) for name in distinct(rows(mine), "rule")])
     answered = f"{verdict} choice first · " if verdict in ("correct", "incorrect") else ""
     note: dict[str, Any] = {"note": f"{answered}{results.model} · {lens} lens · rule {rule}"}

@@ -25,7 +25,10 @@ def run_views(results: Results) -> list[View]:
             where=where, label="{lens}", signed=True, note="Paired by prompt; lines: 95% intervals.",
         ),
         *(
-            Figure("line", column, title, "layers", "layer", column, by="lens", yLabel=unit, note="Bands: 95% CI.")
+            Figure(
+                "line", column, title, "layers", "layer", column, by="lens", yLabel=unit, note="Bands: 95% CI.",
+                log=column == "kl",  # the raw lens is decades away from the others
+            )
             for column, title, unit in (
                 ("share", "Concepts within the first {k} ranks, by layer", "share of concepts"),
                 ("agreement", "Top-1 token is the last layer's", "share of prompts"),
