@@ -20,7 +20,7 @@ _HOME = {
     "Attribution": "lenses.attribution",
     "Dataset": "data.records",
     "ExitlensError": "errors",
-    "Generation": "decoding.loop",
+    "Generation": "decoding.generation",
     "JacobianLens": "lenses.jacobian.lens",
     "LM": "api",
     "LayeredModel": "models.protocol",
@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     from exitlens.data import read_data as read_data
     from exitlens.data.records import Dataset as Dataset
     from exitlens.decoding.contrast.parse import register_decoder as register_decoder
-    from exitlens.decoding.loop import Generation as Generation
+    from exitlens.decoding.generation import Generation as Generation
     from exitlens.decoding.loop import generate as generate
     from exitlens.decoding.loop import stream as stream
     from exitlens.decoding.sampling import Sampling as Sampling

@@ -33,9 +33,11 @@ def read_data(
             concept prompts (or exactly one data file).
         limit: Keep the first so many questions, or so many statements spread evenly over topics and labels, with pairs
             kept together where they fit, or the first concept prompts of each set; always the same ones.
-
-        columns: What the columns of a table of one's own hold: ``{"question": "Prompt", "best": "Expected"}``, or
+        columns: What the columns of a table of your own hold: ``{"question": "Prompt", "best": "Expected"}``, or
             ``"question=Prompt,best=Expected"``. The table is CSV (also with tabs, ``;`` or ``|``), JSON or Parquet.
+
+    Returns:
+        The records, with notes on what was left out.
 
     Raises:
         DataError: Missing, empty, not UTF-8, unknown columns, no usable records.

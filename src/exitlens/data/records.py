@@ -71,10 +71,17 @@ class ConceptPrompt:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Dataset(Shown):
-    """Records of one kind with their provenance.
+    """Records of one kind with their provenance; ``len``, iteration and indexing are those of its records.
 
-    It is counted, iterated and indexed as the tuple of its records. ``sha256`` is over the source's bytes; ``notes``
-    are the lines a reader reports ("18 duplicates, 12 with conflicting labels: dropped").
+    Attributes:
+        name: What tables and reports call it.
+        source: Where it was read from.
+        sha256: Over the source's bytes.
+        kind: Which of the next three fields has the records.
+        questions: Questions with their answers.
+        statements: Statements with their labels.
+        concepts: Prompts with known intermediate concepts.
+        notes: What was left out, in lines ("18 duplicates, 12 with conflicting labels: dropped").
     """
 
     name: str

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from exitlens.decoding.contrast.parse import parse_decoder as parse_decoder
     from exitlens.decoding.contrast.parse import register_decoder as register_decoder
     from exitlens.decoding.contrast.sled import SLED as SLED
-    from exitlens.decoding.loop import Generation as Generation
+    from exitlens.decoding.generation import Generation as Generation
     from exitlens.decoding.loop import generate as generate
     from exitlens.decoding.loop import stream as stream
     from exitlens.decoding.sampling import Sampling as Sampling
@@ -46,7 +46,7 @@ _HOME = {
     "Decoder": "contrast.base",
     "DoLa": "contrast.dola",
     "END": "contrast.end",
-    "Generation": "loop",
+    "Generation": "generation",
     "Option": "contrast.base",
     "RandomLayer": "contrast.controls",
     "SLED": "contrast.sled",

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from exitlens.arguments import as_count, as_numbers, as_texts, wrong_kind
 from exitlens.decoding.contrast import BoundDecoder, Decoder
+from exitlens.decoding.generation import Generation, ids_in
 from exitlens.decoding.sampling import Sampling, penalise, row_generator
 from exitlens.decoding.session import Prefix, open_prefix
 from exitlens.decoding.stopping import StopStrings, continued, special_token, undecided
 from exitlens.decoding.token_rules import rules_of
-from exitlens.display import Shown
 from exitlens.errors import ContextError, InputError
 from exitlens.layer_range import Layers, resolve_layers
 from exitlens.lenses import readout
@@ -25,49 +25,10 @@ from exitlens.lenses.lens import lens_name
 from exitlens.models.forward import plan_batches
 from exitlens.models.native.runner import runner_of
 from exitlens.models.protocol import LayeredModel
-from exitlens.parsing import cut
 
-__all__ = ["BatchRun", "Generation", "Row", "generate", "stream"]
+__all__ = ["BatchRun", "Row", "generate", "stream"]
 
 P = TypeVar("P")
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class Generation(Shown):
-    """One answer.
-
-    ``token_ids`` write ``text`` and nothing after it (stop strings and end-of-text tokens are left out).
-    ``reads[name]`` is ``[layers, tokens, …]``: each token's column describes the distributions that it was chosen
-    from, at ``read_layers`` through ``read_lens`` (:func:`exitlens.trace_answers` makes a trace of them).
-    ``steps[name]`` is ``[tokens, …]``: what the decoder reported (``choice`` is a layer number).
-    ``vocabulary``: where ``reads`` are, the texts of the token ids in them and in the answer.
-    """
-
-    prompt: str
-    text: str
-    token_ids: tuple[int, ...]
-    tokens: tuple[str, ...]
-    finish: Literal["stop", "eos", "length"]
-    reads: Mapping[str, np.ndarray] = field(default_factory=dict)
-    steps: Mapping[str, np.ndarray] = field(default_factory=dict)
-    prompt_ids: tuple[int, ...] = ()
-    read_layers: tuple[int, ...] = ()
-    read_lens: str = ""
-    vocabulary: Mapping[int, str] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        read = f", read at {len(self.read_layers)} layers ({', '.join(self.reads)})" if self.reads else ""
-        return (
-            f"Generation of {len(self.token_ids)} tokens, finish {self.finish}{read}\n"
-            f"  prompt {cut(repr(self.prompt[-70:]))}\n"
-            f"  text   {cut(repr(self.text), 200)}"
-        )
-
-
-def _ids_in(answer: Generation) -> set[int]:
-    """Every token id that a view of the answer names: the prompt's last, the answer's, and those in ``top_ids``."""
-    top = answer.reads.get("top_ids")
-    return {*answer.prompt_ids[-1:], *answer.token_ids, *(np.unique(top).tolist() if top is not None else ())}
 
 
 @dataclass(slots=True)
@@ -126,9 +87,13 @@ def generate(
             :class:`~exitlens.decoding.session.Prefix`, such as one that exits early).
         progress: ``progress(done, total)`` counts prompts.
 
+    Returns:
+        One answer for each prompt, in the order of ``prompts``.
+
     Raises:
         ContextError: a prompt that leaves no room in the context.
-        InputError: an empty prompt, or a value out of range.
+        InputError: an empty prompt, an unknown decoder or statistic, or a value out of range.
+        LayerError: a layer that the model does not have.
     """
     as_count(batch_size, "batch_size")
     run = BatchRun(lm, decoder, max_new_tokens=max_new_tokens, stop=stop, repetition_penalty=repetition_penalty,
@@ -147,7 +112,7 @@ def generate(
                     answer,
                     read_layers=tuple(layers),
                     read_lens=lens_name(read_lens),
-                    vocabulary={i: lm.token(i) or f"<{i}>" for i in _ids_in(answer)},
+                    vocabulary={i: lm.token(i) or f"<{i}>" for i in ids_in(answer)},
                 )
             out[row.index] = answer
         done += len(batch)
@@ -170,10 +135,28 @@ def stream(
     chat: bool = False,
     alive: Callable[[], bool] | None = None,
 ) -> Iterator[str | Generation]:
-    """Answer one prompt (text or token ids) piece by piece: text as it becomes certain, then the :class:`Generation`.
+    """Answer one prompt piece by piece.
 
-    Text that may still turn out to be the start of a stop string, or half a character, is held back. ``alive`` is
-    called after each token; when it says no, nothing more is computed or given. The rest as in :func:`generate`.
+    Args:
+        lm: the model.
+        prompt: a text, or token ids taken as they are.
+        decoder: as in :func:`generate`, and so are the arguments up to ``chat``.
+        max_new_tokens: the longest answer [tokens].
+        stop: texts at which the answer ends.
+        repetition_penalty: acts on prompt and output; 1 is none.
+        sampling: None is greedy.
+        generation_config: ``"model"`` applies the checkpoint's own repetition penalty and forbidden tokens.
+        seed: of the random stream.
+        chat: put the prompt through the tokenizer's chat template.
+        alive: called after each token; when it returns False, nothing more is computed or given.
+
+    Yields:
+        Pieces of text, then the whole answer as a :class:`Generation`. Text that may be the start of a stop string, or
+        half a character, is held back until that is decided.
+
+    Raises:
+        ContextError: the prompt leaves no room in the context.
+        InputError: an empty prompt, an unknown decoder, or a value out of range.
     """
     run = BatchRun(lm, decoder, max_new_tokens=max_new_tokens, stop=stop, repetition_penalty=repetition_penalty,
                    sampling=sampling, generation_config=generation_config, seed=seed)  # fmt: skip

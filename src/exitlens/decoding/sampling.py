@@ -20,9 +20,16 @@ __all__ = ["Sampling", "penalise", "row_generator"]
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """``temperature`` 0 is greedy. Filters apply in the order top-k, top-p, min-p, each to what is left.
+    """How the next token is drawn. Filters apply in the order temperature, top-k, top-p, min-p, each to what is left.
 
-    Raises :class:`InputError` for a value outside its range.
+    Attributes:
+        temperature: 0 is greedy decoding.
+        top_k: Only this many tokens of the largest probability; 0 is all.
+        top_p: Only the most probable tokens that together have this share of the probability.
+        min_p: Only tokens with at least this share of the largest probability.
+
+    Raises:
+        InputError: A value outside its range.
     """
 
     temperature: float = 0.0

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from exitlens.decoding.contrast import Decoder
-from exitlens.decoding.loop import BatchRun, Generation, Row
+from exitlens.decoding.generation import Generation
+from exitlens.decoding.loop import BatchRun, Row
 from exitlens.decoding.sampling import Sampling
 from exitlens.decoding.session import open_prefix
 from exitlens.decoding.stopping import undecided

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exitlens.arguments import wrong_kind
-from exitlens.decoding.loop import Generation
+from exitlens.decoding.generation import Generation
 from exitlens.errors import InputError
 from exitlens.lenses import Trace
 from exitlens.lenses.statistics import missing
@@ -24,13 +24,22 @@ def trace_answer(answer: Generation) -> Trace:
 
 
 def trace_answers(lm: LayeredModel, answers: Sequence[Generation]) -> Trace:
-    """A :class:`~exitlens.lenses.Trace` of answers generated with ``read=...``; nothing is computed.
+    """A trace of answers that were generated with ``read=...``, without another pass.
 
-    A trace's position describes what the layers expect *after* its token, so each text here is the prompt's last token
+    A trace's position describes what the layers predict *after* its token. So each text here is the prompt's last token
     and then the answer's: position i is what token i + 1 was chosen from, and ``logprob`` and ``rank`` are that
-    token's, as reading prompt and answer together would give from the prompt's last token on. After the last token
-    nothing was chosen: that position holds NaN (−1, False). Raises :class:`InputError` for answers that were not read,
-    or not alike.
+    token's, as in a trace of prompt and answer from the prompt's last token on. After the last token nothing was
+    chosen: that position holds NaN (−1, False).
+
+    Args:
+        lm: The model that generated them.
+        answers: Answers of :func:`exitlens.generate`, all with the same ``read``, layers and lens.
+
+    Returns:
+        A :class:`~exitlens.lenses.Trace`; its arrays are ``[answers, layers, positions, …]``.
+
+    Raises:
+        InputError: No answers, answers that were not read, or that were read in different ways.
     """
     return _traced(answers, lm.token, lm.name)
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from exitlens.decoding.loop import BatchRun, Generation
+from exitlens.decoding.generation import Generation
+from exitlens.decoding.loop import BatchRun
 from exitlens.decoding.sampling import Sampling
 from exitlens.decoding.session import NativePrefix
 from exitlens.errors import InputError, UnsupportedModel

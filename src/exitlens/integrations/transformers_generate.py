@@ -24,12 +24,20 @@ __all__ = ["transformers_generate"]
 
 
 def transformers_generate(decoder: str | Decoder = "dola:high", *, streamer: Any = None) -> Callable[..., Any]:
-    """A loop for ``custom_generate=``; make it once and pass it to any number of ``generate`` calls.
+    """A loop for ``model.generate(..., custom_generate=...)`` of transformers.
 
-    ``streamer``: transformers keeps the one given to ``generate`` from custom loops, so it is given here instead.
-    A model is looked at layer by layer (and checked) the first time the loop meets it. Raises :class:`InputError`
-    for an unknown decoder now, and in ``generate`` for what has no meaning with it (beams, an assistant model);
-    :class:`UnsupportedModel` or :class:`ParityError` for a model whose layers cannot be read.
+    Make it once and pass it to any number of calls. It finds and checks a model's layers at the first call with it.
+
+    Args:
+        decoder: In the grammar of :func:`~exitlens.decoding.parse_decoder`.
+        streamer: transformers does not pass the ``streamer`` of ``generate`` to custom loops: give it here.
+
+    Returns:
+        The loop. In ``generate`` it raises InputError for what has no meaning with it (beams, an assistant model), and
+        UnsupportedModel or ParityError for a model whose layers cannot be read.
+
+    Raises:
+        InputError: An unknown decoder.
     """
     return _Loop(parse_decoder(decoder), streamer)
 

@@ -43,11 +43,32 @@ def read(
     memory_limit: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Trace:
-    """Read ``texts`` layer by layer; see :func:`.read_hidden.readout` for ``stats`` and what they give.
+    """Read texts layer by layer: statistics of each layer's distribution at every token.
 
-    ``logprob`` and ``rank`` follow each text's next token (NaN and −1 at its last). ``long="split"`` runs texts over
-    the model's context in windows that share ``overlap`` tokens. ``progress(done, total)`` counts tokens.
-    Raises :class:`InputError` (no text, an empty text, bad options), :class:`ContextError`, :class:`LayerError`.
+    Args:
+        lm: The model.
+        texts: One text, or several.
+        layers: Which layers, as numbers or in the grammar of :mod:`exitlens.layer_range` (``"0,8,16-20"``, ``"all"``).
+        lens: How a layer is read: ``logit``, ``raw``, or a lens of this model.
+        stats: Names of :data:`exitlens.lenses.STATS`, such as ``entropy`` and ``kl`` [nats].
+        targets: ``next``: ``logprob`` and ``rank`` are those of each text's next token (NaN and −1 at its last).
+        choices: Sets of token ids, for the statistic ``choices``.
+        top_k: Tokens that the statistic ``top_k`` keeps.
+        reference: The layer that ``kl``, ``jsd`` and ``tv`` compare with; None: the last.
+        precision: ``exact`` (float32 products) or ``fast`` (bf16 products where the machine has them).
+        long: ``split`` runs a text longer than the model's context in windows; ``refuse`` raises.
+        overlap: Tokens that two windows share; None: a quarter of the context.
+        batch_tokens: Tokens in one forward pass.
+        memory_limit: Memory for a block of rows [bytes]; None: by the device.
+        progress: Called with tokens done and tokens in all.
+
+    Returns:
+        A :class:`Trace`; its arrays are ``[texts, layers, positions, …]``.
+
+    Raises:
+        InputError: No text, an empty text, an unknown statistic or lens, or a value out of range.
+        ContextError: A text longer than the model's context, with ``long="refuse"``.
+        LayerError: A layer that the model does not have.
     """
     texts = as_texts(texts)
     if not texts:

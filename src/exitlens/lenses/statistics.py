@@ -279,10 +279,16 @@ STATS: Mapping[str, Statistic] = MappingProxyType(_known)
 
 
 def register_statistic(statistic: Statistic) -> Statistic:
-    """Make a statistic of one's own known to readout, traces, tables and help; returns it.
+    """Add a statistic of your own, for readout, traces, tables and help.
+
+    Args:
+        statistic: Its name, columns with units and bounds, needs and formula.
+
+    Returns:
+        The statistic itself.
 
     Raises:
-        InputError: its name or one of its columns is taken, or it has no formula.
+        InputError: Its name or one of its columns is taken, or it has no formula.
     """
     if not isinstance(statistic, Statistic):
         raise wrong_kind("a statistic", statistic, "give an exitlens.lenses.statistics.Statistic")

@@ -32,10 +32,21 @@ FORMAT = "exitlens-trace-1"
 class Trace(Shown):
     """Statistics with the axes text, layer, position (and a fourth: rank, target or choice).
 
-    ``values[name]``: float32 or int64 array ``[texts, layers, positions, …]``; positions past a text's end hold NaN
-    (−1, False). ``saturation`` has one entry, 0, on its layer axis. ``token_ids``, ``tokens``: one tuple a text.
-    Position i describes what the layers expect *after* token i; ``logprob`` and ``rank`` are those of token i + 1.
-    ``notes``: lines for the reader. ``vocabulary``: texts of the ids in ``top_ids``.
+    ``trace[name]`` is one array. Position i describes what the layers predict *after* token i; ``logprob`` and ``rank``
+    are those of token i + 1.
+
+    Attributes:
+        values: Arrays by name, float32 or int64 ``[texts, layers, positions, …]``. Positions past a text's end hold NaN
+            (−1, False). ``saturation`` has one entry, 0, on its layer axis. Units: :data:`exitlens.lenses.STATS`.
+        layers: Layers read, as numbered in the model.
+        lens: The lens's name.
+        model: The model's name.
+        token_ids: Token ids, one tuple for each text.
+        tokens: The same as texts.
+        notes: Lines for the reader.
+        product: How logits were multiplied: ``float32``, ``bfloat16``, …
+        extra: More facts that are saved with it.
+        vocabulary: Texts of the ids in ``top_ids``.
     """
 
     values: Mapping[str, np.ndarray]
@@ -78,11 +89,15 @@ class Trace(Shown):
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each text."""
+        """Number of tokens of each text."""
         return tuple(len(ids) for ids in self.token_ids)
 
     def at(self, layer: int) -> dict[str, np.ndarray]:
-        """The values of one layer ``{name: [texts, positions, …]}``. Raises :class:`LayerError`."""
+        """The values of one layer ``{name: [texts, positions, …]}``.
+
+        Raises:
+            LayerError: The layer was not read.
+        """
         if layer not in self.layers:
             raise LayerError(f"layer {layer} was not recorded: this trace holds {', '.join(map(str, self.layers))}")
         k = self.layers.index(layer)
@@ -98,7 +113,7 @@ class Trace(Shown):
         )
 
     def to_pandas(self) -> pd.DataFrame:
-        """A row per text, layer and position of real tokens; a fourth axis becomes columns ``name_0``, ``name_1``, …"""
+        """A row for each text, layer and position; a fourth axis becomes columns ``name_0``, ``name_1``, …"""
         import pandas as pd
 
         n = len(self.layers)
@@ -124,7 +139,11 @@ class Trace(Shown):
         return pd.DataFrame(columns)
 
     def to_xarray(self) -> Any:
-        """An ``xarray.Dataset`` with the same axes. Raises :class:`MissingExtra` without xarray."""
+        """An ``xarray.Dataset`` with the same axes.
+
+        Raises:
+            MissingExtra: xarray is not installed.
+        """
         try:
             import xarray
         except ImportError as error:
@@ -146,7 +165,11 @@ class Trace(Shown):
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
-        """A trace that :meth:`save` wrote. Raises :class:`InputError` for any other file."""
+        """A trace that :meth:`save` wrote.
+
+        Raises:
+            InputError: Any other file, or a damaged one.
+        """
         return cls.from_tensors(*read_tensors(Path(path)))
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:

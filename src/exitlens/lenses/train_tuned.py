@@ -133,24 +133,29 @@ def train_tuned_lens(
 
     Args:
         lm: The model.
-        texts_ids: Token ids, a list a text.
+        texts_ids: Token ids, a list for each text.
         name: What tables call the lens.
         held_out: Share of the texts kept for choosing (half) and reporting (half).
         steps: Steps of Adam at most; it stops early when no layer's held-out KL falls any more.
-        batch_tokens: Tokens a step.
+        batch_tokens: Tokens in a step.
         learning_rate: Of Adam, after 20 steps of warm-up, then falling to a tenth.
         ridge: Strength of the closed-form start, in units of the mean variance.
         vocabulary_sample: Tokens that the log-sum-exp of a step is estimated on; None: the whole vocabulary.
-        check_every: Steps between two judgements.
-        check_tokens: Tokens that choose.
-        test_tokens: Tokens that report.
-        time_limit: Seconds for all of it.
+        check_every: Steps between two measurements of the held-out KL.
+        check_tokens: Held-out tokens by which a layer's translator is chosen.
+        test_tokens: Held-out tokens that the report measures on.
+        time_limit: Time for everything [seconds].
         source: Where the text comes from, for the lens's provenance.
         seed: Of split, batches and samples.
         progress: Called with ``collect`` or ``steps``, what is done, and of how much.
 
+    Returns:
+        The lens, and a report with the KL to the last layer [nats] by layer, before and after, on held-out text.
+
     Raises:
         InputError: Too little text, or no time.
+
+    Source: Belrose et al. 2023, arXiv 2303.08112.
     """
     started = time.monotonic()
     g = torch.Generator().manual_seed(seed)

@@ -34,11 +34,18 @@ _LOG = logging.getLogger("exitlens")
 
 @dataclass(frozen=True, eq=False)
 class TunedLens(Lens):
-    """``transform(h, j) = h + A_j h + b_j`` for j < N; layer N is the model itself and is never changed.
+    """A tuned lens: ``transform(h, j) = h + A_j h + b_j`` for j < N; at layer N, ``h`` itself.
 
-    ``weight [N, d, d]`` holds the ``A_j`` (zero = the logit lens); or ``up [N, d, r]`` and ``down [N, r, d]`` with
-    ``A_j = up_j down_j``. ``bias [N, d]``. ``fingerprint`` is that of the model it was trained for ("" = unknown, as
-    for published ones); ``provenance`` says from what text and how well.
+    Attributes:
+        name: What tables call it.
+        fingerprint: Of the model that it was trained for; "" is unknown, as for published lenses.
+        bias: The ``b_j`` ``[N, d]``.
+        weight: The ``A_j`` ``[N, d, d]``; zero is the logit lens. None where ``up`` and ``down`` are given.
+        up: ``[N, d, r]``, with ``A_j = up_j down_j``.
+        down: ``[N, r, d]``.
+        provenance: From what text, and how well it reads.
+
+    Source: Belrose et al. 2023, arXiv 2303.08112.
     """
 
     name: str

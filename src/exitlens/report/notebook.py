@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from exitlens.data.records import Dataset
-from exitlens.decoding.loop import Generation
+from exitlens.decoding.generation import Generation
 from exitlens.decoding.trace import trace_answer
 from exitlens.errors import InputError
 from exitlens.lenses.trace import Trace

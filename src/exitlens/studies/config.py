@@ -60,7 +60,11 @@ LayerText = Annotated[str, BeforeValidator(_layer_text)]
 
 
 class RunConfig(BaseModel):
-    """Settings of ``exitlens run``. Every field is also an option of the command line and a name of the TOML file."""
+    """Settings of ``exitlens run``. Every field is also an option of the command line and a name in the TOML file.
+
+    Raises:
+        pydantic.ValidationError: An unknown setting, or a value that it cannot have.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 

@@ -38,11 +38,19 @@ _AGAIN = "fit it again with exitlens lens train --method jacobian"
 
 @dataclass(frozen=True, eq=False)
 class JacobianLens(Lens):
-    """``transform(h, j) = J_j h`` for j < N; layer N is the model itself and is never changed.
+    """A Jacobian lens: ``transform(h, j) = J_j h`` for j < N; at layer N, ``h`` itself.
 
-    ``matrices [n, d, d]``: J of each of ``layers``, in order. ``depth``: N, or None where the file does not say (files
-    published elsewhere). ``fingerprint``: of the model it was fitted to ("" = unknown). ``texts``: how many the means
-    are over. ``provenance`` says which, how, and how well it reads.
+    Attributes:
+        name: What tables call it.
+        fingerprint: Of the model that it was fitted to; "" is unknown.
+        matrices: ``J_j`` ``[n, d, d]`` for each of ``layers``, in order.
+        layers: The layers that have a matrix.
+        depth: N, or None where the file does not say (files published elsewhere).
+        texts: How many texts the means are over.
+        estimator: ``summed`` (over later targets, as published) or ``same-position``.
+        provenance: Which texts, how it was fitted, and how well it reads.
+
+    Source: "Verbalizable Representations Form a Global Workspace in Language Models", Anthropic, July 2026.
     """
 
     name: str
