@@ -152,7 +152,8 @@ class _Finder(MetaPathFinder):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and isinstance(spec.loader, SourceFileLoader):
-            if b"\nfrom numba import" in spec.loader.get_data(spec.loader.path):
+            source = spec.loader.get_data(spec.loader.path)
+            if b"\nfrom numba import" in source or b"\n@kernel\n" in source:
                 return spec  # numba compiles the functions themselves
             spec.loader = _Loader(spec.loader.name, spec.loader.path)
         return spec

@@ -13,7 +13,7 @@ pytest.importorskip("numba", reason="numba is not installed")
 
 from exitlens.compute import compiled
 from exitlens.lenses import _compiled as of_lenses
-from exitlens.models.native import one_token
+from exitlens.models.native import compiled_blocks
 from exitlens.probes.kinds import _mlp_compiled as networks
 
 SEES = "import numba\nFOLDER = numba.config.CACHE_DIR\n"
@@ -27,7 +27,9 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "listed", [of_lenses.KERNELS, one_token.KERNELS, networks.KERNELS], ids=["lenses", "one token", "networks"]
+    "listed",
+    [of_lenses.KERNELS, compiled_blocks.KERNELS, networks.KERNELS],
+    ids=["lenses", "compiled blocks", "networks"],
 )
 def test_every_module_that_kernels_are_made_of_is_listed(listed: tuple[str, ...]) -> None:
     """Else machine code of an older source would be taken."""

@@ -37,10 +37,10 @@ sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 
 _IMPORT = """
 from exitlens.lenses._compiled import KERNELS
-from exitlens.models.native import one_token
+from exitlens.models.native import compiled_blocks
 from exitlens.probes.kinds import _mlp_compiled
 
-kernels = {*KERNELS, *one_token.KERNELS, *_mlp_compiled.KERNELS}  # loaded where numba is, and only there
+kernels = {*KERNELS, *compiled_blocks.KERNELS, *_mlp_compiled.KERNELS}  # loaded where numba is, and only there
 for room in ("models", "lenses", "decoding", "exits", "probes"):
     package = importlib.import_module(f"exitlens.{room}")
     for module in pkgutil.walk_packages(package.__path__, f"exitlens.{room}."):

@@ -88,9 +88,7 @@ class _NativeHeld:
         ids = padded(texts, device)[0]
         longest = int(lengths.max())
         kv = runner.new_kv(len(texts), longest + ids.shape[1], held.shared)
-        used, at = longest - held.past, rows.to(device)
-        for mine, theirs in zip((*kv.keys, *kv.values), (*held.keys, *held.values), strict=True):
-            mine[:, :, :used] = theirs[at, :, :used]
+        kv.fill(held, longest - held.past, rows.to(device))
         where = runner.where(lengths, ids.shape[1])
         return runner.run(runner.embed(ids, where), kv, where, keep=self._layers)
 

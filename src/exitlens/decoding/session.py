@@ -85,8 +85,7 @@ class NativePrefix:
             return self.runner.new_kv(rows, capacity, self._shared)
         kv = self.runner.new_kv(rows, capacity)
         if self.kv is not None:
-            for mine, theirs in zip((*kv.keys, *kv.values), (*self.kv.keys, *self.kv.values), strict=True):
-                mine[:, :, :p] = theirs
+            kv.fill(self.kv, p)
         return kv
 
 

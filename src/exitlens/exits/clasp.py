@@ -82,8 +82,8 @@ def measured_costs(runner: Runner, context: Shared, logits: Callable[[Tensor], o
             best = min(best, time.perf_counter() - begun)
         return best
 
-    attention = seconds(lambda: [runner.block(j, x, kv, where, mlp=False) for j in few])
-    mlp = seconds(lambda: [runner.block(j, x, kv, where, attention=False) for j in few])
+    attention = seconds(lambda: runner.run(x, kv, where, last=few[-1], skip=((), few)))
+    mlp = seconds(lambda: runner.run(x, kv, where, last=few[-1], skip=(few, ())))
     return Costs(attention / len(few), mlp / len(few), seconds(lambda: logits(x[:, 0])))
 
 
@@ -103,8 +103,9 @@ def skip_plans(
     states = x
     for piece in pieces:
         held = len(states)
-        kv = KV([k[:held] for k in own.keys], [v[:held] for v in own.values], context)
-        run = runner.block(piece.block, states, kv, where, attention=piece.attention, mlp=piece.mlp)
+        j = piece.block
+        without_it = () if piece.attention else (j,), () if piece.mlp else (j,)
+        run = runner.run(states, own.first(held), where, first=j, last=j, skip=without_it)[j]
         width = min(held + 1, rows)
         with_it = _closeness(run, run[:1])
         without = _closeness(states, run[:1])
@@ -226,10 +227,10 @@ class ClaspRounds(Rounds):
         """One token a row, as plain decoding makes it and at its cost: no state is kept for drafts."""
         d, run, runner = self.d, self.run, self.prefix.runner
         where = runner.where(torch.from_numpy(d.lengths), 1)
-        tokens = torch.tensor([[row.new[-1]] for row in rows], device=run.lm.device)
-        state = runner.run(runner.embed(tokens, where), d.kv, where)[self.n][:, 0]
-        everyone = np.arange(len(rows))
-        d.passed(tokens[:, 0])
+        tokens = torch.tensor([row.new[-1] for row in rows], device=run.lm.device)
+        kept, read = runner.step(tokens, d.kv, where)
+        state, everyone = kept[self.n][:, 0], np.arange(len(rows))
+        d.passed(tokens)
         self.tally.blocks += len(rows) * self.n
         self.tally.rounds += 1
         self.tally.lengths.append(0)
@@ -237,7 +238,7 @@ class ClaspRounds(Rounds):
             logits = self.reader.show(state, self.n, everyone).whole(run.lm.vocab_size)
             self.tally.short += len(rows)
         else:
-            logits = runner.logits(state, self.n).float()
+            logits = runner.logits(state, self.n).float() if read is None else read
             self.tally.unembeddings += len(rows)
         chosen = run.sampling.choose(logits, [row.generator for row in rows]).tolist()
         for row, token in zip(rows, chosen, strict=True):

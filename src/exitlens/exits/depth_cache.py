@@ -88,18 +88,13 @@ class Depths:
         if len(rows) == 1 and isinstance(where.start, int):  # one row, neighbouring tokens: a view, nothing is gathered
             row, first = int(rows[0]), where.start
             here = self.states[row : row + 1, first : first + where.width]
-            here.copy_(self._through(here, block, last, where))
+            here.copy_(self.runner.run(here, self.kv, where, first=block, last=last)[last])
         else:
             index, at = self._index
-            self.states[index, at] = self._through(self.states[index, at], block, last, where)
+            self.states[index, at] = self.runner.run(self.states[index, at], self.kv, where, first=block, last=last)[
+                last
+            ]
         self.depth[rows[:, None], positions] = last
-
-    def _through(self, x: Tensor, block: int, last: int, where: Where) -> Tensor:
-        if last == self.runner.n_layers:  # as plain decoding does
-            return self.runner.run(x, self.kv, where, first=block)[last]
-        for j in range(block, last + 1):
-            x = self.runner.block(j, x, self.kv, where)
-        return x
 
     def advance_last(self, rows: np.ndarray, last: int) -> None:
         """Take the newest token of each row from layer 0 to ``last`` (tokens drafted before it wait where they are)."""
@@ -114,14 +109,11 @@ class Depths:
         The kept states stay at ``first``. Keys and values written on the way are a draft's, and verification writes
         over them.
         """
-        where = self._where(rows, self.lengths[rows][:, None] - 1)
+        n, where = self.runner.n_layers, self._where(rows, self.lengths[rows][:, None] - 1)
         x = self.last(rows)[:, None]
-        for block in range(first + 1, self.runner.n_layers + 1):
-            with_attention, with_mlp = block not in skip_attention, block not in skip_mlp
-            if with_attention or with_mlp:
-                x = self.runner.block(block, x, self.kv, where, attention=with_attention, mlp=with_mlp)
-                self.blocks_run += len(rows)
-        return x[:, 0]
+        whole = {*skip_attention} & {*skip_mlp}
+        self.blocks_run += len(rows) * sum(block not in whole for block in range(first + 1, n + 1))
+        return self.runner.run(x, self.kv, where, first=first + 1, skip=(skip_attention, skip_mlp))[n][:, 0]
 
     def last(self, rows: np.ndarray) -> Tensor:
         """State ``[rows, d_model]`` of each row's newest token."""
@@ -132,8 +124,7 @@ class Depths:
         positions = self.lengths[rows][:, None] - 1
         where = self._where(rows, positions)
         x = self.last(rows)[:, None]
-        for block in range(layer + 1, self.runner.n_layers + 1):
-            self.runner.store_only(block, x, self.kv, where)
+        self.runner.store_only(layer + 1, x, self.kv, where)
         self.depth[rows[:, None], positions] = self.runner.n_layers
 
     def restart(self, rows: np.ndarray, upto: int) -> None:
@@ -146,9 +137,7 @@ class Depths:
             one, at = np.array([row]), late[None]
             where = self._where(one, at)
             ids = torch.from_numpy(self.ids[row, late])[None].to(self.states.device)
-            x = self.runner.embed(ids, where)
-            for block in range(1, upto + 1):
-                x = self.runner.block(block, x, self.kv, where)
+            x = self.runner.run(self.runner.embed(ids, where), self.kv, where, last=upto)[upto]
             self.blocks_run += upto * len(late)
             self.states[int(row), torch.from_numpy(late)] = x[0]
 

@@ -136,10 +136,8 @@ def search_skips(
         """Inputs of blocks ``first``..N and the last block's output."""
         out = [x]
         for j in range(first, n + 1):
-            attention, mlp = ("attention", j) not in skipped, ("mlp", j) not in skipped
-            out.append(
-                runner.block(j, out[-1], kv, where, attention=attention, mlp=mlp) if attention or mlp else out[-1]
-            )
+            skip = tuple((j,) if (kind, j) in skipped else () for kind in ("attention", "mlp"))
+            out.append(runner.run(out[-1], kv, where, first=j, last=j, skip=(skip[0], skip[1]))[j])
         return out
 
     def tops(x: torch.Tensor) -> torch.Tensor:

@@ -1,110 +1,43 @@
-"""One token a row through all blocks of a Llama-like model, compiled: one call instead of two thousand.
+"""Tokens through the blocks of a Llama-like model, compiled: one call instead of two thousand.
 
-At few rows a step is bound by reading every weight once. So the weights lie in the order in which they are read, and
-nothing waits between them: each thread computes its share of every product, and threads meet five times a block at a
+At few tokens a step is bound by reading every weight once. So the weights lie in the order in which they are read, and
+nothing waits between them: each thread computes its share of every product, and threads meet a few times a block at a
 counter (a meeting takes a fraction of a microsecond; handing a product to a pool of threads takes ten).
 
-Products run in the processor's tile registers (Intel AMX): 16 outputs × 16 rows of sums in float32 from 16 × 32 weights
-and 32 × 16 states in bf16. Every value that the model itself keeps in bf16 is rounded to bf16 here at the same place.
+Products run in the processor's tile registers (Intel AMX): 16 tokens × 16 outputs of sums in float32, from 16 × 32
+states and 32 × 16 weights in bf16. Every value that the model itself keeps in bf16 is rounded to bf16 here at the same
+place, and no token's numbers depend on the others of a call.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from numba import carray
-from numpy.typing import NDArray
 
 from exitlens.compute.tiles import STEP, reset_tiles, set_tiles, tile_settings
+from exitlens.models.native._attention import attend, room, turn
+from exitlens.models.native._lanes import add_rows, put_rows, silu_rows
 from exitlens.models.native._machine import (
     LANES,
+    PAIR,
     TILE,
-    exp,
+    floats,
     kernel,
-    long,
     meet,
     multiply,
-    pointer,
+    next_task,
     rounded,
     short,
+    shorts,
     sums,
 )  # fmt: skip
+from exitlens.models.native._shapes import Cache, Plan, Shape, State, Weights
 
-__all__ = ["LANES", "STEP", "Cache", "Shape", "State", "Weights", "step", "tile_settings"]
+__all__ = ["LANES", "PAIR", "STEP", "Cache", "Plan", "Shape", "State", "Weights", "run", "tile_settings"]
 
-
-class Shape(NamedTuple):
-    """Sizes, and the two numbers of the configuration that enter."""
-
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    width: int
-    hidden: int
-    vocab: int
-    eps: float
-    scaling: float
-
-
-class Weights(NamedTuple):
-    """Packed products ``[tiles]`` with where each begins ``[layers, 4]`` (qkv, out, gate and up, down), the head's
-    ``head``; norms ``[2·layers + 1, width]``; biases ``[layers, (heads + 2·kv)·head_dim]``; ``windows
-    [layers]``, 0: all.
-    """
-
-    packed: NDArray[np.int16]
-    starts: NDArray[np.int64]
-    head: NDArray[np.int16]
-    norms: NDArray[np.float32]
-    biases: NDArray[np.float32]
-    windows: NDArray[np.int64]
-
-
-class Cache(NamedTuple):
-    """Addresses of keys and values ``[layers, 2]``, each bf16 ``[rows, kv_heads, room, head_dim]``; those that all rows
-    begin with ``[layers, 2]``: keys ``[kv_heads, head_dim, past]``, values ``[kv_heads, past, head_dim]``.
-    """
-
-    own: NDArray[np.int64]
-    shared: NDArray[np.int64]
-    room: int
-    past: int
-
-
-class State(NamedTuple):
-    """``x [rows, width]``: in and out. ``cos``, ``sin [rows, head_dim]``; ``at [rows]``: the new token's position.
-
-    ``kept [layers, rows, width]`` is filled where ``keep [layers]`` says so; ``logits [rows, vocab]`` where ``read``.
-    The rest is room to work in: ``qkv``, ``mixed`` and ``hidden`` (packed for the tiles), ``meet`` (the counter).
-    """
-
-    x: NDArray[np.float32]
-    cos: NDArray[np.float32]
-    sin: NDArray[np.float32]
-    at: NDArray[np.int64]
-    keep: NDArray[np.bool_]
-    kept: NDArray[np.float32]
-    logits: NDArray[np.float32]
-    qkv: NDArray[np.float32]
-    mixed: NDArray[np.int16]
-    hidden: NDArray[np.int16]
-    meet: NDArray[np.int64]
-
-
-@kernel
-def _place(k: Any, r: Any) -> Any:
-    """Where input ``k`` of row ``r`` stands in the tiles of the right matrix: inputs in pairs, rows side by side."""
-    return (k // STEP) * TILE + (k % STEP) // 2 * STEP + 2 * r + k % 2
-
-
-@sums
-def _dot(a: Any, b: Any) -> Any:
-    found = np.float32(0.0)
-    for i in range(len(a)):
-        found += a[i] * long(b[i])
-    return found
+_BESIDE = 8  # products of 32 logits
+_CHUNK = 256  # tokens that pass all of a thread's weights of a product together: their states stay in its cache
 
 
 @sums
@@ -116,83 +49,22 @@ def _squares(x: Any) -> Any:
 
 
 @kernel
-def _normed(x: Any, weight: Any, eps: Any, out: Any) -> None:
-    """RMS norm of every row into the tiles of the right matrix, rounded before the weight and after it."""
-    rows, width = x.shape
-    for r in range(rows):
-        scale = np.float32(1.0) / np.sqrt(_squares(x[r]) / np.float32(width) + np.float32(eps))
+def _normed(x: Any, weight: Any, eps: Any, out: Any, begin: Any, end: Any) -> None:
+    """RMS norm of rows ``begin``..``end`` into rows of the tiles, rounded before the weight and after it."""
+    width = x.shape[1]
+    for r in range(begin, end):
+        row, into = x[r], out[r * (width + STEP) : r * (width + STEP) + width]
+        scale = np.float32(1.0) / np.sqrt(_squares(row) / np.float32(width) + np.float32(eps))
         for k in range(width):
-            out[_place(k, r)] = short(rounded(weight[k] * rounded(x[r, k] * scale)))
-
-
-# ---- a step
+            into[k] = short(rounded(weight[k] * rounded(row[k] * scale)))
 
 
 @kernel
-def _turned(x: Any, cos: Any, sin: Any, out: Any) -> None:
-    """Rotary embedding of one head; the sign of the first half is in ``sin`` already."""
-    half = len(out) // 2
-    for i in range(half):
-        out[i] = rounded(rounded(x[i] * cos[i]) + rounded(x[i + half] * sin[i]))
-        out[i + half] = rounded(rounded(x[i + half] * cos[i + half]) + rounded(x[i] * sin[i + half]))
-
-
-@sums
-def _add_times(out: Any, p: Any, values: Any) -> None:
-    for i in range(len(out)):
-        out[i] += p * long(values[i])
-
-
-@sums
-def _softmax(weights: Any, count: Any, scaling: Any) -> Any:
-    """Scores to e^(score − largest), rounded; their sum."""
-    big = np.float32(-np.inf)
-    for i in range(count):
-        weights[i] *= scaling
-        big = max(big, weights[i])
-    total = np.float32(0.0)
-    for i in range(count):
-        e = exp(weights[i] - big)
-        total += e
-        weights[i] = rounded(e)
-    return total
-
-
-@kernel
-def _attend(layer: Any, r: Any, head: Any, shape: Any, cache: Any, state: Any, window: Any, room: Any) -> None:
-    """One head of one row: its key and value go into the cache, its mixed values into the tiles."""
-    hd, group = shape.head_dim, shape.heads // shape.kv_heads
-    kv, past, at = head // group, cache.past, state.at[r]
-    query, key, mixed, weights = room
-    row = state.qkv[r]
-    _turned(row[head * hd : (head + 1) * hd], state.cos[r], state.sin[r], query)
-    _turned(row[(shape.heads + kv) * hd : (shape.heads + kv + 1) * hd], state.cos[r], state.sin[r], key)
-    block = (r * shape.kv_heads + kv) * cache.room * hd * 2
-    count = at - past + 1
-    keys = carray(pointer(cache.own[layer, 0] + block), (count, hd), np.int16)
-    values = carray(pointer(cache.own[layer, 1] + block), (count, hd), np.int16)
-    first_v = (shape.heads + shape.kv_heads + kv) * hd
-    for i in range(hd):  # threads of other heads of the group write the same numbers
-        keys[count - 1, i] = short(key[i])
-        values[count - 1, i] = short(row[first_v + i])
-    first = max(0, at + 1 - window) if window > 0 else 0
-    if past > 0:
-        early = carray(pointer(cache.shared[layer, 0] + kv * past * hd * 2), (hd, past), np.int16)
-        weights[:past] = np.float32(0.0)
-        for i in range(hd):
-            _add_times(weights[:past], query[i], early[i])
-    for i in range(max(0, first - past), count):
-        weights[past + i] = _dot(query, keys[i])
-    total = _softmax(weights[first : at + 1], at + 1 - first, np.float32(shape.scaling))
-    mixed[:] = np.float32(0.0)
-    if past > first:
-        given = carray(pointer(cache.shared[layer, 1] + kv * past * hd * 2), (past, hd), np.int16)
-        for i in range(first, past):
-            _add_times(mixed, weights[i], given[i])
-    for i in range(max(0, first - past), count):
-        _add_times(mixed, weights[past + i], values[i])
-    for i in range(hd):
-        state.mixed[_place(head * hd + i, r)] = short(rounded(mixed[i] / total))
+def _as_they_are(x: Any, out: Any) -> None:
+    width = x.shape[1]
+    for r in range(len(x)):
+        for k in range(width):
+            out[r * (width + STEP) + k] = short(x[r, k])
 
 
 @kernel
@@ -203,84 +75,133 @@ def _share(count: Any, thread: Any, threads: Any) -> Any:
 @kernel
 def _add_product(weight: Any, start: Any, inputs: Any, states: Any, x: Any, share: Any, out: Any) -> None:
     """Add a product's outputs to the residual stream, both rounded."""
-    steps = inputs // STEP
-    for g in range(share[0], share[1]):
-        multiply(weight, start + g * steps * TILE, steps, states, out)
-        for r in range(len(x)):
-            for o in range(LANES):
-                x[r, g * LANES + o] = rounded(x[r, g * LANES + o] + rounded(out[o * LANES + r]))
+    steps, (rows, width) = inputs // STEP, x.shape
+    for chunk in range(0, rows, _CHUNK):
+        for g in range(share[0], share[1]):
+            for t in range(chunk, min(chunk + _CHUNK, rows), PAIR):
+                at, stride, fresh = start + g * steps * 2 * TILE, inputs + STEP, 1 if t == chunk else 0
+                multiply(weight, at, steps, states, t * stride, stride, rows - t, fresh, out, 0, PAIR, LANES)
+                add_rows(out, x, t * width + g * PAIR, width, min(PAIR, rows - t))
 
 
 @kernel
 def _project(weights: Any, layer: Any, shape: Any, state: Any, states: Any, share: Any, out: Any) -> None:
-    steps, rows = shape.width // STEP, len(state.x)
-    for g in range(share[0], share[1]):
-        multiply(weights.packed, weights.starts[layer, 0] + g * steps * TILE, steps, states, out)
-        for o in range(LANES):
-            bias = weights.biases[layer, g * LANES + o] if weights.biases.shape[1] else np.float32(0.0)
-            for r in range(rows):
-                state.qkv[r, g * LANES + o] = rounded(out[o * LANES + r] + bias)
+    """Queries, keys and values of all heads."""
+    wide = state.qkv.shape[1]
+    steps, rows, stride = shape.width // STEP, len(state.x), shape.width + STEP
+    for chunk in range(0, rows, _CHUNK):
+        for g in range(share[0], share[1]):
+            at = weights.starts[layer, 0] + g * steps * 2 * TILE
+            for t in range(chunk, min(chunk + _CHUNK, rows), PAIR):
+                fresh = 1 if t == chunk else 0
+                multiply(weights.packed, at, steps, states, t * stride, stride, rows - t, fresh, out, 0, PAIR, LANES)
+                place = t * wide + g * PAIR
+                put_rows(out, weights.biases, layer * wide + g * PAIR, state.qkv, place, wide, min(PAIR, rows - t))
 
 
 @kernel
-def _gated(weights: Any, layer: Any, shape: Any, state: Any, states: Any, share: Any, out: Any, up: Any) -> None:
-    """silu(gate) · up into the tiles; gate and up lie side by side, 16 outputs of one and 16 of the other."""
-    steps, rows = shape.width // STEP, len(state.x)
-    one = np.float32(1.0)
-    for g in range(share[0], share[1]):
-        start = weights.starts[layer, 2] + 2 * g * steps * TILE
-        multiply(weights.packed, start, steps, states, out)
-        multiply(weights.packed, start + steps * TILE, steps, states, up)
-        for i in range(LANES * LANES):
-            gate = rounded(out[i])
-            silu = rounded(gate / (one + exp(min(-gate, np.float32(88.0)))))
-            out[i] = rounded(silu * rounded(up[i]))
-        for o in range(LANES):
-            for r in range(rows):
-                state.hidden[_place(g * LANES + o, r)] = short(out[o * LANES + r])
+def _gated(weights: Any, layer: Any, shape: Any, state: Any, states: Any, share: Any, out: Any) -> None:
+    """silu(gate) · up into rows of the tiles; gate and up lie side by side, 16 outputs of one and 16 of the other."""
+    steps, rows, stride = shape.width // STEP, len(state.x), shape.width + STEP
+    block = PAIR * LANES  # of gate, then of up
+    for chunk in range(0, rows, _CHUNK):
+        for g in range(share[0], share[1]):
+            at = weights.starts[layer, 2] + g * steps * 2 * TILE
+            for t in range(chunk, min(chunk + _CHUNK, rows), PAIR):
+                fresh = 1 if t == chunk else 0
+                multiply(weights.packed, at, steps, states, t * stride, stride, rows - t, fresh, out, 0, LANES, block)
+                place = t * (shape.hidden + STEP) + g * LANES
+                silu_rows(out, block, state.hidden, place, shape.hidden + STEP, min(PAIR, rows - t))
 
 
 @kernel
-def step(shape: Any, weights: Any, cache: Any, state: Any, settings: Any, read: Any, thread: Any, threads: Any) -> None:
-    """This thread's share of a step; all ``threads`` must be called with the same arguments at the same time."""
-    rows, hd = len(state.x), shape.head_dim
-    states = np.zeros(shape.width * LANES, np.int16)
-    out, up = np.zeros(LANES * LANES, np.float32), np.zeros(LANES * LANES, np.float32)
-    longest = 0
-    for r in range(rows):
-        longest = max(longest, state.at[r] + 1)
-    room = (np.empty(hd, np.float32), np.empty(hd, np.float32), np.empty(hd, np.float32), np.empty(longest, np.float32))
+def _logits(weights: Any, shape: Any, state: Any, states: Any, share: Any, out: Any) -> None:
+    """Outputs of several products side by side, so that what is written of a row lies together."""
+    steps, rows, stride = shape.width // STEP, len(state.x), shape.width + STEP
+    nothing = np.zeros(PAIR, np.float32)
+    for first in range(share[0], share[1], _BESIDE):
+        for t in range(0, rows, PAIR):
+            fresh = 1 if t == 0 else 0
+            for g in range(first, min(first + _BESIDE, share[1])):
+                at = g * steps * 2 * TILE
+                multiply(weights.head, at, steps, states, t * stride, stride, rows - t, fresh, out, 0, PAIR, LANES)
+                place = t * shape.vocab + g * PAIR
+                put_rows(out, nothing, 0, state.logits, place, shape.vocab, min(PAIR, rows - t))
+
+
+@kernel
+def _attention(layer: Any, states: Any, args: Any, held: Any, times: Any, thread: Any, threads: Any) -> Any:
+    """A block's attention, without what it adds to the stream; how often threads have met."""
+    shape, weights, cache, state, plan = args
+    out, space = held
+    count = (shape.heads + 2 * shape.kv_heads) * shape.head_dim // PAIR
+    _project(weights, layer, shape, state, states, _share(count, thread, threads), out)
+    times = meet(state.meet, threads, times)
+    a, b = _share(len(state.x), thread, threads)
+    for i in range(a, b):
+        turn(layer, i, shape, cache, state)
+    times = meet(state.meet, threads, times)
+    work = len(plan.blocks) * shape.kv_heads if plan.parts[layer, 0] == 1 else 0
+    i = next_task(state.tasks[layer:])
+    while i < work:  # the last blocks of a row see most keys: they come first
+        index = len(plan.blocks) - 1 - i // shape.kv_heads
+        attend(layer, index, i % shape.kv_heads, shape, cache, state, plan, weights.windows[layer], space)
+        i = next_task(state.tasks[layer:])
+    return meet(state.meet, threads, times)
+
+
+@kernel
+def _norm_all(x: Any, weight: Any, eps: Any, out: Any, meeting: Any, times: Any, thread: Any, threads: Any) -> Any:
+    """The norm of all rows: each thread those it needs where they are few, else each its share."""
+    if len(x) <= LANES:
+        _normed(x, weight, eps, out, 0, len(x))
+        return times
+    a, b = _share(len(x), thread, threads)
+    _normed(x, weight, eps, out, a, b)
+    return meet(meeting, threads, times)
+
+
+@kernel
+def run(shape: Any, weights: Any, cache: Any, state: Any, plan: Any, settings: Any, thread: Any, threads: Any) -> None:
+    """This thread's share of a call; all ``threads`` must be called with the same arguments at the same time."""
+    own = shorts(LANES * (shape.width + STEP) if len(state.x) <= LANES else 0)
+    states = own if len(state.x) <= LANES else state.normed
+    out = floats(PAIR * PAIR)
+    args, held = (shape, weights, cache, state, plan), (out, room(shape, cache, state))
     before = np.zeros(64, np.uint8)
     set_tiles(settings, before)
     times = 0
-    for layer in range(shape.layers):
-        _normed(state.x, weights.norms[2 * layer], shape.eps, states)
-        share = _share((shape.heads + 2 * shape.kv_heads) * hd // LANES, thread, threads)
-        _project(weights, layer, shape, state, states, share, out)
-        times = meet(state.meet, threads, times)
-        a, b = _share(rows * shape.heads, thread, threads)
-        for i in range(a, b):
-            _attend(layer, i // shape.heads, i % shape.heads, shape, cache, state, weights.windows[layer], room)
-        times = meet(state.meet, threads, times)
-        share = _share(shape.width // LANES, thread, threads)
-        _add_product(weights.packed, weights.starts[layer, 1], shape.heads * hd, state.mixed, state.x, share, out)
-        times = meet(state.meet, threads, times)
-        _normed(state.x, weights.norms[2 * layer + 1], shape.eps, states)
-        parts = _share(shape.hidden // LANES, thread, threads)
-        _gated(weights, layer, shape, state, states, parts, out, up)
-        times = meet(state.meet, threads, times)
-        _add_product(weights.packed, weights.starts[layer, 3], shape.hidden, state.hidden, state.x, share, out)
-        if state.keep[layer]:
-            a, b = share[0] * LANES, share[1] * LANES
-            state.kept[layer, :, a:b] = state.x[:, a:b]
-        times = meet(state.meet, threads, times)
-    if read:
-        _normed(state.x, weights.norms[2 * shape.layers], shape.eps, states)
-        steps = shape.width // STEP
-        a, b = _share(shape.vocab // LANES, thread, threads)
-        for g in range(a, b):
-            multiply(weights.head, g * steps * TILE, steps, states, out)
-            for r in range(rows):
-                for o in range(LANES):
-                    state.logits[r, g * LANES + o] = rounded(out[o * LANES + r])
+    share = _share(shape.width // PAIR, thread, threads)
+    for layer in range(plan.first - 1, plan.last):
+        if plan.parts[layer, 0]:
+            norm = weights.norms[2 * layer]
+            times = _norm_all(state.x, norm, shape.eps, states, state.meet, times, thread, threads)
+            times = _attention(layer, states, args, held, times, thread, threads)
+        if plan.parts[layer, 0] == 1:
+            inputs = shape.heads * shape.head_dim
+            _add_product(weights.packed, weights.starts[layer, 1], inputs, state.mixed, state.x, share, out)
+            times = meet(state.meet, threads, times)
+        if plan.parts[layer, 1]:
+            norm = weights.norms[2 * layer + 1]
+            times = _norm_all(state.x, norm, shape.eps, states, state.meet, times, thread, threads)
+            _gated(weights, layer, shape, state, states, _share(shape.hidden // LANES, thread, threads), out)
+            times = meet(state.meet, threads, times)
+            _add_product(weights.packed, weights.starts[layer, 3], shape.hidden, state.hidden, state.x, share, out)
+            times = meet(state.meet, threads, times)
+        slot = plan.slots[layer]
+        if slot >= 0:
+            a, b = _share(len(state.x), thread, threads)
+            for r in range(a, b):
+                for i in range(shape.width):
+                    state.kept[slot, r, i] = short(state.x[r, i])
+            # The next block's first writes to the stream come after two more meetings.
+    if plan.read > 0:
+        norm = weights.norms[2 * shape.layers]
+        if plan.read == 1:
+            times = _norm_all(state.x, norm, shape.eps, states, state.meet, times, thread, threads)
+        elif thread == 0 or len(state.x) <= LANES:
+            _as_they_are(state.x, states)
+        if plan.read == 2:
+            times = meet(state.meet, threads, times)
+        _logits(weights, shape, state, states, _share(shape.vocab // PAIR, thread, threads), out)
     reset_tiles(before)

@@ -1,4 +1,4 @@
-"""What the compiled step is made of: products in tile registers, bits of numbers, and a counter that threads meet at.
+"""What compiled blocks are made of: products in tile registers, bits of numbers, and a counter that threads meet at.
 
 Tiles are those of :mod:`exitlens.compute.tiles`.
 """
@@ -16,10 +16,12 @@ from numba.extending import intrinsic
 from exitlens.compute.tiles import STEP, call, data_of, prefetch
 
 __all__ = [
-    "LANES", "TILE", "exp", "kernel", "long", "meet", "multiply", "pointer", "rounded", "short", "sums",
+    "LANES", "PAIR", "TILE", "exp", "floats", "kernel", "largest", "meet", "multiply", "next_task", "pointer",
+    "rounded", "short", "shorts", "sums",
 ]  # fmt: skip
 
-LANES = 16  # outputs of a product at a time, and rows at most
+LANES = 16  # rows of a tile
+PAIR = 2 * LANES  # outputs of a product at a time
 TILE = LANES * STEP  # numbers in a tile
 _AHEAD = 8 << 10  # bytes; weights are asked for so far before they are multiplied
 _SPINS = 4000  # looks at the counter before the processor is offered to others
@@ -34,27 +36,59 @@ sums = njit(
 )
 
 
+def _sums(builder: Any, left: Any, right: Any, stride: Any, steps: Any, two: bool, ahead: bool) -> None:
+    """Add up products of ``steps`` tiles: 16 or 32 rows of states (tiles 4, 5) by 32 outputs (tiles 6, 7)."""
+    blocks = 2 if two else 1
+    for i in range(2 * blocks):
+        call(builder, "tilezero", _I8(i))
+    below = builder.gep(left, [builder.mul(stride, _I64(LANES))])
+    with cgutils.for_range(builder, steps) as loop:
+        weight = builder.gep(right, [builder.mul(loop.index, _I64(4 * TILE))])
+        for line in range(0, 4 * TILE if ahead else 0, 64):
+            prefetch(builder, builder.gep(weight, [_I64(_AHEAD + line)]))
+        along = builder.mul(loop.index, _I64(2 * STEP))
+        for i in range(blocks):
+            call(builder, "tileloadd64", _I8(4 + i), builder.gep(below if i else left, [along]), stride)
+        for j in range(2):
+            call(builder, "tileloadd64", _I8(6 + j), builder.gep(weight, [_I64(j * 2 * TILE)]), _I64(64))
+            for i in range(blocks):
+                call(builder, "tdpbf16ps", _I8(2 * i + j), _I8(4 + i), _I8(6 + j))
+
+
 @intrinsic
-def multiply(_context: Any, weight: Any, _at: Any, _steps: Any, states: Any, out: Any) -> Any:
-    """``out[16·o + r] = Σ_k weight[o, k] states[k, r]`` of ``_steps`` tiles, those of the weight from ``_at`` on."""
+def multiply(_context: Any, weight: Any, _at: Any, _steps: Any, states: Any, _from: Any, _stride: Any, _rows: Any,
+             _first: Any, out: Any, _to: Any, _apart: Any, _jump: Any) -> Any:  # fmt: skip
+    """``out[r, o] = Σ_k states[r, k] weight[o, k]``: 32 outputs of 16 rows, or of 32 where ``_rows`` is above 16.
+
+    ``_steps`` tiles of 32 inputs; those of the weight begin at ``_at`` (32 outputs lie together), the rows of states at
+    ``_from``, ``_stride`` numbers apart. ``_first``: the weight is not in a cache yet and is asked for ahead. Sums go
+    from ``_to`` on, rows ``_apart`` numbers apart; those of the second 16 outputs lie ``_jump`` numbers further.
+    """
 
     def code(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kinds = signature.args
-        left = builder.gep(data_of(context, builder, kinds[0], arguments[0]), [builder.mul(arguments[1], _I64(2))])
-        right, sums = (data_of(context, builder, kinds[i], arguments[i]) for i in (3, 4))
-        call(builder, "tilezero", _I8(0))
-        with cgutils.for_range(builder, arguments[2]) as loop:
-            place = builder.mul(loop.index, _I64(2 * TILE))
-            tile = builder.gep(left, [place])
-            for line in range(0, 2 * TILE, 64):
-                prefetch(builder, builder.gep(tile, [_I64(_AHEAD + line)]))
-            call(builder, "tileloadd64", _I8(1), tile, _I64(64))
-            call(builder, "tileloadd64", _I8(2), builder.gep(right, [place]), _I64(64))
-            call(builder, "tdpbf16ps", _I8(0), _I8(1), _I8(2))
-        call(builder, "tilestored64", _I8(0), sums, _I64(64))
+        right = builder.gep(data_of(context, builder, kinds[0], arguments[0]), [builder.mul(arguments[1], _I64(2))])
+        left = builder.gep(data_of(context, builder, kinds[3], arguments[3]), [builder.mul(arguments[4], _I64(2))])
+        sums = builder.gep(data_of(context, builder, kinds[8], arguments[8]), [builder.mul(arguments[9], _I64(4))])
+        apart, jump = (builder.mul(arguments[i], _I64(4)) for i in (10, 11))
+        lower = builder.gep(sums, [builder.mul(apart, _I64(LANES))])
+        stride = builder.mul(arguments[5], _I64(2))
+        wide = builder.icmp_signed(">", arguments[6], _I64(LANES))
+        ahead = builder.icmp_signed("!=", arguments[7], _I64(0))
+        with builder.if_else(wide) as (many, few):
+            for branch, two in ((many, True), (few, False)):
+                with branch:
+                    with builder.if_else(ahead) as (fresh, held):
+                        for other, fetched in ((fresh, True), (held, False)):
+                            with other:
+                                _sums(builder, left, right, stride, arguments[2], two, fetched)
+                    for i in range(4 if two else 2):
+                        place = lower if i > 1 else sums
+                        call(builder, "tilestored64", _I8(i), builder.gep(place, [jump]) if i % 2 else place, apart)
         return context.get_dummy_value()
 
-    return types.none(weight, types.intp, types.intp, states, out), code
+    whole = types.intp
+    return types.none(weight, whole, whole, states, whole, whole, whole, whole, out, whole, whole, whole), code
 
 
 @intrinsic
@@ -110,11 +144,6 @@ def short(value: Any) -> Any:
 
 
 @kernel
-def long(bits: Any) -> Any:
-    return _float_of(np.uint32(np.uint16(bits)) << np.uint32(16))
-
-
-@kernel
 def exp(x: Any) -> Any:
     """e^x for x ≤ 88, within 2e-7: 2^n times a polynomial in what is left (Cephes' coefficients)."""
     x = max(np.float32(x), np.float32(-87.0))
@@ -128,6 +157,45 @@ def exp(x: Any) -> Any:
     p = p * r + np.float32(5.0000001201e-1)
     p = p * r * r + r + np.float32(1.0)
     return p * _float_of(np.uint32(np.int32(n) + np.int32(127)) << np.uint32(23))
+
+
+@kernel
+def largest(values: Any, lanes: Any) -> Any:
+    """The largest of some numbers, −inf of none. ``lanes``: room for 16, side by side so that they become a vector."""
+    lanes[:] = np.float32(-np.inf)
+    whole = len(values) // LANES * LANES
+    for i in range(0, whole, LANES):
+        part = values[i : i + LANES]
+        for o in range(LANES):
+            lanes[o] = part[o] if part[o] > lanes[o] else lanes[o]
+    found = np.float32(-np.inf)
+    for o in range(LANES):
+        found = max(found, lanes[o])
+    for i in range(whole, len(values)):
+        found = max(found, values[i])
+    return found
+
+
+@kernel
+def floats(count: Any) -> Any:
+    """Zeros that begin where a line of the cache does: a row of a tile that lies in two lines takes twice as long."""
+    found = np.zeros(count + LANES, np.float32)
+    first = -found.ctypes.data % 64 // 4
+    return found[first : first + count]
+
+
+@kernel
+def shorts(count: Any) -> Any:
+    """The same for bits of bf16."""
+    found = np.zeros(count + STEP, np.int16)
+    first = -found.ctypes.data % 64 // 2
+    return found[first : first + count]
+
+
+@kernel
+def next_task(counter: Any) -> Any:
+    """The number of the next piece of work that no thread has taken."""
+    return _add_one(counter)
 
 
 @kernel

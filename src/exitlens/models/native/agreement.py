@@ -1,11 +1,11 @@
 """Are our own blocks the model's? Compared on a short text, on large activations, and past every threshold named.
 
-And is a compiled step what the blocks give?
+And do compiled blocks give what the blocks give?
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from exitlens.models.native.families import Family
     from exitlens.models.native.kv_cache import Where
 
-__all__ = ["agrees", "step_agrees"]
+__all__ = ["agrees", "compiled_agrees"]
 
 _WIDTH = 24
 _INFLATED = 8.0  # times the usual input of a block: what is clipped or capped shows
@@ -45,6 +45,14 @@ class Runner(Protocol):
     def logits(self, h: Tensor, layer: int) -> Tensor: ...
 
 
+class Compiled(Protocol):
+    """What is compared of :class:`exitlens.models.native.compiled_blocks.CompiledBlocks`."""
+
+    def __call__(
+        self, x: Tensor, kv: KV, where: Where, keep: Collection[int], *, read: bool
+    ) -> tuple[dict[int, Tensor], Tensor | None]: ...
+
+
 def agrees(lm: Layered, runner: Runner) -> bool:
     """True when every layer and the logits come out equal: short, large, and late."""
     with eval_mode(lm.model):
@@ -59,43 +67,48 @@ def agrees(lm: Layered, runner: Runner) -> bool:
         return _large(lm, runner, ids) and _late(lm, runner, ids) and _past_windows(lm, runner)
 
 
-def step_agrees(lm: Layered, runner: Runner, step: Callable[..., tuple[dict[int, Tensor], Tensor]]) -> bool:
-    """True when a compiled step gives every layer and the logits that blocks run one by one give.
+def compiled_agrees(lm: Layered, runner: Runner, compiled: Compiled) -> bool:
+    """True when compiled blocks give every layer and the logits that blocks run one by one give.
 
-    Three rows, of one length and of three, with a beginning of their own and with one that they share.
+    Three rows: a token each, of one length and of three; a few tokens, and many; with a beginning of their own and with
+    one that they share.
     """
-    n = lm.n_layers
     with eval_mode(lm.model), torch.no_grad():
         ids = (torch.arange(3 * _WIDTH, device=lm.device).view(3, _WIDTH) * 37 + 5) % lm.vocab_size
         ids[:, : _WIDTH // 2] = ids[0, : _WIDTH // 2]
-        for lengths in ([_WIDTH] * 3, [_WIDTH, _WIDTH - 3, _WIDTH - 5]):
-            for cut in (0, _WIDTH // 2):
-                if cut and not runner.can_share(_WIDTH + 1):
-                    continue
-                kv = _begun(runner, ids, cut)
-                again = KV([k.clone() for k in kv.keys], [v.clone() for v in kv.values], kv.shared)
-                at = runner.where(torch.tensor(lengths), 1)
-                x = runner.embed(ids[:, :1], at)
-                want = runner.run(x, kv, at, keep=range(n + 1))
-                got, logits = step(x, again, at, range(n + 1))
-                if not all(_alike(got[j], state, _bound(lm)) for j, state in want.items()):
-                    return False
-                if not _alike(logits, runner.logits(want[n][:, 0], n), _bound(lm)):
+        for cut in (0, _WIDTH // 6, _WIDTH // 2):
+            if cut and not runner.can_share(_WIDTH + 1):
+                continue
+            kv, at = _opened(runner, ids, cut), runner.where(cut, _WIDTH - cut)
+            if not _gives(lm, runner, compiled, ids[:, cut:], kv, at):
+                return False
+            for lengths in ([_WIDTH] * 3, [_WIDTH, _WIDTH - 3, _WIDTH - 5]):
+                if not _gives(lm, runner, compiled, ids[:, :1], kv, runner.where(torch.tensor(lengths), 1)):
                     return False
     return True
 
 
-def _begun(runner: Runner, ids: Tensor, cut: int) -> KV:
-    """A cache that holds ``ids``, the first ``cut`` tokens of which lie in it once for all rows."""
+def _gives(lm: Layered, runner: Runner, compiled: Compiled, ids: Tensor, kv: KV, at: Where) -> bool:
+    """Whether both give the same for ``ids``; they end up in ``kv``."""
+    n = lm.n_layers
+    again = KV([k.clone() for k in kv.keys], [v.clone() for v in kv.values], kv.shared)
+    x = runner.embed(ids, at)
+    want = runner.run(x, kv, at, keep=range(n + 1))
+    got, logits = compiled(x, again, at, range(n + 1), read=True)
+    if logits is None or not all(_alike(got[j], state, _bound(lm)) for j, state in want.items()):
+        return False
+    return _alike(logits, runner.logits(want[n], n), _bound(lm))
+
+
+def _opened(runner: Runner, ids: Tensor, cut: int) -> KV:
+    """A cache for ``ids`` and one more token, the first ``cut`` tokens of which lie in it once for all rows."""
     rows, seq = ids.shape
     shared = None
     if cut:
         one, at = runner.new_kv(1, cut), runner.where(0, cut)
         runner.run(runner.embed(ids[:1, :cut], at), one, at, keep=())
         shared = Shared.of(one, cut)
-    kv, at = runner.new_kv(rows, seq + 1, shared), runner.where(cut, seq - cut)
-    runner.run(runner.embed(ids[:, cut:], at), kv, at, keep=())
-    return kv
+    return runner.new_kv(rows, seq + 1, shared)
 
 
 def _ours(runner: Runner, ids: Tensor) -> dict[int, Tensor]:

@@ -16,12 +16,14 @@ class Shared:
     """The tokens at positions 0..length−1 of every row: a layer ``[kv_heads, head_dim, length]`` and its values.
 
     Keys lie with their positions side by side, so that one product of all rows' queries reads them in order.
-    ``values``: ``[kv_heads, length, head_dim]``.
+    ``values``: ``[kv_heads, length, head_dim]``. ``packed``: both as compiled blocks
+    read them, once they did.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     length: int
+    packed: list[Tensor] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def of(cls, kv: KV, length: int) -> Shared:
@@ -37,12 +39,16 @@ class Shared:
 class KV:
     """Keys and values a layer, each ``[rows, kv_heads, room, head_dim]``: positions ``past``.. of every row.
 
-    Positions below ``past`` are those of ``shared``, where there is one.
+    Positions below ``past`` are those of ``shared``, where there is one. ``packed``: the same as compiled blocks read
+    it ``[layers, 2, rows, numbers]``, kept by them; whoever else writes here calls :meth:`written`. ``blank``: nothing
+    was written yet.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     shared: Shared | None = None
+    packed: Tensor | None = None
+    blank: bool = False
 
     @property
     def rows(self) -> int:
@@ -61,7 +67,23 @@ class KV:
 
     def select(self, rows: Tensor) -> KV:
         """The same for some rows only (copies)."""
-        return KV([k[rows] for k in self.keys], [v[rows] for v in self.values], self.shared)
+        packed = None if self.packed is None else self.packed[:, :, rows.to(self.packed.device)]
+        return KV([k[rows] for k in self.keys], [v[rows] for v in self.values], self.shared, packed, self.blank)
+
+    def first(self, rows: int) -> KV:
+        """The first rows: what is written there is written here."""
+        packed = None if self.packed is None else self.packed[:, :, :rows]
+        return KV([k[:rows] for k in self.keys], [v[:rows] for v in self.values], self.shared, packed, self.blank)
+
+    def fill(self, other: KV, count: int, rows: Tensor | None = None) -> None:
+        """Copy the first ``count`` own positions of another cache's rows (default: its one row to all)."""
+        for mine, theirs in zip((*self.keys, *self.values), (*other.keys, *other.values), strict=True):
+            mine[:, :, :count] = theirs[:, :, :count] if rows is None else theirs[rows, :, :count]
+        self.written()
+
+    def written(self) -> None:
+        """Keys or values were written by others than compiled blocks: what those keep is made anew."""
+        self.packed, self.blank = None, False
 
 
 @dataclass(slots=True)

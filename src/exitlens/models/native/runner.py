@@ -22,12 +22,12 @@ from exitlens.models.layered import Layered
 from exitlens.models.layout.final_path import FinalPath
 from exitlens.models.layout.hooks import eval_mode
 from exitlens.models.native import families as native_families
-from exitlens.models.native.agreement import agrees, step_agrees
+from exitlens.models.native.agreement import agrees, compiled_agrees
 from exitlens.models.native.attention import attend, attend_shared
+from exitlens.models.native.compiled_blocks import KERNELS, CompiledBlocks, compiled_blocks
 from exitlens.models.native.families import Family, norm_of, small_enough
 from exitlens.models.native.known import unknown_field
 from exitlens.models.native.kv_cache import KV, Shared, Where
-from exitlens.models.native.one_token import KERNELS, OneToken, one_token
 from exitlens.models.protocol import LayeredModel
 from exitlens.progress import progress
 
@@ -45,7 +45,7 @@ class Runner:
         self._cos: Tensor | None = None
         self._sin: Tensor | None = None
         self._head = self._norm = None
-        self.one_token: OneToken | None = None  # a whole step compiled, where there is one
+        self.compiled: CompiledBlocks | None = None  # all blocks in one call, where there are any
         self._last_norm: nn.Module | None = None
         head, tail = lm.layout.head, lm.layout.tail
         if isinstance(head, nn.Linear) and plain_linear(head) and small_enough(lm):
@@ -63,7 +63,7 @@ class Runner:
         shape = (rows, f.kv_heads, capacity - (0 if shared is None else shared.length), f.head_dim)
         dtype, device = self.lm.dtype, self.lm.device
         keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(self.n_layers)]
-        return KV(keys, [torch.zeros_like(k) for k in keys], shared)
+        return KV(keys, [torch.zeros_like(k) for k in keys], shared, blank=True)
 
     def can_share(self, capacity: int) -> bool:
         """Whether every block of a text of ``capacity`` tokens sees all that came before."""
@@ -128,6 +128,7 @@ class Runner:
         q, k, v = f.project(j - 1, x, where.cos, where.sin)
         keys, values, past = kv.keys[j - 1], kv.values[j - 1], kv.past
         where.store((keys, values), (k, v), past)
+        kv.written()
         seen = where.total - past
         if where.rows is not None:
             keys, values = keys[where.rows, :, :seen], values[where.rows, :, :seen]
@@ -141,17 +142,54 @@ class Runner:
             mixed = attend_shared(q, held, keys, values, mask, f.scaling)
         return f.finish(j - 1, x, mixed, mlp)
 
-    def store_only(self, j: int, x: Tensor, kv: KV, where: Where) -> None:
-        """Put block ``j``'s keys and values of ``x`` into the cache and compute nothing else."""
-        _, k, v = self.family.project(j - 1, x, where.cos, where.sin)
-        where.store((kv.keys[j - 1], kv.values[j - 1]), (k, v), kv.past)
-
-    def run(self, x: Tensor, kv: KV, where: Where, *, keep: Collection[int] = (), first: int = 1) -> dict[int, Tensor]:
-        """Blocks ``first``..N on ``x``; the states at layers ``keep`` (and N) of ``[rows, width, d_model]``."""
-        kept = {first - 1: x} if first - 1 in keep else {}
+    def store_only(self, first: int, x: Tensor, kv: KV, where: Where) -> None:
+        """Put the keys and values that blocks ``first``..N make of ``x`` into the cache and compute nothing else."""
+        if self.compiled is not None and self.compiled.fits(len(x), where):
+            self.compiled(x, kv, where, first=first, store_only=True)
+            return
         for j in range(first, self.n_layers + 1):
-            x = self.block(j, x, kv, where)
-            if j in keep or j == self.n_layers:
+            _, k, v = self.family.project(j - 1, x, where.cos, where.sin)
+            where.store((kv.keys[j - 1], kv.values[j - 1]), (k, v), kv.past)
+        kv.written()
+
+    def run(
+        self,
+        x: Tensor,
+        kv: KV,
+        where: Where,
+        *,
+        keep: Collection[int] = (),
+        first: int = 1,
+        last: int | None = None,
+        skip: tuple[Collection[int], Collection[int]] = ((), ()),
+    ) -> dict[int, Tensor]:
+        """Blocks ``first``..``last`` (default N) on ``x [rows, width, d_model]``: states at layers ``keep``, ``last``.
+
+        ``skip``: blocks whose attention, and whose MLP, is left out (drafts do that).
+        """
+        if self.compiled is not None and self.compiled.fits(len(x), where):
+            return self.compiled(x, kv, where, keep, first=first, last=last, skip=skip)[0]
+        return self.one_by_one(x, kv, where, keep=keep, first=first, last=last, skip=skip)
+
+    def one_by_one(
+        self,
+        x: Tensor,
+        kv: KV,
+        where: Where,
+        *,
+        keep: Collection[int] = (),
+        first: int = 1,
+        last: int | None = None,
+        skip: tuple[Collection[int], Collection[int]] = ((), ()),
+    ) -> dict[int, Tensor]:
+        """:meth:`run` without compiled blocks."""
+        last = self.n_layers if last is None else last
+        kept = {first - 1: x} if first - 1 in keep or first > last else {}
+        for j in range(first, last + 1):
+            attention, mlp = j not in skip[0], j not in skip[1]
+            if attention or mlp:
+                x = self.block(j, x, kv, where, attention=attention, mlp=mlp)
+            if j in keep or j == last:
                 kept[j] = x
         return kept
 
@@ -160,24 +198,24 @@ class Runner:
     ) -> tuple[dict[int, Tensor], Tensor | None]:
         """One token a row ``[rows]`` through all blocks: what :meth:`run` gives, and logits where they came along."""
         x = self.embed(tokens[:, None], where)
-        if self.one_token is None or not self.one_token.fits(len(tokens), where):
-            return self.run(x, kv, where, keep=keep), None
-        kept, logits = self.one_token(x, kv, where, keep)
-        return kept, self.lm.logit_transform(logits)
+        if self.compiled is None or not self.compiled.fits(len(tokens), where):
+            return self.one_by_one(x, kv, where, keep=keep), None
+        kept, logits = self.compiled(x, kv, where, keep, read=True)
+        return kept, None if logits is None else self.lm.logit_transform(logits[:, 0])
 
     def compile(self) -> None:
-        """Take the compiled step, where there is one and its numbers are those of :meth:`run`."""
+        """Take compiled blocks, where there are any and their numbers are those of :meth:`run`."""
         lm, head = self.lm, self.lm.layout.head
         if not small_enough(lm) or not isinstance(head, nn.Linear):
             return
         size = sum(p.numel() for p in lm.model.parameters())
-        made = one_token(lm.blocks, self._last_norm, head, self.family, lm.dtype, size)
+        made = compiled_blocks(lm.blocks, self._last_norm, head, self.family, lm.dtype, size)
         if made is None:
             return
         # The first call of all compiles: a terminal shows that, as it takes half a minute, once.
-        with progress("compiling a step of decoding, once", quiet=compiled_before(*KERNELS)):
-            if step_agrees(lm, self, made):
-                self.one_token = made
+        with progress("compiling the blocks, once", quiet=compiled_before(*KERNELS)):
+            if compiled_agrees(lm, self, made):
+                self.compiled = made
 
     @torch.no_grad()
     def logits(self, h: Tensor, layer: int, lens: Literal["raw", "logit"] = "logit") -> Tensor:

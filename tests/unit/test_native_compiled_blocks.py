@@ -1,7 +1,8 @@
-"""A compiled step of decoding gives what the blocks give, for every kind of row, with any number of threads."""
+"""Compiled blocks give what blocks one by one give, for every kind of row, with any number of threads."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,9 +15,9 @@ from exitlens.compute import compiled
 from exitlens.decoding import generate
 from exitlens.decoding.session import open_prefix
 from exitlens.models import wrap
-from exitlens.models.native import one_token as module
-from exitlens.models.native.agreement import step_agrees
-from exitlens.models.native.runner import KV, runner_of
+from exitlens.models.native import compiled_blocks as module
+from exitlens.models.native.agreement import compiled_agrees
+from exitlens.models.native.runner import KV, Shared, runner_of
 
 from .. import tiny
 
@@ -67,7 +68,7 @@ def lm() -> Any:
 def _begun(runner: Any, ids: torch.Tensor, room: int) -> KV:
     kv, at = runner.new_kv(len(ids), room), runner.where(0, ids.shape[1])
     with torch.no_grad():
-        runner.run(runner.embed(ids, at), kv, at)
+        runner.one_by_one(runner.embed(ids, at), kv, at)
     return kv
 
 
@@ -80,14 +81,14 @@ def test_it_is_taken_for_each_kind_and_gives_what_blocks_give(kind: str) -> None
     lm = _model(KINDS[kind]())
     runner = runner_of(lm)
     assert runner is not None
-    assert runner.one_token is not None
+    assert runner.compiled is not None
     n, generator = lm.n_layers, torch.Generator().manual_seed(1)
-    for rows in (1, 2, 16):
+    for rows in (1, 2, 16, 17, 33, 50):
         ids = torch.randint(1, lm.vocab_size, (rows, 20), generator=generator)
         kv = _begun(runner, ids, 24)
         again, at = _copy(kv), runner.where(20, 1)
         with torch.no_grad():
-            want = runner.run(runner.embed(ids[:, :1], at), kv, at, keep=range(n + 1))
+            want = runner.one_by_one(runner.embed(ids[:, :1], at), kv, at, keep=range(n + 1))
             got, logits = runner.step(ids[:, 0], again, at, keep=range(n + 1))
             exact = runner.logits(want[n][:, 0], n).float()
         assert logits is not None
@@ -106,9 +107,9 @@ def test_it_is_taken_for_each_kind_and_gives_what_blocks_give(kind: str) -> None
 def test_rows_of_any_length_and_a_beginning_that_they_share(lm: Any) -> None:
     runner = runner_of(lm)
     assert runner is not None
-    assert runner.one_token is not None
+    assert runner.compiled is not None
     assert compiled.compiled_before(*module.KERNELS)
-    assert step_agrees(lm, runner, runner.one_token)
+    assert compiled_agrees(lm, runner, runner.compiled)
 
 
 def test_a_row_does_not_depend_on_the_others_nor_on_the_number_of_threads(lm: Any) -> None:
@@ -143,26 +144,118 @@ def test_decoding_goes_through_it_and_its_logits_are_those_of_its_states(lm: Any
     session.keep(torch.tensor([1]))
     one, _ = session.final(session.step(logits.argmax(-1)[1:]))
     assert one.shape == (1, lm.vocab_size)
-    steps: list[int] = []
-    run = runner.one_token
+    calls: list[tuple[int, ...]] = []
+    run = runner.compiled
+    assert run is not None
 
-    def counted(*given: Any) -> Any:
-        steps.append(len(given[0]))
-        return run(*given)
+    def counted(x: torch.Tensor, *given: Any, **more: Any) -> Any:
+        calls.append(tuple(x.shape[:2]))
+        return run(x, *given, **more)
 
     counted.fits = run.fits  # type: ignore[attr-defined]
-    monkeypatch.setattr(runner, "one_token", counted)
-    generate(lm, ["How many", "The capital of France is"], max_new_tokens=5, stop=())
-    assert steps[:1] == [2]
-    steps.clear()
-    generate(lm, ["How many"] * 17, max_new_tokens=3, batch_size=17)
-    assert not steps  # more rows than a tile has
+    monkeypatch.setattr(runner, "compiled", counted)
+    generate(lm, [[5, 6, 7]] * 40, max_new_tokens=3, batch_size=40)
+    assert calls == [(40, 3), (40, 1), (40, 1)]
+
+
+def _widths(runner: Any, ids: torch.Tensor, widths: list[int], shared: int = 0) -> list[torch.Tensor]:
+    """States at all layers of ``ids``, run so many tokens at a time."""
+    held = None
+    with torch.no_grad():
+        if shared:
+            one, at = runner.new_kv(1, shared), runner.where(0, shared)
+            runner.run(runner.embed(ids[:1, :shared], at), one, at)
+            held = Shared.of(one, shared)
+        kv, start, parts = runner.new_kv(len(ids), ids.shape[1], held), shared, []
+        for width in widths:
+            at = runner.where(start, width)
+            got = runner.run(runner.embed(ids[:, start : start + width], at), kv, at, keep=range(runner.n_layers + 1))
+            parts.append(torch.stack([got[j] for j in sorted(got)]))
+            start += width
+    return parts
+
+
+@pytest.mark.parametrize("shared", [0, 11])
+def test_tokens_are_the_same_one_by_one_and_together(lm: Any, shared: int) -> None:
+    runner = runner_of(lm)
+    ids = torch.randint(1, lm.vocab_size, (3, shared + 45), generator=torch.Generator().manual_seed(5))
+    ids[:, :shared] = ids[:1, :shared]
+    whole = _widths(runner, ids, [45], shared)[0]
+    for widths in ([1] * 45, [20, 3, 1, 16, 5], [44, 1]):
+        parts = torch.cat(_widths(runner, ids, widths, shared), dim=2)
+        assert torch.equal(parts, whole)
+
+
+def test_depths_skipped_sub_layers_and_keys_alone(lm: Any) -> None:
+    runner = runner_of(lm)
+    assert runner is not None
+    ids = torch.randint(1, lm.vocab_size, (4, 21), generator=torch.Generator().manual_seed(6))
+    first, second = _begun(runner, ids, 24), _begun(runner, ids, 24)
+    at = runner.where(torch.tensor([20, 4, 21, 9]), 1)
+    with torch.no_grad():
+        x = runner.embed(ids[:, :1], at)
+        whole = runner.run(x, first, at)[3]
+        deep = runner.run(runner.run(x, second, at, last=1)[1], second, at, first=2)
+        assert torch.equal(deep[3], whole)
+        assert torch.equal(runner.run(x, second, at, keep=(0,), last=2)[0], x)
+        for skip in (((2,), ()), ((), (1, 3)), ((1, 2), (2,)), ((1, 2, 3), (1, 2, 3))):
+            got = runner.run(x, first, at, skip=skip)[3]
+            want = runner.one_by_one(x, second, at, skip=skip)[3]
+            assert float((got - want).float().abs().max()) <= 0.03 * float(want.float().abs().max())
+        one, other = _copy(first), _copy(first)
+        runner.store_only(2, x, one, at)
+        blocks, runner.compiled = runner.compiled, None
+        try:
+            runner.store_only(2, x, other, at)
+        finally:
+            runner.compiled = blocks
+        for ours, theirs in zip((*one.keys, *one.values), (*other.keys, *other.values), strict=True):
+            torch.testing.assert_close(ours, theirs, atol=0.1, rtol=0.05)
+        assert torch.equal(runner.run(x, one, at)[3], runner.run(x, other, at)[3])
+
+
+def test_rows_chosen_copied_and_written_by_others_are_seen(lm: Any) -> None:
+    runner = runner_of(lm)
+    assert runner is not None
+    ids = torch.randint(1, lm.vocab_size, (4, 20), generator=torch.Generator().manual_seed(7))
+
+    def begun() -> KV:
+        kv, at = runner.new_kv(4, 24), runner.where(0, 20)
+        runner.run(runner.embed(ids, at), kv, at)
+        return kv
+
+    with torch.no_grad():
+        kv, at = begun(), runner.where(20, 1)
+        want = runner.run(runner.embed(ids[:, :1], at), kv, at)[3]
+        some = torch.tensor([1, 3])
+        assert torch.equal(runner.run(runner.embed(ids[some, :1], at), begun().select(some), at)[3], want[some])
+        only = runner.where_at(np.array([[20], [20]]), rows=some)
+        assert torch.equal(runner.run(runner.embed(ids[some, :1], only), begun(), only)[3], want[some])
+        part = begun().first(2)
+        assert torch.equal(runner.run(runner.embed(ids[:2, :1], at), part, at)[3], want[:2])
+        # Another row's keys, copied into a cache that blocks have packed before: they must be packed again.
+        other, one = begun(), begun().select(torch.tensor([2]))
+        other.fill(one, 20)
+        got = runner.run(runner.embed(ids[2:3, :1].expand(4, 1), at), other, at)[3]
+        assert torch.equal(got, want[2:3].expand(4, 1, -1))
+
+
+def test_logits_of_many_states(lm: Any) -> None:
+    blocks = runner_of(lm).compiled  # type: ignore[union-attr]
+    assert blocks is not None
+    h = torch.randn(3, 23, 64, generator=torch.Generator().manual_seed(8)).bfloat16()
+    for rows in (h, h[0, :5], h[:1, 0]):
+        for normed, lens in ((True, "raw"), (False, "logit")):
+            want = lm.logits(rows, 1, lens).float()
+            got = blocks.logits(rows, normed=normed)
+            assert got.shape == want.shape
+            assert float((got - want).abs().max()) <= 0.02 * float(want.abs().max())
 
 
 def test_what_it_cannot_do_is_left_to_the_blocks(lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def made(other: Any) -> Any:
         runner = runner_of(other)
-        return None if runner is None else runner.one_token
+        return None if runner is None else runner.compiled
 
     assert made(_model(KINDS["llama"](), torch.float32)) is None
     assert made(_model(tf.LlamaConfig(**{**SIZES, "intermediate_size": 48}))) is None
@@ -178,18 +271,18 @@ def test_what_it_cannot_do_is_left_to_the_blocks(lm: Any, monkeypatch: pytest.Mo
     assert made(_model(KINDS["llama"]())) is None
 
 
-def test_a_step_with_other_numbers_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = module.OneToken.__call__
+def test_blocks_with_other_numbers_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = module.CompiledBlocks.__call__
 
-    def slip(self: Any, *given: Any) -> Any:
-        kept, logits = call(self, *given)
+    def slip(self: Any, *given: Any, **more: Any) -> Any:
+        kept, logits = call(self, *given, **more)
         kept[2] = kept[2] * 1.2
         return kept, logits
 
-    monkeypatch.setattr(module.OneToken, "__call__", slip)
+    monkeypatch.setattr(module.CompiledBlocks, "__call__", slip)
     runner = runner_of(_model(KINDS["llama"]()))
     assert runner is not None
-    assert runner.one_token is None
+    assert runner.compiled is None
 
 
 @pytest.mark.parametrize(("why", "lines"), [(None, 0), ("", 0), (compiled.MISSING, 0), ("numba does not load (x)", 1)])
@@ -204,7 +297,8 @@ def test_a_numba_that_does_not_load_is_logged_once(monkeypatch: Any, caplog: Any
 
 
 def test_numbers_are_rounded_as_torch_rounds_them_and_e_is_right_to_float32() -> None:
-    parts: Any = compiled.kernels("exitlens.models.native._machine", "exitlens.compute.tiles")
+    compiled.kernels(*module.KERNELS)
+    parts: Any = importlib.import_module("exitlens.models.native._machine")
     values = torch.randn(2000, generator=torch.Generator().manual_seed(3)) * 10
     values = torch.cat([values, torch.tensor([0.0, -0.0, 1.00390625, 1.01171875, 3.4e38, torch.inf, -torch.inf])])
     got = [float(parts.rounded(np.float32(v))) for v in values.tolist()]
