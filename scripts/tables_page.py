@@ -20,7 +20,7 @@ they are written (`python scripts/tables_page.py`).
 A run directory has each table as `tables/NAME.parquet`; `--json` prints those marked *printed* as lists of rows, at
 full precision, with `null` where a value is missing. Layers count from 0 (the embeddings) to N (the model's output).
 Intervals are 95% intervals over questions or groups of statements. Two runs with the same seed have the same
-tables; measured times stand in `manifest.json`.
+tables; measured times are in `manifest.json`.
 """
 
 
@@ -42,7 +42,7 @@ def _table(table: TableSpec) -> str:
     marks = f" *{', '.join(notes).capitalize()}.*" if notes else ""
     lines = [f"### `{table.name}`\n", f"A row: {table.row}.{marks}\n"]
     rows = [
-        (f"`{field.name}`", field.meaning + (" (where it is asked for)" if field.optional else ""), field.unit)
+        (f"`{field.name}`", field.meaning + (" (if requested)" if field.optional else ""), field.unit)
         for field in table.fields
     ]
     return "\n".join([*lines, *_markdown(("column", "meaning", "unit"), rows), ""])

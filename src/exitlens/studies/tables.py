@@ -29,7 +29,7 @@ class Field:
 
 NARROW = Field(
     "too_narrow",
-    "whether an interval of the row rests on so few units that it holds its level no longer (3 to 14; `†` where tables "
+    "whether an interval of the row has so few units that it is too narrow (3 to 14; `†` where tables "
     "are shown); missing: not known",
 )
 

@@ -11,7 +11,7 @@ _POLICY = Field(
     "policy",
     "probability, margin, entropy, patience, cosine, classifier, fixed, never; oracle: the bound; best of K: no kind",
 )
-_THRESHOLD = Field("threshold", "of the policy; fixed: the layer; oracle: the agreement asked for")
+_THRESHOLD = Field("threshold", "of the policy; fixed: the layer; oracle: the agreement required")
 _AGREEMENT = with_interval("agreement", "share of tokens that are the full model's", "0–1")
 _ANSWERS = Field("n_answers", "answers that these tokens are of; on them the intervals rest", "answers")
 _FLOPS = Field(
@@ -25,7 +25,7 @@ CALIBRATION = TableSpec(
     (
         _POLICY,
         Field("control", "ltt: one look at all calibration answers; anytime: valid whenever one stops"),
-        Field("delta", "the risk asked for: share of an answer's tokens that differ from the full model's", "0–1"),
+        Field("delta", "the risk allowed: share of an answer's tokens that differ from the full model's", "0–1"),
         Field("epsilon", "how often the guarantee may fail", "0–1"),
         Field(
             "chosen_among", "kinds of policy of which this one saved most; 1: the kind was given beforehand", "kinds"

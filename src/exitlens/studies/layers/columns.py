@@ -25,7 +25,7 @@ LAYERS_TABLES = (
             _LAYER,
             Field("choice", "text of the choice"),
             Field("correct", "whether the choice is correct (False for all: not known)"),
-            Field("rule", "what stands for a choice: first-token or sequence"),
+            Field("rule", "what represents a choice: first-token or sequence"),
             Field("spellings", "JSON list: texts of the tokens summed for the choice (empty for sequence)"),
             Field("probability", "of the choice, over the whole vocabulary: the sum over its spellings", "0–1"),
             Field("share", "the same over the sum of the choices", "0–1"),

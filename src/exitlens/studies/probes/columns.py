@@ -11,7 +11,7 @@ _ROLE = Field("role", "probe, ensemble, control, floor (text only) or lm (the la
 _PROTOCOL = Field("protocol", "which statements are trained and tested on")
 _SEEDS = Field("n_seeds", "seeds over which the values are averaged", "seeds")
 METRICS = (
-    *with_interval("accuracy", "share of held-out statements told correctly", "0–1"),
+    *with_interval("accuracy", "share of held-out statements classified correctly", "0–1"),
     *with_interval("auroc", "probability that a true statement is ranked above a false one, mean over folds", "0–1"),
     *with_interval("brier", "mean squared error of P(true)", "0–1"),
     *with_interval("ece", "expected calibration error, 15 bins", "0–1"),
@@ -141,7 +141,7 @@ PROBES_TABLES = (
         "the run",
         (
             _PROTOCOL,
-            Field("setting", "what stands around the statements: few-shot or zero-shot"),
+            Field("setting", "prompt around the statements: few-shot or zero-shot"),
             Field("position", "where a statement is read: last, mean, answer or every"),
             Field("sentence", "whether the best probe beats the text-only floor and the model's own answer"),
         ),
