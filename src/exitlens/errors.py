@@ -8,13 +8,13 @@ and names the remedy. The command line prints that line and exits with code 2, w
         LayerError        a layer index out of range
         DataError         a data file is missing, empty, malformed or has no usable rows
         ConfigError       a configuration file or option is unknown or contradictory
+        ContextError      a text is longer than the model's context
+        ProbeError        probe data or a probe artefact cannot be used
       ModelError          a model cannot be found, read or viewed layer by layer
         ModelNotFound     no such model, or it could not be fetched
         CorruptModel      the file is damaged, truncated or does not match its hash
         UnsupportedModel  its layers could not be identified; says what was looked for
         ParityError       the readout at the last layer does not reproduce the model's logits
-      ContextError        a text is longer than the model's context
-      ProbeError          probe data or a probe artefact cannot be used
       RunError            a run directory cannot be written, or belongs to another run
         UnitsFailed       some units of work failed wherever they were tried, the others are finished: exit code 3
       MissingExtra        an optional dependency is needed; names the pip command
@@ -105,7 +105,7 @@ class MissingExtra(ExitlensError, ImportError):
 def layer_range_error(
     layer: int, first: int, last: int, *, what: str = "layer", owner: str = "the model", more: str = ""
 ) -> LayerError:
-    """The error for a layer out of range, so that every room says it in the same words.
+    """The error for a layer out of range, so that every room reports it in the same words.
 
     Args:
         layer: what was asked for.
