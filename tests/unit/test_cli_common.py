@@ -351,6 +351,7 @@ sys.exit(code)
     [
         ["run", "--out", ""], ["run", "--out="], ["read", "--text", "x", "--out", ""], ["look", "hi", "-o", ""],
         ["generate", "--model", "", "hi"], ["exits", "train", "--out", ""],
+        ["probe", "--out", ""], ["exits", "--out="], ["probe", "--save", ""], ["layers", "-o", ""],
     ],
 )  # fmt: skip
 def test_an_option_that_is_given_nothing(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

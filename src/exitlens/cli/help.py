@@ -51,14 +51,8 @@ class Command(TyperCommand):
         _write_sections(self, ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Refuse an option that is given nothing (``--out ''``): an empty path would be the current folder."""
-        filled = {name for param in self.get_params(ctx) if param.default != "" for name in param.opts}
-        flags = {name for param in self.get_params(ctx) if getattr(param, "is_flag", False) for name in param.opts}
-        for given, following in zip_longest(args, args[1:]):
-            option = given.removesuffix("=")
-            empty = given.endswith("=") or (following == "" and given not in flags)
-            if option in filled and empty:
-                raise InputError(f"{option} is given '': use a value, or leave it out; see {ctx.command_path} --help")
+        """Refuse an option that is given nothing."""
+        _check_given(self, ctx, args)
         return super().parse_args(ctx, args)
 
 
@@ -71,11 +65,23 @@ class Group(TyperGroup):
         self.format_commands(ctx, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Nothing was asked for: say what there is."""
+        """Nothing was asked for: say what there is. Refuse an option that is given nothing."""
         if not args and not self.invoke_without_command and not ctx.resilient_parsing:
             typer.echo(ctx.get_help(), err=True)
             ctx.exit(2)
+        _check_given(self, ctx, args)
         return super().parse_args(ctx, args)
+
+
+def _check_given(command: Any, ctx: Any, args: list[str]) -> None:
+    """Refuse an option that is given nothing (``--out ''``): an empty path would be the current folder."""
+    filled = {name for param in command.get_params(ctx) if param.default != "" for name in param.opts}
+    flags = {name for param in command.get_params(ctx) if getattr(param, "is_flag", False) for name in param.opts}
+    for given, following in zip_longest(args, args[1:]):
+        option = given.removesuffix("=")
+        empty = given.endswith("=") or (following == "" and given not in flags)
+        if option in filled and empty:
+            raise InputError(f"{option} is given '': use a value, or leave it out; see {ctx.command_path} --help")
 
 
 def add_command(

@@ -19,7 +19,7 @@ from exitlens.errors import InputError, UnsupportedModel
 from exitlens.models.forward import passes
 from exitlens.models.layout.affine import half, scaled, tail_map
 from exitlens.models.protocol import LayeredModel
-from exitlens.models.stream_terms import Recorded, StreamTerms, recording, stream_terms
+from exitlens.models.stream_terms import Recorded, StreamTerms, laid_out, recording, stream_terms
 from exitlens.storage.atomic import write_parquet
 
 if TYPE_CHECKING:
@@ -201,7 +201,7 @@ class _Split:
 
     def __init__(
         self,
-        lm: Any,
+        lm: LayeredModel,
         terms: StreamTerms,
         recorded: Recorded,
         first: Tensor,
@@ -225,7 +225,9 @@ class _Split:
         w = weight[self.plus.to(weight.device)].detach().double().cpu()
         less = weight[self.minus.to(weight.device)].detach().double().cpu()
         w = w - torch.where(self.alone[..., None], 0.0, less)
-        self.direction, self.constant = tail_map(lm.layout.tail, last, lm.name).then(scaled(self.scale)).pull(w)
+        self.direction, self.constant = (
+            tail_map(laid_out(lm).layout.tail, last, lm.name).then(scaled(self.scale)).pull(w)
+        )
         if lm.bias is not None:
             bias = lm.bias.detach().double().cpu() * self.scale
             self.constant = self.constant + self._difference(bias.expand(len(w), -1))

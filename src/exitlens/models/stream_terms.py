@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,11 +15,12 @@ from exitlens.errors import UnsupportedModel
 from exitlens.models.layout.additions import Additions, Term, find_additions, stream_like
 from exitlens.models.layout.affine import Affine, frozen_norm, scaled, tail_map
 from exitlens.models.layout.attention_heads import Heads, find_heads
+from exitlens.models.layout.find import Layout
 from exitlens.models.layout.residual import at
 from exitlens.models.layout.watch import watch
 from exitlens.models.protocol import LayeredModel
 
-__all__ = ["Recorded", "StreamTerms", "recording", "stream_terms"]
+__all__ = ["LaidOut", "Recorded", "StreamTerms", "laid_out", "recording", "stream_terms"]
 
 _ROWS, _SEQ = 3, 7  # of the pass that is looked at; sizes that no other axis of a model shares
 _KNOWN: WeakKeyDictionary[Any, StreamTerms | UnsupportedModel] = WeakKeyDictionary()
@@ -68,18 +69,52 @@ def stream_terms(lm: LayeredModel) -> StreamTerms:
     return known
 
 
-def _find(lm: Any) -> StreamTerms:
-    vocab = len(lm.embed.weight)
+@runtime_checkable
+class LaidOut(Protocol):
+    """A model whose layers were found by value: what is used of it here, beside :class:`LayeredModel`."""
+
+    name: str
+    d_model: int
+    layout: Layout
+
+    @property
+    def body(self) -> nn.Module:
+        """The module that takes token ids and runs the blocks."""
+        ...
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks, in the order in which they run."""
+        ...
+
+    def run_inner(self, ids: Tensor) -> Any:
+        """A pass over token ids ``[rows, positions]``, the unembedding included."""
+        ...
+
+
+def laid_out(lm: LayeredModel) -> LaidOut:
+    """``lm`` as a model whose layers were found by value; raises :class:`UnsupportedModel` where they were not."""
+    if not isinstance(lm, LaidOut):
+        raise UnsupportedModel(
+            f"{lm.name}: what its blocks add is not known, since its layers were not found by value: load or wrap it"
+        )
+    return lm
+
+
+def _find(lm: LayeredModel) -> StreamTerms:
+    laid = laid_out(lm)
+    weight: Any = lm.embed.weight
+    vocab = len(weight)
     ids = torch.tensor([[(7 * (i + 3 * r) + 5) % vocab for i in range(_SEQ)] for r in range(_ROWS)], device=lm.device)
 
     def run() -> Any:
-        return lm.run_inner(ids)
+        return laid.run_inner(ids)
 
-    calls, _ = watch(lm.model, run, lm.layout.head)
-    additions = find_additions(calls, lm.layout, (_ROWS, _SEQ), lm.name)
+    calls, _ = watch(lm.model, run, laid.layout.head)
+    additions = find_additions(calls, laid.layout, (_ROWS, _SEQ), lm.name)
     h = lm.forward(ids, layers=(lm.n_layers,), positions="last").hidden[lm.n_layers][:, -1]
-    tail_map(lm.layout.tail, h, lm.name)
-    return StreamTerms(additions, find_heads(calls, lm.layout, additions.terms, lm.model, run))
+    tail_map(laid.layout.tail, h, lm.name)
+    return StreamTerms(additions, find_heads(calls, laid.layout, additions.terms, lm.model, run))
 
 
 @dataclass(slots=True)
@@ -117,10 +152,10 @@ def _matrix(heads: Heads) -> tuple[Tensor, Tensor | None]:
 
 
 @contextmanager
-def recording(lm: Any, terms: StreamTerms) -> Iterator[Recorded]:
+def recording(lm: LayeredModel, terms: StreamTerms) -> Iterator[Recorded]:
     """While open, every pass of ``lm`` leaves its terms at its last position in what is yielded."""
     out = Recorded()
-    recorder = _Recorder(lm, terms, out)
+    recorder = _Recorder(laid_out(lm), terms, out)
     handles: list[Any] = []
     try:
         recorder.hook(handles)
@@ -131,7 +166,7 @@ def recording(lm: Any, terms: StreamTerms) -> Iterator[Recorded]:
 
 
 class _Recorder:
-    def __init__(self, lm: Any, terms: StreamTerms, out: Recorded) -> None:
+    def __init__(self, lm: LaidOut, terms: StreamTerms, out: Recorded) -> None:
         self.lm, self.terms, self.out = lm, terms, out
         self.block = 0
         self.shape = (0, 0)

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from exitlens.errors import ExitlensError, InputError
+from exitlens.parsing import check_plain
 
 __all__ = ["json_header", "read_tensors"]
 
@@ -29,6 +30,8 @@ def read_tensors(
         ExitlensError: Of the kind ``error``, in one line.
     """
     if not path.is_file():
+        if path.exists() and not path.is_dir():
+            check_plain(path, error=error, holds="tensors")
         kind = "is a folder" if path.is_dir() else "no such file"
         raise error(f"{kind}: '{path}'; {missing}")
     try:

@@ -65,7 +65,9 @@ def watch(model: nn.Module, run: Callable[[], Any], head: nn.Module | None) -> t
             out = run()
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, AssertionError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise UnsupportedModel(f"{family}: its forward pass does not run on token ids alone: {reason}") from error
+        raise UnsupportedModel(
+            f"{family}: its forward pass does not run on token ids alone ({reason}): look at config.json"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
