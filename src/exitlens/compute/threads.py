@@ -8,14 +8,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import local
 from typing import TypeVar
 
 import torch
 
-__all__ = ["side_by_side"]
+__all__ = ["alone", "side_by_side", "threads_here"]
 
 T = TypeVar("T")
+_here = local()
 MOST = 8  # threads: beyond that Python itself, which one thread at a time runs, is what they wait for
+
+
+def threads_here() -> int:
+    """How many threads :func:`side_by_side` divides: torch's, or what they were before :func:`alone`."""
+    kept: int | None = getattr(_here, "threads", None)
+    return torch.get_num_threads() if kept is None else kept
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """PyTorch's own operations by this thread alone, :func:`side_by_side` by as many threads as before.
+
+    For small operations between kernels: the threads that shared an operation look out for the next one for three
+    milliseconds (libgomp), and whatever runs side by side meanwhile has half of the processors.
+    """
+    if getattr(_here, "threads", None) is not None:
+        yield
+        return
+    _here.threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(_here.threads)
+        _here.threads = None
 
 
 def side_by_side(jobs: Sequence[Callable[[], T]], *, most: int = MOST) -> Iterator[T]:
@@ -24,7 +52,7 @@ def side_by_side(jobs: Sequence[Callable[[], T]], *, most: int = MOST) -> Iterat
     ``most`` threads at a time: more than the usual only where jobs hardly need Python. Gradients are off in the jobs.
     The caller's number of threads is the same afterwards, whatever happened.
     """
-    threads = torch.get_num_threads()
+    threads, before = threads_here(), torch.get_num_threads()
     workers = min(threads, most, len(jobs))
 
     def run(job: Callable[[], T]) -> T:
@@ -39,4 +67,4 @@ def side_by_side(jobs: Sequence[Callable[[], T]], *, most: int = MOST) -> Iterat
         yield from pool.map(run, jobs)
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)

@@ -16,16 +16,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from exitlens.compute import compiled
 from exitlens.compute.matmul import faster_float32
-from exitlens.compute.threads import side_by_side
+from exitlens.compute.threads import alone, side_by_side, threads_here
 from exitlens.errors import InputError
 from exitlens.lenses._unembed import RESCORED, LogitBlock, ReadoutPlan, Unembedding
 
@@ -73,7 +75,10 @@ class CompiledBlock(LogitBlock):
         self.m = len(x)
         self._registers = _by_registers(head)
         bf16 = head.product == torch.bfloat16
-        self._listed = min(max(wants.top, RESCORED) if bf16 and wants.top else wants.top, head.vocab)
+        self._parts = _parts(self.x) if self._registers else 1
+        # Rows that come from a norm in bf16 lose nothing in a bf16 product.
+        self._rounded = bf16 and not (self._registers and self._parts == 1)
+        self._listed = min(max(wants.top, RESCORED) if self._rounded and wants.top else wants.top, head.vocab)
         self.shift = torch.zeros(self.m, dtype=head.dtype)
         self.total, self.first, self.second, self._cross = torch.zeros(4, self.m, dtype=torch.float64).unbind()
         self.top_values = torch.zeros(self.m, self._listed, dtype=head.dtype)
@@ -84,7 +89,7 @@ class CompiledBlock(LogitBlock):
         if bool((self.top_ids < 0).any()):  # fewer finite logits than the list is long
             self.total.masked_fill_((self.top_ids < 0).any(1), torch.nan)
             self.top_ids.clamp_(min=0)
-        if bf16 and wants.top:
+        if self._rounded and wants.top:
             self._rescore()
         if wants.mean_row and not self._registers:
             self._compare()
@@ -109,6 +114,11 @@ class CompiledBlock(LogitBlock):
         fits = _CACHE // (2 * parts * head.width * layers) if _by_registers(head) else most
         return min(most, max(LANES, min(fits, most) // LANES * LANES))
 
+    @staticmethod
+    def calm(head: Unembedding) -> AbstractContextManager[None]:
+        """While a block is read: PyTorch's small operations leave the processors to the kernels between them."""
+        return alone() if _by_registers(head) else nullcontext()
+
     def tiles(self) -> Iterator[tuple[int, int, Tensor]]:
         """Nothing was kept."""
         raise InputError("a statistic looks back at all logits without saying so: give it Needs(logits=True)")
@@ -131,49 +141,55 @@ class CompiledBlock(LogitBlock):
         head, wants, run = self.head, self.wants, compiled.kernels(*KERNELS)
         of_ref = torch.zeros(self.m, dtype=torch.bool)
         of_ref[self.reference] = wants.mean_row
-        x, x_ref = self.x[~of_ref], self.x[of_ref]
-        n = len(x_ref)
+        n = int(of_ref.sum())
         width = -(-n // LANES) * LANES
-        real = torch.arange(len(x))
+        split = _split(self.x, self._parts)
+        parts = 1 if head.product == torch.bfloat16 else self._parts
+        others = [part[~of_ref] for part in split[:parts]]
+        real = torch.arange(len(others[0]))
         if n:  # a vector of rows meets the same tokens of the reference: every layer begins a vector
-            x = torch.nn.functional.pad(x.view(-1, n, head.width), (0, 0, 0, width - n)).flatten(0, 1)
-            real = (torch.arange(len(x)) % width < n).nonzero()[:, 0]
-        parts, parts_ref = 1 if head.product == torch.bfloat16 else _parts(x), _parts(x_ref)
-        rows, rows_ref = (-(-count // BLOCK) * BLOCK for count in (len(x), n))
+            others = [F.pad(part.view(-1, n, head.width), (0, 0, 0, width - n)).flatten(0, 1) for part in others]
+            real = (torch.arange(len(others[0])) % width < n).nonzero()[:, 0]
+        count = len(others[0])
+        rows, rows_ref = (-(-number // BLOCK) * BLOCK for number in (count, n))
         steps = head.width // 32
         chunk = -(-steps // -(-steps // _COLUMNS))
-        right = _numbers(torch.cat([_packed(x_ref, parts_ref, chunk), _packed(x, parts, chunk)]))
+        right = _numbers(torch.cat([_packed([part[of_ref] for part in split], chunk), _packed(others, chunk)]))
         how = (4 if wants.second else 0) + (2 if n else 0)
         weight, bias = _numbers(head.weight), _numbers(_bias(head))
+        blocks = 1 if chunk == steps else max(rows, rows_ref) // BLOCK  # whose logits are held, twice
 
-        def job(own: NDArray[np.int64]) -> Sums:
-            state = self._state(rows_ref + rows)
+        def own() -> tuple[Sums, Any, NDArray[np.float32], NDArray[np.uint8], NDArray[np.float32]]:
             compared = run.Reference(_array(run.TILE * rows_ref), _array(rows_ref))
+            held, before = _array(run.HELD * LANES), np.zeros(64, np.uint8)
+            return self._state(rows_ref + rows), compared, held, before, _array(2 * blocks * BLOCK * run.TILE)
+
+        def job(tiles: NDArray[np.int64], mine: tuple[Any, ...]) -> Sums:
+            state: Sums = mine[0]
             run.fused(
-                weight, head.vocab, head.width, own, right, parts, parts_ref, chunk, bias, np.float32(head.cap or 0.0),
-                width or BLOCK, how, (state, compared, _array(run.HELD * LANES), np.zeros(64, np.uint8)),
-                _array(2 * max(rows, rows_ref) * run.TILE), run.tile_settings(),
+                weight, head.vocab, head.width, tiles, right, parts, self._parts, chunk, bias,
+                np.float32(head.cap or 0.0), width or BLOCK, how, mine[:4], mine[4], run.tile_settings(),
             )  # fmt: skip
             return state
 
-        found = _shared(job, np.arange(-(-head.vocab // run.TILE)))
+        found = _shared(job, np.arange(-(-head.vocab // run.TILE)), own)
         self._put((~of_ref).nonzero()[:, 0], found, rows_ref + real)
         if n:
             self._put(of_ref.nonzero()[:, 0], found, torch.arange(n))
-            self._sum_cross(~of_ref, found, x, real, width)
+            self._sum_cross(~of_ref, found, count, real, width)
 
-    def _sum_cross(self, rows: Tensor, found: Sequence[Sums], x: Tensor, real: Tensor, width: int) -> None:
+    def _sum_cross(self, rows: Tensor, found: Sequence[Sums], count: int, real: Tensor, width: int) -> None:
         """``Σ p_ref z`` from what each thread summed relative to the largest reference logit that it saw."""
-        if not len(x):
+        if not count:
             return
         largest = torch.stack([torch.from_numpy(state.shift)[:width].double() for state in found])
         scale = (largest - largest.amax(0)).exp()
         begin = -(-width // BLOCK) * BLOCK  # the rows that are compared come behind those they are compared with
-        parts = torch.stack([torch.from_numpy(state.sums).view(4, -1)[3, begin : begin + len(x)] for state in found])
+        parts = torch.stack([torch.from_numpy(state.sums).view(4, -1)[3, begin : begin + count] for state in found])
         cross = (parts.view(len(found), -1, width) * scale[:, None]).sum(0)
         total = self.total[self.reference]
         cross = cross.flatten()[real].view(-1, len(total)) / total
-        if self.head.product == torch.bfloat16:
+        if self._rounded:
             # z is linear in x, so that rounding x moved Σ p z by ⟨Σ p w, x − rounded x⟩: known for the largest p.
             ids, n = self.top_ids[self.reference], len(total)
             p = (self.top_values[self.reference].double() - total.log()[:, None]).exp().float()
@@ -187,7 +203,7 @@ class CompiledBlock(LogitBlock):
     def _multiply_by_torch(self) -> None:
         head, run = self.head, compiled.kernels(*KERNELS)
         rows = -(-self.m // BLOCK) * BLOCK
-        x = torch.nn.functional.pad(self.x, (0, 0, 0, rows - self.m)).to(head.product)
+        x = F.pad(self.x, (0, 0, 0, rows - self.m)).to(head.product)
         weight, bias = head.whole(head.product), _numbers(_bias(head))
         how = 4 if self.wants.second else 0
 
@@ -278,24 +294,33 @@ def _by_registers(head: Unembedding) -> bool:
 
 def _parts(x: Tensor) -> int:
     """How many bf16 numbers add up to each number: one where rows come from a norm in bf16, else three."""
-    return 1 if torch.equal(x.bfloat16().float(), x) else 3
+    return 3 if bool((x.view(torch.int32) & 0xFFFF).any()) else 1  # a bf16 number is the upper half of a float32
 
 
-def _packed(x: Tensor, parts: int, chunk: int) -> Tensor:
-    """Rows in the order of tile registers, one chunk of columns after the other.
+def _split(x: Tensor, parts: int) -> list[Tensor]:
+    """``parts`` bf16 numbers that add up to each number: the nearest one, the nearest to what is left, …."""
+    found = [x.bfloat16()]
+    while len(found) < parts:
+        x = x - found[-1].float()
+        found.append(x.bfloat16())
+    return found
 
-    A chunk, ``chunk`` steps of 32 columns, is ``[blocks of 32 rows, parts, chunk, 2, 16 pairs, 16 rows, 2]``.
 
-    The ``parts`` bf16 numbers of each float32 number add up to it: the nearest one, the nearest to what is left, ….
+def _packed(parts: Sequence[Tensor], chunk: int) -> Tensor:
+    """Rows, given as the bf16 numbers that add up to them, in the order of tile registers.
+
+    One chunk of columns after the other: ``chunk`` steps of 32 columns are
+    ``[blocks of 32 rows, parts, chunk, 2, 16 pairs, 16 rows, 2]``.
     """
-    rest = torch.nn.functional.pad(x, (0, 0, 0, -len(x) % 32))
     found = []
-    for _ in range(parts):
-        part = rest.bfloat16()
-        rest = rest - part.float()
-        found.append(part.view(len(rest) // 32, 2, 16, x.shape[1] // 32, 16, 2).permute(0, 3, 1, 4, 2, 5))
+    for part in parts:
+        whole = F.pad(part, (0, 0, 0, -len(part) % 32)) if len(part) % 32 else part.contiguous()
+        # Pairs as one number each: half as many to put in order.
+        pairs = whole.view(torch.int32).view(len(whole) // 32, 2, 16, whole.shape[1] // 32, 16)
+        found.append(pairs.permute(0, 3, 1, 4, 2))
     chunks = torch.stack(found, 1).split(chunk, 2)  # type: ignore[no-untyped-call]
-    return torch.cat([p.flatten() for p in chunks])
+    flat = chunks[0].flatten() if len(chunks) == 1 else torch.cat([c.flatten() for c in chunks])
+    return flat.view(torch.bfloat16)
 
 
 def _numbers(x: Tensor) -> NDArray[Any]:
@@ -315,10 +340,14 @@ def _bias(head: Unembedding) -> Tensor:
     return torch.empty(0) if head.bias is None else head.bias
 
 
-def _shared(job: Callable[[NDArray[np.int64]], Any], numbers: NDArray[np.int64]) -> list[Any]:
-    """What ``job`` gives for each thread's share of ``numbers``, in the order of threads."""
-    threads = max(1, min(torch.get_num_threads(), len(numbers)))
-    return list(side_by_side([functools.partial(job, numbers[i::threads]) for i in range(threads)], most=threads))
+def _shared(job: Callable[..., Any], numbers: NDArray[np.int64], own: Callable[[], Any] | None = None) -> list[Any]:
+    """What ``job`` gives for each thread's share of ``numbers``, in the order of threads.
+
+    ``own()``, a second argument, is asked for here: a new thread's memory is new to the system, page by page.
+    """
+    threads = max(1, min(threads_here(), len(numbers)))
+    shares = [(numbers[i::threads], *(() if own is None else (own(),))) for i in range(threads)]
+    return list(side_by_side([functools.partial(job, *share) for share in shares], most=threads))
 
 
 def _dots(head: Unembedding, x: Tensor, ids: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ counts as often as those logits are large.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -234,6 +235,11 @@ class LogitBlock:
     def tokens(_head: Unembedding, _layers: int, most: int) -> int:
         """Tokens at a time, where at most ``most`` are."""
         return most
+
+    @staticmethod
+    def calm(_head: Unembedding) -> AbstractContextManager[None]:
+        """What a block is read in."""
+        return nullcontext()
 
     def tiles(self) -> Iterator[tuple[int, int, Tensor]]:
         """``(a, b, z' [m, b − a])`` of every tile; the logits are real only when they are kept."""

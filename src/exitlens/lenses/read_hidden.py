@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -158,14 +159,16 @@ def _in_blocks(
     for start in range(0, t, per_block):
         states = [hidden[j][start : start + per_block].to(device) for j in layers]
         n = len(states[0])
-        x = job.lens.rows(lm, layers, states)
-        x = head.rows_of(x.reshape(len(layers) * n, -1))
-        block = kind(head, x, job.plan, slice(r * n, (r + 1) * n))
-        if not bool(torch.isfinite(block.total).all()):
-            raise non_finite_error(lm, layers, states, start)
-        goal = None if given.targets is None else given.targets[start : start + n].repeat(len(layers), 1)
-        rows = Rows(block, len(layers), job.terms, top_k=job.top_k, targets=goal, choices=given.choices)
-        piece = _of_rows(job.by_row, rows)
+        with kind.calm(head) if job.lens.flops == 0 else nullcontext():
+            x = job.lens.rows(lm, layers, states)
+        with kind.calm(head):
+            x = head.rows_of(x.reshape(len(layers) * n, -1))
+            block = kind(head, x, job.plan, slice(r * n, (r + 1) * n))
+            if not bool(torch.isfinite(block.total).all()):
+                raise non_finite_error(lm, layers, states, start)
+            goal = None if given.targets is None else given.targets[start : start + n].repeat(len(layers), 1)
+            rows = Rows(block, len(layers), job.terms, top_k=job.top_k, targets=goal, choices=given.choices)
+            piece = _of_rows(job.by_row, rows)
         pieces.append({k: v.to(_result_type(v, head)).view(len(layers), n, *v.shape[1:]) for k, v in piece.items()})
     return {name: torch.cat([p[name] for p in pieces], 1) for name in pieces[0]}
 

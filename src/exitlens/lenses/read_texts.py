@@ -209,7 +209,8 @@ def _run(
     attention = None if bool(mask.all()) else mask.long().to(lm.device)
     with torch.no_grad():
         hidden = lm.forward(tokens.to(lm.device), attention, layers=layers).hidden
-    return {j: hidden[j][real.to(hidden[j].device)] for j in layers}, torch.tensor(following)
+    places = real.flatten().nonzero()[:, 0]
+    return {j: hidden[j].flatten(0, 1)[places.to(hidden[j].device)] for j in layers}, torch.tensor(following)
 
 
 class _Store:
