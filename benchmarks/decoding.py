@@ -1,6 +1,7 @@
 """Decoding and scoring, each beside what is done without exitlens; the parts can be run alone.
 
     python benchmarks/decoding.py --only vanilla --batches 1 8 32
+    python benchmarks/decoding.py --only prompts --dtype bfloat16  # reading prompts beside transformers' pass
     python benchmarks/decoding.py --only contrast            # DoLa, SLED, END against their floor and the published way
     python benchmarks/decoding.py --only truthfulqa --data TruthfulQA.csv
     python benchmarks/decoding.py --only mc --data TruthfulQA.csv
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-PARTS = ("vanilla", "contrast", "truthfulqa", "mc", "text")
+PARTS = ("vanilla", "prompts", "contrast", "truthfulqa", "mc", "text")
 Work = Callable[[], Any]
 
 
@@ -36,6 +37,7 @@ def main() -> None:
     options.add_argument("--questions", type=int, default=None, help="of truthfulqa, mc and text; default: all")
     options.add_argument("--sample", type=int, default=32, help="questions of the slow ways, whose time is scaled up")
     options.add_argument("--batches", type=int, nargs="*", default=(1, 8, 32))
+    options.add_argument("--lengths", type=int, nargs="*", default=(16, 64, 256, 1024), help="of prompts [tokens]")
     options.add_argument("--tokens", type=int, default=32, help="new tokens an answer")
     options.add_argument("--turns", type=int, default=3)
     options.add_argument("--json", action="store_true")
@@ -50,7 +52,13 @@ def main() -> None:
         lm = exitlens.load(chosen.model or next(iter(CATALOG)), dtype=chosen.dtype)
         lm.model.generation_config.eos_token_id = 10**9
         print(f"{lm.name}, {lm.dtype}, {torch.get_num_threads()} threads, {len(questions)} questions")
-        parts = {"vanilla": vanilla, "contrast": contrast, "truthfulqa": truthfulqa, "mc": multiple_choice}
+        parts = {
+            "vanilla": vanilla,
+            "prompts": reading_prompts,
+            "contrast": contrast,
+            "truthfulqa": truthfulqa,
+            "mc": multiple_choice,
+        }
         for name in chosen.only:
             if name in parts:
                 rows += shown(name, parts[name](lm, questions, chosen))
@@ -126,6 +134,37 @@ def vanilla(lm: Any, questions: Sequence[Any], chosen: argparse.Namespace) -> li
                 "times as fast": ratio(seconds["generate"], seconds["ours"]),
             }
         )
+    return rows
+
+
+def reading_prompts(lm: Any, questions: Sequence[Any], chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """The pass over prompts that fills the cache and gives the last token's logits, beside transformers' own."""
+    from exitlens.data.prompts import qa_prompt
+    from exitlens.decoding.session import open_prefix
+
+    text = lm.encode("\n".join("".join(qa_prompt(q)) for q in questions))
+    rows = []
+    for n in chosen.batches:
+        for length in chosen.lengths:
+            ids = [[*text[i : i + length], *text[: length - len(text[i : i + length])]] for i in range(n)]
+
+            def ours(ids: list[list[int]] = ids) -> None:
+                session = open_prefix(lm, ()).session([lm.n_layers], 1)
+                session.final(session.start(ids))
+
+            @torch.no_grad()
+            def theirs(ids: list[list[int]] = ids) -> None:
+                lm.model(torch.tensor(ids), use_cache=True, logits_to_keep=1)
+
+            seconds = taking_turns({"ours": ours, "transformers": theirs}, chosen.turns)
+            rows.append({
+                "batch": n,
+                "tokens": length,
+                "ours ms": 1e3 * statistics.median(seconds["ours"]),
+                "transformers ms": 1e3 * statistics.median(seconds["transformers"]),
+                "times as fast": ratio(seconds["transformers"], seconds["ours"]),
+                "worst turn": min(b / a for a, b in zip(seconds["ours"], seconds["transformers"], strict=True)),
+            })  # fmt: skip
     return rows
 
 

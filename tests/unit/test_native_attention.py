@@ -13,7 +13,7 @@ from torch import Tensor
 from exitlens.decoding import generate, session
 from exitlens.models import wrap
 from exitlens.models.native import attention as native_attention
-from exitlens.models.native.attention import attend, attend_shared
+from exitlens.models.native.attention import attend, attend_shared, attend_whole
 from exitlens.models.native.runner import Shared, runner_of
 
 SCALING = 0.4
@@ -126,3 +126,11 @@ def test_positions_of_any_order_in_a_shared_cache() -> None:
             x = runner.embed(torch.tensor([[5, 6, 7], [8, 9, 10]]), at)
             kept.append(runner.run(x, kv, at)[lm.n_layers])
     torch.testing.assert_close(kept[0], kept[1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("group", [1, 3])
+def test_a_text_from_its_first_token_on(group: int) -> None:
+    q, keys, values, _, _ = case(2, group, 9, 9)
+    later = (torch.arange(9)[None] > torch.arange(9)[:, None]).expand(2, 9, 9)
+    got = attend_whole(q, keys, values, SCALING)
+    torch.testing.assert_close(got, formula(q, keys, values, later).float())

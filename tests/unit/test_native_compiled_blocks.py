@@ -250,6 +250,9 @@ def test_logits_of_many_states(lm: Any) -> None:
             got = blocks.logits(rows, normed=normed)
             assert got.shape == want.shape
             assert float((got - want).abs().max()) <= 0.02 * float(want.abs().max())
+        some = torch.randint(0, lm.vocab_size, (21,), generator=torch.Generator().manual_seed(9))
+        found = blocks.product(lm.weight[some])(rows)
+        assert torch.equal(found, blocks.logits(rows, normed=True)[..., some])
 
 
 def test_what_it_cannot_do_is_left_to_the_blocks(lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from exitlens.exits.heads import ExitHeads
 from exitlens.exits.policies import ExitPolicy
 from exitlens.lenses.lens import Lens, as_lens
 from exitlens.models.forward import padded
-from exitlens.models.native.runner import logits_of
+from exitlens.models.native.runner import logits_of, runner_of
 from exitlens.models.protocol import LayeredModel
 
 __all__ = ["ExitClassifier", "ExitLogits", "ExitReader"]
@@ -104,7 +104,13 @@ class ExitReader:
         # The shortlist's rows are copied out once: together, they are laid out for the product like a whole head.
         weight = lm.weight.detach()[heads.shortlist].contiguous()
         bias = None if lm.bias is None else lm.bias.detach()[heads.shortlist]
-        self._product: Callable[[Tensor], Tensor] = packed(weight, bias) or (lambda x: linear(x, weight, bias))
+        runner = runner_of(lm)
+        compiled = None if runner is None or bias is not None else runner.compiled
+        self._product: Callable[[Tensor], Tensor]
+        if compiled is not None:
+            self._product = compiled.product(weight)
+        else:
+            self._product = packed(weight, bias) or (lambda x: linear(x, weight, bias))
 
     @property
     def last(self) -> bool:

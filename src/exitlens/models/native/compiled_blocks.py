@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -141,7 +141,21 @@ class CompiledBlocks:
 
     def logits(self, h: Tensor, *, normed: bool) -> Tensor:
         """Logits of states ``[..., d_model]`` in bf16, behind the last norm or (``normed``) as they are."""
-        shape, flat = self.shape, h.reshape(-1, h.shape[-1])
+        return self._product(h, self.shape, self._weights, normed)[..., : self.vocab]
+
+    def product(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        """``x [..., d_model] ↦ x · weight [v, d_model]ᵀ`` in float32, in the same threads as the blocks.
+
+        The threads of another library go on looking for work a while after each product, and take the blocks' time.
+        """
+        v, d = weight.shape
+        filled = torch.zeros(_whole(v, int(self._run.PAIR)), d, dtype=torch.bfloat16)
+        filled[:v] = weight.detach()
+        shape, weights = self.shape._replace(vocab=len(filled)), self._weights._replace(head=_packed([[filled]])[0])
+        return lambda x: self._product(x, shape, weights, True)[..., :v]
+
+    def _product(self, h: Tensor, shape: Any, weights: Any, normed: bool) -> Tensor:
+        flat = h.reshape(-1, h.shape[-1])
         count = len(flat)
         logits = torch.empty(count, shape.vocab)
         plan = self._run.Plan(
@@ -156,8 +170,8 @@ class CompiledBlocks:
                 flat.float().numpy(), nobody, nobody, empty, empty, np.zeros((0, 0, shape.width), np.int16),
                 logits.numpy(), *self._held(count),
             )  # fmt: skip
-            self._all_threads(cache, state, plan)
-        return logits.view(*h.shape[:-1], -1)[..., : self.vocab]
+            self._all_threads(cache, state, plan, shape, weights)
+        return logits.view(*h.shape[:-1], -1)
 
     def _cache(self, kv: KV) -> Any:
         """Where keys and values lie, and lie packed; those that rows share are packed once."""
@@ -209,11 +223,12 @@ class CompiledBlocks:
         held[-2][:] = 0
         return held
 
-    def _all_threads(self, cache: Any, state: Any, plan: Any) -> None:
+    def _all_threads(self, cache: Any, state: Any, plan: Any, shape: Any = None, weights: Any = None) -> None:
         threads = max(1, min(torch.get_num_threads(), _THREADS))
+        shape, weights = shape or self.shape, weights or self._weights
 
         def work(thread: int) -> None:
-            self._run.run(self.shape, self._weights, cache, state, plan, self._settings, thread, threads)
+            self._run.run(shape, weights, cache, state, plan, self._settings, thread, threads)
 
         if self._pool is None or self._pool._max_workers < threads - 1:
             self._pool = ThreadPoolExecutor(max(1, threads - 1), "exitlens-blocks")

@@ -17,6 +17,7 @@ __all__ = ["Family", "family_of", "norm_of", "one_product", "rms_parts", "small_
 
 # Above so many parameters the copies of the weights would cost more memory than their speed is worth.
 _FUSE_LIMIT = 1_000_000_000
+_MANY = 512  # tokens
 
 Qkv = tuple[Tensor, Tensor, Tensor]
 
@@ -152,18 +153,22 @@ class LlamaLike:
         small = small_enough(lm)
         self._qkv, self._out, self._up, self._down = [], [], [], []
         self._norm2, self._qk_norm, self._windows = [], [], []
+        apart: list[tuple[nn.Module, nn.Module]] = []
         self.norms: list[Callable[[Tensor], Tensor]] = []  # of attention
         for block in blocks:
             a, m = block.self_attn, block.mlp
             self._qkv.append(_fused([a.q_proj, a.k_proj, a.v_proj], small))
             self._out.append(one_product(a.o_proj, small))
             self._up.append(_fused([m.gate_proj, m.up_proj], small))
+            apart.append((m.gate_proj, m.up_proj))
             self._down.append(one_product(m.down_proj, small))
             self.norms.append(norm_of(block.input_layernorm))
             self._norm2.append(norm_of(block.post_attention_layernorm))
             q_norm = getattr(a, "q_norm", None)
             self._qk_norm.append(None if q_norm is None else (norm_of(q_norm), norm_of(a.k_norm)))
             self._windows.append(getattr(a, "sliding_window", getattr(lm.config, "sliding_window", None)))
+        # In float32 what one product gives of many tokens is so large that the system clears its memory at each call.
+        self._apart = apart if lm.dtype == torch.float32 and lm.device.type == "cpu" else None
         kv = attention.k_proj.out_features // self.head_dim
         self.kv_heads, self._heads = int(kv), int(attention.q_proj.out_features // self.head_dim)
 
@@ -192,7 +197,11 @@ class LlamaLike:
             x = x + self._out[j](mixed)
         if not mlp:
             return x
-        gate, up = self._up[j](self._norm2[j](x)).chunk(2, dim=-1)
+        normed = self._norm2[j](x)
+        if self._apart is not None and x.shape[0] * x.shape[1] >= _MANY:
+            gate, up = (product(normed) for product in self._apart[j])
+        else:
+            gate, up = self._up[j](normed).chunk(2, dim=-1)
         return x + self._down[j](self._act(gate) * up)
 
     def window(self, j: int) -> int | None:

@@ -23,7 +23,7 @@ from exitlens.models.layout.final_path import FinalPath
 from exitlens.models.layout.hooks import eval_mode
 from exitlens.models.native import families as native_families
 from exitlens.models.native.agreement import agrees, compiled_agrees
-from exitlens.models.native.attention import attend, attend_shared
+from exitlens.models.native.attention import attend, attend_shared, attend_whole
 from exitlens.models.native.compiled_blocks import KERNELS, CompiledBlocks, compiled_blocks
 from exitlens.models.native.families import Family, norm_of, small_enough
 from exitlens.models.native.known import unknown_field
@@ -32,6 +32,9 @@ from exitlens.models.protocol import LayeredModel
 from exitlens.progress import progress
 
 __all__ = ["KV", "Runner", "Shared", "Where", "logits_of", "native", "runner_of"]
+
+
+_FEW = 16  # rows whose logits stay with the compiled blocks: of more, another product's are faster
 
 
 class Runner:
@@ -129,12 +132,14 @@ class Runner:
         keys, values, past = kv.keys[j - 1], kv.values[j - 1], kv.past
         where.store((keys, values), (k, v), past)
         kv.written()
-        seen = where.total - past
+        seen, window = where.total - past, f.window(j - 1)
+        if q.shape[2] > 1 and seen == q.shape[2] and kv.shared is None and (window is None or window >= seen):
+            return f.finish(j - 1, x, attend_whole(q, k, v, f.scaling), mlp)  # a text from its first token on
         if where.rows is not None:
             keys, values = keys[where.rows, :, :seen], values[where.rows, :, :seen]
         else:
             keys, values = keys[:, :, :seen], values[:, :, :seen]
-        mask = where.mask(f.window(j - 1), past, q.shape[1] // keys.shape[1], q.dtype)
+        mask = where.mask(window, past, q.shape[1] // keys.shape[1], q.dtype)
         if kv.shared is None:
             mixed = attend(q, keys, values, mask, f.scaling)
         else:
@@ -225,6 +230,8 @@ class Runner:
         if self._head is None or (early and h.shape[-1] != lm.weight.shape[-1]):
             return lm.logits(h, layer, lens)
         h = h.to(lm.dtype)
+        if self.compiled is not None and h.numel() <= _FEW * h.shape[-1]:
+            return lm.logit_transform(self.compiled.logits(h, normed=early)[..., : lm.vocab_size])
         x = h if early else (self._norm or lm.norm)(h)
         return lm.logit_transform(self._head(x)[..., : lm.vocab_size])
 
