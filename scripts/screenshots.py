@@ -62,7 +62,7 @@ def views(browser: Any, path: Path) -> None:
 def live(browser: Any, address: str) -> None:
     """Two decoders answering one question on a live page."""
     for scheme, phone in MODES:
-        page = tab(browser, scheme, phone)
+        page = tab(browser, scheme, phone, bypass_csp=True)  # its policy evaluates no text, ours here neither
         page.goto(address)
         page.wait_for_function("document.querySelector('#model').textContent")
         page.fill("#prompt", "How many legs does a spider have?")
@@ -70,7 +70,7 @@ def live(browser: Any, address: str) -> None:
         page.fill("#other", "dola:low")
         page.click("#send")
         page.wait_for_function("document.querySelectorAll('#compared tbody tr').length === 2", timeout=120_000)
-        page.wait_for_timeout(12_000)
+        page.wait_for_timeout(20_000)
         keep(page.screenshot(full_page=True), "live", scheme, phone)
         page.context.close()
 

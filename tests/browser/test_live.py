@@ -13,9 +13,11 @@ import torch
 from exitlens.decoding import generate
 from exitlens.models import wrap
 from exitlens.probes.probe import LinearProbe, Provenance, SavedProbe
+from exitlens.runs.directory import RunDirectory
 from exitlens.server import Limits, create_app, live
 from tests import tiny
 from tests.browser.conftest import Visit
+from tests.browser.run_tables import run_directory
 from tests.serving import running, until
 
 pytestmark = pytest.mark.browser
@@ -159,6 +161,44 @@ def test_a_stream_that_breaks_off_says_so_and_shows_what_came(chromium: Any, lm:
     # And asked again, where nobody answers any more:
     ask(visit)
     comes(visit, "/exitlens serve still running/.test(document.querySelector('#answers').textContent)")
+
+
+def test_a_connection_that_breaks_in_the_middle_says_so_and_shows_what_came(chromium: Any, address: str) -> None:
+    visit = opened(chromium, address)
+
+    def cut(route: Any) -> None:
+        """What the server said up to the third token, and then nothing, not even an end."""
+        whole = route.fetch()
+        events = whole.text().split("\n\n")
+        assert any('"done"' in event for event in events)
+        third = [i for i, event in enumerate(events) if event.startswith('data: {"token"')][2]
+        route.fulfill(response=whole, body="\n\n".join(events[: third + 1]) + "\n\n")
+
+    visit.page.route(
+        lambda url: url.endswith("/live"),
+        lambda route: cut(route) if route.request.method == "POST" else route.continue_(),
+    )
+    ask(visit)
+    comes(visit, "/broken off/.test(document.querySelector('#said').textContent)")
+    assert "What came before it is shown" in visit.page.locator("article .fault").inner_text()
+    assert len(texts(visit, 0)) == 3
+    assert visit.faults == []
+
+
+def test_a_finished_run_is_opened_from_the_page(chromium: Any, lm: Any, tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "run", {"model": "tiny"}):
+        pass
+    (run_directory(tmp_path / "made") / "report.html").rename(tmp_path / "run" / "report.html")
+    with running(create_app(lm, run=tmp_path / "run")) as address:
+        visit = opened(chromium, address)
+        with visit.page.context.expect_page() as popped:
+            visit.page.get_by_role("link", name="Open the run").click()
+        report = Visit(popped.value)
+        report.page.wait_for_load_state()
+        report.page.wait_for_selector("[data-view=layers-1] .big")
+        assert report.page.url == f"{address}/run"
+        assert report.page.locator(".exitlens-view").count() == 6
+        assert report.faults == visit.faults == []
 
 
 def test_hostile_texts_are_text(chromium: Any, address: str) -> None:

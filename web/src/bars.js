@@ -50,7 +50,7 @@ export function matrix(o) {
   const left = Math.min(24 + 7.2 * Math.max(...o.rows.map((name) => [...name].length)), o.width * 0.34);
   const head = Math.min(34 + 5.2 * Math.max(...o.columns.map((name) => [...name].length)), 110);
   const cell = Math.max(30, Math.min((o.width - left - 50) / o.columns.length, 84));
-  const tall = 26;
+  const tall = cell < 36 ? 20 : 26;
   const low = o.low ?? 0;
   const high = o.high ?? 1;
   /** @type {import("./types").Shape[]} */
@@ -60,14 +60,14 @@ export function matrix(o) {
   o.columns.forEach((name, j) => items.push({ tag: "text", x: left + (j + 0.5) * cell + 4, y: head - 8, text: shorten(visible(name), 16), size: 11, turn: -40 }));
   o.rows.forEach((name, i) => {
     const y = head + i * tall;
-    items.push(label(left - 8, y + 17, shorten(visible(name), Math.floor(left / 7.2)), 12, "ink", "end"));
+    items.push(label(left - 8, y + tall - 8, shorten(visible(name), Math.floor(left / 7.2)), 12, "ink", "end"));
     o.columns.forEach((_, j) => {
       const value = o.value(i, j);
       const x = left + j * cell;
       if (!Number.isFinite(value)) return;
       const t = o.signed ? 0.5 + (0.5 * value) / high : (value - low) / (high - low || 1);
       const { fill, ink } = shade(o.dark, t, o.signed);
-      items.push(box(x, y, cell - 1, tall - 1, fill), label(x + cell / 2 - 0.5, y + 17, number(Math.round(value * 100) / 100, 2), cell < 36 ? 9 : 11, ink, "middle"));
+      items.push(box(x, y, cell - 1, tall - 1, fill), label(x + cell / 2 - 0.5, y + tall - 8, number(Math.round(value * 100) / 100, 2), tall / 2.3, ink, "middle"));
       hits.push({ x: x + cell / 2, y: y + tall / 2, label: o.text(i, j), key: [i, j] });
     });
   });

@@ -94,7 +94,10 @@ function liveView(ctx) {
   const retell = () => {
     const number = model.layers[layer()];
     named.textContent = layer() === last ? `${number}, the last` : number === 0 ? "0, the embeddings" : String(number);
-    told.textContent = `Above, the text; below it, what layer ${number} would have written there, ✓ where it agrees` + (items.some((_, p) => !Number.isNaN(model.probe(p))) ? "; last, the probe's P(true) after each token." : ".");
+    const some = (/** @type {(p: number) => number} */ value) => items.some((_, p) => !Number.isNaN(value(p)));
+    told.textContent = `Above, the text; below it, what layer ${number} would have written there, ✓ where it agrees` +
+      (some(model.probe) ? "; last, the probe's P(true) after each token." : ".") +
+      (some(model.chosen) ? " Outlined in the map: the layer that the decoder chose." : "");
     items.forEach((_, p) => tell(p));
   };
   /** @param {{layer: number, position: number}} at */

@@ -85,10 +85,9 @@ export function makeGrid(model, o) {
     const width = scroller.clientWidth;
     const height = scroller.clientHeight;
     const ratio = devicePixelRatio || 1;
-    const [wide, high] = [width, height].map((side) => Math.round(side * ratio));
-    if (canvas.width !== wide || canvas.height !== high) {
-      canvas.width = wide;
-      canvas.height = high;
+    if (canvas.width !== Math.round(width * ratio) || canvas.height !== Math.round(height * ratio)) {
+      canvas.width = Math.round(width * ratio);
+      canvas.height = Math.round(height * ratio);
       canvas.style.width = `${width}px`;
       canvas.style.height = `${height}px`;
       cut = new Map();

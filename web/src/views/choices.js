@@ -76,7 +76,7 @@ export function choicesView(ctx) {
   const drawQuestion = () => {
     const q = questions[at()];
     const facts = [q.outcome && `at the last layer ${q.outcome}`, q.changed && `changed by ${visible(q.changed)}`, Number.isFinite(q.entropy) && `entropy at layer ${view.meta.early}: ${number(q.entropy, 2)} nats`];
-    heading.replaceChildren(h("p", { class: "big" }, bdi(shorten(visible(q.text), 600))), h("p", { class: "small", text: facts.filter(Boolean).join(" · ") }));
+    heading.replaceChildren(h("p", { class: "big" }, bdi(visible(q.text))), h("p", { class: "small", text: facts.filter(Boolean).join(" · ") }));
     figures.draw();
   };
   return {

@@ -15,6 +15,9 @@ def number_views(results: Results) -> list[View]:
     if frame is None:
         return []
     named = frame.assign(name=frame["number"] + frame["of"].fillna("").map(lambda of: f", {of}" if of else ""))
+    # What several runs have comes first: a reader came to compare.
+    alone = named.groupby(["study", "name"])["run"].transform("nunique") < 2
+    named = named.assign(alone=alone).sort_values("alone", kind="stable").drop(columns="alone")
     where = ("study", "name")
     figures = [
         Figure(
