@@ -84,6 +84,14 @@ def test_wide_rows_are_taken_some_columns_at_a_time(monkeypatch, width, n_layers
     assert torch.equal(want["top_ids"], found["top_ids"])
 
 
+@pytest.mark.parametrize("tokens", [5, 40])
+def test_wide_rows_of_one_block_are_not_overwritten_while_they_wait(monkeypatch, tokens) -> None:
+    model = SmallModel(vocab=300, d=704, dtype=torch.bfloat16, n_layers=1, spread=0.1)
+    want, found = both(monkeypatch, model, states(model, tokens), stats=("entropy", "varentropy", "top_k"), top_k=5)
+    same(want, found, 5e-5)
+    assert torch.equal(want["top_ids"], found["top_ids"])
+
+
 def test_logits_that_keep_growing(monkeypatch) -> None:
     """Sums are relative to the largest logit before a tile; here each tile's is larger, by a little or by far."""
     for step in (0.5, 30.0, 60.0, 200.0):

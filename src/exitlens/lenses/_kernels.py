@@ -118,7 +118,7 @@ def fused(
             blocks, times, begin = n // BLOCK, repeats_ref, 0
             if others:
                 blocks, times, begin = (len(state.shift) - n) // BLOCK, repeats, n * width * repeats_ref
-            side = 1 - side if chunk < steps else side
+            side = 1 - side if chunk < steps and blocks else side
             for column in range(0, steps, chunk):
                 size = min(chunk, steps - column)
                 for b in range(blocks):
