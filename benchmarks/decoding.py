@@ -2,6 +2,7 @@
 
     python benchmarks/decoding.py --only vanilla --batches 1 8 32
     python benchmarks/decoding.py --only prompts --dtype bfloat16  # reading prompts beside transformers' pass
+    python benchmarks/decoding.py --only steps --dtype bfloat16 --batches 1 8 32  # compiled blocks beside one by one
     python benchmarks/decoding.py --only contrast            # DoLa, SLED, END against their floor and the published way
     python benchmarks/decoding.py --only truthfulqa --data TruthfulQA.csv
     python benchmarks/decoding.py --only mc --data TruthfulQA.csv
@@ -24,7 +25,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-PARTS = ("vanilla", "prompts", "contrast", "truthfulqa", "mc", "text")
+PARTS = ("vanilla", "prompts", "steps", "contrast", "truthfulqa", "mc", "text")
 Work = Callable[[], Any]
 
 
@@ -55,6 +56,7 @@ def main() -> None:
         parts = {
             "vanilla": vanilla,
             "prompts": reading_prompts,
+            "steps": steps,
             "contrast": contrast,
             "truthfulqa": truthfulqa,
             "mc": multiple_choice,
@@ -168,6 +170,41 @@ def reading_prompts(lm: Any, questions: Sequence[Any], chosen: argparse.Namespac
     return rows
 
 
+def steps(lm: Any, questions: Sequence[Any], chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """A token a row with its logits, by compiled blocks and by the same blocks one by one."""
+    from exitlens.decoding.session import open_prefix
+    from exitlens.models.native.runner import runner_of
+
+    runner = runner_of(lm)
+    compiled = None if runner is None else runner.compiled
+    if runner is None or compiled is None:
+        print("there are no compiled blocks here")
+        return []
+    rows = []
+    for n in chosen.batches:
+        session = open_prefix(lm, ()).session([lm.n_layers], 2 * (chosen.turns + 1) * chosen.tokens)
+        session.start([lm.encode(text)[:32] for text in prompts(questions, n)])
+        tokens = torch.full((n,), 5)
+
+        def ours(session: Any = session, tokens: torch.Tensor = tokens) -> None:
+            for _ in range(chosen.tokens):
+                session.final(session.step(tokens))
+
+        def one_by_one(work: Work = ours) -> None:
+            runner.compiled = None
+            work()
+            runner.compiled = compiled
+
+        seconds = taking_turns({"compiled": ours, "one by one": one_by_one}, chosen.turns)
+        rows.append({
+            "batch": n,
+            "compiled ms": 1e3 * statistics.median(seconds["compiled"]) / chosen.tokens,
+            "one by one ms": 1e3 * statistics.median(seconds["one by one"]) / chosen.tokens,
+            "times as fast": ratio(seconds["one by one"], seconds["compiled"]),
+        })  # fmt: skip
+    return rows
+
+
 def contrast(lm: Any, questions: Sequence[Any], chosen: argparse.Namespace) -> list[dict[str, Any]]:
     """Time per step at batch 8, beside vanilla plus the bare product of the extra rows, and the published way."""
     from exitlens.compute.prepacked import packed
@@ -189,17 +226,17 @@ def contrast(lm: Any, questions: Sequence[Any], chosen: argparse.Namespace) -> l
     works["published dola first"] = lambda: published_dola(lm, texts, layers["dola:high"], 1)
     seconds = taking_turns(works, chosen.turns)
 
-    def steps(name: str) -> list[float]:
+    def a_step(name: str) -> list[float]:
         return [(a - b) / (tokens - 1) for a, b in zip(seconds[name], seconds[f"{name} first"], strict=True)]
 
     rows = []
     for name in (*names, "published dola"):
-        row: dict[str, Any] = {"decoder": name, "ms/step": 1e3 * statistics.median(steps(name))}
+        row: dict[str, Any] = {"decoder": name, "ms/step": 1e3 * statistics.median(a_step(name))}
         if layers.get(name):
             products = [t / (tokens - 1) for t in seconds[f"{name} product"]]
-            floor = [v + p for v, p in zip(steps("vanilla"), products, strict=True)]
-            row |= {"extra rows": len(layers[name]) * n, "ratio to floor": ratio(steps(name), floor)}
-        row["ratio to vanilla"] = ratio(steps(name), steps("vanilla"))
+            floor = [v + p for v, p in zip(a_step("vanilla"), products, strict=True)]
+            row |= {"extra rows": len(layers[name]) * n, "ratio to floor": ratio(a_step(name), floor)}
+        row["ratio to vanilla"] = ratio(a_step(name), a_step("vanilla"))
         rows.append(row)
     return rows
 

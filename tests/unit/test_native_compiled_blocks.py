@@ -152,7 +152,7 @@ def test_decoding_goes_through_it_and_its_logits_are_those_of_its_states(lm: Any
         calls.append(tuple(x.shape[:2]))
         return run(x, *given, **more)
 
-    counted.fits = run.fits  # type: ignore[attr-defined]
+    counted.fits, counted.open, counted.logits = run.fits, run.open, run.logits  # type: ignore[attr-defined]
     monkeypatch.setattr(runner, "compiled", counted)
     generate(lm, [[5, 6, 7]] * 40, max_new_tokens=3, batch_size=40)
     assert calls == [(40, 3), (40, 1), (40, 1)]

@@ -23,7 +23,6 @@ _WINDOW = 6  # drafted rounds that are judged together
 _CHECK = 24  # drafted rounds after which a plain step is timed again: its cost grows with the text
 _WORTH = 1.03  # expected speed below which a draft is not tried
 _WIDER = 0.04  # of a plain step: what one more token costs verification, until rounds were timed
-_CHOICE_COSTS = 3.0  # plain steps that the first choice is expected to take
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +84,7 @@ class Switch:
     """Says what the next round is: ``plain``, ``choose`` (then :meth:`offer`) or ``draft``; told what each took."""
 
     given: Clasp
+    first_choice: float = 3.0  # plain steps that the first choice is expected to take
     report: ClaspReport = field(default_factory=ClaspReport)
     credit: float = 0.0
     draft: Draft | None = None
@@ -117,7 +117,7 @@ class Switch:
                 return "plain"
             due = self._choice is not None and self._since * self.given.refresh >= self._choice
             return "choose" if due and self.credit >= (self._choice or 0.0) else "draft"
-        choice = _CHOICE_COSTS * plain if self._choice is None else self._choice
+        choice = self.first_choice * plain if self._choice is None else self._choice
         # Each failure doubles what the next trial must have saved up and how long it waits, whatever earlier drafts
         # gained: a model that cannot gain is hardly bothered.
         more = 2 ** min(self._fails, 4)

@@ -57,7 +57,9 @@ def speculate(
     rows = run.rows([prompts] if isinstance(prompts, str) else prompts, chat=chat)
     counts = tally or SpeculationTally()
     reader = reader or ExitReader(lm)
-    switch = None if isinstance(draft, Draft) else Switch(draft)
+    # A choice runs sub-layers one at a time, so compiled blocks make it less faster than they make a plain step.
+    costs = 3.0 if runner.compiled is None else 12.0
+    switch = None if isinstance(draft, Draft) else Switch(draft, costs)
     if switch is not None and not runner.can_share(max((len(row.ids) for row in rows), default=0) + max_new_tokens):
         raise UnsupportedModel(
             f"{lm.name}: its attention sees a window shorter than these texts, so clasp cannot choose: use exit=LAYER"

@@ -173,6 +173,10 @@ class CompiledBlocks:
             self._all_threads(cache, state, plan, shape, weights)
         return logits.view(*h.shape[:-1], -1)
 
+    def open(self, kv: KV) -> None:
+        """Make room for the packed keys of a cache, so that views of some of its rows share it."""
+        self._cache(kv)
+
     def _cache(self, kv: KV) -> Any:
         """Where keys and values lie, and lie packed; those that rows share are packed once."""
         shape, rows = self.shape, kv.rows

@@ -66,7 +66,10 @@ class Runner:
         shape = (rows, f.kv_heads, capacity - (0 if shared is None else shared.length), f.head_dim)
         dtype, device = self.lm.dtype, self.lm.device
         keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(self.n_layers)]
-        return KV(keys, [torch.zeros_like(k) for k in keys], shared, blank=True)
+        kv = KV(keys, [torch.zeros_like(k) for k in keys], shared, blank=True)
+        if self.compiled is not None:
+            self.compiled.open(kv)
+        return kv
 
     def can_share(self, capacity: int) -> bool:
         """Whether every block of a text of ``capacity`` tokens sees all that came before."""
