@@ -48,7 +48,7 @@ def test_the_issue_example_a_billion_tokens_of_all_layers_of_a_70b_model(capsys:
     assert f"{found['flops']['pass']:.1e}" == "1.4e+20"
     assert f"{found['flops']['readout']:.1e}" == "1.7e+20"
     assert f"{found['storage_bytes']['states'] / 1e15:.1f}" == "1.3"
-    assert 0.8e12 < found["storage_bytes"]["statistics"] < 1.2e12
+    assert 0.5e12 < found["storage_bytes"]["statistics"] < 1.1e12  # two floats a row; 4 bytes each would be 0.65e12
     assert found["cards_of_a_copy"] == 2  # 141 GB of weights
     assert found["memory_bytes"]["weights"] == pytest.approx(70_553_706_496)
 

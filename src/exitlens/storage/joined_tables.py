@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from exitlens.storage.atomic import PARQUET, write_file
+from exitlens.storage.atomic import parquet_options, write_file
 
 __all__ = ["JoinedTables", "write_joined"]
 
@@ -47,7 +47,7 @@ def write_joined(path: Path, files: Sequence[Path]) -> str:
     schema = _schema(files)
 
     def write(part: Path) -> None:
-        with pq.ParquetWriter(part, schema, **PARQUET) as sink:
+        with pq.ParquetWriter(part, schema, **parquet_options(schema)) as sink:
             held: list[Any] = []
             rows = 0
             for file in files:
