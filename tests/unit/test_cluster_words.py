@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests import tiny
 
 from exitlens import cli
 from exitlens.errors import InputError, MissingExtra, RunError
@@ -151,3 +152,23 @@ def test_a_damaged_status_is_refused(tmp_path: Path, value: object) -> None:
     write_json(tmp_path / "status.json", value)
     with pytest.raises(RunError, match="says nothing of a run"):
         read_status(tmp_path)
+
+
+def test_a_lens_that_is_fitted_tells_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, text, lens = tiny.save(tmp_path / "m"), tmp_path / "t.txt", tmp_path / "lens.safetensors"
+    text.write_text("\n".join(f"The capital of France is Paris, and {i} + 2 = {i + 2}." for i in range(40)))
+    train = ["lens", "train", "--method", "jacobian", "--text", str(text), "--model", str(model), "--out", str(lens)]
+    train += ["--length", "16", "--skip", "2", "--tokens", "600", "-q"]
+    status = ["run", "--status", str(lens)]
+    assert cli.main([*train, "--minutes", "0.00001"]) == 0  # one text, and its time is over
+    capsys.readouterr()
+    assert cli.main(status) == 0
+    said = capsys.readouterr().out
+    assert "texts pulled back: " in said
+    assert "the same command goes on with the other" in said
+    assert (tmp_path / "lens.safetensors.units" / "status.json").is_file()
+    assert cli.main(train) == 0
+    assert not (tmp_path / "lens.safetensors.units").exists()
+    capsys.readouterr()
+    assert cli.main(status) == 0
+    assert capsys.readouterr().out.startswith("done (")

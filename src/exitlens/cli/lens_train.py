@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from exitlens.data.texts import TextFile
     from exitlens.models import LayeredModel
     from exitlens.runs.cluster.address import EngineSettings
+    from exitlens.runs.engine import Report
     from exitlens.studies.engines import Maker
     from exitlens.studies.lens_training import Pieces
 
@@ -147,23 +150,42 @@ def _fit(
     lm: LayeredModel, pieces: Pieces, path: Path, quiet: bool, method: str, options: dict[str, Any], make: Maker | None
 ) -> Any:
     """The lens, fitted under a bar and written to ``path``; ``make``: the engine whose workers sum texts, if any."""
+    from exitlens.runs.status import StatusFile
     from exitlens.studies import lens_training
 
-    with StageProgress(quiet) as bars:
-
-        def tell(phase: str, done: int, total: int) -> None:
-            bars.at(_PHASES.get(phase, phase), done, total)
-
+    units = lens_training.units_folder(path)
+    with StageProgress(quiet) as bars, StatusFile(units, bars) as status:
+        hear: Report = status
+        speak = status.heard(lambda line: say(line, quiet))
+        if make is not None:
+            engine = make(lm, report=status, logs=units / "logs", seen=units / "fit.json")
+            options["stream"], hear = engine.stream, engine.report or status
+        tell = _teller(hear)
         if method == "tuned":
             lens: Any = lens_training.train_and_save(lm, pieces, path, progress=tell, **options)[0]
+            whole = True
         else:
-            if make is not None:
-                units = lens_training.units_folder(path)
-                options["stream"] = make(lm, logs=units / "logs", seen=units / "fit.json").stream
-            lens = lens_training.fit_and_save(
-                lm, pieces, path, progress=tell, say=lambda line: say(line, quiet), **options
-            )[0]
+            lens, report = lens_training.fit_and_save(lm, pieces, path, progress=tell, say=speak, **options)
+            whole = report.texts + report.held_out == len(pieces.ids)
+    if whole:
+        lens_training.clear_units(path)
     return lens
+
+
+def _teller(hear: Report) -> Callable[[str, int, int], None]:
+    """What tells ``hear`` how far each phase is; the rate counts what this process saw done."""
+    from exitlens.runs.engine import Progress
+
+    begun: dict[str, tuple[float, int]] = {}
+
+    def tell(phase: str, done: int, total: int) -> None:
+        since, first = begun.setdefault(phase, (time.monotonic(), done))
+        spent = time.monotonic() - since
+        rate = (done - first) / spent if done > first and spent > 0 else None
+        left = None if rate is None else (total - done) / rate
+        hear(Progress(_PHASES.get(phase, phase), done, total, rate, left))
+
+    return tell
 
 
 def _checked(

@@ -69,7 +69,7 @@ def _settings() -> dict[str, Own]:
 def _more() -> list[inspect.Parameter]:
     config = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML file with the same settings.")]
     fresh = Annotated[bool, typer.Option("--fresh", help="Start over, also where the folder holds a run.")]
-    status = Annotated[Path | None, typer.Option("--status", metavar="FOLDER", help="Say how far a run is, and end.")]
+    status = Annotated[Path | None, typer.Option("--status", metavar="PLACE", help="Say how far a run is, and end.")]
     kinds = {
         "config": (config, None),
         "status": (status, None),

@@ -17,9 +17,11 @@ from exitlens.runs.engine import Progress, Report
 from exitlens.storage.atomic import alive, read_json, write_json
 from exitlens.storage.mirror import local_folder
 
-__all__ = ["FILE", "Status", "StatusFile", "read_status"]
+__all__ = ["BESIDE", "FILE", "Status", "StatusFile", "read_status"]
 
 FILE = "status.json"
+BESIDE = ".units"
+"""Ends the name of the folder that lies beside a lens until it is whole."""
 EVERY = 1.0  # seconds between two writings
 OLD = 60.0  # seconds without news after which a run may have ended without a word
 
@@ -54,6 +56,8 @@ class Status(BaseModel):
     def _state(self, now: float) -> str:
         age = max(0.0, now - self.updated)
         where = f"process {self.pid} on {self.host}"
+        if not self.pid:
+            return f"{self.state} ({age:.0f} s ago)"
         if self.state != "running":
             return f"{self.state} ({where}, {age:.0f} s ago)"
         if os.name != "nt" and self.host == platform.node() and not alive(self.pid):  # Windows cannot be asked
@@ -107,13 +111,19 @@ class StatusFile:
 
 
 def read_status(folder: str | Path) -> Status:
-    """How far the run in ``folder`` is. Raises RunError where none has said anything."""
-    place = local_folder(folder, only=(FILE,))
+    """How far the run in ``folder`` is, or the lens that is fitted into that file. Raises RunError where none said it.
+
+    What a lens has beside it until it is whole is gone afterwards: then its file says that it is done.
+    """
+    beside = Path(f"{folder}{BESIDE}").expanduser()
+    place = beside if beside.is_dir() else local_folder(folder, only=(FILE,))
+    if place.is_file():
+        return Status(state="done", updated=place.stat().st_mtime)
     value: Any = read_json(place / FILE)
     try:
         return Status.model_validate(value)
     except ValidationError:
         raise RunError(
             f"'{folder}' says nothing of a run ({FILE} is missing or damaged): name the run directory (--out) of "
-            "exitlens run, probe or read"
+            "exitlens run, probe or read, or the file of exitlens lens train"
         ) from None

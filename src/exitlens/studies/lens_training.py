@@ -24,6 +24,7 @@ from exitlens.lenses import (
 from exitlens.lenses.jacobian.fit import Elsewhere, Stream
 from exitlens.models.forward import cut_tokens
 from exitlens.models.protocol import LayeredModel
+from exitlens.runs.status import BESIDE
 from exitlens.storage.atomic import check_writable, write_json
 from exitlens.studies.exits.files import own_texts
 from exitlens.version import __version__
@@ -155,15 +156,23 @@ def fit_and_save(
     if report.texts + report.held_out == len(pieces.ids):
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        shutil.rmtree(units, ignore_errors=True)
+        clear_units(path)
     else:
         say(f"the same command goes on with the other {len(pieces.ids) - report.held_out - report.texts} texts")
     return lens, report
 
 
 def units_folder(path: Path) -> Path:
-    """Where workers write sums of texts, their logs, and ``fit.json``, by which they know that they see the folder."""
-    return path.with_name(f"{path.name}.units").expanduser().absolute()
+    """What lies beside a lens until it is whole: how far it is, workers' sums of texts and logs, and ``fit.json``.
+
+    By that file workers know that they see the folder.
+    """
+    return path.with_name(f"{path.name}{BESIDE}").expanduser().absolute()
+
+
+def clear_units(path: Path) -> None:
+    """Remove :func:`units_folder`; harmless where there is none."""
+    shutil.rmtree(units_folder(path), ignore_errors=True)
 
 
 def _saved(lens: _L, path: Path) -> _L:
