@@ -19,11 +19,11 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "token",  # its ports are open to the network while the tests run
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
-    # A node that died is noticed in seconds.
-    "RAY_health_check_initial_delay_ms": "500",
-    "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "1500",
-    "RAY_health_check_failure_threshold": "2",
+    # A node that died is noticed in seconds, one that is slow on a loaded machine is left alone.
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "5000",
+    "RAY_health_check_failure_threshold": "4",
     "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)]),
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -49,17 +49,21 @@ class RayNodes:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
-    def start(self, name: str, cpus: int) -> None:
+    def start(self, name: str, cpus: int, gpus: int = 0, **environment: str) -> None:
+        """Start a node with a home, a cache and a working folder of its own, as a machine has."""
+        home = self.folder / f"home-{name}"
+        home.mkdir()
+        own = {"EXITLENS_NODE": name, "HOME": str(home), "EXITLENS_CACHE": str(home / "cache"), **environment}
         where = ["--head", f"--port={self.port}", f"--temp-dir={self.folder}", "--include-dashboard=false"]
         command = [
             sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--block",
-            "--disable-usage-stats", f"--num-cpus={cpus}", "--num-gpus=0", "--object-store-memory=80000000",
+            "--disable-usage-stats", f"--num-cpus={cpus}", f"--num-gpus={gpus}", "--object-store-memory=80000000",
             *(where if not self._nodes else [f"--address={self.address}"]),
         ]  # fmt: skip
         with (self.folder / f"{name}.txt").open("wb") as log:
             self._nodes[name] = subprocess.Popen(
-                command, env={**os.environ, **QUIET, "EXITLENS_NODE": name}, stdout=log, stderr=log,
-                stdin=subprocess.DEVNULL, start_new_session=True,
+                command, env={**os.environ, **QUIET, **own}, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                start_new_session=True, cwd=home,
             )  # fmt: skip
         if len(self._nodes) == 1:
             self._wait_for_head()

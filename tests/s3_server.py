@@ -39,12 +39,13 @@ def server() -> Iterator[int]:
 
 
 class Proxy:
-    """Passes requests on. ``rule(method, path, number)`` may return a status to answer with, or wait, or raise to drop
-    the connection. ``hidden``: headers that the server does not see. ``seen``: (method, path) of every request.
+    """Passes requests on. ``rule(method, path, number)`` may return a status to answer with, or the code of a 403, or
+    wait, or raise to drop the connection. ``hidden``: headers that the server does not see. ``seen``: (method, path) of
+    every request.
     """
 
     def __init__(self, port: int) -> None:
-        self.rule: Callable[[str, str, int], int | None] = lambda _method, _path, _number: None
+        self.rule: Callable[[str, str, int], int | str | None] = lambda _method, _path, _number: None
         self.hidden: set[str] = set()
         self.seen: list[tuple[str, str]] = []
         proxy = self
@@ -61,7 +62,9 @@ class Proxy:
                     self.close_connection = True
                     return
                 if status is not None:
-                    code = {403: "AccessDenied", 503: "SlowDown"}.get(status, "InternalError")
+                    codes = {403: "AccessDenied", 503: "SlowDown"}
+                    code = status if isinstance(status, str) else codes.get(status, "InternalError")
+                    status = 403 if isinstance(status, str) else status
                     raw = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
                     self._answer(status, {"Content-Type": "application/xml"}, raw)
                     return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -19,6 +20,7 @@ from tests import tiny
 from tests.cluster_work import NoModel, Unit, Write
 from tests.ray_nodes import QUIET, RayNodes
 
+from exitlens import cli
 from exitlens.errors import ModelError, RunError, UnitsFailed
 from exitlens.runs.cluster.address import parse_engine
 from exitlens.runs.cluster.connection import Cluster, connect
@@ -205,6 +207,81 @@ def test_commands_give_the_files_of_one_process_also_when_the_driver_is_killed(n
         assert [p.name for p in alone] == [p.name for p in killed]
         assert [p.read_bytes() for p in alone] == [p.read_bytes() for p in killed]
     assert "model loaded" in (tmp_path / "killed" / "logs" / "worker-000.log").read_text()
+
+
+def ended(driver: subprocess.Popen[str], number: int) -> tuple[int, str]:
+    driver.send_signal(number)
+    _, said = driver.communicate(timeout=60)
+    return driver.returncode, said
+
+
+def study(folder: Path) -> list[str]:
+    """A run of a tiny model over a dozen questions and two dozen statements, without where it goes."""
+    config = tiny.save(folder / "model", spread=0.15) / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 4096}))
+    with (folder / "q.jsonl").open("w") as out:
+        for i in range(12):
+            row = {"question": f"What is {i} + 2?", "best": str(i + 2), "correct": [str(i + 2)], "incorrect": ["one"]}
+            out.write(json.dumps(row) + "\n")
+    with (folder / "s.jsonl").open("w") as out:
+        for i in range(24):
+            said, topic = f"The thing{i // 2} has {i % 2 + 3} legs.", f"t{i // 12}"
+            row = {"statement": said, "label": i % 2, "topic": topic, "entity": f"thing{i // 2}"}
+            out.write(json.dumps(row) + "\n")
+    return [
+        "run", "--only", "entropy,probes", "--model", str(config.parent), "--data", str(folder / "q.jsonl"),
+        "--statements", str(folder / "s.jsonl"), "--setting", "zero-shot", "--kinds", "mass-mean", "--protocol",
+        "grouped-k-fold", "--batch-size", "1", "--max-new-tokens", "4", "--judges", "margin:rouge",
+        "--bertscore-model", "none", "--no-figures", "--device", "cpu", "--dtype", "float32",
+    ]  # fmt: skip
+
+
+def contents(folder: Path, *patterns: str) -> dict[str, bytes]:
+    """The files of those patterns by name, of which there is one at least of each."""
+    found = {pattern: sorted(folder.glob(pattern)) for pattern in patterns}
+    assert all(found.values()), found
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for paths in found.values() for path in paths}
+
+
+def test_a_run_is_the_same_whoever_is_killed(nodes: RayNodes, tmp_path: Path) -> None:
+    environment, studies = {**os.environ, **QUIET}, study(tmp_path)
+    killed, there = tmp_path / "killed", ["--engine", f"ray://{nodes.address}", "--workers", "2"]
+
+    def begin(*how: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command(*studies, "--out", str(killed), *how), env=environment, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def seals(count: int) -> None:
+        until(
+            lambda: len(list(killed.glob("work/*/*.seal.json"))) >= count or driver.poll() is not None,
+            f"unit {count}", 300,
+        )  # fmt: skip
+        assert driver.poll() is None, driver.communicate()
+
+    driver = begin(*there)
+    seals(2)
+    assert ended(driver, signal.SIGKILL)[0] == -signal.SIGKILL
+    driver = begin("--engine", "ray", "--workers", "1")  # a Ray of its own
+    seals(5)
+    code, said = ended(driver, signal.SIGTERM)
+    assert code == 130
+    assert said.endswith("\ninterrupted; finished work is kept, the same command continues from there\n")
+    assert "interrupted" in (killed / "status.json").read_text()
+    assert not (killed / "report.html").exists()
+    kept = {path: path.stat().st_mtime_ns for path in killed.glob("work/*/*.seal.json")}
+    driver = begin(*there)
+    seals(len(kept) + 1)
+    worker = (killed / "logs" / "worker-000.log").read_text().rpartition(" exitlens: model loaded")[0].split()[-1]
+    os.kill(int(worker), signal.SIGKILL)
+    assert driver.wait(timeout=300) == 0, driver.stderr.read() if driver.stderr else ""
+    assert driver.stderr is not None
+    driver.stderr.close()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # nothing finished was done again
+    assert cli.main([*studies, "--out", str(tmp_path / "alone"), "-q"]) == 0
+    made = ("tables/*", "states/*/shards/*.safetensors", "states/*/index.parquet", "work/*/*.parquet")
+    assert contents(killed, *made) == contents(tmp_path / "alone", *made)
 
 
 # Last: the second node is gone afterwards.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +252,69 @@ def test_a_writer_that_is_killed_at_any_put_ends_with_the_same_bytes(bucket: str
     assert results(objects(f"{bucket}/run")) == results(files(tmp_path / "local"))
 
 
+def test_a_request_that_is_answered_too_late_is_repeated(
+    bucket: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_store, "_READ_SECONDS", 0.5)
+    s3fs.S3FileSystem.clear_instance_cache()
+    waits = [2.0]
+
+    def rule(method: str, _path: str, _number: int) -> None:
+        time.sleep(waits.pop() if method == "PUT" and waits else 0)
+
+    proxy.rule = rule
+    store = ObjectStore(address_of(bucket))
+    store.put_bytes("a.txt", b"a")
+    assert store.read("a.txt") == b"a"
+    waits.extend([2.0] * 10)
+    begun = time.monotonic()
+    with pytest.raises(
+        RunError, match=r"cannot write 's3://.*b\.txt': the store cannot be reached .*\(4 tries\)"
+    ) as said:
+        store.put_bytes("b.txt", b"b")
+    assert "\n" not in str(said.value)
+    assert time.monotonic() - begun < 10
+
+
+# ---- workers on other machines
+
+
+def test_what_workers_on_other_machines_wrote_is_brought_and_kept(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    origin = Origin("m", "f", "float32", 4, (0,), "last", "zero-shot", "p")
+    rows = pd.DataFrame({"id": ["a"], "label": 1, "topic": "t", "group": "g", "hash": ["x"], "n_tokens": 3})
+    found = pd.DataFrame({"position": [1]})
+
+    def elsewhere_written(store: StateStore, layer: int) -> None:
+        """By a worker with a cache of its own, which holds what an earlier run left there."""
+        sent, key = pickle.dumps(store.writer()), store.key(store.planned(0))
+        here = dict(mirror._mirrors)
+        monkeypatch.setenv("EXITLENS_CACHE", str(tmp_path / "worker"))
+        pickle.loads(sent).write(0, key, ["a"], {layer: torch.full((1, 4), float(layer))}, found)  # noqa: S301
+        left = files(tmp_path / "worker")
+        assert any(name.endswith("seal.json") for name in left)
+        mirror.passed()
+        assert not files(tmp_path / "worker")
+        mirror._mirrors.clear()
+        mirror._mirrors.update(here)
+        monkeypatch.setenv("EXITLENS_CACHE", str(tmp_path / "cache"))
+
+    store = StateStore.open(f"{bucket}/states", origin)
+    store.plan(rows)
+    elsewhere_written(store, 0)
+    assert len(store.finish()) == 1
+    assert store.layer(0).tolist() == [[0.0] * 4]
+    more = StateStore.open(f"{bucket}/states", replace(origin, layers=(0, 1)))
+    assert more.missing(0) == (1,)
+    elsewhere_written(more, 1)
+    more.finish()
+    assert more.states((0, 1))[:, 0, 0].tolist() == [0.0, 1.0]
+    assert {name.partition(".")[2] for name in objects(f"{bucket}/states") if name.startswith("shards/")} == {
+        "safetensors", "1.safetensors", "rows.parquet", "seal.json"
+    }  # fmt: skip
+
+
 # ---- one writer
 
 
@@ -340,7 +405,9 @@ def test_a_store_without_conditional_puts_is_named_and_the_seals_count(
 # ---- what cannot be used
 
 
-@pytest.mark.parametrize("kind", ["bucket", "permission", "credentials", "key", "network", "scheme", "none", "extra"])
+@pytest.mark.parametrize(
+    "kind", ["bucket", "permission", "clock", "credentials", "key", "network", "scheme", "none", "extra"]
+)
 def test_what_cannot_be_used_is_one_line_before_a_model_is_loaded(
     kind: str, bucket: str, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -354,6 +421,11 @@ def test_what_cannot_be_used_is_one_line_before_a_model_is_loaded(
         out, said = "s3://no-such-bucket/run", "no such bucket 'no-such-bucket'; create it"
     elif kind == "permission":
         proxy.rule, said = lambda method, _path, _number: 403 if method == "PUT" else None, "no permission on bucket"
+    elif kind == "clock":
+        proxy.rule, said = (
+            lambda _method, _path, _number: "RequestTimeTooSkewed",
+            "clock is too far from the store",
+        )
     elif kind == "credentials":
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.delenv(name)

@@ -212,6 +212,7 @@ def map_stage(
         by[__version__] += 1
         fresh += 1
         clock.worked(len(batch.records))
+    units.catch_up()
     total = sum(made[index][0] for index in range(count))
     if engine.directory is not None:
         made_by = dict(sorted(by.items()))

@@ -165,6 +165,7 @@ class StateStore:
 
         What an earlier index holds of a shard is not read again: of 10^5 small files that would take minutes.
         """
+        self._shards.catch_up()
         looked = {shard: found.rows for shard in self._plan.shards if (found := self._look(shard)) is not None}
         before = _IndexMarks.of(self.path)
         old = read_places(self.path / "index.parquet") if before is not None else None

@@ -56,8 +56,8 @@ class Lease:
         # A store that takes a second conditional put of the same object knows no conditions.
         if made == "unsupported" or self._store.create(name, self._payload(second=True)) != "there":
             _LOG.warning(
-                "'%s': this store has no conditional puts, so nothing hinders two runs at once; units still count "
-                "by their seals alone", self._store.address,
+                "'%s': this store has no conditional puts, so nothing hinders two runs at once: start one at a "
+                "time; units still count by their seals alone", self._store.address,
             )  # fmt: skip
             self._store.put_bytes(name, self._payload())
         self._renewed = time.monotonic()

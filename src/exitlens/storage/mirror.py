@@ -1,6 +1,7 @@
 """Folders and files on object storage, seen as local ones: a copy in the cache folder that follows every write.
 
     CACHE/objects/<key>/writing/     what a run writes; each file is an object before it has its name here
+    CACHE/objects/<key>/passing-7/   what process 7, a worker of such a run, wrote; it keeps nothing of it
     CACHE/objects/<key>/reading/     what is only read; fetched anew where size or mark of the object changed
     CACHE/objects/<key>/file/        a single file
 
@@ -32,6 +33,7 @@ from exitlens.storage.object_store import ObjectStore, Stamp, address_of
 
 __all__ = [
     "brought",
+    "catch_up",
     "check_target",
     "delete",
     "hold",
@@ -40,7 +42,9 @@ __all__ = [
     "local_file",
     "local_folder",
     "named",
+    "passed",
     "portable",
+    "present",
 ]
 
 _BOUND = ("EXITLENS_CACHE_GIB", 50)
@@ -56,6 +60,7 @@ class _Mirror:
     root: Path
     store: ObjectStore
     writes: bool
+    passes: bool = False
     lease: Lease | None = None
     marks: dict[str, str] = field(default_factory=dict)  # of what was fetched, by name
 
@@ -214,8 +219,51 @@ def portable(path: Path) -> tuple[str, str]:
 
 
 def brought(place: str, name: str) -> Path:
-    """The path that :func:`portable` told of. What is written there is put as an object, under its sender's lease."""
-    return local_folder(place, write=True) / name if name else local_folder(place, write=True)
+    """The path that :func:`portable` told of. What is written there is put as an object, under its sender's lease.
+
+    Nothing lies there but what is asked for by :func:`present`: a copy that this machine has from an earlier run may
+    hold what the store does not.
+    """
+    address = address_of(place)
+    if address is None:
+        return Path(place)
+    home = _home(str(address))
+    root = home / f"passing-{os.getpid()}"
+    if root not in _mirrors:
+        for left in home.glob("passing-*"):
+            if not atomic.alive(int(left.name.rpartition("-")[2])) or left == root:
+                shutil.rmtree(left, ignore_errors=True)
+        _mirrors[root] = _Mirror(root, ObjectStore(address), writes=True, passes=True)
+    return root / name
+
+
+def present(path: Path) -> Path:
+    """``path``, fetched first where this process only passes files on and the store has it. Raises RunError."""
+    mirror = _of(path)
+    if mirror is not None and mirror.passes and not path.exists():
+        name = mirror.name(path)
+        stamp = mirror.store.listing(name).get(name)
+        if stamp is not None:
+            mirror.fetch([name], {name: stamp})
+    return path
+
+
+def passed() -> None:
+    """Remove here what this process passed on to a store."""
+    for mirror in _mirrors.values():
+        if mirror.passes:
+            shutil.rmtree(mirror.root, ignore_errors=True)
+
+
+def catch_up(folder: Path) -> None:
+    """Fetch what others put below a writing folder while this process held its lease. Raises RunError."""
+    mirror = _of(folder)
+    if mirror is None or not mirror.writes or mirror.passes:
+        return
+    found = mirror.store.listing(mirror.name(folder))
+    # Of the files that are here already only seals change: a unit's files have names of their own.
+    wanted = [name for name in sorted(found) if name.endswith(".seal.json") or not (mirror.root / name).exists()]
+    mirror.fetch(wanted, found)
 
 
 def delete(path: Path) -> None:

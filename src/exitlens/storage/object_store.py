@@ -206,6 +206,8 @@ def _final(error: Exception, address: Address, what: str) -> str | None:
             "gcloud auth application-default login" if address.scheme == "gs" else "AWS_ACCESS_KEY_ID, or aws configure"
         )
         return f"no valid credentials ({_said(error)}); give them as its client expects them ({how})"
+    if "RequestTimeTooSkewed" in said or "difference between the request time and the" in said:
+        return "this machine's clock is too far from the store's; set it (timedatectl set-ntp true), then try again"
     if isinstance(error, PermissionError) or "AccessDenied" in said or "Forbidden" in said:
         return f"no permission on bucket '{cut(bucket)}'; ask for the right to list, read and write it, or use another"
     # Listing and writing ask for nothing but the bucket.

@@ -21,7 +21,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from exitlens.storage.atomic import sha256_file, write_json
-from exitlens.storage.mirror import brought, delete, portable
+from exitlens.storage.mirror import brought, catch_up, delete, portable, present
 
 __all__ = ["Seal", "Sealed"]
 
@@ -55,7 +55,7 @@ class Sealed:
     def claimed(self, number: int, key: str) -> Seal | None:
         """The seal of a unit, if it has one of this key; its files are not looked at."""
         try:
-            seal = Seal.model_validate_json(self._seal(number, key).read_bytes())
+            seal = Seal.model_validate_json(present(self._seal(number, key)).read_bytes())
         except (OSError, ValidationError, RecursionError):
             return None
         return seal if seal.key == key else None
@@ -67,7 +67,7 @@ class Sealed:
             return None
         written = _changed(self._seal(number, key))
         for name, sha in seal.files.items():
-            file = self.path(number, key, name)
+            file = present(self.path(number, key, name))
             changed = _changed(file)
             # Equal times are too close to tell, as clocks of file systems tick some hundred times a second.
             if changed is None or ((written is None or changed >= written) and sha256_file(file) != sha):
@@ -85,6 +85,14 @@ class Sealed:
             return self.whole(number, key) if self._seal(number, key).name in there else None
 
         return whole
+
+    def catch_up(self, *, files: bool = True) -> None:
+        """Bring what workers on other machines wrote here, where the folder stands for an address.
+
+        ``files``: the units' files too, not their seals alone.
+        """
+        for folder in {self.seals, self.folder} if files else {self.seals}:
+            catch_up(folder)
 
     def write(
         self,

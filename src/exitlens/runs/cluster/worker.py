@@ -5,10 +5,14 @@ Exceptions stay on the worker, with their traceback in its log: what travels bac
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import logging
 import os
 import platform
+import secrets
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -18,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from exitlens.errors import ExitlensError, RunError
 from exitlens.parsing import cut
+from exitlens.storage.mirror import passed
+from exitlens.storage.object_store import ObjectStore, address_of
 
 if TYPE_CHECKING:
     from exitlens.models.protocol import LayeredModel
@@ -25,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["About", "Done", "Loaded", "Source", "Trouble", "Worker", "describe", "end_process"]
 
 Kind = Literal["writing", "refused", "error"]
+PUBLISH = 15.0  # seconds between two puts of a log, where the run directory is an address
 
 
 class Source(Protocol):
@@ -107,33 +114,47 @@ class Worker:
         self.threads = threads
         self._lm: Any = None
         self._task: tuple[int, Any] = (-1, None)
+        self._log: tuple[Path, ObjectStore, str] | None = None  # here, and where it is put
+        self._published = 0.0
 
     def about(self) -> About:
         """Who this is."""
         return describe()
 
-    def load(self, source: Source, name: str, seen: str | None, log: str | None) -> Loaded | Trouble:
+    def load(
+        self, source: Source, name: str, seen: tuple[str, str] | None, log: tuple[str, str] | None
+    ) -> Loaded | Trouble:
         """Load the model and call it ``name``.
 
-        ``seen``: a file of the run directory, which must be seen from here; ``log``: where what is said here goes.
+        ``seen``: a file of the run directory, which must be seen from here; ``log``: where what is said here goes; both
+        as :func:`exitlens.storage.mirror.portable` has them.
         """
         try:
-            if seen is not None and not Path(seen).is_file():
+            if seen is not None and not _is_seen(*seen):
                 return Trouble(
                     "refused",
-                    f"machine {platform.node()} does not see '{cut(str(Path(seen).parent))}': give --out a folder on "
-                    "storage that all machines share, under one path",
+                    f"machine {platform.node()} does not see '{_folder(*seen)}': give --out a folder on storage that "
+                    "all machines share, under one path",
                 )
-            _open_log(log)
+            self._log = _open_log(log)
             begun = time.perf_counter()
             os.environ["TOKENIZERS_PARALLELISM"] = "false"
             self._lm = source.load(self.threads)
             self._lm.name = name
             seconds = time.perf_counter() - begun
             logging.getLogger("exitlens").info("model loaded in %.1f s", seconds)
+            self.publish()
             return Loaded(source.marks(self._lm), seconds)
         except Exception as error:  # noqa: BLE001 - said in a line, where the run is
-            return _trouble(error)
+            return self._trouble(error)
+
+    def publish(self) -> None:
+        """Put the log into the run directory, where that is an address; a store that fails must not stop the work."""
+        self._published = time.monotonic()
+        if self._log is not None:
+            path, store, name = self._log
+            with contextlib.suppress(Exception):
+                store.put(name, path)
 
     def run(self, number: int, task: Sequence[Any], unit: Any) -> Done | Trouble:
         """Do a unit: the task writes it and says what its seal says.
@@ -149,19 +170,43 @@ class Worker:
                 self._task = number, ray.get(task[0])
             result = self._task[1].run(self._lm, unit)
         except Exception as error:  # noqa: BLE001 - said in a line, where the run is
-            return _trouble(error)
+            return self._trouble(error)
+        finally:
+            passed()
+        if time.monotonic() - self._published > PUBLISH:
+            self.publish()
         return Done(result, time.perf_counter() - begun)
 
+    def _trouble(self, error: Exception) -> Trouble:
+        found = _trouble(error)
+        self.publish()
+        return found
 
-def _open_log(log: str | None) -> None:
-    """Send what this process prints and logs to a file; a full disk must not stop it."""
+
+def _is_seen(place: str, name: str) -> bool:
+    """Whether a file is seen from here. Raises RunError, MissingExtra for a store that cannot be asked."""
+    address = address_of(place)
+    return Path(place).is_file() if address is None else ObjectStore(address).read(name) is not None
+
+
+def _folder(place: str, name: str) -> str:
+    return cut(place if name else Path(place).parent, 200)
+
+
+def _open_log(log: tuple[str, str] | None) -> tuple[Path, ObjectStore, str] | None:
+    """Send what this process prints and logs to a file; a full disk must not stop it. Where that has to be put."""
     if log is None:
-        return
+        return None
     try:
-        Path(log).parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    except OSError:
-        return
+        address = address_of(log[0])
+        if address is None:
+            path = Path(log[0])
+            path.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            path = Path(tempfile.gettempdir()) / f"exitlens-log-{os.getpid()}-{secrets.token_hex(4)}"
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600 if address else 0o644)
+    except (OSError, ExitlensError):
+        return None
     for stream in (1, 2):
         os.dup2(handle, stream)
     os.close(handle)
@@ -169,6 +214,10 @@ def _open_log(log: str | None) -> None:
         stream=sys.stderr, level=logging.INFO, force=True,
         format=f"%(asctime)s {platform.node()} {os.getpid()} %(name)s: %(message)s",
     )  # fmt: skip
+    if address is None:
+        return None
+    atexit.register(path.unlink, missing_ok=True)
+    return path, ObjectStore(address), log[1]
 
 
 def _trouble(error: Exception) -> Trouble:

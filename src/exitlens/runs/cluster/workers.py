@@ -12,6 +12,7 @@ from typing import Any
 from exitlens.errors import ModelError, RunError
 from exitlens.runs.cluster.connection import Cluster, differing
 from exitlens.runs.cluster.worker import About, Loaded, Source, Trouble, Worker, describe, end_process
+from exitlens.storage.mirror import is_mirrored, portable
 
 __all__ = ["Given", "Settings", "Slot", "Workers"]
 
@@ -19,6 +20,7 @@ LOOK_AGAIN = 5.0  # seconds between two looks at what the cluster has
 SAY_WAITING = 20.0  # seconds without a worker after which that is said, and again after each
 LOADING = 3600.0  # seconds after which a worker that still loads its model is given up
 DEATHS = 6  # workers that die one after the other before any has its model
+LAST_WORDS = 5.0  # seconds for workers to put their logs on object storage before they end
 STRIKES = 3  # troubles of one machine, one after the other, after which it is put aside
 
 
@@ -152,8 +154,8 @@ class Workers:
             if wrong:
                 self._put_aside(slot.node, f"has {wrong}: install the same versions on every machine", RunError)
                 return
-            log = None if self.logs is None else str(self.logs / f"worker-{slot.number:03d}.log")
-            seen = None if self.seen is None else str(self.seen)
+            log = None if self.logs is None else portable(self.logs / f"worker-{slot.number:03d}.log")
+            seen = None if self.seen is None else portable(self.seen)
             slot.ref = slot.actor.load.remote(self._source_ref, self.name, seen, log)
             slot.state, slot.since = "loading", time.monotonic()
             return
@@ -175,6 +177,9 @@ class Workers:
     def close(self) -> None:
         """End all of them; what they have finished is kept."""
         if self._ray.is_initialized():
+            if self.logs is not None and is_mirrored(self.logs):
+                asked = [slot.actor.publish.remote() for slot in self.ready() if not slot.given]
+                self._ray.wait(asked, num_returns=len(asked), timeout=LAST_WORDS) if asked else None
             for slot in list(self.slots.values()):
                 self._ray.kill(slot.actor, no_restart=True)
         self.slots.clear()

@@ -225,6 +225,7 @@ def _fill(
         tick(job.characters)
         clock.worked(job.characters)
     # Sums are added in the order of the text, whoever made which and when.
+    shards.catch_up(files=False)
     for number, key in enumerate(keys[begun:], begun):
         facts = _facts(shards.claimed(number, key), len(layers), settings)
         if facts is None:
