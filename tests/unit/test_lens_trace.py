@@ -119,7 +119,7 @@ def test_tables() -> None:
         ([], {}, InputError, "no text was given"),
         (["ab", ""], {}, InputError, "text 1 is empty"),
         (["ab"], {"layers": [0, 5]}, LayerError, "layer 5 is out of range"),
-        (["ab"], {"batch_tokens": 0}, InputError, "batch_tokens 0"),
+        (["ab"], {"batch_tokens": 0}, InputError, "batch_tokens=0"),
         (["ab"], {"lens": "focal"}, InputError, "unknown lens 'focal'"),
         (["abcdefghijklmnop"], {"long": "split", "overlap": 12}, InputError, "overlap 12"),
     ],
