@@ -39,7 +39,21 @@ _KINDS = {
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")
 _COUNT = re.compile(r"(?P<number>[0-9][0-9_]{0,30}(?:\.[0-9]{1,18})?(?:[eE]\+?[0-9]{1,2})?)(?P<scale>[kKmMbBtT]?)")
 _SCALES = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
-_DECODER = json.JSONDecoder()
+
+
+class _Twice(Exception):
+    """A field that stands twice in one object."""
+
+
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for i, name in enumerate(names) if name in names[:i]))
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_fields)
 
 
 def cut(text: object, most: int = 80) -> str:
@@ -148,7 +162,7 @@ def parse_json(
 
     Raises:
         ExitlensError: Of the kind ``error``, in one line: no JSON, nested too deeply, a number of too many digits, half
-            a surrogate pair.
+            a surrogate pair, a field that stands twice.
     """
     value, end = parse_first(text, where, error=error, remedy=remedy, replace=replace)
     if text[end:].strip():
@@ -165,6 +179,8 @@ def parse_first(
         value, end = _DECODER.raw_decode(text, begin)
         halves = _HALF.search(text, begin, end) is not None
         whole = _whole(value) if halves else value
+    except _Twice as why:  # which of the two is meant nobody knows
+        raise error(f"{where} has the field {cut(why)!r} twice; leave one of them out") from None
     except json.JSONDecodeError as why:
         raise error(_line(f"{where} is not JSON ({why.msg} at {_place(text, why.pos)})", remedy)) from None
     except RecursionError:

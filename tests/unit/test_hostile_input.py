@@ -205,6 +205,21 @@ def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
         read_data(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", '{"statement": "Bees fly.", "topic": "t", "label": 1, "label": 0}\n'),
+        ("b.jsonl", '{"question": "a?", "best": "x", "correct": ["x"], "incorrect": ["y"], "best": "y"}\n'),
+        ("c.jsonl", '{"question": "a?", "answer": "x", "question": "b?"}\n'),
+    ],
+)
+def test_a_field_that_stands_twice_is_refused(name: str, text: str, tmp_path: Path) -> None:
+    """The last one was taken, so that labels could be turned round without a word."""
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=r"has the field '(label|best|question)' twice; leave one of them out"):
+        read_data(tmp_path / name)
+
+
 def test_twins_of_many_statements_are_found_in_near_linear_time() -> None:
     """100,000 statements: 5 to 8 s of processor time where the pairs of a common word alone are 10⁸."""
     draw = random.Random(0)

@@ -114,14 +114,14 @@ class Gate:
         await self.app(scope, whole, send)
 
     def _who(self, headers: Sequence[tuple[bytes, bytes]], path: str) -> None:
+        given = [value for name, value in headers if name.lower() == b"authorization"]
+        if len(given) > 1:
+            raise Refusal(400, f"{len(given)} Authorization headers: send one")
         if self._token is None:
             host = b"".join(value for name, value in headers if name.lower() == b"host").decode("latin-1")
             if not names_this_machine(host):
                 raise Refusal(403, f"host {host[:80]!r} is not this machine: ask for 127.0.0.1 or localhost")
             return
-        given = [value for name, value in headers if name.lower() == b"authorization"]
-        if len(given) > 1:
-            raise Refusal(400, f"{len(given)} Authorization headers: send one")
         kind, _, token = (given[0] if given else b"").partition(b" ")
         # A browser cannot send a bearer's token when it opens a page, but it can ask for a password. It then adds it to
         # requests by itself, from other sites too: so never at the interface for programs, and never across sites.
