@@ -92,8 +92,10 @@ def test_a_frame_needs_nothing_and_hides_the_table_where_frames_are_shown(lm: An
     inside = framed(text)
     assert 'sandbox="allow-scripts allow-downloads"' in text
     assert not re.search(r'(src|href)="?https?:', inside)
-    tag = re.search(r"<style>\.(exitlens-\w+)\{display:none\}</style>", text)
+    tag = re.search(r"<style>\.(exitlens-\w+)\{display:none\}(.*?)</style>", text)
     assert tag is not None
+    # What tells the frame of its page's theme: a pixel more for a dark one, two for a light one.
+    assert re.findall(r"height:(\d+)px", tag.group(2) + text.partition("<iframe")[2][:400]) == ["761", "762", "760"]
     assert f'<div class="{tag.group(1)}"><table>' in text
     assert [each.kind for each in views_in(inside)] == ["map"]
 
