@@ -31,6 +31,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("server", "integrations"),
     ("api",),
     ("cli",),
+    ("__main__",),
     ("",),  # the package itself: its public names
 )
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}

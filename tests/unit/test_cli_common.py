@@ -205,6 +205,23 @@ def test_progress_in_a_log_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatc
     assert err.getvalue().startswith("working: 2 of 4, ")
 
 
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "exitlens", "look", "x", "--lens", "bad"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no lens 'bad'")
+
+
+def test_a_run_says_what_its_statements_do_not_allow_before_it_loads_a_model(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exitlens.models.loading.load", lambda *_args, **_more: pytest.fail("a model was loaded"))
+    options = ["--kinds", "mass-mean", "--limit-statements", "8", "--out", str(tmp_path / "run")]
+    assert cli.main(["run", "--only", "entropy,probes", *options]) == 2
+    assert "leave-one-topic-out needs 20 with 4 of each label" in capsys.readouterr().err
+
+
 def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out == f"exitlens {exitlens.__version__}\n"

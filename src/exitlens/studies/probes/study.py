@@ -28,7 +28,7 @@ from exitlens.studies.probes.chapter import ProbesChapter
 from exitlens.studies.probes.columns import PROBES_TABLES
 from exitlens.studies.probes.extraction import extract, label_tokens
 from exitlens.studies.probes.model_answers import PROBED_LAYERS, model_answers, pick_probed_layers
-from exitlens.studies.probes.truth import check_protocol, run_kinds
+from exitlens.studies.probes.truth import check_kinds, check_protocol, run_kinds
 
 if TYPE_CHECKING:
     from exitlens.probes.original import OriginalStudy
@@ -119,7 +119,7 @@ class ProbesStudy(Study):
         return ("questions",) if is_answer_position(config) else self.needs
 
     def check_settings(self, config: RunConfig, inputs: Inputs) -> None:
-        """A kind or protocol that does not exist, a topic that is not in the data or that cannot be held out."""
+        """A kind, protocol or topic that does not exist, or that the statements do not allow."""
         if is_answer_position(config):
             check_answer_settings(config)
             return
@@ -127,6 +127,8 @@ class ProbesStudy(Study):
             pick_test_topic(inputs.statements, config.test_topic)
         if config.kinds:
             check_protocol(config.kinds, config.protocol, bool(inputs.test_statements))
+            if "kinds" in config.model_fields_set:  # before another study has answered questions for an hour
+                check_kinds(config, inputs)
 
     def check(self, ctx: Context) -> None:
         """Layers that the model does not have, a tokenizer that cannot write the label words."""

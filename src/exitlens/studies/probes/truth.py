@@ -56,6 +56,7 @@ from exitlens.studies.result import StudyResult
 
 __all__ = [
     "TruthStudy",
+    "check_kinds",
     "check_protocol",
     "probes_study",
     "run_kinds",
@@ -211,18 +212,21 @@ def check_protocol(kinds: Sequence[str], protocol: str, other_data: bool) -> Non
 def usable_kinds(config: RunConfig, inputs: Inputs) -> tuple[tuple[str, ...], str]:
     """The kinds that a run fits, and why there are none where the data do not allow those that nobody asked for.
 
-    Kinds that were asked for are never left out: what they need is checked, and refused, where they run.
+    Kinds that were asked for are never left out: :func:`check_kinds` refuses them.
     """
     if not config.kinds or "kinds" in config.model_fields_set:
         return config.kinds, ""
-    everything = [*inputs.statements, *(_apart(s) for s in inputs.test_statements)]
     try:
-        _check(
-            everything, config.kinds, config.protocol, check_position(config.position), config.seed, config.test_topic
-        )
+        check_kinds(config, inputs)
     except ProbeError as error:
         return (), str(error)
     return config.kinds, ""
+
+
+def check_kinds(config: RunConfig, inputs: Inputs) -> None:
+    """Raise ProbeError where a run's statements do not allow its kinds or its protocol; no model is needed."""
+    everything = [*inputs.statements, *(_apart(s) for s in inputs.test_statements)]
+    _check(everything, config.kinds, config.protocol, check_position(config.position), config.seed, config.test_topic)
 
 
 def _check(
