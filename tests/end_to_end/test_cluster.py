@@ -16,7 +16,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tests import tiny
+import s3fs
+from tests import s3_server, tiny
 from tests.cluster_work import NoModel, Unit, Write
 from tests.ray_nodes import QUIET, RayNodes
 
@@ -36,10 +37,26 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[RayNodes]:
+def store() -> Iterator[dict[str, str]]:
+    """The environment of an S3 server with one bucket, "bucket"."""
+    with s3_server.server() as port:
+        environment = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+            "NO_PROXY": "127.0.0.1",
+        }  # fmt: skip
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            s3fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
+        yield environment
+
+
+@pytest.fixture(scope="module")
+def nodes(store: dict[str, str]) -> Iterator[RayNodes]:
     with RayNodes() as started:
-        started.start("head", 8)
-        started.start("second", 8)
+        started.start("head", 8, **store)
+        started.start("second", 8, **store)
         yield started
 
 
@@ -215,6 +232,20 @@ def ended(driver: subprocess.Popen[str], number: int) -> tuple[int, str]:
     return driver.returncode, said
 
 
+def workers(run: Path) -> list[int]:
+    """The processes that last loaded a model, one of each log; earlier drivers' are among them until theirs has."""
+    logs = [log.read_text().rpartition(" exitlens: model loaded")[0].split() for log in run.glob("logs/worker-*.log")]
+    return [int(words[-1]) for words in logs if words]
+
+
+def alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def study(folder: Path) -> list[str]:
     """A run of a tiny model over a dozen questions and two dozen statements, without where it goes."""
     config = tiny.save(folder / "model", spread=0.15) / "config.json"
@@ -263,8 +294,9 @@ def test_a_run_is_the_same_whoever_is_killed(nodes: RayNodes, tmp_path: Path) ->
     driver = begin(*there)
     seals(2)
     assert ended(driver, signal.SIGKILL)[0] == -signal.SIGKILL
+    made = len(list(killed.glob("work/*/*.seal.json")))
     driver = begin("--engine", "ray", "--workers", "1")  # a Ray of its own
-    seals(5)
+    seals(made + 2)
     code, said = ended(driver, signal.SIGTERM)
     assert code == 130
     assert said.endswith("\ninterrupted; finished work is kept, the same command continues from there\n")
@@ -273,15 +305,61 @@ def test_a_run_is_the_same_whoever_is_killed(nodes: RayNodes, tmp_path: Path) ->
     kept = {path: path.stat().st_mtime_ns for path in killed.glob("work/*/*.seal.json")}
     driver = begin(*there)
     seals(len(kept) + 1)
-    worker = (killed / "logs" / "worker-000.log").read_text().rpartition(" exitlens: model loaded")[0].split()[-1]
-    os.kill(int(worker), signal.SIGKILL)
+    os.kill(next(worker for worker in workers(killed) if alive(worker)), signal.SIGKILL)
     assert driver.wait(timeout=300) == 0, driver.stderr.read() if driver.stderr else ""
     assert driver.stderr is not None
     driver.stderr.close()
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # nothing finished was done again
     assert cli.main([*studies, "--out", str(tmp_path / "alone"), "-q"]) == 0
-    made = ("tables/*", "states/*/shards/*.safetensors", "states/*/index.parquet", "work/*/*.parquet")
-    assert contents(killed, *made) == contents(tmp_path / "alone", *made)
+    files = ("tables/*", "states/*/shards/*.safetensors", "states/*/index.parquet", "work/*/*.parquet")
+    assert contents(killed, *files) == contents(tmp_path / "alone", *files)
+
+
+def test_machines_that_share_a_bucket_and_nothing_else(nodes: RayNodes, store: dict[str, str], tmp_path: Path) -> None:
+    studies = study(tmp_path)
+    environment = {**os.environ, **QUIET, **store, "EXITLENS_CACHE": str(tmp_path / "cache")}
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(f"The capital of France is Paris, and {i} + 2 = {i + 2}." for i in range(80)))
+    reading = ["read", "--text", str(text), "--model", str(tmp_path / "model"), "--shard-tokens", "256"]
+    there = ["--engine", f"ray://{nodes.address}", "--workers", "2", "-q"]
+    for options in (
+        [*studies, "--out", "s3://bucket/run", "--states", "s3://bucket/states"],
+        [*reading, "--out", "s3://bucket/read"],
+    ):
+        done = subprocess.run(
+            command(*options, *there), env=environment, check=False, timeout=280, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert cli.main([*studies, "--out", str(tmp_path / "run"), "--states", str(tmp_path / "states"), "-q"]) == 0
+    assert cli.main([*reading, "--out", str(tmp_path / "read"), "-q"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in store.items():
+            patch.setenv(name, value)
+        bucket = s3fs.S3FileSystem(skip_instance_cache=True)
+        bucket.get("bucket", str(tmp_path / "bucket"), recursive=True)
+    for made in (
+        "run/tables/*",
+        "states/*/shards/*.safetensors",
+        "run/work/*/*.parquet",
+        "read/shards/*",
+        "read/seals/*",
+    ):
+        assert contents(tmp_path / "bucket", made) == contents(tmp_path, made)
+    for log in contents(tmp_path / "bucket", "run/logs/*", "read/logs/*").values():
+        assert b"model loaded" in log
+    assert not list(nodes.folder.glob("home-*/cache/objects/*/passing-*/*"))  # they keep nothing of what they put
+
+
+def test_a_node_of_another_version_is_refused(cluster: Cluster, nodes: RayNodes, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "exitlens-9.9.9.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: exitlens\nVersion: 9.9.9\n")
+    nodes.start("old", 1, PYTHONPATH=os.pathsep.join([str(other.parent), QUIET["PYTHONPATH"]]))
+    until(lambda: len(cluster.nodes()) == 3, "a third node")
+    with pytest.raises(RunError, match=r"^machine \S+ has exitlens 9\.9\.9, this machine has .*install the same"):
+        cluster.check(cluster.nodes(), [])
+    nodes.kill("old")
+    until(lambda: len(cluster.nodes()) == 2, "end of the third node")
 
 
 # Last: the second node is gone afterwards.

@@ -164,7 +164,7 @@ def test_greedy_takes_the_first_of_equals_and_uses_no_randomness() -> None:
         ({"temperature": -1.0}, "temperature -1.0"),
         ({"temperature": float("nan")}, "temperature nan"),
         ({"temperature": float("inf")}, "temperature inf"),
-        ({"top_k": -1}, "top_k -1"),
+        ({"top_k": -1}, "top_k=-1"),
         ({"top_p": 0.0}, "top_p 0.0"),
         ({"top_p": 1.1}, "top_p 1.1"),
         ({"min_p": 2.0}, "min_p 2.0"),
