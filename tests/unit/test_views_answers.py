@@ -154,7 +154,9 @@ def test_entropy_is_told_by_the_judges_that_show_it() -> None:
     lower = frame.assign(difference=-1.0, difference_low=-1.5, difference_high=-0.5)
     assert EntropyChapter().answer(Results({"entropy_layers": lower})).startswith("No, the reverse by 1 of 2 judges")
     frame.loc[frame["layer"] == 2, "difference"] = -1.0
-    assert EntropyChapter().answer(Results({"entropy_layers": frame})).startswith("It depends on the layer or judge")
+    assert (
+        EntropyChapter().answer(Results({"entropy_layers": frame})).startswith("Mixed by 1 of 2 judges: the entropy of")
+    )
 
 
 def test_an_empty_group_is_named_and_no_judge_says_nothing() -> None:

@@ -198,7 +198,15 @@ def _answer(judged: Mapping[str, Sequence[Row]]) -> str:
     if signs == {False}:
         advice = "high entropy is no sign of an incorrect answer here"
         return f"No, the reverse{by}: the entropy of incorrect answers is lower at {where}, most by {told}: {advice}."
-    return f"It depends on the layer or judge{by}: the largest significant difference is {told}: trust no single layer."
+    rows = [row for items in found.values() for row in items]
+    up, down = (
+        layers_text(layers_of([row for row in rows if (to_float(row.get("difference")) > 0) is higher]))
+        for higher in (True, False)
+    )
+    return (
+        f"Mixed{by}: the entropy of incorrect answers is higher at {up} and lower at {down}; the largest significant "
+        f"difference is {told}: trust no single layer."
+    )
 
 
 def _finding(judge: object, items: Sequence[Row]) -> str:
