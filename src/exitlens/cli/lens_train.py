@@ -104,19 +104,11 @@ def train_command(
     layer gets better. jacobian: one text after another, until all are in or --minutes are over; stopped or killed, the
     same command goes on and ends with the same matrices. --json prints what `lens show --json` prints.
     """
-    from exitlens.lenses.lens_words import kept_path
-    from exitlens.runs.cluster.address import EngineSettings
-    from exitlens.storage.atomic import check_writable
-
-    spread = EngineSettings(engine, workers, deadline)
-    _check_engine(spread, method)
-    own = {"estimator": estimator, "layers": layers, "length": length, "skip": skip, "rows": rows}
-    own = {key: value for key, value in own.items() if value is not None}
+    spread = _engine(engine, workers, deadline, method)
+    own = _given(estimator=estimator, layers=layers, length=length, skip=skip, rows=rows)
     minutes = _checked(method, text, self_text, out, name, steps, own, minutes)
     cut = _cut(own) if method == "jacobian" else {}
-    path = out if out is not None else None if name is None else kept_path(name)
-    if path is not None:
-        path = check_writable(path)
+    path = _path(out, name)
     source = _source(text, field)
 
     from exitlens.lenses.lens_names import own_path
@@ -132,18 +124,34 @@ def train_command(
         called |= {"steps": steps or 300, "seed": seed} if method == "tuned" else own
         lens = _fit(lm, pieces, path, quiet, method, called, None if engine == "local" else make)
     show(lens, path, as_json)
-    if not as_json:
-        word = name if name is not None else path if out is not None else method
-        say(f"use it: exitlens look TEXT --model {model} --lens {word}", quiet)
+    word = name if name is not None else path if out is not None else method
+    say(f"use it: exitlens look TEXT --model {model} --lens {word}", quiet or as_json)
 
 
-def _check_engine(spread: EngineSettings, method: str) -> None:
-    """Raise InputError for an engine that cannot be, or that this method does not use."""
+def _path(out: Path | None, name: str | None) -> Path | None:
+    """Where the lens is written, where that is known without its model. Raises InputError where it cannot be."""
+    from exitlens.lenses.lens_words import kept_path
+    from exitlens.storage.atomic import check_writable
+
+    if out is None and name is None:
+        return None
+    return check_writable(out if out is not None else kept_path(str(name)))
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _engine(engine: str, workers: int | None, deadline: float | None, method: str) -> EngineSettings:
+    """Where texts are summed. Raises InputError for an engine that cannot be, or that this method does not use."""
     from exitlens.errors import InputError
+    from exitlens.runs.cluster.address import EngineSettings
 
+    spread = EngineSettings(engine, workers, deadline)
     spread.check()
     if method == "tuned" and spread.engine != "local":
         raise InputError(f"--engine {spread.engine} is for --method jacobian: a tuned lens is trained in one process")
+    return spread
 
 
 def _fit(

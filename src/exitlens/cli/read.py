@@ -129,7 +129,6 @@ def read_command(
     from contextlib import ExitStack
 
     from exitlens.data.texts import TextFile
-    from exitlens.errors import InputError
     from exitlens.lenses.lens_words import check_lens_word
     from exitlens.runs.cluster.address import EngineSettings
     from exitlens.storage.mirror import check_target, local_folder, named
@@ -140,9 +139,7 @@ def read_command(
     names = check_stats(tuple(name.strip().replace("-", "_") for name in stats.split(",") if name.strip()))
     check_lens_word(lens)
     wanted = check_depth(model, layers)
-    if long == "refuse" and overlap is not None:
-        raise InputError(f"--overlap {overlap} is of no use with --long refuse: leave one of them out")
-    how: Literal["refuse", "split"] = "split" if long == "split" or overlap is not None else "refuse"
+    how = _how(long, overlap)
     source = TextFile(text, field=field, split=split)
     check_target(out, "manifest.json")
     say(f"looking through {named(text)}", quiet)
@@ -170,11 +167,24 @@ def read_command(
             make(lm, report=status, logs=folder / "logs", seen=folder / "manifest.json"), source, out, settings,
             survey=survey, command=shlex.join(["exitlens", *sys.argv[1:]]), fresh=fresh,
         )  # fmt: skip
-    if survey.empty:
-        say(f"{survey.empty} of {survey.empty + survey.texts} texts are empty and were left out", quiet)
-    for note in found.notes:
-        say(note, quiet)
+    _remark(found, quiet)
     _print(found, lm.name, lens, time.monotonic() - begun, as_json)
+
+
+def _how(long: Literal["refuse", "split"] | None, overlap: int | None) -> Literal["refuse", "split"]:
+    """What becomes of texts over the context. Raises InputError for an overlap of windows that there are not."""
+    from exitlens.errors import InputError
+
+    if long == "refuse" and overlap is not None:
+        raise InputError(f"--overlap {overlap} is of no use with --long refuse: leave one of them out")
+    return "split" if long == "split" or overlap is not None else "refuse"
+
+
+def _remark(found: CorpusRead, quiet: bool) -> None:
+    empty, texts = found.survey.empty, found.survey.texts
+    left_out = [f"{empty} of {empty + texts} texts are empty and were left out"] if empty else []
+    for note in [*left_out, *found.notes]:
+        say(note, quiet)
 
 
 def _print(found: CorpusRead, model: str, lens: str, seconds: float, as_json: bool) -> None:
