@@ -44,7 +44,7 @@ async function bundle(entry) {
   const { code } = await minify(outputFiles[0].text, {
     module: true,
     ecma: 2020,
-    compress: { passes: 4, unsafe_arrows: true, pure_getters: true, unsafe: true, keep_fargs: false },
+    compress: { passes: 4, unsafe_arrows: true, pure_getters: true, unsafe: true, keep_fargs: false, hoist_funs: true, booleans: false, lhs_constants: false },
     format: { ascii_only: false },
   });
   return Buffer.from(`${code}\n`);

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.run_tables import run_directory
+from tests.browser.run_tables import comparison_report, run_directory
 
 ROOT = Path(__file__).parents[2]
 AXE = ROOT / "web" / "node_modules" / "axe-core" / "axe.min.js"
@@ -80,3 +80,9 @@ def visit(chromium: Any) -> Iterator[Callable[..., Visit]]:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a made-up run with every study, hostile texts in every place."""
     return run_directory(tmp_path_factory.mktemp("run")) / "report.html"
+
+
+@pytest.fixture(scope="session")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of two made-up runs side by side."""
+    return comparison_report(tmp_path_factory.mktemp("comparison"))

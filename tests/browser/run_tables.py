@@ -20,6 +20,7 @@ HOSTILE = (
 LAYERS = 6
 DECODERS = ("vanilla", HOSTILE[0])
 JUDGE = HOSTILE[1]
+LENSES = ("raw", "logit", HOSTILE[0])
 
 
 def texts(count: int) -> list[str]:
@@ -129,7 +130,21 @@ def run_tables(questions: int = 45, seed: int = 0) -> dict[str, pd.DataFrame]:
         [{"decoder": DECODERS[1], "question_id": key, "position": 0, "token": HOSTILE[2], "first_token": " a",
           "layer": j, "divergence": 0.01 * j, "chosen": j == 3} for key in ids[:20] for j in (1, 2, 3)]
     )  # fmt: skip
+    passed = pd.DataFrame(
+        [{"set": s, "lens": name, "control": False, "k": k, "n": 40, "passed": 0.1 * k, "chance": 0.01,
+          "n_shuffled": 40, "shuffled": 0.05, "gain": 0.02 - 0.01 * i, "p": 0.2, "p_holm": 0.5}
+         for s in ("all", HOSTILE[3]) for i, name in enumerate(LENSES) for k in (1, 5)]
+    )  # fmt: skip
+    lens_layers = pd.DataFrame(
+        [{"lens": name, "layer": j, "n": 40, "k": 5, "share": 0.1 * i, "kl": 200.0 * rng.random() ** 4,
+          "agreement": j / LAYERS}
+         for i, name in enumerate(LENSES) for j in layer[1:]]
+    )  # fmt: skip
+    for name in ("share", "kl", "agreement"):
+        lens_layers = interval(lens_layers, name, 0.01)
     return {
+        "lenses": interval(interval(interval(passed, "passed"), "gain"), "shuffled"),
+        "lenses_layers": lens_layers,
         "decoding_partings": partings,
         "attribution_heads": heads,
         "attribution_means": means,
@@ -149,6 +164,37 @@ def run_tables(questions: int = 45, seed: int = 0) -> dict[str, pd.DataFrame]:
         "exits": interval(policies, "agreement"),
         "exits_layers": exits,
     }
+
+
+def comparison_tables(seed: int = 0) -> dict[str, pd.DataFrame]:
+    """Two runs side by side, the second with a hostile name."""
+    rng = np.random.default_rng(seed)
+    runs = ("first", HOSTILE[1])
+    numbers = pd.DataFrame(
+        [{"study": study, "number": number, "of": of, "run": run, "model": "tiny", "own": "", "value": rng.random(),
+          "n": 40, "counted": "questions", "unit": "", "difference": (np.nan, -0.1)[i], "pairing": "",
+          "n_paired": 40, "p": (np.nan, 0.2)[i], "p_holm": np.nan, "p_bh": np.nan, "remark": "", "too_narrow": False}
+         for study in ("layers", "entropy") for number, of in (("correct first", "lens logit"), (HOSTILE[3], ""))
+         for i, run in enumerate(runs)]
+    )  # fmt: skip
+    curves = pd.DataFrame(
+        [{"study": study, "curve": "correct first", "of": HOSTILE[0], "run": run, "own": "", "axis": "layer",
+          "x": float(j), "value": rng.random(), "unit": "share of questions"}
+         for study in ("layers", "entropy") for run in runs for j in range(LAYERS + 1)]
+    )  # fmt: skip
+    numbers = interval(interval(numbers, "value"), "difference")
+    listed = pd.DataFrame({"run": runs, "path": runs, "model": "tiny", "layers": LAYERS, "studies": "layers, entropy"})
+    listed = listed.assign(command="", started="", finished="", notes="")
+    return {"compare_runs": listed, "compare_numbers": numbers, "compare_curves": interval(curves, "value")}
+
+
+def comparison_report(folder: Path) -> Path:
+    """The report of :func:`comparison_tables`."""
+    from exitlens.report.frames import Results
+    from exitlens.report.page import write_report
+    from exitlens.studies.compare.chapter import CHAPTERS
+
+    return write_report(Results(comparison_tables(), {}), CHAPTERS, {}, folder / "report.html")
 
 
 def run_directory(folder: Path, questions: int = 45) -> Path:

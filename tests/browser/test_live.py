@@ -197,7 +197,7 @@ def test_a_finished_run_is_opened_from_the_page(chromium: Any, lm: Any, tmp_path
         report.page.wait_for_load_state()
         report.page.wait_for_selector("[data-view=layers-1] .big")
         assert report.page.url == f"{address}/run"
-        assert report.page.locator(".exitlens-view").count() == 6
+        assert report.page.locator(".exitlens-view").count() == 7
         assert report.faults == visit.faults == []
 
 

@@ -13,7 +13,14 @@ import pytest
 from tests.browser.run_tables import run_directory, run_tables
 
 pytestmark = pytest.mark.browser
-KINDS = {"layers": "choices", "decoding": "decoders", "entropy": "entropy", "probes": "probes", "exits": "exits"}
+KINDS = {
+    "layers": "choices",
+    "decoding": "decoders",
+    "entropy": "entropy",
+    "probes": "probes",
+    "exits": "exits",
+    "lenses": "lenses",
+}
 
 
 def test_every_view_is_drawn_and_nothing_is_fetched(visit: Callable[..., Any], report: Path) -> None:
@@ -28,18 +35,51 @@ def test_every_view_is_drawn_and_nothing_is_fetched(visit: Callable[..., Any], r
     assert made.faults == []
 
 
+@pytest.mark.parametrize("which", ["report", "comparison"])
 @pytest.mark.parametrize(("dark", "width"), [(False, 1200), (True, 1200), (False, 360)])
-def test_axe_finds_nothing(visit: Callable[..., Any], report: Path, dark: bool, width: int) -> None:
-    made = visit(report, dark=dark, width=width)
+def test_axe_finds_nothing(
+    visit: Callable[..., Any], which: str, dark: bool, width: int, request: pytest.FixtureRequest
+) -> None:
+    made = visit(request.getfixturevalue(which), dark=dark, width=width)
     made.all_drawn()
     for summary in made.page.locator("details.tables > summary").all():
         summary.click()
     assert made.axe() == []
 
 
-@pytest.mark.parametrize("width", [1200, 390, 360])
-def test_hostile_texts_run_nothing_and_break_no_layout(visit: Callable[..., Any], report: Path, width: int) -> None:
+def test_runs_side_by_side_are_drawn_with_the_axes_of_their_tables(visit: Callable[..., Any], comparison: Path) -> None:
+    made = visit(comparison)
+    made.all_drawn()
+    assert made.page.locator("[data-view=numbers-1] svg.chart").count() == 2
+    words = made.page.locator("[data-view=curves-1] svg.chart text").all_text_contents()
+    assert {"layer", "share of questions"} <= set(words)
+    assert made.faults == []
+
+
+@pytest.mark.parametrize("width", [1152, 800])
+def test_figures_leave_no_gap_between_them(visit: Callable[..., Any], report: Path, width: int) -> None:
     made = visit(report, width=width)
+    made.all_drawn()
+    seen = made.page.evaluate(
+        """() => [...exitlens.handles.keys()].map((id) => {
+            const place = document.querySelector(`[data-view="${id}"]`).shadowRoot.querySelector(".columns");
+            const tops = [...place.children].map((each) => Math.round(each.getBoundingClientRect().top));
+            return [id, [...new Set(tops)].map((top) => tops.filter((each) => each === top).length)];
+        })"""
+    )
+    rows = dict(seen)
+    assert rows["layers-2"] == [2, 2]  # attribution: two curves above two matrices
+    for name, counts in rows.items():
+        assert len(set(counts[:-1])) <= 1, (name, counts)
+        assert counts[-1] == counts[0] or sum(counts) % 2, (name, counts)
+
+
+@pytest.mark.parametrize("which", ["report", "comparison"])
+@pytest.mark.parametrize("width", [1200, 390, 360])
+def test_hostile_texts_run_nothing_and_break_no_layout(
+    visit: Callable[..., Any], which: str, width: int, request: pytest.FixtureRequest
+) -> None:
+    made = visit(request.getfixturevalue(which), width=width)
     made.all_drawn()
     for summary in made.page.locator("details:not([open]) > summary").all():
         if summary.is_visible():

@@ -2,7 +2,7 @@
 
 import { shade } from "./colour.js";
 import { box, label, line } from "./scene.js";
-import { number, shorten, visible } from "./text.js";
+import { finite, interval, number, shorten, visible } from "./text.js";
 
 /** @typedef {import("./types").Scene} Scene */
 
@@ -17,7 +17,7 @@ export function barChart(o) {
   const named = Math.min(Math.max(longest * 7.2 + 10, 60), o.width * 0.42);
   const left = named + 4;
   const room = o.width - left - 58;
-  const most = o.most ?? Math.max(...o.bars.flatMap((bar) => [bar.value, bar.low, bar.high]).map((v) => Math.abs(v ?? 0)).filter(Number.isFinite), 1e-9);
+  const most = o.most ?? Math.max(...o.bars.flatMap((bar) => [bar.value, bar.low, bar.high]).map((v) => Math.abs(v ?? 0)).filter(finite), 1e-9);
   const zero = o.signed ? left + room / 2 : left;
   const scale = (o.signed ? room / 2 : room) / most;
   /** @type {import("./types").Shape[]} */
@@ -26,15 +26,15 @@ export function barChart(o) {
   const hits = [];
   o.bars.forEach((bar, i) => {
     const y = i * row + 4;
-    const long = (Number.isFinite(bar.value) ? bar.value : 0) * scale;
+    const long = (finite(bar.value) ? bar.value : 0) * scale;
     const text = shorten(visible(bar.label), Math.floor((named - 8) / 7.2));
     items.push(label(named - 2, y + 13, text, 12, "ink", "end"), box(long < 0 ? zero + long : zero, y + 2, Math.max(Math.abs(long), 1), row - 8, `s${(bar.colour ?? 0) % 5}`));
-    if (bar.low !== undefined && bar.high !== undefined && Number.isFinite(bar.low) && Number.isFinite(bar.high)) {
+    if (bar.low !== undefined && bar.high !== undefined && finite(bar.low) && finite(bar.high)) {
       items.push(line(`M${zero + bar.low * scale} ${y + 9}H${zero + bar.high * scale}`, "ink", 1.2));
     }
     const end = o.signed ? o.width - 4 : Math.min(zero + Math.max(long, (bar.high ?? 0) * scale || 0) + 5, o.width - 50);
     items.push(label(end, y + 13, bar.note ?? number(bar.value), 11, "muted", o.signed ? "end" : "start"));
-    hits.push({ x: zero + Math.max(long, 4), y: y + 9, label: `${visible(bar.label)}: ${bar.note ?? number(bar.value)}`, key: bar.key ?? i });
+    hits.push({ x: zero + Math.max(long, 4), y: y + 9, label: `${visible(bar.label)}: ${bar.note ?? interval(bar.value, bar.low, bar.high)}`, key: bar.key ?? i });
   });
   items.push(line(`M${zero} 2V${o.bars.length * row + 4}`, "line"));
   return { name: o.name, label: o.label, width: o.width, height: o.bars.length * row + 10, items, hits };
@@ -64,7 +64,7 @@ export function matrix(o) {
     o.columns.forEach((_, j) => {
       const value = o.value(i, j);
       const x = left + j * cell;
-      if (!Number.isFinite(value)) return;
+      if (!finite(value)) return;
       const t = o.signed ? 0.5 + (0.5 * value) / high : (value - low) / (high - low || 1);
       const { fill, ink } = shade(o.dark, t, o.signed);
       items.push(box(x, y, cell - 1, tall - 1, fill), label(x + cell / 2 - 0.5, y + tall - 8, number(Math.round(value * 100) / 100, 2), tall / 2.3, ink, "middle"));

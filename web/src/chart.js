@@ -2,7 +2,7 @@
 
 import { h, s } from "./dom.js";
 import { box, label, line, paint } from "./scene.js";
-import { interval } from "./text.js";
+import { finite, interval } from "./text.js";
 
 /** @typedef {import("./types").Scene} Scene */
 /** @typedef {import("./types").Series} Series */
@@ -21,6 +21,9 @@ export function ticks(low, high, most = 6) {
   for (let v = Math.ceil(low / step - 1e-9) * step; v <= high + step * 1e-9; v += step) out.push(Math.abs(v) < step / 1e6 ? 0 : v);
   return out;
 }
+
+/** Values for an axis of log10(1 + y): decades, over less than three also their halves, over less than one as on any axis. @param {number} high */
+const decades = (high) => high < 10 ? ticks(0, high) : [0, ...[1, 10, 100, 1e3, 1e4, 1e5].flatMap((v) => high < 1e3 ? [v, 3 * v] : v > 1 ? v : [])].filter((v) => v <= high);
 
 /** @param {number} value */
 const tick = (value) => String(Math.round(value * 1e9) / 1e9).replace("-", "−");
@@ -47,9 +50,9 @@ const tick = (value) => String(Math.round(value * 1e9) / 1e9).replace("-", "−"
 /** @param {ChartOptions} o @returns {Scene} */
 export function lineChart(o) {
   const { width, height = 220 } = o;
-  const all = o.series.flatMap((line) => line.points).filter((p) => Number.isFinite(p.x) && Number.isFinite(p.y));
+  const all = o.series.flatMap((line) => line.points).filter((p) => finite(p.x) && finite(p.y));
   const xs = all.map((p) => p.x).concat((o.marks ?? []).map((m) => m.x));
-  const ys = all.flatMap((p) => [p.y, p.low ?? p.y, p.high ?? p.y]).filter(Number.isFinite);
+  const ys = all.flatMap((p) => [p.y, p.low ?? p.y, p.high ?? p.y]).filter(finite);
   ys.push(...(o.refs ?? []).map((r) => r.y), ...(o.marks ?? []).map((m) => m.y));
   const [x0, x1] = o.domain ?? spread(xs);
   const [y0, y1] = o.range ?? padded(ys);
@@ -65,15 +68,14 @@ export function lineChart(o) {
   };
   /** @type {import("./types").Shape[]} */
   const items = [];
-  const marks = o.log ? [0, 10, 100, 1000, 10000, 100000].filter((v) => v <= y1) : ticks(y0, y1, Math.max(2, Math.floor(height / 50)));
-  for (const v of marks) {
+  for (const v of o.log ? decades(y1) : ticks(y0, y1, Math.floor(height / 42))) {
     items.push(line(`M${left} ${r(py(v))}H${width - right}`, "grid"), label(left - 6, py(v) + 4, tick(v), 11, "muted", "end"));
   }
   for (const v of ticks(x0, x1, Math.max(2, Math.floor(width / 70)))) {
     if (o.whole && !Number.isInteger(v)) continue;
     items.push(label(px(v), height - bottom + 16, tick(v), 11, "muted", "middle"));
   }
-  items.push(label(left - 40, 11, o.y, 11, "muted"), label(width - right, height - 5, o.x, 11, "muted", "end"));
+  items.push(label(left - 40, 11, o.y + (o.log ? " (log scale)" : ""), 11, "muted"), label(width - right, height - 5, o.x, 11, "muted", "end"));
   /** What a name should not cover: other names, marks, points of lines; x, y, x, y, how much it matters. @type {number[][]} */
   const taken = [[-9e3, -9e3, left, 9e3, 50], [width, -9e3, 9e3, 9e3, 50], [-9e3, -9e3, 9e3, 2, 50], [-9e3, height - bottom, 9e3, 9e3, 50]];
   /**
@@ -95,7 +97,7 @@ export function lineChart(o) {
     taken.push(best[0]);
     items.push(best[1]);
   };
-  if (o.at !== undefined && o.at !== null && Number.isFinite(o.at)) {
+  if (o.at !== undefined && o.at !== null && finite(o.at)) {
     items.push(line(`M${r(px(o.at))} ${top}V${height - bottom}`, "line"));
   }
   const refs = o.refs ?? [];
@@ -105,8 +107,8 @@ export function lineChart(o) {
   o.series.forEach((each, i) => {
     const k = each.colour ?? i;
     const colour = `s${k % 5}`;
-    const points = each.points.filter((p) => Number.isFinite(p.x) && Number.isFinite(p.y));
-    const banded = points.filter((p) => Number.isFinite(p.low) && Number.isFinite(p.high));
+    const points = each.points.filter((p) => finite(p.x) && finite(p.y));
+    const banded = points.filter((p) => finite(p.low) && finite(p.high));
     if (banded.length > 1) {
       const up = banded.map((p) => `${r(px(p.x))} ${r(py(p.high ?? 0))}`);
       const down = banded.map((p) => `${r(px(p.x))} ${r(py(p.low ?? 0))}`).reverse();
@@ -149,7 +151,7 @@ function path(points, px, py) {
   let out = "";
   let pen = false;
   for (const p of points) {
-    if (!Number.isFinite(p.y) || !Number.isFinite(p.x)) pen = false;
+    if (!finite(p.y) || !finite(p.x)) pen = false;
     else {
       out += `${pen ? "L" : "M"}${r(px(p.x))} ${r(py(p.y))}`;
       pen = true;
@@ -235,10 +237,18 @@ export function chartFigure(make, o) {
     event.preventDefault();
   });
   const draw = (width = figure.clientWidth) => {
-    scene = make(Math.max(240, Math.min(width || 560, 860)));
+    scene = make(Math.max(240, Math.min(width || 560, 1150)));
     paint(svg, scene);
   };
   return { figure, draw, scene: () => scene ?? make(640) };
+}
+
+/** As many columns as leave no place empty, at least two where two fit. @param {HTMLElement} place */
+export function arrange(place) {
+  const count = [...place.children].filter((made) => !(/** @type {HTMLElement} */ (made).hidden)).length;
+  let n = Math.min(Math.floor(place.clientWidth / 290) || 1, count);
+  while (n > 2 && count % n) n--;
+  place.style.gridTemplateColumns = `repeat(${n},minmax(0,1fr))`;
 }
 
 /** Names of the lines with their marks. @param {Series[]} series */

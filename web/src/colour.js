@@ -96,7 +96,7 @@ export function shade(dark, t, diverging) {
   return ramp(dark, diverging)[Math.min(STEPS - 1, Math.max(0, Math.round(t * (STEPS - 1))))];
 }
 
-/** A colour's name, or a colour itself, as a hex value. @param {string} name @param {boolean} dark */
-export function resolve(name, dark) {
-  return PALETTE[name]?.[dark ? 1 : 0] ?? name;
+/** A colour's name, or a colour itself, as a hex value on light paper. @param {string} name */
+export function resolve(name) {
+  return PALETTE[name]?.[0] ?? name;
 }

@@ -82,10 +82,9 @@ export function grid(caption, heads, rows, numeric = []) {
  * A table of a sheet, for those who read tables rather than pictures.
  * @param {import("./types").Sheet} sheet
  * @param {(value: any) => string} write
- * @param {number} most rows
  */
-export function tableOf(sheet, write, most = 200) {
-  const shown = sheet.rows.slice(0, most);
-  const name = sheet.rows.length > most ? `${sheet.name}: first ${most} of ${sheet.rows.length} rows; copy as CSV for all` : sheet.name;
+export function tableOf(sheet, write) {
+  const shown = sheet.rows.slice(0, 200);
+  const name = sheet.rows.length > 200 ? `${sheet.name}: first 200 of ${sheet.rows.length} rows; copy as CSV for all` : sheet.name;
   return grid(name, sheet.columns, shown.map((row) => row.map((value) => bdi(write(value)))), sheet.columns.map((_, i) => shown.every((row) => row[i] === null || typeof row[i] === "number")));
 }

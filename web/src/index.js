@@ -4,11 +4,12 @@ import { mapPart, mapView } from "./map/index.js";
 import { show } from "./shell.js";
 import { choicesView } from "./views/choices.js";
 import { decodersView } from "./views/decoders.js";
+import { FORMS } from "./unpack.js";
 import { figuresView } from "./views/figures.js";
 
 /** @type {Record<string, (ctx: import("./types").Context) => import("./types").Part>} */
 const KINDS = { map: mapView, choices: choicesView, decoders: decodersView };
-for (const kind of ["entropy", "probes", "exits", "attribution", "lenses", "runs"]) KINDS[kind] = (ctx) => figuresView(ctx);
+for (const kind in FORMS) KINDS[kind] ??= figuresView;
 
 /**
  * Draws a view into an element.

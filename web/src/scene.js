@@ -7,7 +7,6 @@ import { s } from "./dom.js";
 /** @typedef {import("./types").Shape} Shape */
 
 const WHITE = [255, 255, 255];
-const FILE_FONT = "DejaVu Sans, Arial, sans-serif";
 
 /**
  * The attributes of a shape. Colours by name become variables of the page, or with `paint` what that gives.
@@ -91,11 +90,10 @@ function escape(value) {
  * @param {boolean} print
  */
 export function toSvg(scene, print) {
-  const named = (/** @type {string} */ name) => resolve(name, false);
   const scale = print ? Math.min(180 / scene.width, 0.3) : 1;
   const unit = print ? "mm" : "";
   const shapes = scene.items.map((item) => {
-    const given = attributes(item, named);
+    const given = attributes(item, resolve);
     if (item.alpha !== undefined) {
       given.fill = hex(mix(WHITE, rgb(given.fill), item.alpha)); // as it looks on paper
       delete given["fill-opacity"];
@@ -106,7 +104,7 @@ export function toSvg(scene, print) {
   });
   return (
     `<svg xmlns="http://www.w3.org/2000/svg" width="${n(scene.width * scale)}${unit}" height="${n(scene.height * scale)}${unit}" ` +
-    `viewBox="0 0 ${scene.width} ${scene.height}" font-family="${escape(FILE_FONT)}" role="img">\n` +
+    `viewBox="0 0 ${scene.width} ${scene.height}" font-family="DejaVu Sans, Arial, sans-serif" role="img">\n` +
     `<title>${escape(scene.label)}</title>\n<rect width="100%" height="100%" fill="#ffffff"/>\n${shapes.join("\n")}\n</svg>\n`
   );
 }

@@ -2,6 +2,9 @@
 
 const HIDDEN = /[\u0000-\u001f\u007f-\u009f\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff\ue000-\uf8ff]/gu;
 
+/** @type {(value: unknown) => boolean} */
+export const finite = Number.isFinite;
+
 /** Control characters as pictures (NUL: ␀), overrides as ⟨U+202E⟩. @param {unknown} value */
 export function visible(value) {
   if (value === null || value === undefined) return "";
@@ -25,7 +28,7 @@ export function tokenText(value) {
 /** A number with no more digits than a reader needs. @param {number | null | undefined} value @param {number} digits */
 export function number(value, digits = 3) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
-  if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
+  if (!finite(value)) return value > 0 ? "∞" : "−∞";
   if (Number.isInteger(value)) return String(value).replace("-", "−");
   const size = Math.abs(value);
   const text = size !== 0 && size < 0.5 * 10 ** -digits ? value.toExponential(1) : value.toFixed(digits);
@@ -35,7 +38,7 @@ export function number(value, digits = 3) {
 /** `0.52 [0.48, 0.56]`. @param {number} value @param {number} [low] @param {number} [high] @param {number} digits */
 export function interval(value, low, high, digits = 3) {
   const text = number(value, digits);
-  return Number.isFinite(low) && Number.isFinite(high) ? `${text} [${number(low, digits)}, ${number(high, digits)}]` : text;
+  return finite(low) && finite(high) ? `${text} [${number(low, digits)}, ${number(high, digits)}]` : text;
 }
 
 /** At most so many characters. @param {string} text @param {number} most */

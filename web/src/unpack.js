@@ -6,6 +6,9 @@ import schema from "./schema.json" with { type: "json" };
 
 export const VERSION = schema.version;
 
+/** By kind of view, the arrays it has. @type {Record<string, string[]>} */
+export const FORMS = schema.kinds;
+
 /** A fault of the view, in a sentence for the reader. */
 export class ViewError extends Error {}
 
@@ -128,14 +131,12 @@ export async function unpack(view) {
       `This view is of a newer exitlens (form ${view.version}; here ${VERSION}): update exitlens to see it.`,
     );
   }
-  /** @type {Record<string, string[]>} */
-  const kinds = schema.kinds;
-  if (!Object.hasOwn(kinds, view.kind)) throw new ViewError(`Unknown kind of view: ${String(view.kind).slice(0, 80)}.`);
+  if (!Object.hasOwn(FORMS, view.kind)) throw new ViewError(`Unknown kind of view: ${String(view.kind).slice(0, 80)}.`);
   if (typeof DecompressionStream === "undefined") {
     throw new ViewError("This browser is too old: use one from 2023 or later.");
   }
   const found = await arrays(view.block);
-  check(found, kinds[view.kind]);
+  check(found, FORMS[view.kind]);
   /** @type {Map<number, Promise<Map<string, Values>>>} */
   const pages = new Map();
   const packed = view.pages ?? [];
@@ -152,13 +153,16 @@ export async function unpack(view) {
       let made = pages.get(i);
       if (!made) {
         if (!packed[i]) return Promise.reject(damaged("page"));
-        made = arrays(packed[i]).then((page) => (check(page, kinds[`${view.kind}/page`]), page));
+        made = arrays(packed[i]).then((page) => (check(page, FORMS[`${view.kind}/page`]), page));
         pages.set(i, made);
       }
       return made;
     },
   };
 }
+
+/** All values of an array; of none, none. @param {Values | undefined} values @returns {any[]} */
+export const listed = (values) => Array.from({ length: values?.length ?? 0 }, (_, i) => /** @type {Values} */ (values).at(i));
 
 /**
  * The rows of a table: arrays named `name.column`.

@@ -3,6 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { PALETTE, contrast, ramp } from "../src/colour.js";
+import { barChart } from "../src/bars.js";
 import { lineChart, ticks } from "../src/chart.js";
 import { toCsv } from "../src/exports.js";
 import { toSvg } from "../src/scene.js";
@@ -68,4 +69,27 @@ test("a file's SVG holds texts as texts only", () => {
 test("ticks are round and inside", () => {
   assert.deepEqual(ticks(0, 1, 5).map((v) => Math.round(v * 10)), [0, 2, 4, 6, 8, 10]);
   assert.deepEqual(ticks(0, 30, 4), [0, 10, 20, 30]);
+});
+
+test("an axis by decades says true values, and that it is one", () => {
+  const scene = (high, height) => lineChart({ name: "kl", label: "", width: 400, height, x: "layer", y: "nats", log: true, series: [{ name: "logit", points: [{ x: 0, y: 0 }, { x: 1, y: high }] }] });
+  for (const [high, wanted] of [[4, [0, 1, 2, 3, 4]], [12, [0, 1, 3, 10]], [300, [0, 1, 3, 10, 30, 100, 300]], [49151, [0, 10, 100, 1000, 10000]]]) {
+    const made = scene(high, 220);
+    const marks = made.items.filter((item) => item.anchor === "end" && item.x === 40);
+    assert.deepEqual(marks.map((item) => Number(item.text)), wanted, String(high));
+    // Where a value is written there it lies: the lowest and the highest point of the line are 0 and `high`.
+    const [zero, top] = made.hits.map((hit) => hit.y);
+    for (const mark of marks) {
+      const place = zero + (top - zero) * Math.log10(1 + Number(mark.text)) / Math.log10(1 + high);
+      assert.ok(Math.abs(place + 4 - mark.y) < 1, `${mark.text} of ${high}`);
+    }
+    const places = marks.map((item) => item.y).sort((a, b) => a - b);
+    assert.ok(places.every((y, i) => !i || y - places[i - 1] >= 8), `${high}: ${places}`);
+    assert.ok(made.items.some((item) => item.text === "nats (log scale)"));
+  }
+});
+
+test("a bar says its interval, and its bar begins at zero", () => {
+  const made = barChart({ name: "b", label: "", width: 400, bars: [{ label: "logit", value: 0.03, low: 0.02, high: 0.05 }, { label: "raw", value: NaN }] });
+  assert.deepEqual(made.hits.map((hit) => hit.label), ["logit: 0.030 [0.020, 0.050]", "raw: –"]);
 });

@@ -1,6 +1,6 @@
 // Pinned tokens over layers and over positions, and the metric of the map over both: four curves, one focus.
 
-import { chartFigure, legend, lineChart } from "../chart.js";
+import { arrange, chartFigure, legend, lineChart } from "../chart.js";
 import { h } from "../dom.js";
 import { tokenText } from "../text.js";
 import { METRICS, valueText } from "./model.js";
@@ -75,16 +75,18 @@ export function makeCurves(model, o) {
     onpick: (hit) => (each.layers ? o.go(hit.key, place().position) : o.go(place().layer, hit.key)),
   }));
   const names = h("div", { class: "followed" });
-  const element = h("div", { class: "curves-frame" }, names, h("div", { class: "columns" }, ...made.map((each) => each.figure)));
+  const columns = h("div", { class: "columns" }, ...made.map((each) => each.figure));
+  const element = h("div", {}, names, columns);
   let before = "";
   return {
     element,
     draw() {
       element.hidden = !model.positions();
       if (element.hidden) return;
+      made.forEach(({ figure }, i) => { figure.hidden = !ranked() && (i === 1 || i === 2); });
+      arrange(columns);
       const width = made[0].figure.clientWidth; // all are as wide; asked between drawings it would lay the page out each time
       made.forEach((each, i) => {
-        each.figure.hidden = (i === 1 || i === 2) && !ranked();
         if (each.figure.hidden) return;
         const title = charts[i].title();
         const caption = each.figure.firstElementChild;

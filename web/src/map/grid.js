@@ -1,6 +1,6 @@
 // The cells on a canvas: only columns in sight are drawn, focus is an element above them, keys go from cell to cell.
 
-import { PALETTE, ramp, shade } from "../colour.js";
+import { PALETTE, shade } from "../colour.js";
 import { h } from "../dom.js";
 import { tokenText } from "../text.js";
 import { strength, valueText } from "./model.js";
@@ -94,7 +94,6 @@ export function makeGrid(model, o) {
     }
     const dark = o.dark();
     const [paper, ink, muted] = ["paper", "ink", "muted"].map((name) => PALETTE[name][dark ? 1 : 0]);
-    const fills = ramp(dark);
     const lens = o.lens();
     const metric = o.metric();
     const pin = o.pin();
@@ -121,8 +120,9 @@ export function makeGrid(model, o) {
         const x = GUTTER + p * cw - left;
         const value = model.value(metric, lens, j, p, pin);
         const t = strength(metric, value, range);
-        if (t >= 0) {
-          pen.fillStyle = fills[Math.min(63, Math.max(0, Math.round(t * 63)))].fill;
+        const cell = t >= 0 ? shade(dark, t) : { fill: "", ink };
+        if (cell.fill) {
+          pen.fillStyle = cell.fill;
           pen.fillRect(x, y, cw - 1, ch - 1);
         } else {
           pen.strokeStyle = PALETTE.grid[dark ? 1 : 0];
@@ -130,11 +130,11 @@ export function makeGrid(model, o) {
         }
         if (worded) {
           const text = asValue ? (Number.isNaN(value) ? "" : valueText(metric, value).replace(" nats", "")) : tokenText(model.top(lens, j, p, 0));
-          pen.fillStyle = t >= 0 ? shade(dark, t).ink : ink;
+          pen.fillStyle = cell.ink;
           if (text) pen.fillText(fit(text, cw - 9), x + 4, y + ch / 2);
         }
         if (model.chosen(p) === model.layers[j]) {
-          pen.strokeStyle = t >= 0 ? shade(dark, t).ink : ink;
+          pen.strokeStyle = cell.ink;
           pen.lineWidth = 1.5;
           pen.strokeRect(x + 1.5, y + 1.5, cw - 4, ch - 4);
           pen.lineWidth = 1;

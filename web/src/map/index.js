@@ -23,9 +23,9 @@ export function mapView(ctx) {
  */
 export function mapPart(ctx, model, extra = {}) {
   const { state } = ctx;
-  const metrics = Object.values(METRICS).filter((metric) => model.has(metric.name));
+  const metrics = Object.keys(METRICS).filter(model.has);
   const lens = () => Math.min(state.lens ?? 0, model.lenses.length - 1);
-  const metric = () => (model.has(state.metric) ? state.metric : (metrics[0]?.name ?? "p"));
+  const metric = () => (model.has(state.metric) ? state.metric : metrics[0] ?? "p");
   /** @type {() => string[]} */
   const pins = () => state.pins ?? model.pins.slice(0, 3);
   /** @type {{layer: number, position: number} | null} */
@@ -100,7 +100,7 @@ export function mapPart(ctx, model, extra = {}) {
   };
 
   const drawTools = () => {
-    const options = metrics.map((each) => ({ value: each.name, label: each.label, title: each.hint }));
+    const options = metrics.map((value) => ({ value, label: METRICS[value].label, title: METRICS[value].hint }));
     tools.replaceChildren(
       choice("Colour", options, metric(), (value) => ctx.set({ metric: value })),
       ...(model.lenses.length > 1
@@ -145,7 +145,7 @@ export function mapPart(ctx, model, extra = {}) {
 
 /** A row a lens, layer, position. @param {import("./model.js").Model} model @returns {import("../types").Sheet} */
 function sheet(model) {
-  const measures = ["entropy", "kl", "margin", "rank"].filter((name) => model.has(name));
+  const measures = ["entropy", "kl", "margin", "rank"].filter(model.has);
   const columns = ["lens", "layer", "position", "context", "token", "probability", ...measures.map((name) => (name === "rank" ? "next_rank" : name))];
   /** @type {any[][]} */
   const rows = [];
@@ -173,7 +173,7 @@ function scene(model, l, metric, values) {
     for (let p = 0; p < shown; p++) {
       const value = model.value(metric, l, j, p);
       const t = strength(metric, value, range);
-      const { fill, ink } = t >= 0 ? shade(false, t) : { fill: "#ffffff", ink: "#000000" };
+      const { fill, ink } = t >= 0 ? shade(false, t) : { fill: "paper", ink: "ink" };
       const text = values ? valueText(metric, value) : shorten(tokenText(model.top(l, j, p, 0)), 10);
       items.push(box(left + p * cw, y, cw - 1, ch - 1, fill), label(left + p * cw + 3, y + 14, text, 10, ink));
     }

@@ -1,10 +1,10 @@
 // What a map reads its cells from: a packed trace, or a live stream that grows token by token.
 
-import { number } from "../text.js";
+import { listed } from "../unpack.js";
+import { finite, number } from "../text.js";
 
 /**
  * @typedef {object} Metric
- * @property {string} name
  * @property {string} label
  * @property {string} unit
  * @property {string} hint
@@ -12,11 +12,11 @@ import { number } from "../text.js";
 
 /** @type {Record<string, Metric>} */
 export const METRICS = {
-  p: { name: "p", label: "Probability", unit: "", hint: "probability of the layer's top-1 token" },
-  entropy: { name: "entropy", label: "Entropy", unit: "nats", hint: "entropy of the layer's distribution" },
-  kl: { name: "kl", label: "KL", unit: "nats", hint: "divergence of the last layer from this one" },
-  margin: { name: "margin", label: "Margin", unit: "", hint: "probability of the top-1 token minus that of the second" },
-  rank: { name: "rank", label: "Rank", unit: "", hint: "rank of the pinned token; without one, of the text's next token" },
+  p: { label: "Probability", unit: "", hint: "probability of the layer's top-1 token" },
+  entropy: { label: "Entropy", unit: "nats", hint: "entropy of the layer's distribution" },
+  kl: { label: "KL", unit: "nats", hint: "divergence of the last layer from this one" },
+  margin: { label: "Margin", unit: "", hint: "probability of the top-1 token minus that of the second" },
+  rank: { label: "Rank", unit: "", hint: "rank of the pinned token; without one, of the text's next token" },
 };
 
 /**
@@ -48,7 +48,7 @@ export function packedModel(view) {
   const L = layers.length;
   const P = tokens.length;
   const K = top.shape[3];
-  const pins = get("pins") ? Array.from({ length: need("pins").length }, (_, i) => need("pins").at(i)) : [];
+  const pins = listed(get("pins"));
   const cell = (/** @type {number} */ l, /** @type {number} */ j, /** @type {number} */ p) => (l * L + j) * P + p;
   /** @type {Map<string, [number, number]>} */
   const ranges = new Map();
@@ -73,7 +73,7 @@ export function packedModel(view) {
     return [NaN, NaN];
   };
   return {
-    lenses: Array.from({ length: lenses.length }, (_, i) => lenses.at(i)),
+    lenses: listed(lenses),
     layers: Array.from(layers.numbers),
     positions: () => P,
     token: (p) => tokens.at(p) ?? "",
@@ -113,5 +113,5 @@ export function strength(metric, value, range) {
 /** @param {string} metric @param {number} value */
 export function valueText(metric, value) {
   const unit = METRICS[metric].unit;
-  return `${number(value, metric === "rank" ? 0 : value < 0.01 ? 4 : 3)}${unit && Number.isFinite(value) ? ` ${unit}` : ""}`;
+  return `${number(value, metric === "rank" ? 0 : value < 0.01 ? 4 : 3)}${unit && finite(value) ? ` ${unit}` : ""}`;
 }

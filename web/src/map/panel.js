@@ -38,10 +38,10 @@ export function makePanel(model, o) {
       where.replaceChildren(`After `, bdi(tokenText(model.token(position)), "token"), ` (${position}), layer ${model.layers[layer]}`);
       const pins = o.pins();
       rows.forEach((row, k) => {
-        const raw = model.top(lens, layer, position, k);
+        const raw = /** @type {string} */ (model.top(lens, layer, position, k));
         const p = model.topP(lens, layer, position, k);
         row.line.hidden = raw === null || Number.isNaN(p);
-        if (row.line.hidden || raw === null) return;
+        if (row.line.hidden) return;
         row.raw = raw;
         row.token.textContent = tokenText(raw);
         row.share.textContent = valueText("p", p);

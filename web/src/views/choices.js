@@ -2,8 +2,8 @@
 // of the question chosen are those of figures.js, over a table that is unpacked with its page.
 
 import { bdi, choice, h } from "../dom.js";
-import { number, shorten, visible } from "../text.js";
-import { rows } from "../unpack.js";
+import { finite, number, shorten, visible } from "../text.js";
+import { listed, rows } from "../unpack.js";
 import { figuresView } from "./figures.js";
 
 const LISTED = 300;
@@ -11,12 +11,9 @@ const LISTED = 300;
 /** @param {import("../types").Context} ctx @returns {import("../types").Part} */
 export function choicesView(ctx) {
   const { view, state } = ctx;
-  const list = (/** @type {string} */ name) => {
-    const values = /** @type {import("../types").Values} */ (view.arrays.get(name));
-    return Array.from({ length: values.length }, (_, i) => values.at(i));
-  };
-  const [layers, lenses, questions] = [list("layers"), list("lenses"), rows(view.arrays, "questions")];
-  const entropies = questions.map((q) => q.entropy).filter(Number.isFinite).sort((a, b) => a - b);
+  const [layers, lenses] = ["layers", "lenses"].map((name) => listed(view.arrays.get(name)));
+  const questions = rows(view.arrays, "questions");
+  const entropies = questions.map((q) => q.entropy).filter(finite).sort((a, b) => a - b);
   const high = entropies[Math.floor(entropies.length * 0.75)];
   /** @type {[string, string, (q: import("../types").Row) => boolean][]} */
   const filters = [
@@ -75,7 +72,7 @@ export function choicesView(ctx) {
 
   const drawQuestion = () => {
     const q = questions[at()];
-    const facts = [q.outcome && `at the last layer ${q.outcome}`, q.changed && `changed by ${visible(q.changed)}`, Number.isFinite(q.entropy) && `entropy at layer ${view.meta.early}: ${number(q.entropy, 2)} nats`];
+    const facts = [q.outcome && `at the last layer ${q.outcome}`, q.changed && `changed by ${visible(q.changed)}`, finite(q.entropy) && `entropy at layer ${view.meta.early}: ${number(q.entropy, 2)} nats`];
     heading.replaceChildren(h("p", { class: "big" }, bdi(visible(q.text))), h("p", { class: "small", text: facts.filter(Boolean).join(" · ") }));
     figures.draw();
   };

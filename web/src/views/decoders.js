@@ -1,8 +1,8 @@
 // View 3: two decoders' answers side by side, below the figures of both: where they part, which layers had a say.
 
 import { bdi, choice, h } from "../dom.js";
-import { number, tokenText, visible } from "../text.js";
-import { rows } from "../unpack.js";
+import { finite, number, tokenText, visible } from "../text.js";
+import { listed, rows } from "../unpack.js";
 import { figuresView } from "./figures.js";
 
 const LISTED = 60;
@@ -20,10 +20,7 @@ export function parting(a, b) {
 /** @param {import("../types").Context} ctx */
 export function decodersView(ctx) {
   const { arrays } = ctx.view;
-  const list = (/** @type {string} */ name) => {
-    const values = arrays.get(name);
-    return values ? Array.from({ length: values.length }, (_, i) => values.at(i)) : [];
-  };
+  const list = (/** @type {string} */ name) => listed(arrays.get(name));
   const names = list("decoders");
   const judges = list("judges");
   const answers = rows(arrays, "answers");
@@ -48,7 +45,7 @@ export function decodersView(ctx) {
     const values = arrays.get("steps.divergence");
     if (at < 0 || !values) return "";
     const row = steps[at];
-    const far = candidates.map((layer, c) => [layer, values.numbers[at * candidates.length + c]]).filter(([, value]) => Number.isFinite(value));
+    const far = candidates.map((layer, c) => [layer, values.numbers[at * candidates.length + c]]).filter(([, value]) => finite(value));
     return h("p", { class: "small", text: `Parted at token ${row.position}, “${tokenText(row.token)}”; layer chosen: ${number(row.chosen)}; divergence by layer: ${far.map(([layer, value]) => `${layer}: ${number(value, 6)}`).join(", ")}.` });
   };
   const pairs = () => {

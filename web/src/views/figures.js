@@ -2,10 +2,10 @@
 // (`meta` of the view, see report/view_figures.py); here is how it is drawn and what a reader can do with it.
 
 import { barChart, matrix } from "../bars.js";
-import { chartFigure, lineChart } from "../chart.js";
+import { arrange, chartFigure, lineChart } from "../chart.js";
 import { bdi, choice, grid, h } from "../dom.js";
-import { distinct, interval, number, visible } from "../text.js";
-import { rows } from "../unpack.js";
+import { distinct, finite, interval, number, visible } from "../text.js";
+import { listed, rows } from "../unpack.js";
 
 /** @typedef {import("../types").Row} Row */
 /** @typedef {import("../types").Series} Series */
@@ -62,7 +62,7 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
   const ends = (/** @type {Row} */ row, /** @type {string} */ y, /** @type {Partial<Figure>} */ f = {}) => ({ low: row[`${y}_low`] ?? row[f.low ?? ""], high: row[`${y}_high`] ?? row[f.high ?? ""] });
   const told = (/** @type {Row} */ row, /** @type {string} */ y) => interval(row[y], ends(row, y).low, ends(row, y).high);
   const points = (/** @type {Row[]} */ items, /** @type {string} */ x, /** @type {string} */ y, /** @type {Figure} */ f) =>
-    items.filter((row) => Number.isFinite(row[x])).map((row) => ({
+    items.filter((row) => finite(row[x])).map((row) => ({
       x: row[x], y: row[y], ...ends(row, y, f), key: row,
       label: f.label && `${filled(f.label, row)}: ${told(row, y)}`,
     })).sort((a, b) => a.x - b.x);
@@ -73,7 +73,7 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
     /** @type {Series[]} */
     const made = f.lines
       ? f.lines.map(([column, label], colour) => ({ name: label, colour, points: points(items, f.x, column, f) }))
-      : distinct(items.filter((row) => Number.isFinite(row[f.x])).map((row) => row[f.by ?? ""])).map((each, colour) => ({ name: visible(each), colour, points: points(items.filter((row) => row[f.by ?? ""] === each), f.x, name(f.y), f) }));
+      : distinct(items.filter((row) => finite(row[f.x])).map((row) => row[f.by ?? ""])).map((each, colour) => ({ name: visible(each), colour, points: points(items.filter((row) => row[f.by ?? ""] === each), f.x, name(f.y), f) }));
     if (f.diagonal) made.push({ name: f.diagonal, colour: 4, dashed: true, points: [{ x: 0, y: 0 }, { x: 1, y: 1 }] });
     return made;
   };
@@ -83,7 +83,7 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
     const base = { name: f.name, label: filled(f.title, items[0]), width };
     if (f.type === "bar") {
       const colours = distinct(items.map((row) => row[f.by ?? ""]));
-      return barChart({ ...base, signed: f.signed, most: f.range?.[1], bars: items.map((row) => {
+      return barChart({ ...base, signed: f.signed, most: f.range?.[1], bars: items.filter((row) => !f.without?.includes(row[f.by ?? ""])).map((row) => {
         const y = name(f.y);
         return { label: filled(f.label ?? "", row), value: row[y], ...ends(row, y, f), colour: Math.max(colours.indexOf(row[f.by ?? ""]), 0), note: f.percent ? `${number(100 * row[y], 1)}%` : undefined };
       }) });
@@ -92,19 +92,19 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
       const [one, other] = [f.x, f.by ?? ""].map((column) => distinct(items.map((row) => row[column])));
       const at = new Map(items.map((row) => [`${row[f.x]}\0${row[f.by ?? ""]}`, row]));
       const row = (/** @type {number} */ i, /** @type {number} */ j) => at.get(`${one[i]}\0${other[j]}`);
-      const most = Math.max(...items.map((each) => Math.abs(each[f.y])).filter(Number.isFinite), 1e-9);
+      const most = Math.max(...items.map((each) => Math.abs(each[f.y])).filter(finite), 1e-9);
       return matrix({
         ...base, rows: one.map(String), columns: other.map(String), dark: ctx.dark(), low: f.range?.[0] ?? 0, high: f.signed ? most : (f.range?.[1] ?? most), signed: f.signed,
         value: (i, j) => row(i, j)?.[f.y] ?? NaN,
         text: (i, j) => `${visible(one[i])}, ${visible(other[j])}: ${told(row(i, j) ?? {}, f.y)}`,
       });
     }
-    const flat = f.flat ? items.filter((row) => !Number.isFinite(row[f.x])).map((row) => ({ y: row[name(f.y)], label: `${visible(row[f.by ?? ""])} ${number(row[name(f.y)])}` })) : [];
+    const flat = f.flat ? items.filter((row) => !finite(row[f.x])).map((row) => ({ y: row[name(f.y)], label: `${visible(row[f.by ?? ""])} ${number(row[name(f.y)])}` })) : [];
     const refs = (f.refs ?? []).filter((ref) => !ref[2] || ref[2].includes(now(f.y.slice(1)))).map(([y, text]) => ({ y: Number(y), label: String(text) }));
     const here = f.marks ? [...f.marks.map(([x, y, text]) => ({ x, y, label: text })), ...table(f.table).filter((row) => f.without?.includes(row[f.by ?? ""]) && row[f.x]).map((row, i) => ({ x: row[f.x], y: row[f.y], label: i ? "" : visible(row[f.by ?? ""]) }))] : [];
     const row = f.marks && picked();
     if (row) here.push({ x: row[f.x], y: row[f.y], label: filled(meta.slider.mark, row) });
-    return lineChart({ ...base, height: f.height, x: f.xLabel ?? f.x, y: f.yLabel ?? name(f.y), whole: f.x === "layer", range: f.range, domain: f.domain, log: f.log, series: series(f), refs: [...refs, ...flat], marks: here, at: f.pick ? state[f.pick] : null });
+    return lineChart({ ...base, height: f.height, x: filled(f.xLabel ?? f.x, items[0]), y: filled(f.yLabel ?? name(f.y), items[0]), whole: f.x === "layer", range: f.range, domain: f.domain, log: f.log, series: series(f), refs: [...refs, ...flat], marks: here, at: f.pick ? state[f.pick] : null });
   };
   const shown = () => /** @type {Figure[]} */ (meta.figures ?? []).filter((f) => of(f).length);
 
@@ -120,7 +120,7 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
   const facts = () => {
     const row = picked();
     if (!row) return [];
-    return [h("dl", { class: "numbers", style: { maxWidth: "26rem" } }, ...meta.slider.facts.flatMap((/** @type {string[]} */ [column, label]) => [h("dt", { text: label }), h("dd", { text: told(row, column) })]))];
+    return [h("dl", { class: "numbers" }, ...meta.slider.facts.flatMap((/** @type {string[]} */ [column, label]) => [h("dt", { text: label }), h("dd", { text: told(row, column) })]))];
   };
   const list = () => {
     const o = meta.list;
@@ -132,10 +132,10 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
     const j = Array.from(axis.numbers).indexOf(at);
     const flags = arrays.get(o.flags);
     const flagged = arrays.get(o.flagAxis);
-    const k = flagged ? Array.from({ length: flagged.length }, (_, i) => flagged.at(i)).indexOf(now(o.flagKey)) : -1;
+    const k = flagged ? listed(flagged).indexOf(now(o.flagKey)) : -1;
     const all = table(o.table)
       .map((row, i) => ({ row, value: values.numbers[i * axis.length + j], flag: flags && flagged && k >= 0 ? flags.at(i * flagged.length + k) : null }))
-      .filter((each) => Number.isFinite(each.value)).sort((a, b) => b.value - a.value);
+      .filter((each) => finite(each.value)).sort((a, b) => b.value - a.value);
     return [
       h("h3", { text: filled(o.title, matching(o.from, o.where).find((row) => row[o.key] === at)) }),
       grid("Answers", [o.unit, "verdict", ...o.columns], all.slice(0, SHOWN).map(({ row, value, flag }) => [number(value), flag === null ? "–" : flag ? "✓ correct" : "✗ incorrect", ...o.columns.map((/** @type {string} */ c) => bdi(visible(row[c])))])),
@@ -146,7 +146,8 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
   for (const s of meta.switches ?? []) switches.push(s.where ? s : { ...s, options: s.options ?? valuesOf(s) });
 
   const slider = h("input", { type: "range", oninput: () => ctx.set({ step: Number(slider.value) }) });
-  const sliderLabel = meta.slider && h("label", { class: "choice" }, h("span", { text: meta.slider.label }), slider);
+  const marked = h("span", {});
+  const sliderLabel = meta.slider && h("label", { class: "choice" }, h("span", { text: meta.slider.label }), slider, marked);
   const tools = h("div", { class: "tools" });
   const place = h("div", { class: "columns" });
   const under = h("div", {});
@@ -156,7 +157,8 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
       if (meta.slider) {
         slider.max = String(Math.max(sliding().length - 1, 0));
         slider.value = String(sliding().indexOf(picked() ?? {}));
-        slider.setAttribute("aria-valuetext", filled(meta.slider.mark, picked()));
+        marked.textContent = filled(meta.slider.mark, picked());
+        slider.setAttribute("aria-valuetext", marked.textContent);
       }
       tools.replaceChildren(
         ...switches.map((s) => ({ s, options: optionsOf(s.key) })).filter(({ options }) => options.length > 1).map(({ s, options }) => choice(s.label, options.map((/** @type {any} */ [value, label]) => ({ value, label })), now(s.key), (value) => ctx.set({ [s.key]: value }))),
@@ -170,6 +172,7 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
         return made;
       });
       place.replaceChildren(...charts.map((chart) => chart.figure));
+      arrange(place);
       charts.forEach((chart) => chart.draw());
       under.replaceChildren(...facts(), ...list(), ...below());
     },

@@ -49,7 +49,7 @@ def curve_views(results: Results) -> list[View]:
     figures = [
         Figure(
             "line", "curves", "{name}", "curves", "x", "value", by="run", where=("study", "name"), height=320,
-            xLabel="place", note="Across: {axis}; bands: 95% intervals.",
+            xLabel="{axis}", yLabel="{unit}", note="Bands: 95% intervals.",
         )
     ]  # fmt: skip
     return [

@@ -38,7 +38,7 @@ def run_views(results: Results) -> list[View]:
         ),
         Figure(
             "line", "auroc", "AUROC by layer", "layers", "layer", "auroc", where=_BY, lines=(("auroc", "AUROC"),),
-            yLabel="AUROC", note="Probability that an incorrect answer has the higher entropy.",
+            yLabel="AUROC", note="Probability that an incorrect answer has the higher entropy; band: 95% interval.",
             refs=((0.5, "chance"),), pick="layer",
         ),
     ]  # fmt: skip

@@ -18,7 +18,7 @@ def run_views(results: Results) -> list[View]:
     figures = [
         Figure(
             "bar", "passed", "pass@{k}, {set}", "passed", "lens", "passed", by="lens", where=where, label="{lens}",
-            range=(0, 1), note="n = {n} prompts; lines: 95% intervals; chance {chance}.",
+            note="n = {n} prompts; lines: 95% intervals; chance {chance}.",
         ),
         Figure(
             "bar", "gain", "Gain over the concepts of other prompts", "passed", "lens", "gain", by="lens",
@@ -26,7 +26,8 @@ def run_views(results: Results) -> list[View]:
         ),
         *(
             Figure(
-                "line", column, title, "layers", "layer", column, by="lens", yLabel=unit, note="Bands: 95% CI.",
+                "line", column, title, "layers", "layer", column, by="lens", yLabel=unit,
+                note="n = {n} prompts; bands: 95% intervals.",
                 log=column == "kl",  # the raw lens is decades away from the others
             )
             for column, title, unit in (
