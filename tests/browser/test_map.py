@@ -121,6 +121,37 @@ def test_a_frame_says_that_there_is_more_below(visit: Callable[..., Any], tmp_pa
         assert made.page.frames[1].evaluate(hint) == "0"
 
 
+def test_a_frame_is_as_high_as_its_view(visit: Callable[..., Any], tmp_path: Path) -> None:
+    """No scroll bar inside of a page that scrolls, and no empty space: wide, narrow, with its tables open, dark."""
+    (tmp_path / "n.html").write_text(f"<!DOCTYPE html><meta charset=utf-8>{frame([a_map()])}", encoding="utf-8")
+    made = visit(tmp_path / "n.html")
+    inside = made.page.frames[1]
+    inside.locator("canvas").first.wait_for(timeout=10_000)
+    heights = []
+
+    def measured() -> None:
+        made.page.wait_for_timeout(400)
+        window, whole, body = inside.evaluate(
+            "[innerHeight, document.documentElement.scrollHeight, document.body.offsetHeight]"
+        )
+        assert body <= whole == window < body + 24
+        heights.append(window)
+
+    measured()
+    made.page.evaluate("document.body.dataset.jpThemeLight = 'false'")
+    measured()
+    assert inside.evaluate("document.documentElement.dataset.theme") == "dark"
+    made.page.set_viewport_size({"width": 420, "height": 700})
+    measured()
+    inside.locator("summary", has_text="Data as tables").click()
+    measured()
+    assert heights == sorted(heights)
+    made.page.set_viewport_size({"width": 1200, "height": 700})
+    measured()
+    assert heights[-1] < heights[-2]
+    assert made.faults == []
+
+
 def test_pinned_tokens_and_metric_are_in_the_address(visit: Callable[..., Any], tmp_path: Path) -> None:
     made = visit(write(tmp_path / "a.html", a_map()))
     made.all_drawn()

@@ -94,8 +94,14 @@ def test_a_frame_needs_nothing_and_hides_the_table_where_frames_are_shown(lm: An
     assert not re.search(r'(src|href)="?https?:', inside)
     tag = re.search(r"<style>\.(exitlens-\w+)\{display:none\}(.*?)</style>", text)
     assert tag is not None
-    # What tells the frame of its page's theme: a pixel more for a dark one, two for a light one.
-    assert re.findall(r"height:(\d+)px", tag.group(2) + text.partition("<iframe")[2][:400]) == ["761", "762", "760"]
+    # What tells the frame of its page's theme: four pixels more than a multiple of twelve for a dark one, eight for a
+    # light one.
+    heights = re.findall(r"height:calc\(var\(--exitlens,(\d+)px\) \+ (\d)px\)", tag.group(2))
+    assert [more for _, more in heights] == ["4", "8"]
+    assert len({tall for tall, _ in heights}) == 1
+    assert int(heights[0][0]) % 12 == 0
+    assert f'style="width:100%;height:var(--exitlens,{heights[0][0]}px)' in text
+    assert "onload" not in lm.look("What is true?").show(height=301)._repr_html_()
     assert f'<div class="{tag.group(1)}"><table>' in text
     assert [each.kind for each in views_in(inside)] == ["map"]
 
@@ -120,8 +126,10 @@ def test_a_generation_that_was_read_is_a_map(lm: Any) -> None:
     answer = lm.generate("What is true?", max_new_tokens=4, read=("entropy", "top_k"))[0]
     (made,) = views_in(framed(answer._repr_html_()))
     arrays = unpack(made.block)
-    assert arrays["tokens"].tolist()[1:] == list(answer.tokens)
-    np.testing.assert_allclose(arrays["entropy"][0, :, :-1], answer.reads["entropy"], atol=1e-3)
+    # A column for each token that was chosen, under the token before it: none is empty.
+    assert arrays["tokens"].tolist()[1:] == list(answer.tokens[:-1])
+    np.testing.assert_allclose(arrays["entropy"][0], answer.reads["entropy"], atol=1e-3)
+    assert made.caption == f"{answer.read_lens} lens · {len(answer.tokens) + 1} tokens"
     assert lm.generate("What is true?", max_new_tokens=2)[0].show().shape.views == []
 
 

@@ -28,12 +28,22 @@ function writeAddress(states) {
   }
 }
 
-/** What a notebook's page told the frame by its height: one pixel more for a dark page, two for a light one. */
+const STEP = 12;
+
+/** What a notebook's page told the frame by its height: a third of a step more for a dark page, two for a light one. */
 function hostTheme() {
   const root = document.documentElement;
-  const theme = /** @type {("dark" | "light")[]} */ (["dark", "light"])[innerHeight - Number(root.dataset.tall) - 1] ?? "auto";
+  const third = "framed" in root.dataset ? Math.round(((innerHeight % STEP) * 3) / STEP) : 0;
+  const theme = /** @type {const} */ (["auto", "dark", "light"])[third] ?? "auto";
   root.dataset.theme = theme;
   return theme;
+}
+
+/** Tells the page of the frame how high the frame would be without scroll bars: now, when asked, when it changes. */
+function tellHeight() {
+  const tell = () => parent.postMessage({ exitlens: document.body.offsetHeight }, "*");
+  addEventListener("message", (event) => event.source === parent && tell());
+  new ResizeObserver(tell).observe(document.body);
 }
 
 function startPage() {
@@ -81,6 +91,7 @@ function startPage() {
   );
   elements.forEach((element) => near.observe(element));
   document.documentElement.classList.add("scripted");
+  if ("framed" in document.documentElement.dataset) tellHeight();
   document.querySelectorAll("details.paper").forEach((made) => made.removeAttribute("open"));
   /** @type {Element[]} */
   let opened = [];

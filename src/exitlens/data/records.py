@@ -96,7 +96,13 @@ class Dataset(Shown):
     def __repr__(self) -> str:
         first = cut(next((_text_of(record) for record in self), ""))
         notes = f"\n  {cut('; '.join(self.notes), 200)}" if self.notes else ""
-        return f"Dataset {self.name}: {len(self)} {self.kind}, from {cut(self.source)}\n  first: {first!r}{notes}"
+        return f"Dataset {self.name}: {self.counted}, from {cut(self.source)}\n  first: {first!r}{notes}"
+
+    @property
+    def counted(self) -> str:
+        """How many records of which kind, in words."""
+        kind = "concept prompts" if self.kind == "concepts" else self.kind
+        return f"{len(self):,} {kind if len(self) != 1 else kind.removesuffix('s')}"
 
     @property
     def records(self) -> tuple[Question, ...] | tuple[Statement, ...] | tuple[ConceptPrompt, ...]:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from exitlens.display import Shown
 from exitlens.errors import InputError, UnsupportedModel
 from exitlens.models.forward import passes
 from exitlens.models.layout.affine import half, scaled, tail_map
@@ -43,7 +44,7 @@ class Target:
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
-class Attribution:
+class Attribution(Shown):
     """What each component adds to the logits that were asked for.
 
     Attributes:
@@ -66,7 +67,7 @@ class Attribution:
         count = len(dict.fromkeys(self.components["component"]))
         return (
             f"Attribution({self.model}: {len(self.prompts)} prompt{'s' * (len(self.prompts) != 1)}, {count} components "
-            f"of {targets[:200]}; sums to {worst:.1e})"
+            f"of {targets[:200]}; sums to {worst:.1e})\n  .show() draws it, .table() and .top() are pandas DataFrames"
         )
 
     def table(self, prompt: int = 0, *, heads: bool = True) -> pd.DataFrame:

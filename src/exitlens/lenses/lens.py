@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from exitlens.arguments import wrong_kind
 from exitlens.errors import InputError, ModelError, layer_range_error
+from exitlens.parsing import cut
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +22,9 @@ class Lens(ABC):
     """Reads an inner layer as if it were the last. A lens of one's own needs ``name`` and :meth:`transform`."""
 
     name: str
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {cut(repr(self.name))}"
 
     @abstractmethod
     def transform(self, h: Tensor, layer: int) -> Tensor:

@@ -28,7 +28,7 @@ __all__ = ["TextSplit", "TrainingReport", "split_texts", "train_tuned_lens"]
 STORED_BYTES = 1_500_000_000  # hidden states kept for the steps and for held-out checks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainingReport:
     """Held-out KL to the final layer, nats per token, per layer 0..N: ``before`` (logit lens) and ``after``.
 
@@ -43,6 +43,17 @@ class TrainingReport:
     test_tokens: int
     steps: int
     seconds: float
+
+    def __repr__(self) -> str:
+        inner = max(len(self.before) - 1, 1)
+        before, after = (sum(values[:-1]) / inner for values in (self.before, self.after))
+        kept = ", ".join(f"{self.chosen.count(name)} {name}" for name in dict.fromkeys(self.chosen[:-1]))
+        return (
+            f"TrainingReport: trained on {self.train_tokens} tokens, measured on {self.test_tokens}, "
+            f"{self.steps} steps in {self.seconds:.0f} s\n"
+            f"  mean KL to the last layer: {before:.2f} nats with the logit lens, {after:.2f} with this one\n"
+            f"  kept by layer: {kept}; .before, .after and .chosen have a value a layer"
+        )
 
 
 Progress = Callable[[str, int, int], None]

@@ -32,7 +32,7 @@ _PUBLISHED = "published checkpoint"
 _LOG = logging.getLogger("exitlens")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class TunedLens(Lens):
     """A tuned lens: ``transform(h, j) = h + A_j h + b_j`` for j < N; at layer N, ``h`` itself.
 
@@ -55,6 +55,15 @@ class TunedLens(Lens):
     up: Tensor | None = None
     down: Tensor | None = None
     provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        layers, width = self.bias.shape
+        rank = "" if self.up is None else f" of rank {self.up.shape[2]}"
+        return (
+            f"TunedLens {cut(repr(self.name))}: affine translators{rank} for {layers} layers of width {width}\n"
+            f"  for a model of fingerprint {cut(repr(self.fingerprint), 14)}\n"
+            "  .provenance says how it was trained, .save(FILE) keeps it"
+        )
 
     def __post_init__(self) -> None:
         """Raise :class:`InputError` unless the tensors are numbers of shapes that fit together: files may be forged."""

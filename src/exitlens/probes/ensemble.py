@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import ProbeError
+from exitlens.parsing import cut
 from exitlens.probes.probe import Probe, Provenance, from_tensors, header, register_form, stack_provenance
 
 __all__ = ["Ensemble", "combine", "majority", "make_ensemble"]
@@ -31,13 +32,17 @@ def combine(probabilities: Tensor, how: Literal["mean", "majority"]) -> Tensor:
     return probabilities.mean(0) if how == "mean" else majority(probabilities)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Ensemble:
     """Probes of several layers, read together. ``how``: "mean" or "majority"."""
 
     members: tuple[Probe, ...]
     how: Literal["mean", "majority"] = "mean"
     provenance: Provenance = field(default_factory=Provenance)
+
+    def __repr__(self) -> str:
+        members = "; ".join(repr(member).partition("\n")[0] for member in self.members)
+        return f"Ensemble of {len(self.members)} probes, {self.how}\n  {cut(members, 300)}"
 
     @property
     def kind(self) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import ProbeError
+from exitlens.parsing import cut
 from exitlens.storage.atomic import canonical, write_tensors
 from exitlens.storage.tensors import json_header, read_tensors
 
@@ -27,6 +28,7 @@ __all__ = [
     "Provenance",
     "SavedProbe",
     "from_tensors",
+    "introduction",
     "load_probe",
     "register_form",
     "save_probe",
@@ -168,7 +170,19 @@ def stack_provenance(probes: tuple[Probe, ...]) -> Provenance:
     return replace(first, layer=None, layers=layers)
 
 
-@dataclass(frozen=True)
+def introduction(name: str, width: int, kind: str, provenance: Provenance) -> str:
+    """The ``repr`` of a probe, in two lines."""
+    layers = provenance.layers or (() if provenance.layer is None else (provenance.layer,))
+    at = f" of layer {cut(', '.join(map(str, layers)))}" if layers else ""
+    facts = {"position": provenance.position, "prompt": provenance.prompt, "notes": provenance.notes}
+    said = ", ".join(f"{what} {value!r}" for what, value in facts.items() if value) or "provenance unknown"
+    return (
+        f"{name} {cut(repr(kind))} for states{at}, width {width}\n"
+        f"  {cut(said, 200)}; .predict_proba(states) gives P(true)"
+    )
+
+
+@dataclass(frozen=True, repr=False)
 class LinearProbe:
     """``P(true) = sigmoid(x · weight + bias)``; logistic, mass-mean, LDA, CCS and TTPD all end as one.
 
@@ -179,6 +193,9 @@ class LinearProbe:
     weight: Tensor
     bias: float
     provenance: Provenance = field(default_factory=Provenance)
+
+    def __repr__(self) -> str:
+        return introduction("LinearProbe", len(self.weight), self.kind, self.provenance)
 
     def decision(self, states: Tensor) -> Tensor:
         """Log-odds ``[..., n]`` of states ``[..., n, d]``."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import html
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,14 @@ from exitlens.report.text import number_text, token_text, visible
 from exitlens.report.view_data import View
 from exitlens.report.view_page import frame, page
 from exitlens.report.view_trace import trace_view
+from exitlens.report.words import counted
 from exitlens.storage.atomic import write_bytes
 
 __all__ = ["Drawing", "Shape", "drawing_of", "mimebundle", "register_drawing", "shown", "side_by_side", "table_html"]
 
+MOST_PROMPT = 200  # characters of a prompt, its last ones
 MOST_ROWS, MOST_COLUMNS = 12, 16  # of a table that stands in a notebook
+_NUMBER = re.compile(r"[-−+]?[\d.,]+(e[-−+]?\d+)?|–?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +115,34 @@ def mimebundle(result: object) -> dict[str, Any]:
     try:
         made = Drawing(drawing_of(result), repr(result))._repr_html_()
     except InputError as error:
-        made = f"<pre>{html.escape(visible(repr(result)))}</pre><p>{html.escape(visible(str(error)))}</p>"
+        told = "\n".join(html.escape(visible(line)) for line in repr(result).splitlines())
+        made = f"<pre>{told}</pre><p>{html.escape(visible(str(error)))}</p>"
     return {"text/plain": repr(result), "text/html": made}
 
 
 def table_html(heads: Sequence[object], rows: Sequence[Sequence[object]], caption: str = "") -> str:
-    """A plain table, everything in it escaped."""
+    """A plain table, everything in it escaped: texts from the left, columns of numbers from the right.
+
+    Notebooks and viewers align cells in ways of their own, and some drop styles: it is said twice.
+    """
+    sides = ["right" if _numbers(row[i] for row in rows) else "left" for i in range(len(heads))]
 
     def cells(tag: str, values: Sequence[object]) -> str:
-        return "".join(f"<{tag}><bdi>{html.escape(visible(value))}</bdi></{tag}>" for value in values)
+        return "".join(
+            f'<{tag} align="{side}" style="text-align:{side}"><bdi>{html.escape(visible(value))}</bdi></{tag}>'
+            for value, side in zip(values, sides, strict=True)
+        )
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    head = f"<caption>{html.escape(visible(caption))}</caption>" if caption else ""
-    return f"<table>{head}<thead><tr>{cells('th', heads)}</tr></thead><tbody>{body}</tbody></table>"
+    title = f'<caption style="text-align:left">{html.escape(visible(caption))}</caption>' if caption else ""
+    head = f"<thead><tr>{cells('th', heads)}</tr></thead>" if any(heads) else ""
+    return f"<table>{title}{head}<tbody>{body}</tbody></table>"
+
+
+def _numbers(values: Iterable[object]) -> bool:
+    """Whether a column holds numbers, as numbers or as they are written."""
+    written = [str(value) for value in values]
+    return bool(written) and all(_NUMBER.fullmatch(text) for text in written)
 
 
 def _trace(trace: Trace) -> Shape:
@@ -160,7 +179,10 @@ def _cell(trace: Trace, here: dict[str, Any], place: int) -> str:
 
 
 def _generation(answer: Generation) -> Shape:
-    facts = [("answer", answer.text), ("finish", answer.finish), ("tokens", len(answer.token_ids))]
+    ends = {"stop": "at a stop text", "eos": "at the end-of-text token", "length": "at the longest length allowed"}
+    asked = answer.prompt if len(answer.prompt) <= MOST_PROMPT else "…" + answer.prompt[-MOST_PROMPT:]
+    count = counted(len(answer.token_ids), "token")
+    facts = [("prompt", asked), ("answer", answer.text), ("length", f"{count}; ended {ends[answer.finish]}")]
     static = table_html(["", ""], facts, "An answer")
     return Shape([trace_view(trace_answer(answer), title=answer.text)] if answer.reads else [], static)
 
@@ -174,20 +196,30 @@ _NAMES = {
 
 def _dataset(data: Dataset) -> Shape:
     names = _NAMES[data.kind]
-    rows = [[getattr(record, name) for name in names] for record in data.records[:MOST_ROWS]]
+    rows = [[_written(name, getattr(record, name)) for name in names] for record in data.records[:MOST_ROWS]]
     more = f", first {len(rows)}" if len(data) > len(rows) else ""
-    return Shape([], table_html(names, rows, f"{data.name}: {len(data)} {data.kind}{more}"))
+    return Shape([], table_html(names, rows, f"{data.name}: {data.counted}{more}"))
+
+
+def _written(name: str, value: object) -> str:
+    if name == "label":
+        return {0: "false", 1: "true"}.get(value, str(value)) if isinstance(value, int) else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _layered(lm: Layered) -> Shape:
     facts = [
         ("layers", f"{lm.n_layers} blocks; layer 0 is the embeddings, layer {lm.n_layers} the model's own output"),
-        ("width", lm.d_model),
-        ("vocabulary", lm.vocab_size),
+        ("width", f"{lm.d_model:,}"),
+        ("vocabulary", f"{lm.vocab_size:,} tokens"),
         ("type, device", f"{str(lm.dtype).removeprefix('torch.')} on {lm.device}"),
-        ("readout at the last layer", f"within {lm.parity.max_abs:.1e} of the model's logits"),
+        ("readout at the last layer", f"{_distance(lm.parity.max_abs)} the model's logits"),
     ]
     return Shape([], table_html(["", ""], facts, lm.name))
+
+
+def _distance(largest: float) -> str:
+    return f"within {largest:.1e} of" if largest else "equal to"
 
 
 register_drawing(Trace, _trace)

@@ -6,6 +6,7 @@ import base64
 import functools
 import hashlib
 import html
+import math
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -20,12 +21,25 @@ from exitlens.report.view_data import View, embedded
 __all__ = ["OLD_BROWSER", "component", "frame", "old_browser", "page", "policy", "script_of", "starter"]
 
 # What says in a notebook's page that it is dark or light, whatever the system prefers: JupyterLab and nbconvert, VS
-# Code, Colab, Sphinx's furo.
+# Code, Colab, Sphinx's furo, marimo.
 _HOSTS: Final = {
     "dark": "[data-jp-theme-light=false],.vscode-dark,html[theme=dark],[data-theme=dark]",
     "light": "[data-jp-theme-light=true],.vscode-light,html[theme=light],[data-theme=light]",
 }
-_HEIGHTS: Final = {"map": 760, "choices": 720, "decoders": 760, "entropy": 760, "probes": 900, "exits": 820}
+# About what a view needs in a column of a notebook [px]: a frame that is not told its height by script keeps it.
+_HEIGHTS: Final = {"choices": 920, "decoders": 860, "entropy": 430, "probes": 900, "exits": 760}
+_ROW: Final = 22  # of a map [px]
+# A frame may ask its page nothing. Of the page's theme it hears by its own height: a multiple of the step, and a third
+# of a step more on a dark page, two thirds on a light one (see web/src/page.js).
+_STEP: Final = 12
+# The other way the frame says how high it is, when it is asked and when that changes. This runs in the notebook's page,
+# where plain names would be those of the frame element: hence `window`.
+_LISTEN: Final = (
+    "const f=this,l=e=>{if(!f.isConnected){window.removeEventListener('message',l);f.heard=0}"
+    "else if(e.source==f.contentWindow&&e.data&&e.data.exitlens>0)"
+    "f.style.setProperty('--exitlens',Math.ceil(Math.min(e.data.exitlens,2e4)/12)*12+'px')};"
+    "if(!f.heard){f.heard=1;window.addEventListener('message',l)}f.contentWindow.postMessage('exitlens','*')"
+)
 
 
 def old_browser(rest: str) -> str:
@@ -68,7 +82,7 @@ def policy(*scripts: str) -> str:
 
 def script_of(made: View, name: str) -> Markup:
     """The view as a JSON script element with the id ``name``, and the place where it is drawn."""
-    height = _HEIGHTS.get(made.kind, 600)
+    height = _height(made)
     return Markup(
         f'<script type="application/json" id="{html.escape(name)}">{embedded(made)}</script>'
         f'<div class="exitlens-view" data-view="{html.escape(name)}" style="min-height:{height // 2}px"></div>'
@@ -80,14 +94,21 @@ def _environment() -> Environment:
     return Environment(loader=PackageLoader("exitlens.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
-def page(views: Sequence[View], *, title: str = "", static: str = "", tall: int | None = None) -> str:
+def _height(made: View) -> int:
+    """About what the view needs [px]."""
+    if made.kind == "map":
+        return 600 + _ROW * made.block.arrays["layers"].shape[0]
+    return _HEIGHTS.get(made.kind, 640)
+
+
+def page(views: Sequence[View], *, title: str = "", static: str = "", framed: bool = False) -> str:
     """Views as one HTML document.
 
     Args:
         views: In their order.
         title: Of the document; by default the first view's.
         static: HTML of what is shown where scripts do not run: escaped by whoever made it.
-        tall: Height of the frame that shows it [px]; one or two more say that the frame's page is dark or light.
+        framed: Whether it stands in the frame of :func:`frame`.
 
     Returns:
         The document.
@@ -101,7 +122,7 @@ def page(views: Sequence[View], *, title: str = "", static: str = "", tall: int 
             policy=policy(*scripts),
             views=[script_of(made, f"view-{i}") for i, made in enumerate(views, start=1)],
             static=Markup(static),
-            tall=tall,
+            framed=framed,
             scripts=[Markup(each) for each in scripts[:2]],
             old=Markup(OLD_BROWSER),
         )
@@ -114,21 +135,23 @@ def frame(views: Sequence[View], *, static: str = "", height: int | None = None)
     The style that hides the static part is removed by the viewers that remove frames (GitHub, notebooks that are not
     trusted), so each shows one of the two.
     """
-    tall = height if height is not None else sum(_HEIGHTS.get(each.kind, 640) for each in views)
+    wanted = height if height is not None else sum(_height(each) for each in views)
+    tall = math.ceil(wanted / _STEP) * _STEP
     # A hidden part of its own for each output: the same notebook may hold another version's.
-    made = page(views, static=static, tall=tall)
+    made = page(views, static=static, framed=True)
     tag = hashlib.sha256(made.encode("utf-8", "surrogatepass")).hexdigest()[:12]
     title = html.escape(visible(views[0].title))
-    # A frame that may ask its page nothing hears of the page's theme by its own height (see web/src/page.js).
     themes = "".join(
-        f":is({hosts}) .exitlens-f{tag}{{height:{tall + more}px!important}}"
+        f":is({hosts}) .exitlens-f{tag}{{height:calc(var(--exitlens,{tall}px) + {_STEP * more // 3}px)!important}}"
         for more, hosts in enumerate(_HOSTS.values(), start=1)
     )
+    listen = f' onload="{_LISTEN}"' if height is None else ""
     return (
         f'<style>.exitlens-{tag}{{display:none}}{themes}</style><div class="exitlens-{tag}">{static}</div>'
         f'<iframe class="exitlens-f{tag}" title="{title}" sandbox="allow-scripts allow-downloads" '
-        'allow="clipboard-write" loading="lazy" '
-        f'style="width:100%;height:{tall}px;border:0;color-scheme:normal" srcdoc="{_attribute(made)}"></iframe>'
+        f'allow="clipboard-write" loading="lazy"{listen} '
+        f'style="width:100%;height:var(--exitlens,{tall}px);border:0;color-scheme:normal" srcdoc="{_attribute(made)}">'
+        "</iframe>"
     )
 
 

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from exitlens.errors import InputError
 from exitlens.lenses.trace import Trace
-from exitlens.report.text import visible
+from exitlens.report.text import shorten, visible
 from exitlens.report.view_data import Values, View, quantised, view
+from exitlens.report.words import counted, join
 
 __all__ = ["MAP_STATS", "trace_view"]
 
@@ -44,8 +45,10 @@ def trace_view(traces: Trace | Sequence[Trace], text: int = 0, *, title: str = "
     for other in given[1:]:
         if (other.layers, other.token_ids) != (first.layers, first.token_ids):
             raise InputError("these traces are of different texts or layers: show them apart")
-    length = first.lengths[text]
-    tokens = first.tokens[text]
+    written = first.tokens[text]
+    # After the last token of an answer nothing was chosen: a map would end in a column of empty cells.
+    length = max(len(written) - (first.extra.get("source") == "answers"), 1)
+    tokens = written[:length]
     arrays: dict[str, Values] = {
         "lenses": _texts([each.lens for each in given]),
         "layers": np.asarray(first.layers, dtype=np.int64),
@@ -57,7 +60,7 @@ def trace_view(traces: Trace | Sequence[Trace], text: int = 0, *, title: str = "
     for name in _PLAIN:
         if _all_hold(given, name):
             arrays[name] = quantised(_stacked(given, name, text, length))
-    after = (*tokens[1:], None)
+    after = (*written[1:], None)[:length]
     if _all_hold(given, "rank"):
         rank = _stacked(given, "rank", text, length)
         arrays |= {"next": _texts(after), "next_rank": np.where(rank < 0, np.nan, rank).astype(np.float32)}
@@ -73,12 +76,13 @@ def trace_view(traces: Trace | Sequence[Trace], text: int = 0, *, title: str = "
         }
     if "top" not in arrays and not any(name in arrays for name in _PLAIN):
         raise InputError(f"this trace holds nothing that a map shows: read it with stats={MAP_STATS}")
-    written = "".join(tokens).strip()
+    lenses = f"{join([each.lens for each in given])} lens{'es' * (len(given) > 1)}"
+    heading = "".join(written).strip()
     return view(
         "map",
         arrays,
-        title=title or (written if len(written) <= 90 else written[:89] + "…"),
-        caption=f"{visible(first.model)} · {', '.join(each.lens for each in given)} lens · {length} tokens",
+        title=title or shorten(heading, 90),
+        caption=" · ".join(filter(None, [visible(first.model), lenses, counted(len(written), "token")])),
         model=first.model,
         notes=first.notes,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -77,6 +77,13 @@ class RunConfig(BaseModel):
             if name not in type(self).model_fields:
                 raise ConfigError(f"unknown setting {cut(name)!r}{_nearest(name, type(self).model_fields)}") from error
             raise ConfigError(f"setting '{name}' = {cut(repr(values.get(name)))}: {message}") from error
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        """What differs from the defaults, the studies always: the same call makes the same settings again."""
+        usual = type(self).model_fields
+        for name, value in super().__repr_args__():
+            if name is not None and (name == "only" or value != usual[name].get_default(call_default_factory=True)):
+                yield name, value
 
     model: str = Field("smollm2-135m", description="catalogue name, Hub id, local folder or .gguf file")
     revision: str | None = Field(None, description="branch, tag or commit of a Hub model")

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from exitlens.display import Shown
+from exitlens.parsing import cut
 from exitlens.report.frames import Results
 from exitlens.report.notebook import Shape, register_drawing, table_html
 from exitlens.studies.registry import chapters
@@ -16,7 +17,9 @@ __all__ = ["StudyResult"]
 
 
 class StudyResult(Shown):
-    """Tables of a study. A subclass is a dataclass whose frames are fields, or overrides :meth:`frames`."""
+    """Tables of a study. A subclass is a dataclass whose frames are fields, or overrides :meth:`frames`; its ``model``
+    is the model's name.
+    """
 
     __slots__ = ()
 
@@ -28,18 +31,28 @@ class StudyResult(Shown):
 
     def results(self) -> Results:
         """The tables as chapters read them."""
-        return Results(self.frames())
+        this: Any = self
+        return Results(self.frames(), {"model": {"name": this.model}})
+
+    def findings(self) -> list[str]:
+        """What was found in sentences, the answer to the study's question first."""
+        found = self.results()
+        return [line for chapter in chapters().values() for line in chapter.findings(found)]
 
     def __repr__(self) -> str:
         tables = ", ".join(f"{name} ({len(frame)} rows)" for name, frame in self.frames().items())
-        return f"{type(self).__name__} of tables {tables}\n  .show() draws it; each table is a pandas DataFrame"
+        this: Any = self
+        lines = [f"{type(self).__name__} of {cut(this.model)}", f"  tables {cut(tables, 300)}"]
+        return "\n".join([*lines, "  .show() draws it, .findings() are sentences, .frames() its pandas DataFrames"])
 
 
 def _shape(result: Any) -> Shape:
     found: Results = result.results()
     views = [view for chapter in chapters().values() for view in chapter.views(found)]
     rows = [[name, len(frame), ", ".join(map(str, frame.columns))] for name, frame in result.frames().items()]
-    return Shape(views, table_html(["table", "rows", "columns"], rows, type(result).__name__))
+    told = [[line.split("\n")[0]] for line in result.findings()]
+    said = table_html(["findings"], told, f"{type(result).__name__} of {result.model}") if told else ""
+    return Shape(views, said + table_html(["table", "rows", "columns"], rows, "" if told else type(result).__name__))
 
 
 register_drawing(StudyResult, _shape)

@@ -30,6 +30,7 @@ from exitlens.lenses.jacobian.text import LENGTH, ROWS, SKIP, FitSettings
 from exitlens.lenses.read_hidden import readout
 from exitlens.models.protocol import LayeredModel
 from exitlens.models.pullback import Gradient, gradient_of
+from exitlens.parsing import cut
 from exitlens.storage.atomic import key_of, text_hash
 
 __all__ = ["Elsewhere", "FitReport", "Stream", "fit_jacobian_lens"]
@@ -43,7 +44,7 @@ Progress = Callable[[str, int, int], None]
 Measure = Callable[[JacobianLens], Mapping[str, float]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FitReport:
     """What a fit did.
 
@@ -59,6 +60,15 @@ class FitReport:
     held_out: int
     seconds: float
     notes: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        last = f"{self.curve[-1]['kl']:.2f}" if self.curve else "unknown"
+        notes = f"\n  {cut('; '.join(self.notes), 200)}" if self.notes else ""
+        return (
+            f"FitReport: {self.texts} texts fitted on, {self.held_out} held out, {self.seconds:.0f} s\n"
+            f"  mean KL to the last layer: {self.logit_kl:.2f} nats with the logit lens, {last} with this one\n"
+            f"  .curve has a row each time the number of texts doubled{notes}"
+        )
 
 
 def fit_jacobian_lens(

@@ -36,7 +36,7 @@ ESTIMATORS: Mapping[str, str] = MappingProxyType({
 _AGAIN = "fit it again with exitlens lens train --method jacobian"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class JacobianLens(Lens):
     """A Jacobian lens: ``transform(h, j) = J_j h`` for j < N; at layer N, ``h`` itself.
 
@@ -61,6 +61,14 @@ class JacobianLens(Lens):
     texts: int
     estimator: str = "summed"
     provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return (
+            f"JacobianLens {cut(repr(self.name))}: the {self.estimator} Jacobian at {len(self.layers)} layers of width "
+            f"{self.matrices.shape[1]}, mean over {self.texts} texts\n"
+            f"  for a model of fingerprint {cut(repr(self.fingerprint), 14)}\n"
+            "  .provenance says how it was fitted, .save(FILE) keeps it"
+        )
 
     def __post_init__(self) -> None:
         """Raise :class:`InputError` unless the parts are numbers that fit together: files may be forged."""

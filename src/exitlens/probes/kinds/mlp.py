@@ -12,12 +12,12 @@ from torch import Tensor
 from exitlens.probes.dataset import ProbeData
 from exitlens.probes.kinds.base import FittedStack, Kind
 from exitlens.probes.kinds.mlp_training import forward, train_stack
-from exitlens.probes.probe import Provenance, header, register_form, width_check
+from exitlens.probes.probe import Provenance, header, introduction, register_form, width_check
 
 __all__ = ["MLP", "MLPProbe"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MLPProbe:
     """One network: ``weights`` each ``[in, out]``, ``biases`` each ``[out]``; ``P(true) = sigmoid(output)``."""
 
@@ -25,6 +25,9 @@ class MLPProbe:
     biases: tuple[Tensor, ...]
     provenance: Provenance = field(default_factory=Provenance)
     kind: str = "mlp"
+
+    def __repr__(self) -> str:
+        return introduction("MLPProbe", len(self.weights[0]), self.kind, self.provenance)
 
     def predict_proba(self, states: Tensor) -> Tensor:
         """P(true) ``[..., n]`` of states ``[..., n, d]``."""

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from exitlens.display import Shown
 from exitlens.errors import InputError
 from exitlens.parsing import cut
 from exitlens.report.frames import Results
+from exitlens.report.notebook import Shape, register_drawing, table_html
 from exitlens.runs.directory import RunDirectory, now
 from exitlens.storage.mirror import named
 from exitlens.studies.compare.analysis import change_table, common_numbers, curve_table, number_table
@@ -27,14 +29,22 @@ if TYPE_CHECKING:
 __all__ = ["Comparison", "compare_runs"]
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+@dataclass(frozen=True, slots=True, repr=False)
+class Comparison(Shown):
     """Runs side by side: the tables ``compare_…`` by name, and the report where a folder was given."""
 
     tables: Mapping[str, pd.DataFrame]
     notes: tuple[str, ...]
     report: Path | None
     manifest: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        names = ", ".join(map(str, self.tables["compare_runs"]["run"]))
+        report = f", report {self.report.name}" if self.report is not None else ""
+        return (
+            f"Comparison of the runs {cut(names, 200)}{report}\n  tables {cut(', '.join(self.tables), 300)}\n"
+            "  .show() draws it, .findings() are sentences, .tables pandas DataFrames"
+        )
 
     @property
     def results(self) -> Results:
@@ -131,3 +141,12 @@ def _publish(
         drawn = draw_all(results, CHAPTERS, directory.path / "figures", width) if width else {}
         path = write_report(results, CHAPTERS, drawn, directory.path / "report.html")
         return Comparison(tables, tuple(manifest["notes"]), path, directory.manifest)
+
+
+def _shape(found: Comparison) -> Shape:
+    views = [view for chapter in CHAPTERS.values() for view in chapter.views(found.results)]
+    rows = [[name, line.split("\n")[0]] for name, lines in found.findings().items() for line in lines]
+    return Shape(views, table_html(["of", "finding"], rows, "Runs side by side"))
+
+
+register_drawing(Comparison, _shape)

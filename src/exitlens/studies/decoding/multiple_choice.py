@@ -22,7 +22,7 @@ from exitlens.scoring.choice import choice_scores
 __all__ = ["ChooseStage", "McScores", "mc_scores"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class McScores:
     """Multiple choice, question by question: ``mc1``, ``mc2``, ``mc3`` ``[n]``, and the answers' scores.
 
@@ -37,6 +37,14 @@ class McScores:
     incorrect: tuple[NDArray[np.float64], ...]
     decoder: str
     post_softmax: bool
+
+    def __repr__(self) -> str:
+        means = ", ".join(f"{name.upper()} {getattr(self, name).mean():.3f}" for name in ("mc1", "mc2", "mc3"))
+        scores = "log-probabilities" if self.post_softmax else "the decoder's scores"
+        return (
+            f"McScores of {len(self.mc1)} questions, decoder {self.decoder}, from {scores}\n  mean {means}\n"
+            "  .mc1, .mc2 and .mc3 have a value a question, .correct and .incorrect one a reference"
+        )
 
 
 def mc_scores(

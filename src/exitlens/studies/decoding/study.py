@@ -38,6 +38,7 @@ class DecodingResult(StudyResult):
     decoding: pd.DataFrame
     decoding_layers: pd.DataFrame
     decoding_partings: pd.DataFrame
+    model: str
 
 
 def decoding_study(
@@ -93,7 +94,7 @@ def decoding_study(
         for text in decoders
     ]
     chosen = choose_all(engine, questions, [a.spec for a in made], mc, batch_size=batch_size)
-    return analyse(made, questions, metrics, chosen, token=lm.token, protocol=protocol, seed=seed)
+    return analyse(made, questions, metrics, chosen, token=lm.token, model=lm.name, protocol=protocol, seed=seed)
 
 
 def choose_all(
@@ -119,6 +120,7 @@ def analyse(
     chosen: Sequence[pd.DataFrame] = (),
     *,
     token: Callable[[int], str],
+    model: str,
     protocol: str = "truthfulqa",
     seed: int = 0,
 ) -> DecodingResult:
@@ -131,7 +133,7 @@ def analyse(
         pd.concat(contrasted, ignore_index=True) if contrasted else pd.DataFrame(columns=["decoder", "layer", "count"])
     )
     table = compare(scores, {a.spec.text: a.spec.penalty for a in made}, protocol=protocol, seed=seed)
-    return DecodingResult(answers, scores, table, layers, partings(made, token))
+    return DecodingResult(answers, scores, table, layers, partings(made, token), model)
 
 
 class DecodingStudy(Study):
@@ -169,7 +171,10 @@ class DecodingStudy(Study):
         ctx.say("scoring answers")
         metrics = ctx.scorers().metrics()
         token = ctx.engine.lm.token
-        study = analyse(made, questions, metrics, chosen, token=token, protocol=config.scoring, seed=config.seed)
+        study = analyse(
+            made, questions, metrics, chosen,
+            token=token, model=ctx.engine.lm.name, protocol=config.scoring, seed=config.seed,
+        )  # fmt: skip
         judged = [judge_answers(judges, a.spec.text, questions, _texts(a, questions)) for a in made] if judges else []
         ctx.merge("answers", study.answers)
         if judged:

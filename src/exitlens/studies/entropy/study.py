@@ -34,6 +34,7 @@ class EntropyResult(StudyResult):
     entropy_tokens: pd.DataFrame
     judgements: pd.DataFrame
     entropy_layers: pd.DataFrame
+    model: str
 
 
 def entropy_study(
@@ -80,7 +81,7 @@ def entropy_study(
         batch_size=batch_size,
         entropy=True,
     )
-    return analyse(answers, questions, judges, estimators=estimators, seed=seed)
+    return analyse(answers, questions, judges, model=lm.name, estimators=estimators, seed=seed)
 
 
 def analyse(
@@ -88,6 +89,7 @@ def analyse(
     questions: Sequence[Question],
     judges: Sequence[Judge],
     *,
+    model: str,
     estimators: Sequence[str] = ("per-group",),
     seed: int = 0,
 ) -> EntropyResult:
@@ -106,7 +108,7 @@ def analyse(
         if len(tokens):
             frames.append(entropy_by_layer(tokens, str(judge), correct, estimators=estimators, seed=seed))
     layers = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
-    return EntropyResult(answers.answers, tokens, judgements, layers)
+    return EntropyResult(answers.answers, tokens, judgements, layers, model)
 
 
 class EntropyStudy(Study):
@@ -133,7 +135,10 @@ class EntropyStudy(Study):
         config = ctx.config
         judges = ctx.judges()
         answers = ctx.answers(ctx.vanilla())
-        found = analyse(answers, ctx.inputs.questions, judges, estimators=config.entropy_estimators, seed=config.seed)
+        found = analyse(
+            answers, ctx.inputs.questions, judges,
+            model=ctx.engine.lm.name, estimators=config.entropy_estimators, seed=config.seed,
+        )  # fmt: skip
         ctx.write("entropy_tokens", found.entropy_tokens)
         ctx.write("entropy_layers", found.entropy_layers)
         ctx.merge("answers", found.answers)

@@ -53,6 +53,7 @@ class ExitResult(StudyResult):
     exits_kinds: pd.DataFrame
     exits_calibration: pd.DataFrame
     times: TimeModel | None
+    model: str
 
 
 def exits_study(
@@ -160,6 +161,7 @@ def analyse(
             signals, cost, deltas=deltas, epsilon=epsilon, control=control, strict=strict, seed=seed
         ),
         times=times,
+        model=lm.name,
     )
 
 

@@ -14,6 +14,8 @@ from exitlens.arguments import as_texts, wrong_kind
 from exitlens.errors import InputError
 from exitlens.lenses.attribution import HEAD_KINDS, Attribution, Target, attribute_ids
 from exitlens.models.protocol import LayeredModel
+from exitlens.report.notebook import register_drawing
+from exitlens.studies.layers.attribution_views import drawn
 from exitlens.studies.layers.choices import check_choices, plan_choices
 from exitlens.studies.layers.records import LookRecord
 
@@ -248,3 +250,6 @@ def _target(lm: LayeredModel, wanted: Wanted, known: dict[Token, int]) -> Target
         plus, minus = wanted
         return Target(difference_label(name(plus), name(minus)), known[plus], known[minus])
     return Target(name(wanted), known[wanted])
+
+
+register_drawing(Attribution, drawn)

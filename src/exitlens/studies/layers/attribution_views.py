@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pandas import DataFrame
 
-from exitlens.report.frames import Results
+from exitlens.lenses.attribution import HEAD_KINDS, Attribution
+from exitlens.parsing import cut
+from exitlens.report.frames import Results, rows
+from exitlens.report.notebook import Shape, table_html
+from exitlens.report.text import number_text, visible
 from exitlens.report.view_data import View
 from exitlens.report.view_figures import Figure, Switch, tables_view
 
-__all__ = ["attribution_views"]
+__all__ = ["attribution_views", "contribution_view", "drawn"]
 
 MOST_ROWS = 40_000  # of heads in a view: some 150 questions of a small model
 
@@ -56,6 +60,47 @@ def attribution_views(results: Results) -> list[View]:
             switches=[Switch("question", "Question", "parts")],
         )
     ]
+
+
+def contribution_view(found: Attribution) -> View:
+    """What blocks and heads add to the logits that were asked for: prompt and target are the reader's to choose."""
+    whole = found.components
+    texts = [cut(text, 60) for text in found.prompts]
+    names = [text if texts.count(text) == 1 else f"{i}: {text}" for i, text in enumerate(texts)]
+    frame = whole.assign(prompt=[names[i] for i in whole["prompt"]])
+    where = ("prompt", "target")
+    figures = [
+        Figure(
+            "line", "blocks", "What each block adds", "parts", "block", "contribution", by="kind", where=where,
+            yLabel="logits", height=280, refs=((0, "nothing added"),),
+        ),
+        Figure(
+            "matrix", "heads", "Heads: rows are blocks, columns heads", "heads", "block", "contribution", by="head",
+            where=where, signed=True, note="Logits; blue adds, orange takes away.",
+        ),
+    ]  # fmt: skip
+    heads = frame[frame["kind"] == "head"]
+    parts = frame[(frame["block"] >= 0) & ~frame["kind"].isin(HEAD_KINDS)]
+    return tables_view(
+        "attribution",
+        {"parts": parts, "heads": heads if len(heads) else None},
+        figures,
+        title="Attribution: what blocks and heads add to a logit",
+        caption=f"{visible(found.model)} · logits before a soft-cap",
+        model=found.model,
+        switches=[Switch("prompt", "Prompt", "parts"), Switch("target", "Token", "parts")],
+    )
+
+
+def drawn(found: Attribution) -> Shape:
+    """How a notebook shows an attribution."""
+    top = [
+        [target, row["component"], number_text(row["contribution"])]
+        for target in dict.fromkeys(found.logits["target"])
+        for row in rows(found.top(5, target))
+    ]
+    caption = f"Largest contributions in “{cut(found.prompts[0])}” [logits]"
+    return Shape([contribution_view(found)], table_html(["token", "component", "contribution"], top, caption))
 
 
 def _means(heads: DataFrame) -> DataFrame:

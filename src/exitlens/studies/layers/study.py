@@ -42,6 +42,7 @@ class ChoicesByLayer(StudyResult):
     top: pd.DataFrame
     accuracy: pd.DataFrame
     notes: tuple[str, ...]
+    model: str
 
     def frames(self) -> dict[str, pd.DataFrame]:
         """The tables by their names in a run directory."""
@@ -85,7 +86,7 @@ def layers_study(
         )
     tables = LayersStage((lens,), tuple(check_layers(lm, layers)), rule, top_k).run(lm, records)
     accuracy = accuracy_by_layer(tables["layers"], seed=seed)
-    return ChoicesByLayer(tables["layers"], tables["layers_top"], accuracy, tuple(notes))
+    return ChoicesByLayer(tables["layers"], tables["layers_top"], accuracy, tuple(notes), lm.name)
 
 
 class LayersStudy(Study):

@@ -33,6 +33,7 @@ from exitlens.studies.lens_quality.chapter import LensesChapter
 from exitlens.studies.lens_quality.columns import LENSES_TABLES
 from exitlens.studies.lens_quality.stage import RANKS, READS, LensStage, with_decoys
 from exitlens.studies.lens_quality.timing import reading_costs
+from exitlens.studies.result import StudyResult
 
 __all__ = ["STUDY", "LensQuality", "LensesStudy", "headline_k", "lens_study"]
 
@@ -41,8 +42,8 @@ PASS_AT = (1, 5, 10, 50)
 _HEADLINE = 10
 
 
-@dataclass(frozen=True, slots=True)
-class LensQuality:
+@dataclass(frozen=True, slots=True, repr=False)
+class LensQuality(StudyResult):
     """The tables of the same names of a run, without ``lenses_`` where they have it (``passed`` is ``lenses``)."""
 
     passed: pd.DataFrame
@@ -52,6 +53,15 @@ class LensQuality:
     sets: pd.DataFrame
     ranks: pd.DataFrame
     reads: pd.DataFrame
+    model: str
+
+    def frames(self) -> dict[str, pd.DataFrame]:
+        """The tables by their names in a run directory."""
+        return {
+            "lenses" if field.name == "passed" else f"lenses_{field.name}": getattr(self, field.name)
+            for field in fields(self)
+            if field.name != "model"
+        }
 
 
 def lens_study(
@@ -120,6 +130,7 @@ def analyse(
         sets=sets_table(prompts, reads),
         ranks=ranks,
         reads=by_layer,
+        model=lm.name,
     )
 
 
@@ -163,9 +174,8 @@ class LensesStudy(Study):
             if kind not in dict(lenses):
                 ctx.say(f"no {FITTED[kind]} for {lm.name} yet, so none is compared: exitlens lens train makes one")
         made = analyse(ctx.engine, prompts, lenses, layers=config.layers, pass_at=config.pass_at, seed=config.seed)
-        for field in fields(made):
-            table = "lenses" if field.name == "passed" else f"lenses_{field.name}"
-            ctx.write(table, getattr(made, field.name))
+        for table, frame in made.frames().items():
+            ctx.write(table, frame)
         directory = ctx.engine.directory
         if directory is not None:
             # Times are this machine's at this moment: two runs have the same tables, never the same seconds.

@@ -85,6 +85,11 @@ class TruthStudy(StudyResult):
         return self.tables
 
     @property
+    def model(self) -> str:
+        """The model's name."""
+        return str(self.about["model"])
+
+    @property
     def sentence(self) -> str:
         """Whether the best probe beats the text-only floor and the model's own answer, in words."""
         return verdict(self.study)
