@@ -317,10 +317,12 @@ def test_a_folder_holds_a_run_or_a_comparison(
     shutil.copytree(five[0], tmp_path / "third")
     code, _, err = call(capsys, "compare", five[0], tmp_path / "third", "--out", tmp_path / "out")
     assert code == 2
-    assert "belongs to another run" in err
+    assert f"'{tmp_path / 'out'}' holds a comparison of '" in err
+    assert "choose another folder" in err
+    assert "--fresh" not in err, "exitlens compare has no such option"
     code, _, err = call(capsys, "run", "--out", tmp_path / "out", "--only", "layers")
     assert code == 2
-    assert "belongs to another run: its data is 'none, it compares runs'" in err
+    assert "holds a comparison and no run: choose another folder with --out" in err
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
@@ -337,7 +339,10 @@ def test_a_decoder_compared_with_another_is_named_wherever_the_difference_is_tol
     changed = found.tables["compare_changes"]
     assert set(changed["own"]) == {"decoder sled"}
     told = " ".join(found.findings()["changes"])
-    assert "answers judged correct (similarity, vanilla; two: sled): 3 only two answers correctly, 0 only one." in told
+    assert (
+        "answers judged correct (similarity, vanilla; two: sled): 3 questions correct only in two, 0 only in one."
+        in told
+    )
 
 
 def test_a_table_of_another_kind_of_values_is_refused_in_one_line(tmp_path: Path) -> None:

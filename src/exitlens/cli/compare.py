@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from exitlens.cli.console import echo, print_json, print_table, say
+from exitlens.cli.console import echo, print_findings, print_json, print_parts, say
 from exitlens.cli.help import add_command
 from exitlens.cli.options import JsonOption, QuietOption, SeedOption, option
 
@@ -43,23 +43,18 @@ def compare_command(
     from exitlens.studies.compare.chapter import CHAPTERS
     from exitlens.studies.compare.comparison import compare_runs
 
+    say(f"comparing {len(runs)} runs" + ("" if out is None else ", then writing the report"), quiet)
     command = shlex.join(["exitlens", *sys.argv[1:]])
     found = compare_runs(runs, out, seed=seed, figures=figures, width=figure_width, command=command)
     if as_json:
         report = None if found.report is None else named(found.report)
         print_json({"report": report, "notes": found.notes, "findings": found.findings(), "tables": found.printed()})
         return
-    for note in found.notes:
-        say(note, quiet)
     results = found.results
     for chapter in CHAPTERS.values():
         parts, findings = chapter.terminal(results, False), chapter.findings(results)
-        for place, part in enumerate(parts):
-            title = ": ".join(filter(None, (chapter.title if place == 0 else "", part.title)))
-            print_table(part.columns, part.rows, title=title, note=part.note, n=part.n)
-        for finding in findings:
-            for line in finding.split("\n"):
-                echo(line)
+        print_parts(chapter.title, parts)
+        print_findings(findings)
         if parts or findings:
             echo()
     if found.report is not None:

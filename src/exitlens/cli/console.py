@@ -7,16 +7,25 @@ import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from exitlens.cli._wrap import Stream, cut, terminal_width, wrap
 from exitlens.report.text import Column, interval_ends, narrow_legend
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from exitlens.cli._fit_table import Piece
+    from exitlens.report.chapter import Part
 
 __all__ = [
     "Column",
     "echo",
     "plain",
+    "print_findings",
     "print_json",
+    "print_parts",
     "print_table",
     "safe",
     "say",
@@ -40,15 +49,37 @@ def _written_out(match: re.Match[str]) -> str:
 
 
 def echo(text: str = "") -> None:
-    """A line of results on the output stream; control characters are written out."""
-    sys.stdout.write(safe(text) + "\n")
+    """A line of results on the output stream; control characters are written out. A terminal's lines end in words."""
+    sys.stdout.write(_lines(safe(text), sys.stdout) + "\n")
 
 
 def say(text: str, quiet: bool = False) -> None:
     """A remark on the error stream, unless ``quiet``."""
     if not quiet:
-        sys.stderr.write(safe(text) + "\n")
+        sys.stderr.write(_lines(safe(text), sys.stderr) + "\n")
         sys.stderr.flush()
+
+
+def _lines(text: str, stream: Stream) -> str:
+    """``text`` as it is, or in a terminal, where it is longer than a line, broken between words."""
+    if not stream.isatty():
+        return text
+    from rich.cells import cell_len
+
+    width = terminal_width(stream)
+    return text if cell_len(text) <= width else "\n".join(wrap(text, width))
+
+
+def print_findings(findings: Iterable[str]) -> None:
+    """Sentences on the output stream, each with its details in lines of their own; in a terminal as a list."""
+    listed = sys.stdout.isatty()
+    for finding in findings:
+        for place, line in enumerate(finding.split("\n")):
+            if listed:
+                first = "  " if place else "• "
+                sys.stdout.write("\n".join(wrap(safe(line), terminal_width(sys.stdout), first, "  ")) + "\n")
+            else:
+                echo(line)
 
 
 def print_table(
@@ -82,6 +113,15 @@ def print_table(
     sys.stdout.write("\n".join(lines) + "\n")
 
 
+def print_parts(title: str, parts: Iterable[Part]) -> None:
+    """The tables of a chapter, the first under the chapter's title, an empty line after each."""
+    for place, part in enumerate(parts):
+        own = part.title if place == 0 else part.title[:1].upper() + part.title[1:]
+        head = ": ".join(filter(None, (title if place == 0 else "", own)))
+        print_table(part.columns, part.rows, title=head, note=part.note, n=part.n)
+        echo()
+
+
 def _mark(names: Sequence[str], cells: Sequence[list[str]], n: Sequence[int | None]) -> None:
     """Mark the upper ends of intervals over too few units; others of the column keep the room, so that digits align."""
     from exitlens.report.words import mark
@@ -110,41 +150,47 @@ def _draw(
     from rich.table import Table
     from rich.text import Text
 
-    from exitlens.cli._fit_table import Piece, fit
+    from exitlens.cli._fit_table import fit
 
-    console = Console(file=sys.stdout, highlight=False)
+    width = terminal_width(sys.stdout)
+    console = Console(file=sys.stdout, highlight=False, width=width)
     columns = list(zip(*cells, strict=True)) or [()] * len(heads)
-    fitted = fit(
-        [
-            Piece(safe(head.name), list(column), number, head.shrink)
-            for head, column, number in zip(heads, columns, numeric, strict=True)
-        ],
-        console.width,
-    )
+    fitted = fit([_piece(*column) for column in zip(heads, columns, numeric, strict=True)], width)
     notes = _notes(note, (cell for piece in fitted.columns for cell in piece.cells))
     if fitted.left_out:
         notes.append(f"no room for {', '.join(fitted.left_out)}: a wider terminal, a pipe and --json have everything")
-    table = Table(
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        title=None if title is None else Text(safe(title), style="bold"),
-        caption=Text("\n".join(notes), style="dim") if notes else None,
-        title_justify="left",
-        caption_justify="left",
-    )
-    for piece in fitted.columns:
-        table.add_column(
-            Text(piece.name), justify="right" if piece.numeric else "left", overflow="fold", width=piece.width
-        )
-    for row in zip(*(piece.cells for piece in fitted.columns), strict=True):
-        # A column that is no_wrap as a whole would not be narrowed; its cells are cut instead.
-        table.add_row(
-            *(
-                Text(cell, no_wrap=True, overflow="ellipsis") if piece.shrink or piece.numeric else Text(cell)
-                for cell, piece in zip(row, fitted.columns, strict=True)
-            )
-        )
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="")
+    names = [cut(piece.name, piece.width) for piece in fitted.columns]
+    tallest = max(map(len, names), default=0)
+    for piece, lines in zip(fitted.columns, names, strict=True):  # headings end above the rule
+        heading = Text("\n" * (tallest - len(lines)) + "\n".join(lines))
+        table.add_column(heading, justify="right" if piece.numeric else "left", width=piece.width)
+    for row in zip(*(_cells(piece) for piece in fitted.columns), strict=True):
+        table.add_row(*row)
+    # The terminal's own colours only: dim text would be too faint on a light ground.
+    if title is not None:
+        console.print(Text("\n".join(wrap(safe(title), width)), style="bold"))
     console.print(table)
+    if notes:
+        console.print(Text("\n".join(line for text in notes for line in wrap(text, width))))
+
+
+def _piece(head: Column, cells: Sequence[str], numeric: bool) -> Piece:
+    from exitlens.cli._fit_table import Piece
+
+    return Piece(safe(head.name), list(cells), numeric, head.shrink, head.main)
+
+
+def _cells(piece: Piece) -> Iterator[Text]:
+    """A column's cells as they are drawn: cut to one line where it may be, else broken between words."""
+    from rich.text import Text
+
+    for cell in piece.cells:
+        if piece.shrink and not piece.label:
+            yield Text(cell, no_wrap=True, overflow="ellipsis")
+        else:
+            rest = "  " if piece.label else ""  # where a label goes on is no row of its own
+            yield Text(cell if piece.numeric else "\n".join(cut(cell, piece.width, rest)), no_wrap=True)
 
 
 def _align(lines: Sequence[Sequence[str]], right: Sequence[bool]) -> list[str]:

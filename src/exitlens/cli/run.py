@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from exitlens.cli._settings import Own, option_names, settings_command
-from exitlens.cli.console import echo, print_json, print_table, say
+from exitlens.cli.console import echo, print_findings, print_json, print_parts, say
 from exitlens.cli.help import add_command
 from exitlens.cli.options import BOTH, JsonOption, QuietOption
 from exitlens.progress import StageProgress
@@ -137,22 +137,14 @@ def print_headlines(
 
     ``only``: one study; ``whole``: every layer instead of a few.
     """
-    from exitlens.report.words import narrow_tables
     from exitlens.studies.registry import chapters
 
     for study, chapter in chapters().items():
         parts = chapter.terminal(finished.results, whole)
         if not parts or only not in (None, study):
             continue
-        for place, part in enumerate(parts):
-            title = ": ".join(filter(None, (chapter.title if place == 0 else "", part.title)))
-            print_table(part.columns, part.rows, title=title, note=part.note, n=part.n)
-        narrow = narrow_tables(finished.results, chapter.own)
-        if narrow:
-            echo(narrow)
-        for finding in chapter.findings(finished.results):
-            for line in finding.split("\n"):
-                echo(line)
+        print_parts(chapter.title, parts)
+        print_findings(chapter.findings(finished.results))
         echo()
     if report:
         echo(f"report: {named(finished.report)}")

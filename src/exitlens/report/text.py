@@ -36,11 +36,15 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a printed table: heading, how numbers are written, and whether it may be cut to fit the terminal."""
+    """A column of a printed table: heading, and how numbers are written.
+
+    In a terminal ``shrink`` columns are cut to fit, and the ``main`` one (else the first number) is kept longest.
+    """
 
     name: str
     format: str = ".4g"
     shrink: bool = False
+    main: bool = False
 
 
 ELLIPSIS = "…"

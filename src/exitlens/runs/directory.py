@@ -36,9 +36,10 @@ from exitlens.storage.lock import DirectoryLock
 from exitlens.storage.mirror import delete, is_mirrored, local_folder, named
 from exitlens.storage.sealed import Sealed
 
-__all__ = ["FORMAT", "RunDirectory", "versions"]
+__all__ = ["COMPARED", "FORMAT", "RunDirectory", "versions"]
 
 FORMAT = 2
+COMPARED = "compares"  # in an identity: the runs, where the folder holds a comparison
 _OURS = (
     "work", "shards", "seals", "tables", "states", "figures", "logs", "report.html", "probe.safetensors",
     "status.json", "manifest.json",
@@ -276,17 +277,28 @@ def _refuse_other(folder: Path, earlier: Mapping[str, Any], identity: Mapping[st
             "another folder with --out, or start over with --fresh"
         )
     before = earlier.get("identity", {})
+    if COMPARED in before and COMPARED not in identity:
+        raise RunError(f"'{named(folder)}' holds a comparison and no run: choose another folder with --out")
     # A setting that only one of them has (the data of a study the other did not ask for) makes no difference.
     for name in sorted(set(before) & set(identity)):
         if canonical(before.get(name)) != canonical(identity.get(name)):
+            if name == COMPARED:
+                raise RunError(
+                    f"'{named(folder)}' holds a comparison of {_shown(before[name])}, not of {_shown(identity[name])}: "
+                    "choose another folder with --out, or remove this one"
+                )
+            verb = "are" if isinstance(identity[name], list | tuple) else "is"
+            earlier_one, this_one = _shown(before[name]), _shown(identity[name])
             raise RunError(
-                f"'{named(folder)}' belongs to another run: its {name} is {_shown(before.get(name))}, this one's is "
-                f"{_shown(identity.get(name))}; choose another folder with --out, or start over with --fresh"
+                f"'{named(folder)}' belongs to another run: its {name} {verb} {earlier_one}, this one's {verb} "
+                f"{this_one}; choose another folder with --out, or start over with --fresh"
             )
 
 
 def _shown(value: Any) -> str:
-    return "not set" if value is None else cut(repr(value))
+    if value in (None, [], ()):
+        return "not set"
+    return cut(", ".join(map(repr, value)) if isinstance(value, list | tuple) else repr(value))
 
 
 def _clear(folder: Path) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet
 from exitlens.report.frames import Results, Row, groups
-from exitlens.report.text import Column, interval_text, is_number, p_text, slug, to_float, visible
+from exitlens.report.text import Column, is_number, slug, to_float, visible
 from exitlens.report.view_data import View
-from exitlens.report.words import counted, excludes, join, mark
+from exitlens.report.words import counted, excludes, join
 from exitlens.studies.compare import figures as draw
+from exitlens.studies.compare.lines import heads, label, line, signed, terminal_line
 from exitlens.studies.compare.match import capital, short_name
 from exitlens.studies.compare.views import curve_views, number_views
 
@@ -48,7 +48,7 @@ class RunsChapter(Chapter):
     def terminal(self, results: Results, whole: bool) -> list[Part]:
         """The settings that differ, a column a run."""
         names, body = _settings(results)
-        return [Part("", ["setting", *(Column(name, shrink=True) for name in names)], body)] if body else []
+        return [Part("", ["setting", *names], body)] if body else []
 
     def tables(self, results: Results) -> list[Sheet]:
         """The runs, and the settings."""
@@ -106,20 +106,22 @@ class NumbersChapter(Chapter):
         names = _runs(results)
         parts = []
         for study, items in groups(_keyed(results), "study").items():
-            head = _heads(names)
-            body = [_line(lines, names, short=True) for lines in groups(items, "_key").values()]
-            parts.append(Part(str(study), [Column(name, shrink=i == 0) for i, name in enumerate(head)], body))
+            head = heads(names)
+            body = [terminal_line(lines, names) for lines in groups(items, "_key").values()]
+            first = len(names) + 1  # the first difference: what a comparison is made for
+            columns = [Column(name, main=i == first) for i, name in enumerate([*head, "n"])]
+            parts.append(Part(str(study), columns, body))
         return parts
 
     def tables(self, results: Results) -> list[Sheet]:
         """A table a study."""
         names = _runs(results)
-        head = _heads(names)
+        head = heads(names)
         return [
             Sheet(
                 f"Study {study}: headline numbers with 95% CI",
                 head,
-                [_line(lines, names, short=False) for lines in groups(items, "_key").values()],
+                [line(lines, names) for lines in groups(items, "_key").values()],
                 "compare_numbers",
             )
             for study, items in groups(_keyed(results), "study").items()
@@ -213,8 +215,8 @@ class ChangesChapter(Chapter):
             gained = sum(bool(row["correct"]) for row in mine)
             row = mine[0]
             out.append(
-                f"{_label(row)}: {gained} only {visible(row['run'])} answers correctly, {len(mine) - gained} only "
-                f"{visible(row['first'])}."
+                f"{label(row)}: {counted(gained, 'question')} correct only in {visible(row['run'])}, "
+                f"{len(mine) - gained} only in {visible(row['first'])}."
             )
         return out
 
@@ -222,8 +224,8 @@ class ChangesChapter(Chapter):
         """The changes; a few, or all of them."""
         items = _changes(results)
         some = items if whole else items[:8]
-        body = [[_label(row), row["question"], *_both(row)] for row in some]
-        columns = [Column(name, shrink=True) for name in ("by", "question", "in the first run", "in the other")]
+        body = [[row["question"], *_both(row), label(row)] for row in some]
+        columns = ["question", "in the first run", "in the other", "by"]
         note = f"{len(items) - len(some)} more in the report" if len(items) > len(some) else None
         return [Part("", columns, body, note)] if body else []
 
@@ -237,7 +239,7 @@ class ChangesChapter(Chapter):
                 [r["question"], r["run"] if r["correct"] else r["first"], _text(r["first_answer"]), _text(r["answer"])]
                 for r in mine
             ]
-            caption = f"{_label(row)}: {row['first']} and {row['run']}"
+            caption = f"{label(row)}: {row['first']} and {row['run']}"
             out.append(Sheet(caption, head, body, "compare_changes", len(body) > 12))
         return out
 
@@ -270,7 +272,7 @@ def _against(results: Results, name: str) -> str:
         return f"{head}nothing can be tested."
     found = sorted(filter(draw.significant, tested), key=lambda r: to_float(r["p_holm"]))
     alone = sum(row not in found and excludes(row, "difference", 0.0) for row in tested)
-    told = "; ".join(f"{_label(row)} {_signed(row)}" for row in found[:4])
+    told = "; ".join(f"{label(row)} {signed(row)}" for row in found[:4])
     more = f"; and {len(found) - 4} more" if len(found) > 4 else ""
     text = f"significant after Holm's correction: {told}{more}." if found else "no significant difference."
     if alone:
@@ -284,13 +286,6 @@ def _against(results: Results, name: str) -> str:
 def _models(results: Results) -> str:
     models = list(dict.fromkeys(str(row["model"]) for row in results.rows("compare_runs")))
     return f"Model{'s' if len(models) > 1 else ''} {join([visible(name) for name in models])}"
-
-
-def _label(row: Row) -> str:
-    """``answers judged correct (judge similarity, decoder vanilla)``; the tables have the names in full."""
-    of, own = (short_name(visible(row.get(name))) for name in ("of", "own"))
-    told = "; ".join(filter(None, (of, f"{visible(row['run'])}: {own}" if own else "")))
-    return visible(row["number"]) + (f" ({told})" if told else "")
 
 
 def _keyed(results: Results) -> list[Row]:
@@ -313,60 +308,6 @@ def _settings(results: Results) -> tuple[list[str], list[list[object]]]:
         # Of a hash, twelve digits tell two apart; the table has all of them.
         body.append([told, *(str(cell)[:12] if setting.endswith(_HASHES) else cell for cell in cells)])
     return names, body
-
-
-def _heads(names: Sequence[str]) -> list[str]:
-    head = ["number", *names]
-    for name in names[1:]:
-        head += [f"{name} − {names[0]}" if len(names) > 2 else "difference", "p Holm", "pairing"]
-    return head
-
-
-def _line(lines: Sequence[Row], names: Sequence[str], *, short: bool) -> list[object]:
-    """A number as a line: its value in each run, then each difference to the first."""
-    by_run = {row["run"]: row for row in lines}
-    line: list[object] = [_label({**lines[0], "own": ""})]  # each run's own stands with its value
-    for name in names:
-        row = by_run.get(name)
-        line.append("–" if row is None else _value(row))
-    for name in names[1:]:
-        row = by_run.get(name, {})
-        few = _few(row, by_run.get(names[0], {}))
-        line.append(_signed(row) + few if is_number(row.get("difference")) else "–")
-        pairing = _pairing(row)
-        brief = pairing.split(":")[0] if pairing.startswith("unpaired") else re.sub(r" \(.*", "", pairing)
-        line += [p_text(row.get("p_holm")), brief if short else pairing]
-    return line
-
-
-def _value(row: Row) -> str:
-    text = interval_text(row.get("value"), row.get("value_low"), row.get("value_high"))
-    n = to_float(row.get("n"))
-    text += mark(int(n)) if n > 0 and "[" in text else ""
-    text += f" {row['unit']}" if row.get("unit") else ""
-    more = [f"n\u00a0=\u00a0{n:.0f}"] if n > 0 else []
-    more += [short_name(visible(row[name])) for name in ("own", "remark") if row.get(name)]
-    return f"{text} ({'; '.join(more)})" if more else text
-
-
-def _signed(row: Row) -> str:
-    text = interval_text(row.get("difference"), row.get("difference_low"), row.get("difference_high"))
-    return ("+" if to_float(row.get("difference")) > 0 else "") + text
-
-
-def _few(row: Row, first: Row) -> str:
-    """The mark of a difference: its interval rests on the questions that both runs share, else on the smaller run."""
-    if not is_number(row.get("difference_low")):
-        return ""
-    shared = to_float(row.get("n_paired"))
-    known = [n for n in ([shared] if shared > 0 else [to_float(run.get("n")) for run in (row, first)]) if n > 0]
-    return mark(int(min(known))) if known else ""
-
-
-def _pairing(row: Row) -> str:
-    text = visible(row.get("pairing"))
-    n = to_float(row.get("n_paired"))
-    return text.replace("paired by question", f"paired, n\u00a0=\u00a0{n:.0f}", 1) if n > 0 else text or "–"
 
 
 def _both(row: Row) -> list[str]:

@@ -15,7 +15,7 @@ from exitlens.errors import InputError
 from exitlens.parsing import cut
 from exitlens.report.frames import Results
 from exitlens.report.notebook import Shape, register_drawing, table_html
-from exitlens.runs.directory import RunDirectory, now
+from exitlens.runs.directory import COMPARED, RunDirectory, now
 from exitlens.storage.mirror import named
 from exitlens.studies.compare.analysis import change_table, common_numbers, curve_table, number_table
 from exitlens.studies.compare.chapter import CHAPTERS
@@ -132,7 +132,7 @@ def _publish(
     from exitlens.report.page import write_report
 
     # `data` is a setting of every run: neither a run goes on in this folder, nor a comparison in a run's.
-    identity = {"data": "none, it compares runs", "compares": [named(run.path) for run in runs]}
+    identity = {"data": "none, it compares runs", COMPARED: [named(run.path) for run in runs]}
     with RunDirectory.open(out, identity, command=str(manifest["command"])) as directory:
         for name, frame in tables.items():
             directory.write_table(name, frame)

@@ -14,7 +14,8 @@ from exitlens.errors import InputError, RunError
 from exitlens.parsing import cut
 from exitlens.report.frames import Results
 from exitlens.report.text import visible
-from exitlens.runs.directory import FORMAT, RunDirectory
+from exitlens.report.words import join
+from exitlens.runs.directory import COMPARED, FORMAT, RunDirectory
 from exitlens.studies.registry import STUDIES
 from exitlens.studies.tables import TableSpec
 
@@ -81,7 +82,7 @@ def _specs() -> dict[str, TableSpec]:
 def _read(path: str | os.PathLike[str], name: str, specs: Mapping[str, TableSpec]) -> Run:
     directory = RunDirectory.read(os.fspath(path))
     manifest = directory.manifest
-    if "compares" in manifest["identity"]:
+    if COMPARED in manifest["identity"]:
         raise RunError(f"'{cut(os.fspath(path))}' holds a comparison and no run: name the runs that it compares")
     if manifest.get("version") != FORMAT:
         raise RunError(
@@ -90,6 +91,7 @@ def _read(path: str | os.PathLike[str], name: str, specs: Mapping[str, TableSpec
         )
     tables: dict[str, pd.DataFrame] = {}
     notes = list(_unfinished(manifest))
+    other: list[str] = []
     for file in sorted((directory.path / "tables").glob("*.parquet")):
         table = directory.table(file.stem)
         if table is None:
@@ -101,13 +103,16 @@ def _read(path: str | os.PathLike[str], name: str, specs: Mapping[str, TableSpec
         if spec is None:
             continue  # of a study that is not registered here, which could not tell what it means
         if not spec.fits(table):
-            made = (manifest.get("versions") or {}).get("exitlens", "another version")
-            notes.append(
-                f"table {file.stem} was written by exitlens {visible(made)} with other columns than this version's: "
-                "left out; make the run again with this version to compare it"
-            )
+            other.append(file.stem)
             continue
         tables[file.stem] = table
+    if other:
+        made = visible((manifest.get("versions") or {}).get("exitlens", "another version"))
+        told = f"table {other[0]} was" if len(other) == 1 else f"tables {join(other)} were"
+        notes.append(
+            f"{told} written by exitlens {made} with other columns than this version's and left out; make the run "
+            f"again with this version to compare {'it' if len(other) == 1 else 'them'}"
+        )
     results = Results(tables, manifest)
     studies = tuple(n for n, study in STUDIES.items() if any(table in results for table in study.chapter.own))
     return Run(name, directory.path, results, studies, tuple(notes))

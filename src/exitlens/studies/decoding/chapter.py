@@ -83,11 +83,12 @@ class DecodingChapter(Chapter):
         frame = frame[frame["metric"].str.endswith(("_max", "_acc"))]
         names = ["metric", "decoder", "mean", "low", "high", "difference", "difference_low", "difference_high", "p"]
         heads = [*names[:6], "d. low", "d. high", "p"]
+        body = [[metric_name(str(row[0])), *row[1:]] for row in plain_rows(frame[names])]
         return [
             Part(
                 _protocol(results.rows("decoding")).strip(" ()"),
-                [Column(head, ".3g" if head == "p" else ".3f") for head in heads],
-                plain_rows(frame[names]),
+                [Column(head, ".3f") for head in heads],
+                body,
                 n=[units(row) for row in rows(frame)],
             )
         ]

@@ -77,7 +77,7 @@ class EntropyChapter(Chapter):
         """Means, difference, AUROC and p by layer, a part a judge and estimator."""
         columns: list[Column | str] = [Column("layer", "d")]
         heads = ("correct (nats)", "incorrect", "incorrect − correct", "low", "high", "AUROC")
-        columns += [*(Column(head, ".3f") for head in heads), Column("p (Holm)", ".3g")]
+        columns += [*(Column(head, ".3f") for head in heads), Column("p (Holm)", ".3f")]
         names = ("correct", "incorrect", "difference", "difference_low", "difference_high", "auroc", "p_holm")
         parts = []
         short = short_judges(distinct(results.rows("entropy_layers"), "judge"))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from exitlens.report.chapter import Chapter, Part, Plate, Sheet, plain_rows
@@ -94,17 +95,23 @@ class ExitsChapter(Chapter):
         return out + [_saving(row, levels) for row, levels in found] + _guaranteed(results)
 
     def terminal(self, results: Results, whole: bool) -> list[Part]:
-        """Agreement and savings by policy; whole: every policy, and thresholds with a guarantee."""
+        """Agreement and savings by policy: the common ones, the best ones and the bound; whole: every policy.
+
+        Whole also has the thresholds with a guarantee.
+        """
         frame = results.frame("exits")
         if frame is None:
             return []
         frame = frame.assign(predicted_time=_times(results, frame))
         kept = frame["policy"].isin(["probability", "classifier", "oracle"])
+        items = results.rows("exits")
+        best = [best_saving(items, level) for level in _AGREEMENTS]  # what the findings name is in the table
+        kept |= np.array([any(row is each for each in best) for row in items], dtype=bool)
         if whole:  # where there are many, the exits at one fixed layer are left to the table
             kept = frame["policy"] != "fixed" if len(frame) > 40 else kept | True
         names = ["policy", "threshold", "agreement", "agreement_low", "agreement_high", "layers_saved", "flops_saved"]
         names += ["predicted_time"] if whole else []
-        columns = [Column(name.replace("_", " "), ".6g" if name == "threshold" else ".3f") for name in names]
+        columns = [Column(_head(name), ".6g" if name == "threshold" else ".3f") for name in names]
         title = counted(int(frame["n"].iloc[0]), "token") if "n" in frame else ""
         n = [units(row) for row in rows(frame[kept])]
         parts = [Part(title, columns, plain_rows(frame[kept][names]), n=n)]
@@ -116,7 +123,7 @@ class ExitsChapter(Chapter):
             title = f"thresholds that keep the share of differing tokens within delta (epsilon {epsilon} for each kind"
             title += f"; {epsilon}/{kinds} for the best of these {kinds})" if kinds > 1 else ")"
             chosen = chosen.assign(policy=[among(row) for row in results.rows("exits_calibration")])
-            columns = [Column(name.replace("_", " "), ".3g") for name in names]
+            columns = [Column(_head(name), ".3g") for name in names]
             parts.append(Part(title, columns, plain_rows(chosen[names])))
         return parts
 
@@ -267,3 +274,8 @@ def _kinds(results: Results) -> Sheet:
     ]
     headers = ["kind", "tokens", "policy", "threshold", "agreement", "mean exit", "n"]
     return Sheet("By kind of token", headers, body, "exits_kinds", True)
+
+
+def _head(name: str) -> str:
+    """A column's heading in the terminal."""
+    return name.replace("flops", "FLOPs").replace("_", " ")

@@ -95,10 +95,11 @@ def answer_parts(results: Results) -> list[Part]:
     parts = []
     short = short_judges([fact.get("judge") for fact in results.rows("answer_probe_judges")])
     for judge, items in groups(results.rows("answer_probe_best"), "judge").items():
-        columns: list[Column | str] = ["kind", "role", Column("layers", shrink=True)]
+        columns: list[Column | str] = ["kind", "role"]
         columns += [Column(name, ".3f") for name in ("AUROC", "low", "high", "accuracy", "Brier")]
+        columns.append(Column("layers chosen", shrink=True))
         names = ("auroc", "auroc_low", "auroc_high", "accuracy", "brier")
-        body = [[row["kind"], row["role"], row.get("layers") or None, *(row.get(n) for n in names)] for row in items]
+        body = [[row["kind"], row["role"], *(row.get(n) for n in names), row.get("layers") or None] for row in items]
         where = f"{items[0].get('position')}, {items[0].get('protocol')}, n = {count(items[0], 'n_test')}"
         n = units(_judged(results, judge, items[0]), _CLASSES)
         parts.append(Part(f"judge {short[judge]} ({where})", columns, body, n=[n] * len(body)))

@@ -98,28 +98,26 @@ class ProbesChapter(Chapter):
         if best is not None:
             names = ["accuracy", "accuracy_low", "accuracy_high", "auroc", "brier", "ece", "selective_accuracy", "aurc"]
             heads = ["accuracy", "low", "high", "AUROC", "Brier", "ECE", "selective accuracy at 80% coverage", "AURC"]
-            body = [
-                [*row[:2], row[2] or None, *row[3:]] for row in plain_rows(best[["kind", "role", "layers", *names]])
-            ]
+            body = [[*row[:-1], row[-1] or None] for row in plain_rows(best[["kind", "role", *names, "layers"]])]
             told = f"{best['protocol'].iloc[0]}, n = {int(best['n_test'].iloc[0])}"
-            shrinking = Column("layers", shrink=True)
-            of_best: list[Column | str] = ["kind", "role", shrinking, *(Column(head, ".3f") for head in heads)]
+            layers = Column("layers chosen", shrink=True)
+            of_best: list[Column | str] = ["kind", "role", *(Column(head, ".3f") for head in heads), layers]
             parts.append(Part(told, of_best, body, n=[units(row) for row in results.rows("probe_best")]))
         frame = results.frame("probes")
         if frame is not None:
-            names = [
-                "setting",
-                "method",
-                "layer",
-                "train_loss",
-                "train_accuracy",
-                "test_loss",
-                "test_accuracy",
-                "auroc",
+            measured = {
+                "test_accuracy": "test accuracy", "test_accuracy_low": "low", "test_accuracy_high": "high",
+                "auroc": "AUROC", "test_loss": "test loss", "train_accuracy": "train accuracy",
+                "train_loss": "train loss",
+            }  # fmt: skip
+            columns: list[Column | str] = ["setting", "method", Column("layer", "d")]
+            columns += [Column(head, ".3f", main=name == "test_accuracy") for name, head in measured.items()]
+            body = [
+                [*row[:2], None if row[2] is None else int(row[2]), *row[3:]]
+                for row in plain_rows(frame[["setting", "method", "layer", *measured]])
             ]
-            columns = [Column(name.replace("_", " "), "d" if name == "layer" else ".3f") for name in names]
-            body = [[*row[:2], None if row[2] is None else int(row[2]), *row[3:]] for row in plain_rows(frame[names])]
-            parts.append(Part("reproduction of the original study", columns, body, WARNING))
+            n = [units(row) for row in results.rows("probes")]
+            parts.append(Part("reproduction of the original study", columns, body, WARNING, n))
         return parts
 
     def tables(self, results: Results) -> list[Sheet]:

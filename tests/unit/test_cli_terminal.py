@@ -1,0 +1,127 @@
+"""What a terminal shows: lines that end in words, numbers with their intervals in one piece, labels whole."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+
+import pytest
+from rich.cells import cell_len
+
+from exitlens.cli import console
+from exitlens.cli._wrap import cut, wrap
+
+SENTENCE = (
+    "Layer 30 ranks it first in 35% [22, 50] of 40 questions, 0.52 [−0.12, 0.57]† nats: read answers from layer 30."
+)
+LABELS = ("answers judged correct (BERTScore F1 ≥ 0.85, vanilla)", "answers judged correct (BERTScore F1 ≥ 0.85, sled)")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> Terminal:
+    monkeypatch.setenv("COLUMNS", str(width))
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stdout", stream)
+    return stream
+
+
+def lines_of(stream: Terminal) -> list[str]:
+    return re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()
+
+
+@pytest.mark.parametrize("width", range(26, 100))
+def test_a_line_breaks_between_words_and_never_within_an_interval(width: int) -> None:
+    lines = wrap(SENTENCE, width, "• ", "  ")
+    assert max(map(cell_len, lines)) <= width
+    assert " ".join(" ".join(lines).split()) == f"• {SENTENCE}"
+    whole = "\n".join(lines)
+    assert "35% [22, 50]" in whole
+    assert "0.52 [−0.12, 0.57]†" in whole
+
+
+def test_what_can_be_copied_stays_in_one_piece_and_a_cell_is_cut_to_its_width() -> None:
+    path = "/a/" + "b" * 100
+    assert wrap(f"report: {path}", 40) == ["report:", path]
+    assert cut("日本語の方針", 5) == ["日本", "語の", "方針"]
+    assert cut("n\xa0=\xa06 units", 6) == ["n\xa0=\xa06", "units"]
+    assert wrap("one\ntwo", 80) == ["one", "two"]
+
+
+def test_sentences_of_results_are_a_list_in_a_terminal_and_whole_lines_in_a_pipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = terminal(monkeypatch, 40)
+    console.print_findings([f"{SENTENCE}\nA detail \x1b[2J."])
+    lines = lines_of(out)
+    assert max(map(cell_len, lines)) <= 40
+    assert lines[0].startswith("• Layer 30")
+    assert all(line.startswith("  ") for line in lines[1:])
+    assert lines[-1] == "  A detail \\x1b[2J."
+    monkeypatch.undo()
+    console.print_findings([f"{SENTENCE}\nA detail."])
+    assert capsys.readouterr().out == f"{SENTENCE}\nA detail.\n"
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 140])
+def test_numbers_given_as_text_are_never_cut_and_labels_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    out = terminal(monkeypatch, width)
+    rows = [[label, "0.350 [0.217, 0.504]", "0.250 [0.056, 0.592]†", "−0.100 [−0.512, 0.312]†", "< 0.001", "–"]
+            for label in LABELS]  # fmt: skip
+    columns = ["number", "run", "other run", console.Column("difference", main=True), "p", "q"]
+    console.print_table(columns, rows)
+    lines = lines_of(out)
+    text = " ".join(" ".join(lines).split())
+    assert max(map(cell_len, lines)) <= width
+    assert "vanilla)" in text
+    assert "sled)" in text
+    assert "…" not in text
+    numbers = re.findall(r"[+−]?\d\.\d{3}(?: \[[^\]]*\])?†?", text)
+    assert set(numbers) <= {"0.350 [0.217, 0.504]", "0.250 [0.056, 0.592]†", "−0.100 [−0.512, 0.312]†", "0.001",
+                            "0.350", "0.250", "−0.100"}  # fmt: skip
+    if width >= 60:  # what a comparison is made for stays, with its interval
+        assert text.count("−0.100 [−0.512, 0.312]†") == 2
+    if width == 80:  # numbers stand without their interval before they are left out
+        assert "0.350" in numbers
+        assert "0.250" in numbers
+        assert "the interval of run" in text
+    if width == 140:
+        assert "no room" not in text
+
+
+def test_a_number_that_no_row_has_an_interval_of_is_one_column_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = terminal(monkeypatch, 80)
+    console.print_table(["name", "x", "x low", "x high"], [["a", 0.5, None, None], ["b", 0.25, None, None]])
+    assert lines_of(out)[0].split() == ["name", "x", "[95%]"]
+    assert [line.split() for line in lines_of(out)[2:]] == [["a", "0.5"], ["b", "0.25"]]
+
+
+def test_where_a_label_goes_on_is_set_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = terminal(monkeypatch, 40)
+    console.print_table(["number", "x"], [[label, 0.5] for label in LABELS])
+    body = lines_of(out)[2:]
+    assert [line for line in body if not line.startswith("  ")] == [line for line in body if line.endswith(" 0.5")]
+
+
+def test_a_table_uses_the_terminals_own_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = terminal(monkeypatch, 80)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    console.print_table(["name", "x"], [["a", 1]], title="A title", note="a note")
+    # Dim text has half the contrast that a theme was made for, and colours are not readable on every ground.
+    assert set(re.findall(r"\x1b\[([0-9;]*)m", out.getvalue())) <= {"0", "1"}
+
+
+def test_every_line_of_a_remark_ends_in_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    err = Terminal()
+    monkeypatch.setattr(sys, "stderr", err)
+    console.say(SENTENCE)
+    assert max(map(len, lines_of(err))) <= 40
+    assert " ".join(lines_of(err)) == SENTENCE
