@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from exitlens.errors import InputError, LayerError, ParityError, UnsupportedModel
-from exitlens.models import wrap
+from exitlens.models import checks, wrap
 from exitlens.models.layered import Layered
 from exitlens.models.replay import Replay
 
@@ -245,7 +245,7 @@ def test_layers_and_lenses_out_of_range() -> None:
 
 def test_a_model_without_a_cache_runs_again_and_gives_the_same() -> None:
     lm = wrap(tiny.model("llama"), tiny.tokenizer())
-    lm.cache_kind = "runs again"
+    lm._checked[checks.cache_kind] = "runs again"
     cache = lm.new_cache()
     assert isinstance(cache, Replay)
     ids = torch.tensor([[9, 80, 33, 7, 61, 12], [4, 5, 6, 7, 8, 10]])

@@ -57,6 +57,21 @@ def test_the_setting_comes_back_after_an_error(monkeypatch: pytest.MonkeyPatch) 
     assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 
+def test_two_threads_put_the_setting_back_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not hasattr(torch.backends.mkldnn, "matmul"):
+        pytest.skip("this PyTorch cannot choose the library")
+    monkeypatch.setattr(products, "onednn_is_exact", lambda: True)
+    setting = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = setting.fp32_precision
+    first, second = products.faster_float32(), products.faster_float32()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert setting.fp32_precision == "bf16"  # the second still needs it
+    second.__exit__(None, None, None)
+    assert setting.fp32_precision == before
+
+
 def test_a_processor_whose_products_round_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     exact = torch.nn.functional.linear
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")

@@ -52,3 +52,27 @@ def test_another_thread_is_not_told() -> None:
         other.start()
         other.join()
     assert seen == [2]
+
+
+def test_a_thread_that_begins_while_another_works_alone_does_not_make_one_the_usual_number() -> None:
+    began, over, seen = threading.Event(), threading.Event(), []
+
+    def other() -> None:
+        with alone():
+            seen.append(threads_here())
+            began.set()
+            over.wait(timeout=30)
+        seen.append(torch.get_num_threads())
+
+    with alone():
+        thread = threading.Thread(target=other)
+        thread.start()
+        began.wait(timeout=30)
+    assert torch.get_num_threads() == 3
+    over.set()
+    thread.join()
+    assert seen == [3, 3]
+    new = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+    new.start()
+    new.join()
+    assert seen[-1] == 3

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import platform
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -31,6 +32,8 @@ _ONEDNN = 3  # rows from which on oneDNN is faster
 _FEW = 5  # rows, with any weight
 _FEW_OF_MANY = 64  # rows, with a weight of at least so many outputs:
 _MANY = 8192
+_COUNTED = threading.Lock()
+_within: list[Any] = []  # the caller's setting, once for each thread within faster_float32
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -80,12 +83,16 @@ def faster_float32() -> Iterator[None]:
         yield
         return
     setting: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = setting.fp32_precision
-    setting.fp32_precision = "bf16"
+    with _COUNTED:  # one setting for all threads: the last to leave puts it back
+        _within.append(_within[-1] if _within else setting.fp32_precision)
+        setting.fp32_precision = "bf16"
     try:
         yield
     finally:
-        setting.fp32_precision = before
+        with _COUNTED:
+            before = _within.pop()
+            if not _within:
+                setting.fp32_precision = before
 
 
 def plain_linear(module: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import local
+from threading import Lock, local
 from typing import TypeVar
 
 import torch
@@ -18,6 +18,8 @@ __all__ = ["alone", "side_by_side", "threads_here"]
 
 T = TypeVar("T")
 _here = local()
+_counted = Lock()
+_within: list[int] = []  # the threads torch had, of each thread that works alone now
 MOST = 8  # threads: beyond that Python itself, which one thread at a time runs, is what they wait for
 
 
@@ -37,12 +39,18 @@ def alone() -> Iterator[None]:
     if getattr(_here, "threads", None) is not None:
         yield
         return
-    _here.threads = torch.get_num_threads()
+    with _counted:
+        own = torch.get_num_threads()
+        # A thread that begins while another works alone takes its 1 for the usual number, and would put that back.
+        _here.threads = _within[-1] if own == 1 and _within else own
+        _within.append(_here.threads)
     try:
         torch.set_num_threads(1)
         yield
     finally:
         torch.set_num_threads(_here.threads)
+        with _counted:
+            _within.remove(_here.threads)
         _here.threads = None
 
 

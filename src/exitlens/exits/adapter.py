@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from exitlens.errors import InputError, MissingExtra, layer_range_error
+from exitlens.models.layout.hooks import undisturbed
 from exitlens.models.protocol import LayeredModel
 from exitlens.parsing import cut
 
@@ -90,7 +91,8 @@ def adapt(
         raise InputError(f"kl_bound={kl_bound}, steps={steps}, rank={rank} or dropout={dropout} is out of range")
     held = max(1, len(windows) // 10)
     train, test = [torch.tensor(part, device=lm.device) for part in (windows[:-held], windows[-held:])]
-    student: Any = copy.deepcopy(lm.model)  # of any class of transformers
+    with undisturbed(lm.model):  # else a copy might come with the hooks of a pass
+        student: Any = copy.deepcopy(lm.model)  # of any class of transformers
     names = {id(module): name for name, module in lm.model.named_modules()}
     blocks = [student.get_submodule(names[id(block)]) for block in lm.blocks]
     with warnings.catch_warnings(), torch.random.fork_rng():

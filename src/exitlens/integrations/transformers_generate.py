@@ -16,7 +16,7 @@ from torch import Tensor
 from exitlens.decoding import BoundDecoder, Decoder, parse_decoder
 from exitlens.errors import InputError
 from exitlens.models.layered import Layered
-from exitlens.models.layout.hooks import record_blocks
+from exitlens.models.layout.hooks import record_blocks, undisturbed
 from exitlens.models.loading import wrap
 from exitlens.models.protocol import LayeredModel
 
@@ -85,9 +85,10 @@ class _Loop:
         first = True
         while True:
             hidden: dict[int, Tensor] = {}
-            with record_blocks(
+            recorded = record_blocks(
                 lm.blocks, lm.layout.stream, self._scorer.early, "last", hidden, shape=input_ids.shape, copy=True
-            ):
+            )
+            with undisturbed(lm.model), recorded:
                 if first:
                     outputs = model._prefill(input_ids, config, model_kwargs)
                 else:

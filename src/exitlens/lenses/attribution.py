@@ -227,7 +227,7 @@ class _Split:
         less = weight[self.minus.to(weight.device)].detach().double().cpu()
         w = w - torch.where(self.alone[..., None], 0.0, less)
         self.direction, self.constant = (
-            tail_map(laid_out(lm).layout.tail, last, lm.name).then(scaled(self.scale)).pull(w)
+            tail_map(lm.model, laid_out(lm).layout.tail, last, lm.name).then(scaled(self.scale)).pull(w)
         )
         if lm.bias is not None:
             bias = lm.bias.detach().double().cpu() * self.scale

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from exitlens.errors import ParityError, UnsupportedModel
-from exitlens.models.layout.hooks import eval_mode
+from exitlens.models.layout.hooks import eval_mode, undisturbed
 from exitlens.models.protocol import Parity, Pass
 
 __all__ = [
@@ -198,13 +198,14 @@ def cache_kind(lm: Checkable, ids: Tensor, bare: dict[int, Tensor]) -> CacheKind
     if lm.length_ropes:
         return "runs again"  # keys of a cache begun under another table would be turned by other angles
     kinds: tuple[CacheKind, ...] = ("own", "steps")
-    try:
-        for kind in kinds:
-            lm.cache_trial = kind
-            if _cache_works(lm, ids, bare):
-                return kind
-    finally:
-        lm.cache_trial = None
+    with undisturbed(lm.model):
+        try:
+            for kind in kinds:
+                lm.cache_trial = kind
+                if _cache_works(lm, ids, bare):
+                    return kind
+        finally:
+            lm.cache_trial = None
     return "runs again"
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from exitlens.errors import UnsupportedModel
-from exitlens.models.layout.hooks import first_tensor
+from exitlens.models.layout.hooks import eval_mode, first_tensor
 
 __all__ = ["HeadMatrix"]
 
@@ -28,11 +28,12 @@ class HeadMatrix:
     from what it makes of zero and of the unit vectors.
     """
 
-    def __init__(self, head: nn.Module, vocab: int, states: Tensor, what: str) -> None:
+    def __init__(self, model: nn.Module, head: nn.Module, vocab: int, states: Tensor, what: str) -> None:
         """Compare or measure.
 
         Args:
-            head: The unembedding module.
+            model: The model.
+            head: Its unembedding module.
             vocab: Tokens; further rows are padding of the matrix and are cut.
             states: Inputs of the module as the model makes them ``[..., d_head]``.
             what: The model and the module, for messages.
@@ -40,11 +41,11 @@ class HeadMatrix:
         Raises:
             UnsupportedModel: The module is no matrix product.
         """
-        self._head, self._vocab, self._what = head, vocab, what
+        self._model, self._head, self._vocab, self._what = model, head, vocab, what
         self._states = states.detach().reshape(1, -1, states.shape[-1])[:, -_ROWS:].clone()
         self._measured: tuple[Tensor, Tensor | None] | None = None
         self._measured_for: tuple[Any, ...] = ()
-        with torch.no_grad():
+        with eval_mode(model):
             self._own = self._is_own()
             if not self._own:
                 self._measure()
@@ -64,8 +65,9 @@ class HeadMatrix:
     def _current(self) -> tuple[Tensor, Tensor | None]:
         """The measured matrix, measured again where an adapter was trained or switched since."""
         if self._measured is None or self._measured_for != self._mark():
-            with torch.no_grad():
-                self._measure()
+            with eval_mode(self._model):  # and once more, now that no pass in another thread has hooks on it
+                if self._measured is None or self._measured_for != self._mark():
+                    self._measure()
         assert self._measured is not None
         return self._measured
 
@@ -77,16 +79,10 @@ class HeadMatrix:
         return (*held, *switches, *hooks)
 
     def _run(self, x: Tensor) -> Tensor:
-        modes = [(module, module.training) for module in self._head.modules()]
         try:
-            for module, _ in modes:
-                module.training = False
             out = first_tensor(self._head(x))
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise UnsupportedModel(f"{self._what} does not take states [1, n, d]: {str(error)[:120]}") from error
-        finally:
-            for module, mode in modes:
-                module.training = mode
         if out is None or out.shape[-1] < self._vocab:
             raise UnsupportedModel(f"{self._what} gave no logits of {self._vocab} tokens")
         return out[..., : self._vocab].reshape(-1, self._vocab)
@@ -116,7 +112,7 @@ class HeadMatrix:
         return F.linear(x.to(weight.device), weight, bias)[..., : self._vocab].reshape(-1, self._vocab)
 
     def _measure(self) -> None:
-        """Find the affine map, prefer the module's own tensors where they are it, and compare. Under ``no_grad``."""
+        """Find the affine map, prefer the module's own tensors where they are it, and compare. Under ``eval_mode``."""
         d, states = self._states.shape[-1], self._states
         zero = self._run(torch.zeros(1, 1, d, dtype=states.dtype, device=states.device))[0]
         weight = torch.empty(self._vocab, d, dtype=states.dtype, device=zero.device)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ from exitlens.layer_range import Layers, resolve_layers
 from exitlens.models import chat, checks, tokens
 from exitlens.models.head_matrix import HeadMatrix
 from exitlens.models.layout.final_path import FinalPath
-from exitlens.models.layout.find import Layout, find_layout
-from exitlens.models.layout.hooks import eval_mode, first_tensor, record_blocks
+from exitlens.models.layout.find import Layout, find_layout, part_of, unwrapped
+from exitlens.models.layout.hooks import eval_mode, first_tensor, record_blocks, undisturbed
 from exitlens.models.length_rope import length_ropes, start_anew
 from exitlens.models.protocol import LogitTransform, Parity, Pass
 from exitlens.models.replay import Replay, movable
@@ -26,6 +26,8 @@ from exitlens.parsing import cut
 
 __all__ = ["Layered"]
 
+T = TypeVar("T")
+Positions = Literal["all", "last"]
 CHECK_TEXT = "The giant anteater walks on its knuckles. 2 + 2 = 4?"
 _CONTEXT = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_target_positions")
 _PROBE = 7  # positions a row
@@ -48,7 +50,7 @@ class Layered(Shown):
         fingerprint: str,
         cache_factory: Any = None,
     ) -> None:
-        self.model = _unwrapped(model)
+        self.model = unwrapped(model)
         self.handed = getattr(model, "_orig_mod", model)
         self.tokenizer = tokenizer
         self._ends = tokens.appended(tokenizer)
@@ -58,8 +60,8 @@ class Layered(Shown):
         self.fingerprint = fingerprint
         self._cache_factory = cache_factory
         family = type(self.model).__name__
-        embed = _part(self.model, "get_input_embeddings")
-        head = _part(self.model, "get_output_embeddings")
+        embed = part_of(self.model, "get_input_embeddings")
+        head = part_of(self.model, "get_output_embeddings")
         if embed is None or not hasattr(embed, "weight"):
             raise UnsupportedModel(f"{family}: no input embedding (looked for get_input_embeddings())")
         if embed.weight.device.type == "meta":
@@ -91,6 +93,7 @@ class Layered(Shown):
         self.infers_padding: bool | None = None
         self.cache_trial: checks.CacheKind | None = None
         self._probe = probe
+        self._checked: dict[Callable[..., Any], Any] = {}
         _ = self.eos_ids  # settings that are no ids are refused now, not at the first answer
         self._measure(probe)
 
@@ -110,7 +113,7 @@ class Layered(Shown):
         bare, again = copied, bare
         self.d_model = int(bare[n].shape[-1])
         what = f"{self.name}: the unembedding {self.layout.head_name!r}"
-        self._matrix = HeadMatrix(self.layout.head, self.vocab_size, self.norm(bare[n]), what)
+        self._matrix = HeadMatrix(self.model, self.layout.head, self.vocab_size, self.norm(bare[n]), what)
         self.parity = checks.check_parity(self, probe, bare)
         checks.check_causal(self, probe, bare, bare if self.overwrites else again)
         self.offset = checks.position_offset(self, probe, bare)
@@ -123,27 +126,29 @@ class Layered(Shown):
 
     # Measured when first asked for: reading one text needs none of these.
 
-    @cached_property
+    @property
     def cache_kind(self) -> checks.CacheKind:
         """``own``: the model's cache works; ``steps``: a token at a time; ``runs again``: see :class:`Replay`."""
-        return checks.cache_kind(self, self._probe, self._bare())
+        return self._once(checks.cache_kind)
 
-    @cached_property
+    @property
     def pads_exactly(self) -> bool:
         """True when padding, left or right, changes nothing; else rows run together only when equally long."""
-        return checks.pads_exactly(self, self._probe, self._bare())
+        return self._once(checks.pads_exactly)
 
     @property
     def gap_exact(self) -> bool:
         """True when masked positions between a shared, cached prefix and what follows change nothing."""
-        return self._gap_exact
+        return self.pads_exactly and self._once(checks.gap_is_exact)
 
-    @cached_property  # pyright takes none for a property of a protocol, hence the two
-    def _gap_exact(self) -> bool:
-        return self.pads_exactly and checks.gap_is_exact(self, self._probe, self._bare())
-
-    def _bare(self) -> dict[int, Tensor]:
-        return self.forward(self._probe, layers="all").hidden
+    def _once(self, check: Callable[..., T]) -> T:
+        # Not a cached property, whose own lock a thread might hold that waits for the model.
+        with undisturbed(self.model):
+            if check not in self._checked:
+                bare = self.forward(self._probe, layers="all").hidden
+                self._checked[check] = check(self, self._probe, bare)
+            found: T = self._checked[check]
+            return found
 
     # ---- parts
 
@@ -176,8 +181,8 @@ class Layered(Shown):
         through = torch.is_grad_enabled() and h.requires_grad
         tail = self.layout.tail
         # Looking through a whole model's modules takes longer than one norm.
-        run = tail.modules if isinstance(tail, FinalPath) else (self.model,)
-        with eval_mode(*run), torch.set_grad_enabled(through):
+        parts = tail.modules if isinstance(tail, FinalPath) else None
+        with eval_mode(self.model, parts), torch.set_grad_enabled(through):
             shape = h.shape
             h = h.to(self.dtype)
             x = tail(h.reshape(1, -1, shape[-1]) if h.dim() != 3 else h)
@@ -224,7 +229,7 @@ class Layered(Shown):
         attention_mask: Tensor | None = None,
         *,
         layers: Layers = (),
-        positions: Literal["all", "last"] = "all",
+        positions: Positions = "all",
         cache: Any = None,
         use_cache: bool = False,
     ) -> Pass:
@@ -234,6 +239,12 @@ class Layered(Shown):
             cache = self.new_cache()
         if input_ids.device.type == "cpu":  # elsewhere a look at the values would wait for the device
             self.check_ids(input_ids)
+        with undisturbed(self.model):
+            return self._forward(input_ids, attention_mask, list(wanted), positions, cache)
+
+    def _forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None, wanted: list[int], positions: Positions, cache: Any
+    ) -> Pass:
         out = Pass(cache=cache)
         new = input_ids.shape[1]
         if isinstance(cache, Replay):
@@ -241,7 +252,7 @@ class Layered(Shown):
             cache = None
         elif cache is not None:
             if (self.cache_trial or self.cache_kind) == "steps" and new > 1 and getattr(cache, "begun", False):
-                return self._steps(input_ids, attention_mask, list(wanted), positions, cache)
+                return self._steps(input_ids, attention_mask, wanted, positions, cache)
             cache.begun = True
         start_anew(self.length_ropes)
         kwargs = self.arguments(input_ids, attention_mask, cache)
@@ -250,7 +261,7 @@ class Layered(Shown):
             record_blocks(
                 self.blocks,
                 self.layout.stream,
-                list(wanted),
+                wanted,
                 positions,
                 out.hidden,
                 shape=input_ids.shape,
@@ -262,9 +273,7 @@ class Layered(Shown):
             out.hidden = {layer: h[:, -new:].clone() for layer, h in out.hidden.items()}
         return out
 
-    def _steps(
-        self, ids: Tensor, mask: Tensor | None, layers: list[int], positions: Literal["all", "last"], cache: Any
-    ) -> Pass:
+    def _steps(self, ids: Tensor, mask: Tensor | None, layers: list[int], positions: Positions, cache: Any) -> Pass:
         """Tokens one by one, for recurrences whose state takes only one at a time once it has begun."""
         new, parts = ids.shape[1], []
         for i in range(new):
@@ -307,8 +316,9 @@ class Layered(Shown):
 
     def new_cache(self) -> Any:
         """An empty key-value cache of the kind this model uses; a :class:`Replay` where it has none that works."""
-        if self._cache_factory is None or (self.cache_trial or self.cache_kind) == "runs again":
-            return Replay()
+        with undisturbed(self.model):  # a trial in another thread is not for this one
+            if self._cache_factory is None or (self.cache_trial or self.cache_kind) == "runs again":
+                return Replay()
         return movable(self._cache_factory())
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
@@ -383,18 +393,3 @@ class Layered(Shown):
                 body = base
         given = inspect.signature(body.forward).parameters.items()
         return body, frozenset("kwargs" if p.kind is inspect.Parameter.VAR_KEYWORD else name for name, p in given)
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The transformers model inside torch.compile's and PEFT's wrappers."""
-    model = getattr(model, "_orig_mod", model)
-    if hasattr(model, "get_base_model"):
-        model = model.get_base_model()  # type: ignore[operator]  # PEFT
-    return getattr(model, "_orig_mod", model)
-
-
-def _part(model: nn.Module, getter: str) -> Any:
-    try:
-        return getattr(model, getter)()
-    except (AttributeError, NotImplementedError, TypeError):
-        return None

@@ -29,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from exitlens.errors import UnsupportedModel
 from exitlens.models.layered import Layered
 from exitlens.models.layout.final_path import replaced
-from exitlens.models.layout.hooks import eval_mode
+from exitlens.models.layout.hooks import eval_mode, undisturbed
 from exitlens.models.layout.residual import at
 from exitlens.models.length_rope import start_anew
 from exitlens.models.native.backward import Backward, TextBackward, backward_of
@@ -316,18 +316,19 @@ def _refuse_hooks(lm: Layered) -> None:
 
     transformers leaves hooks of its own on a model that was once asked for its states; they only look.
     """
-    for name, module in lm.model.named_modules():
-        for hooks in (
-            module._forward_pre_hooks,
-            module._forward_hooks,
-            module._backward_pre_hooks,
-            module._backward_hooks,
-        ):
-            if any(not str(getattr(hook, "__module__", "")).startswith("transformers.") for hook in hooks.values()):
-                raise UnsupportedModel(
-                    f"{lm.name} has a hook on {name or 'the model'!r}, which may change gradients unseen: remove it "
-                    "(handle.remove()) before fitting a Jacobian lens"
-                )
+    with undisturbed(lm.model):  # else a hook of ours, for a pass in another thread, might be met
+        every = [
+            (name, hook)
+            for name, m in lm.model.named_modules()
+            for hooks in (m._forward_pre_hooks, m._forward_hooks, m._backward_pre_hooks, m._backward_hooks)
+            for hook in hooks.values()
+        ]
+    for name, hook in every:
+        if not str(getattr(hook, "__module__", "")).startswith("transformers."):
+            raise UnsupportedModel(
+                f"{lm.name} has a hook on {name or 'the model'!r}, which may change gradients unseen: remove it "
+                "(handle.remove()) before fitting a Jacobian lens"
+            )
 
 
 @contextlib.contextmanager
@@ -336,8 +337,8 @@ def _running(lm: Layered) -> Iterator[None]:
 
     Parameters are set not to want gradients meanwhile, so that no block keeps what theirs would need.
     """
-    wanting = [p for p in lm.model.parameters() if p.requires_grad]
     with eval_mode(lm.model), sdpa_kernel(SDPBackend.MATH):
+        wanting = [p for p in lm.model.parameters() if p.requires_grad]
         try:
             for p in wanting:
                 p.requires_grad_(False)

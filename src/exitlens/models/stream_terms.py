@@ -16,6 +16,7 @@ from exitlens.models.layout.additions import Additions, Term, find_additions, st
 from exitlens.models.layout.affine import Affine, frozen_norm, scaled, tail_map
 from exitlens.models.layout.attention_heads import Heads, find_heads
 from exitlens.models.layout.find import Layout
+from exitlens.models.layout.hooks import undisturbed
 from exitlens.models.layout.residual import at
 from exitlens.models.layout.watch import watch
 from exitlens.models.protocol import LayeredModel
@@ -110,11 +111,12 @@ def _find(lm: LayeredModel) -> StreamTerms:
     def run() -> Any:
         return laid.run_inner(ids)
 
-    calls, _ = watch(lm.model, run, laid.layout.head)
-    additions = find_additions(calls, laid.layout, (_ROWS, _SEQ), lm.name)
-    h = lm.forward(ids, layers=(lm.n_layers,), positions="last").hidden[lm.n_layers][:, -1]
-    tail_map(laid.layout.tail, h, lm.name)
-    return StreamTerms(additions, find_heads(calls, laid.layout, additions.terms, lm.model, run))
+    with undisturbed(lm.model):
+        calls, _ = watch(lm.model, run, laid.layout.head)
+        additions = find_additions(calls, laid.layout, (_ROWS, _SEQ), lm.name)
+        h = lm.forward(ids, layers=(lm.n_layers,), positions="last").hidden[lm.n_layers][:, -1]
+        tail_map(lm.model, laid.layout.tail, h, lm.name)
+        return StreamTerms(additions, find_heads(calls, laid.layout, additions.terms, lm.model, run))
 
 
 @dataclass(slots=True)
@@ -153,16 +155,20 @@ def _matrix(heads: Heads) -> tuple[Tensor, Tensor | None]:
 
 @contextmanager
 def recording(lm: LayeredModel, terms: StreamTerms) -> Iterator[Recorded]:
-    """While open, every pass of ``lm`` leaves its terms at its last position in what is yielded."""
+    """While open, every pass of ``lm`` leaves its terms at its last position in what is yielded.
+
+    Other threads wait with theirs until it is closed.
+    """
     out = Recorded()
     recorder = _Recorder(laid_out(lm), terms, out)
     handles: list[Any] = []
-    try:
-        recorder.hook(handles)
-        yield out
-    finally:
-        for handle in handles:
-            handle.remove()
+    with undisturbed(lm.model):
+        try:
+            recorder.hook(handles)
+            yield out
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 class _Recorder:

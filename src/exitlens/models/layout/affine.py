@@ -109,8 +109,8 @@ def _norm(gain: Tensor, inverse: Tensor, bias: Tensor, *, centred: bool) -> Affi
     return Affine(pull)
 
 
-def tail_map(tail: FinalPath | Injection, h: Tensor, family: str) -> Affine:
-    """What leads from the last block to the unembedding, frozen at the states ``h [rows, d]``.
+def tail_map(model: nn.Module, tail: FinalPath | Injection, h: Tensor, family: str) -> Affine:
+    """What leads from the last block of ``model`` to the unembedding, frozen at the states ``h [rows, d]``.
 
     Raises :class:`UnsupportedModel` for a step that is neither a norm, a linear projection nor a scale.
     """
@@ -120,7 +120,7 @@ def tail_map(tail: FinalPath | Injection, h: Tensor, family: str) -> Affine:
             "norm that could be held fixed, so a logit does not split into what each block adds"
         )
     found = scaled(1.0)
-    with eval_mode(*tail.modules):
+    with eval_mode(model, tail.modules):
         for step in tail.steps:
             out = step(h[None])[0]
             if step.module is not None:

@@ -24,7 +24,7 @@ from exitlens.models.layout.residual import Stream
 from exitlens.models.layout.watch import Call, found_at, watch
 from exitlens.models.protocol import LogitTransform
 
-__all__ = ["Layout", "find_layout"]
+__all__ = ["Layout", "find_layout", "part_of", "unwrapped"]
 
 # What tracing cannot see, by class: models whose blocks are no modules of their own. The list whose elements give the
 # stream after each block, and the module whose input is layer 0.
@@ -261,3 +261,19 @@ def _injects(model: nn.Module, tail: Injection, blocks: _Blocks, head: Call) -> 
         return False
     with eval_mode(model):
         return _agrees(tail, h, head)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The transformers model inside torch.compile's and PEFT's wrappers."""
+    model = getattr(model, "_orig_mod", model)
+    if hasattr(model, "get_base_model"):
+        model = model.get_base_model()  # type: ignore[operator]  # PEFT
+    return getattr(model, "_orig_mod", model)
+
+
+def part_of(model: nn.Module, getter: str) -> Any:
+    """What a method of transformers models names, such as ``get_input_embeddings``; None where it names nothing."""
+    try:
+        return getattr(model, getter)()
+    except (AttributeError, NotImplementedError, TypeError):
+        return None

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from exitlens.compute.matmul import faster_float32, has_no_hooks, plain_linear
 from exitlens.models.layered import Layered
-from exitlens.models.layout.hooks import eval_mode
+from exitlens.models.layout.hooks import eval_mode, undisturbed
 from exitlens.models.native.families import rms_parts
 from exitlens.models.native.known import unknown_field
 
@@ -255,9 +255,10 @@ class TextBackward:
 def backward_of(lm: Layered, product: torch.dtype) -> Backward | None:
     """The pass for ``lm``, or None when its blocks are no plain Llama-like ones; to be compared before it is used."""
     try:
-        if unknown_field(lm.config) is not None or not all(_plain(block) for block in lm.blocks):
-            return None
-        return Backward(lm, product)
+        with undisturbed(lm.model):  # the hooks of a pass in another thread are none of the model's
+            if unknown_field(lm.config) is not None or not all(_plain(block) for block in lm.blocks):
+                return None
+            return Backward(lm, product)
     except (AttributeError, TypeError, KeyError, ValueError):
         return None
 

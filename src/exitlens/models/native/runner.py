@@ -20,7 +20,7 @@ from exitlens.compute.matmul import plain_linear
 from exitlens.compute.prepacked import packed
 from exitlens.models.layered import Layered
 from exitlens.models.layout.final_path import FinalPath
-from exitlens.models.layout.hooks import eval_mode
+from exitlens.models.layout.hooks import eval_mode, undisturbed
 from exitlens.models.native import families as native_families
 from exitlens.models.native.agreement import agrees, compiled_agrees
 from exitlens.models.native.attention import attend, attend_shared, attend_whole
@@ -262,9 +262,10 @@ def runner_of(lm: LayeredModel) -> Runner | None:
     if not isinstance(lm, Layered):
         return None
     held = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in lm.model.parameters())
-    if lm.held_runner is None or lm.held_runner[0] != held:
-        lm.held_runner = held, native(lm)
-    runner: Runner | None = lm.held_runner[1]
+    with undisturbed(lm.model):
+        if lm.held_runner is None or lm.held_runner[0] != held:
+            lm.held_runner = held, native(lm)
+        runner: Runner | None = lm.held_runner[1]
     return runner
 
 
@@ -282,12 +283,12 @@ def native(lm: Layered) -> Runner | None:
     """
     if unknown_field(lm.config) is not None or any(p.device != lm.device for p in lm.model.parameters()):
         return None  # spread over devices: its own pass moves the states from one to the next
-    family = native_families.family_of(lm)
-    if family is None:
-        return None
     with eval_mode(lm.model):
+        family = native_families.family_of(lm)
+        if family is None:
+            return None
         runner = Runner(lm, family, 64)
-    if not agrees(lm, runner):
-        return None
-    runner.compile()
+        if not agrees(lm, runner):
+            return None
+        runner.compile()
     return runner
