@@ -17,7 +17,7 @@ from exitlens.lenses.attribution import Target, attribute_ids
 from exitlens.models import Layered, wrap
 from exitlens.models.pullback import gradient_of
 
-TEXTS = ["What is true?", "How many whiskers does a human have? None. The capital of France", "A b"]
+TEXTS = ["What is true?", "How many whiskers does a human have? None. The capital of France"]
 
 
 def wrapped(family: str, *, train: bool = False) -> tuple[Layered, Layered]:
@@ -59,14 +59,13 @@ def pulled(lm: Layered, text: str) -> torch.Tensor:
     return torch.stack([found[layer] for layer in sorted(found)])
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3", "falcon"])
-@pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize(("family", "train"), [("llama", False), ("gpt2", True), ("gemma3", False), ("falcon", True)])
 def test_threads_that_read_one_model_at_once_read_what_each_reads_alone(family: str, train: bool) -> None:
     first, _ = wrapped(family)
     jobs = [(what, text) for what in (states, entropy, written, shares, pulled) for text in TEXTS]
     want = [what(first, text) for what, text in jobs]
     lms = wrapped(family, train=train)  # nothing has been measured of these
-    got = together([partial(job[0], lms[i % 2], job[1]) for i, job in enumerate(jobs)], 3)
+    got = together([partial(job[0], lms[i % 2], job[1]) for i, job in enumerate(jobs)], 2)
     for (what, text), alone, found in zip(jobs, want, got, strict=True):
         for one in found:
             assert one.shape == alone.shape, (what.__name__, text)

@@ -29,7 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from exitlens.errors import UnsupportedModel
 from exitlens.models.layered import Layered
 from exitlens.models.layout.final_path import replaced
-from exitlens.models.layout.hooks import eval_mode, undisturbed
+from exitlens.models.layout.hooks import eval_mode, here, undisturbed
 from exitlens.models.layout.residual import at
 from exitlens.models.length_rope import start_anew
 from exitlens.models.native.backward import Backward, TextBackward, backward_of
@@ -151,8 +151,8 @@ class Pullback:
         try:
             for layer, hook in before.items():
                 module = entry if layer == 0 and entry is not None else self.lm.blocks[layer]
-                handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-            handles += [self.lm.blocks[layer - 1].register_forward_hook(hook) for layer, hook in after.items()]
+                handles.append(module.register_forward_pre_hook(here(hook), with_kwargs=True))
+            handles += [self.lm.blocks[layer - 1].register_forward_hook(here(hook)) for layer, hook in after.items()]
             start_anew(self.lm.length_ropes)
             self.lm.body(input_ids=self.ids, **self.lm.arguments(self.ids, None, None))
         finally:

@@ -16,7 +16,7 @@ from exitlens.models.layout.additions import Additions, Term, find_additions, st
 from exitlens.models.layout.affine import Affine, frozen_norm, scaled, tail_map
 from exitlens.models.layout.attention_heads import Heads, find_heads
 from exitlens.models.layout.find import Layout
-from exitlens.models.layout.hooks import undisturbed
+from exitlens.models.layout.hooks import here, undisturbed
 from exitlens.models.layout.residual import at
 from exitlens.models.layout.watch import watch
 from exitlens.models.protocol import LayeredModel
@@ -180,9 +180,9 @@ class _Recorder:
 
     def hook(self, handles: list[Any]) -> None:
         """Put the hooks; the caller removes them."""
-        handles.append(self.lm.body.register_forward_pre_hook(self._begin, with_kwargs=True))
+        handles.append(self.lm.body.register_forward_pre_hook(here(self._begin), with_kwargs=True))
         for number, block in enumerate(self.lm.blocks, start=1):
-            handles.append(block.register_forward_pre_hook(self._open(number)))
+            handles.append(block.register_forward_pre_hook(here(self._open(number))))
         by_module: dict[int, list[Term]] = {}
         modules: dict[int, nn.Module] = {}
         for term in self.terms.terms:
@@ -190,14 +190,14 @@ class _Recorder:
                 modules[id(term.module)] = term.module
                 by_module.setdefault(id(term.module), []).append(term)
         for key, module in modules.items():
-            handles.append(module.register_forward_hook(self._keep(by_module[key])))
+            handles.append(module.register_forward_hook(here(self._keep(by_module[key]))))
         inputs: dict[int, tuple[nn.Module, list[Callable[[int, int, Any], None]]]] = {}
         for term, heads in self.terms.heads.items():
             inputs.setdefault(id(heads.projection), (heads.projection, []))[1].append(self._heads(term, heads))
             if heads.norm is not None:
                 inputs.setdefault(id(heads.norm), (heads.norm, []))[1].append(self._norm(term, heads))
         for module, keepers in inputs.values():
-            handles.append(module.register_forward_pre_hook(self._given(keepers), with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(here(self._given(keepers)), with_kwargs=True))
 
     def _begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]

@@ -20,7 +20,7 @@ from exitlens.models.layout.additions import Term, inside
 from exitlens.models.layout.affine import frozen_norm, half, linear_weight
 from exitlens.models.layout.final_path import scale_between
 from exitlens.models.layout.find import Layout
-from exitlens.models.layout.hooks import eval_mode
+from exitlens.models.layout.hooks import eval_mode, here
 from exitlens.models.layout.residual import at, floats
 from exitlens.models.layout.watch import Call
 
@@ -165,8 +165,8 @@ def _hooked(
 
     try:
         for number, candidate in candidates.items():
-            handles.append(blocks[number - 1].register_forward_pre_hook(begin(number)))
-            handles.append(candidate.call.module.register_forward_pre_hook(projected(number), with_kwargs=True))
+            handles.append(blocks[number - 1].register_forward_pre_hook(here(begin(number))))
+            handles.append(candidate.call.module.register_forward_pre_hook(here(projected(number)), with_kwargs=True))
         yield
     finally:
         for handle in handles:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from exitlens.errors import UnsupportedModel
-from exitlens.models.layout.hooks import stopping_at
+from exitlens.models.layout.hooks import here, stopping_at
 from exitlens.models.layout.residual import Stream, first_tensor
 
 __all__ = ["FinalPath", "Injection", "TailStep", "replaced", "scale_between"]
@@ -112,8 +113,9 @@ def _bypassed(blocks: Sequence[nn.Module], stream: Stream, last: Tensor, arity: 
         if plain:
             for block in blocks[:-1]:
                 shadowed.append((block, block.__dict__.get("forward")))
-                block.__dict__["forward"] = lambda x, *_a, **_k: (x, *[None] * (arity - 1)) if arity else x
-        handles.append(blocks[-1].register_forward_hook(lambda _m, _a, output: replaced(output, stream.leaves, last)))
+                block.__dict__["forward"] = _handing_on(block, arity)
+        put = here(lambda _m, _a, output: replaced(output, stream.leaves, last))
+        handles.append(blocks[-1].register_forward_hook(put))
         yield
     finally:
         for handle in handles:
@@ -122,6 +124,18 @@ def _bypassed(blocks: Sequence[nn.Module], stream: Stream, last: Tensor, arity: 
             block.__dict__.pop("forward", None)
             if before is not None:
                 block.__dict__["forward"] = before
+
+
+def _handing_on(block: nn.Module, arity: int) -> Callable[..., Any]:
+    """A block's method that gives what it was given; in another thread the block's own."""
+    usual, own = block.forward, threading.get_ident()
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != own:
+            return usual(*args, **kwargs)
+        return (args[0], *[None] * (arity - 1)) if arity else args[0]
+
+    return forward
 
 
 def replaced(output: Any, path: tuple[Any, ...], h: Tensor) -> Any:

@@ -1,7 +1,8 @@
 """Record what modules see while a model runs, and leave no hook behind.
 
 Hooks, training modes and replaced methods belong to a module, and so to every thread that runs it. A pass that needs
-them therefore has the model to itself (:func:`undisturbed`), whichever wrapper of the model it comes from.
+them therefore has the model to itself (:func:`undisturbed`), whichever wrapper of the model it comes from; and hooks
+act in their own thread alone (:func:`here`), since passes of the user's, and blocks run one by one, ask nobody.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from exitlens.models.layout.residual import Stream, at, first_tensor
 
-__all__ = ["eval_mode", "first_tensor", "record_blocks", "stopping_at", "undisturbed"]
+__all__ = ["eval_mode", "first_tensor", "here", "record_blocks", "stopping_at", "undisturbed"]
 
 _HELD: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _HELD_ALONE = threading.Lock()
@@ -30,6 +31,16 @@ def undisturbed(model: nn.Module) -> threading.RLock:
     """
     with _HELD_ALONE:
         return _HELD.setdefault(model, threading.RLock())
+
+
+def here(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """``hook`` where this thread runs the module; nothing where another does."""
+    own = threading.get_ident()
+
+    def guarded(*given: Any) -> Any:
+        return hook(*given) if threading.get_ident() == own else None
+
+    return guarded
 
 
 class _Reached(Exception):
@@ -52,11 +63,8 @@ def record_blocks(
     ``shape``: of the tokens ``[batch, seq]`` that run meanwhile. ``copy``: keep clones, for models whose
     blocks write over the tensors that they were given. What another thread runs meanwhile is not looked at.
     """
-    own = threading.get_ident()
 
     def keep(value: Any, path: tuple[Any, ...], layer: int) -> None:
-        if threading.get_ident() != own:
-            return
         h = at(value, path)
         if not isinstance(h, Tensor):
             return
@@ -65,9 +73,8 @@ def record_blocks(
             h = h[:, -1:].clone()  # a slice would keep the whole of a long prompt alive
         into[layer] = h.clone() if copy else h
 
-    # Torch leaves the second argument out where another thread runs a module while its hook is being removed.
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
-        keep((args, kwargs or {}), stream.enters, 0)
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        keep((args, kwargs), stream.enters, 0)
 
     def leave(layer: int) -> Callable[..., None]:
         return lambda _module, _args, output: keep(output, stream.leaves, layer)
@@ -76,9 +83,9 @@ def record_blocks(
     try:
         for layer in layers:
             if layer == 0:
-                handles.append((stream.entry or blocks[0]).register_forward_pre_hook(enter, with_kwargs=True))
+                handles.append((stream.entry or blocks[0]).register_forward_pre_hook(here(enter), with_kwargs=True))
             else:
-                handles.append(blocks[layer - 1].register_forward_hook(leave(layer)))
+                handles.append(blocks[layer - 1].register_forward_hook(here(leave(layer))))
         yield
     finally:
         for handle in handles:
@@ -89,17 +96,13 @@ def record_blocks(
 def stopping_at(module: nn.Module, found: list[Tensor]) -> Iterator[None]:
     """While open, a pass ends where ``module`` would run, and what it was about to be given is put into ``found``."""
 
-    own = threading.get_ident()
-
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> None:
-        if threading.get_ident() != own:
-            return
-        given = first_tensor(args) if args else first_tensor(kwargs or {})
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = first_tensor(args) if args else first_tensor(kwargs)
         if given is not None:
             found.append(given)
         raise _Reached
 
-    handle = module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
+    handle = module.register_forward_pre_hook(here(enter), with_kwargs=True, prepend=True)
     try:
         yield
     except _Reached:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from exitlens.errors import UnsupportedModel
-from exitlens.models.layout.hooks import eval_mode
+from exitlens.models.layout.hooks import eval_mode, here
 from exitlens.models.layout.residual import floats
 
 __all__ = ["Call", "found_at", "watch"]
@@ -59,8 +59,8 @@ def watch(model: nn.Module, run: Callable[[], Any], head: nn.Module | None) -> t
             if name:
                 # The user's own hooks on the unembedding belong to it: what counts is what it is handed.
                 first = module is head
-                handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True, prepend=first))
-                handles.append(module.register_forward_hook(after))
+                handles.append(module.register_forward_pre_hook(here(before(name)), with_kwargs=True, prepend=first))
+                handles.append(module.register_forward_hook(here(after)))
         with eval_mode(model):
             out = run()
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, IndexError, AssertionError) as error:

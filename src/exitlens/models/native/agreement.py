@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from exitlens.models.layout.hooks import eval_mode, stopping_at
+from exitlens.models.layout.hooks import eval_mode, here, stopping_at
 from exitlens.models.native.known import thresholds
 from exitlens.models.native.kv_cache import KV, Shared
 
@@ -142,7 +142,8 @@ def _inflated(lm: Layered, runner: Runner) -> Iterator[bool]:
     if len(modules) != len(norms):
         yield False
         return
-    handles = [norm.register_forward_hook(lambda _m, _a, out: out * _INFLATED) for norm in modules]
+    inflated = here(lambda _m, _a, out: out * _INFLATED)
+    handles = [norm.register_forward_hook(inflated) for norm in modules]
     fused: Any = getattr(runner.family, "norms", None)  # norms run by one kernel do not see the hooks
     before = None if fused is None else list(fused)
     try:

@@ -44,9 +44,7 @@ class Runner:
         self.lm = lm
         self.family = family
         self.n_layers = lm.n_layers
-        self._table_for = 0
-        self._cos: Tensor | None = None
-        self._sin: Tensor | None = None
+        self._table: tuple[Tensor, Tensor] | None = None
         self._head = self._norm = None
         self.compiled: CompiledBlocks | None = None  # all blocks in one call, where there are any
         self._last_norm: nn.Module | None = None
@@ -58,7 +56,8 @@ class Runner:
             module = self._last_norm = tail.steps[0].module
             fast = None if module is None else norm_of(module)
             self._norm = None if fast is module else fast
-        self._rope(capacity)
+        if family.rotary is not None:
+            self._rope(family.rotary, capacity)
 
     def new_kv(self, rows: int, capacity: int, shared: Shared | None = None) -> KV:
         """An empty cache for ``rows`` rows of at most ``capacity`` tokens, those of ``shared`` among them."""
@@ -110,11 +109,9 @@ class Runner:
         """With the rotary tables of its positions."""
         positions = where.positions
         if self.family.rotary is not None:
-            self._rope(where.total)
-            if self._cos is None or self._sin is None:
-                raise RuntimeError("the rotary table was not made")
+            cos, sin = self._rope(self.family.rotary, where.total)
             shape = (*positions.shape, 1, -1)
-            where.cos, where.sin = self._cos[positions].view(shape), self._sin[positions].view(shape)
+            where.cos, where.sin = cos[positions].view(shape), sin[positions].view(shape)
         return where
 
     def embed(self, ids: Tensor, where: Where) -> Tensor:
@@ -238,11 +235,12 @@ class Runner:
         x = h if early else (self._norm or lm.norm)(h)
         return lm.logit_transform(self._head(x)[..., : lm.vocab_size])
 
-    def _rope(self, capacity: int) -> None:
-        if self.family.rotary is None or capacity <= self._table_for:
-            return
-        size = max(256, 1 << (capacity - 1).bit_length())
-        (self._cos, self._sin), self._table_for = self._tables(self.family.rotary, 0, size), size
+    def _rope(self, rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], capacity: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of at least ``capacity`` positions, kept; another thread may want more meanwhile."""
+        table = self._table
+        if table is None or len(table[0]) < capacity:
+            table = self._table = self._tables(rotary, 0, max(256, 1 << (capacity - 1).bit_length()))
+        return table
 
     def _tables(
         self, rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], start: int, size: int
