@@ -1,15 +1,17 @@
 """How far is a long job? The one place that shows it: on the error stream, with rate and time left.
 
-A terminal gets a bar that is redrawn in place and removed at the end, a file or pipe a line every 15 seconds. The room
-of a job knows nothing of it: it is given a callback, or opens :func:`progress` where it has one to wait for itself.
+A terminal gets a bar that is redrawn in place and removed at the end; a file, a pipe or a terminal that cannot redraw
+gets a line every 15 seconds. The room of a job knows nothing of it: it is given a callback, or opens :func:`progress`
+where it has one to wait for itself.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Literal, Protocol
@@ -64,35 +66,25 @@ def progress(what: str, total: int | None = None, quiet: bool = False, unit: Uni
         yield _silent
         return
     what = "".join(c for c in what if c.isprintable())
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or os.environ.get("TERM") in ("dumb", "unknown"):  # nothing there can be redrawn
         yield _Lines(what, total, unit).tick
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TextColumn,
-        TimeRemainingColumn,
-    )  # fmt: skip
+    from rich.progress import Progress, ProgressColumn, Task
     from rich.text import Text
 
-    class Rate(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text("" if task.speed is None else _amount(task.speed, unit) + "/s")
+    console = Console(file=sys.stderr)
 
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=24),
-        DownloadColumn() if unit == "bytes" else MofNCompleteColumn(),
-        Rate(),
-        TimeRemainingColumn(compact=True),
-        console=Console(file=sys.stderr),
-        transient=True,
-    )
+    class Line(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            # One text in the terminal's own colour: it is cut as a whole, and reads on any ground.
+            shown = _bar_line(task.description, task.completed, task.total, task.speed, task.time_remaining, unit)
+            room = console.width - 1
+            line = Text(shown(room, console.encoding.startswith("utf")), no_wrap=True)
+            line.truncate(room, overflow="ellipsis")
+            return line
+
+    bar = Progress(Line(), console=console, transient=True)
     with bar:
         task = bar.add_task(what, total=total)
 
@@ -100,6 +92,37 @@ def progress(what: str, total: int | None = None, quiet: bool = False, unit: Uni
             bar.update(task, advance=count, description=f"{what} ({note})" if note else what)
 
         yield tick
+
+
+def _bar_line(
+    what: str, done: float, total: float | None, rate: float | None, left: float | None, unit: Unit
+) -> Callable[[int, bool], str]:
+    """The line of a bar as a function of its width and of whether the terminal knows lines of two weights.
+
+    The bar is told by the weight of its line and not by colour. Numbers stay: the bar and what is done are cut.
+    """
+
+    def line(width: int, heavy: bool) -> str:
+        numbers = _amount(int(done), unit)
+        numbers = numbers if total is None else f"{numbers.removesuffix(' MB')}/{_amount(int(total), unit)}"
+        numbers += "" if rate is None else f"  {_amount(rate, unit)}/s"
+        numbers += "" if left is None else f"  {_clock(left)} left"
+        length = min(24, width - len(numbers) - min(len(what), 18) - 2) if total else 0
+        length = length if length >= 5 else 0
+        full = round(length * min(done / total, 1.0)) if total else 0
+        bar = ("━" if heavy else "#") * full + ("─" if heavy else "-") * (length - full)
+        room = max(width - len(bar) - len(numbers) - 2, 8)
+        name = what if len(what) <= room else what[: room - 1] + ("…" if heavy else "~")
+        return " ".join(filter(None, (name, bar, numbers)))
+
+    return line
+
+
+def _clock(seconds: float) -> str:
+    """``0:07``, ``12:30``, ``1:02:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class _Lines:

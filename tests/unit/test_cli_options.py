@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.main import get_command
 
 import exitlens.models
@@ -57,7 +59,7 @@ def test_help_fits_a_screen(path: str) -> None:
         lines = done.stdout.splitlines()
         assert max(map(len, lines)) <= columns
         assert not [line for line in lines if line.endswith("-")], "an option's name is cut in two"
-        assert len(lines) <= (44 if columns == 100 else 54)
+        assert len(lines) <= (48 if columns == 100 else 58)
 
 
 @pytest.mark.parametrize("path", RUNNABLE)
@@ -241,3 +243,40 @@ def test_completion_can_be_shown(capsys: pytest.CaptureFixture[str], monkeypatch
     monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
     assert cli.main(["--show-completion", "bash"]) == 0
     assert "_EXITLENS_COMPLETE=complete_bash" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", RUNNABLE)
+def test_examples_are_commands_that_the_parser_takes(path: str) -> None:
+    command = COMMANDS[path]
+    examples = (command.epilog or "").splitlines()
+    assert examples or path in ("models list", "lens list"), "two commands need nothing to be told"
+    for example in examples:
+        assert len(example) <= 76, "in 80 columns it is one line, which can be copied"
+        words = shlex.split(example)
+        assert words[: len(path.split()) + 1] == ["exitlens", *path.split()]
+        context = typer.Context(command, info_name=path)  # parsing runs the checks of every option that has one
+        command.parse_args(context, words[len(path.split()) + 1 :])
+
+
+@pytest.mark.parametrize("path", ["", *(path for path, command in COMMANDS.items() if hasattr(command, "commands"))])
+def test_a_list_of_commands_says_of_each_what_it_is_for(
+    path: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = shown(capsys, monkeypatch, path, columns=80).partition("\nCommands:\n")[2].partition("\n\n")[0]
+    names = [command.split()[-1] for command in [*COMMANDS, "lm-eval"] if command.split()[:-1] == path.split()]
+    assert sorted(line.split()[0] for line in listed.splitlines()) == sorted(names), "a line each"
+    assert "..." not in listed, "a sentence is cut"
+
+
+@pytest.mark.parametrize("path", RUNNABLE)
+def test_help_ends_its_options_with_those_of_every_command_and_names_arguments_alike(
+    path: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = shown(capsys, monkeypatch, path)
+    sections = dict(part.split(":\n", 1) for part in text.split("\n\n") if ":\n" in part and part[0].isupper())
+    named = [line.split()[0].rstrip(",") for line in sections["Options"].splitlines() if line.startswith("  -")]
+    common = [name for name in ("--json", "-q", "-h") if name in named]
+    assert named[-len(common) :] == common
+    arguments = [line.split()[0] for line in sections.get("Arguments", "").splitlines() if line[2:3].strip()]
+    below = ["[COMMAND [ARGS]...]"] if path in ("probe", "exits") else []
+    assert text.splitlines()[0] == " ".join(["Usage: exitlens", path, "[OPTIONS]", *arguments, *below])

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 
+from exitlens import cli, progress
 from exitlens.cli import console
+from exitlens.cli._streams import NARROW
 from exitlens.cli._wrap import cut, wrap
 
 SENTENCE = (
@@ -125,3 +129,67 @@ def test_every_line_of_a_remark_ends_in_a_word(monkeypatch: pytest.MonkeyPatch) 
     console.say(SENTENCE)
     assert max(map(len, lines_of(err))) <= 40
     assert " ".join(lines_of(err)) == SENTENCE
+
+
+def encoded(monkeypatch: pytest.MonkeyPatch, encoding: str, name: str = "stdout") -> io.BytesIO:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding, errors=NARROW, write_through=True)
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setattr(sys, name, stream)
+    return raw
+
+
+def test_a_terminal_without_our_signs_gets_others_and_columns_keep_their_places(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    raw = encoded(monkeypatch, "ascii")
+    console.print_table(["name ≥", "x"], [["0.5 [−1.0, 2.0]† · 日本 ≤", "−0.5 [−1.0, 2.0]†"], ["…", "–"]], title="“a”")
+    console.print_findings(["Layers 0–29 “no”…"])
+    text = re.sub(r"\x1b\[[0-9;]*m", "", raw.getvalue().decode("ascii"))
+    assert '"a"' in text
+    assert "-0.5 [-1.0, 2.0]+" in text
+    assert "\\u65e5\\u672c <=" in text
+    assert '* Layers 0-29 "no"~' in text
+    table = [line for line in text.splitlines() if "|" in line]
+    assert len({line.index("|") for line in table}) == 1
+    assert max(map(len, table)) <= 60
+
+
+def test_a_full_error_stream_ends_no_command() -> None:
+    code = "import sys; from exitlens.cli import main; sys.exit(main())"
+    for words, expected in ((["models", "list"], 0), (["models", "pull", "none"], 2)):
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run([sys.executable, "-c", code, *words], stdout=subprocess.PIPE, stderr=full, timeout=60)  # noqa: PLW1510
+        assert done.returncode == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "goes_on"),
+    [
+        (["run"], True),
+        (["layers", "--out", "x"], True),
+        (["read", "--text", "t", "--out=x"], True),
+        (["lens", "train"], True),
+        (["layers"], False),
+        (["look", "a text", "--out", "x"], False),
+        (["generate", "a text"], False),
+        ([], False),
+    ],
+)
+def test_what_an_interrupted_command_says_is_true(words: list[str], goes_on: bool) -> None:
+    assert ("continues from there" in cli._interrupted(words)) == goes_on
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_progress_keeps_its_numbers_at_every_width(width: int) -> None:
+    what = "generate-dola-high (node-one.cluster 12.3/s, node-two 11.9/s)"
+    for heavy in (True, False):
+        line = progress._bar_line(what, 230, 817, 195.2, 3661.0, "")(width - 1, heavy)
+        assert cell_len(line) < width
+        assert line.endswith("230/817  195/s  1:01:01 left")
+        assert heavy or line.isascii()
+    assert progress._bar_line("a", 1e6, 98.4e6, None, None, "bytes")(79, True).endswith("─ 1.0/98.4 MB")
+    done, left = (progress._bar_line("a", done, 4, 1.0, 2.0, "")(79, True).count("━") for done in (4, 1))
+    assert (done, left) == (24, 6)
+    assert progress._bar_line("a", 7, None, 2.0, None, "")(79, True) == "a 7  2/s"

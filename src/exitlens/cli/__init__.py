@@ -20,6 +20,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from exitlens.cli._streams import NARROW, Remarks
 from exitlens.cli.console import safe
 from exitlens.cli.help import USAGE_ERRORS, Group, usage_error
 from exitlens.errors import ExitlensError, UnitsFailed
@@ -41,6 +42,9 @@ GROUPS = (
     "models",
 )
 """The files beside this one that add commands, in the order in which --help lists them."""
+
+# Commands that continue in the folder of --out; those of `lens` and `run` have one without being told.
+_GOES_ON = ("read", "layers", "entropy", "decoding", "probe", "exits", "lens")
 
 # What a full or vanished standard output says; a file that cannot be written is named by its error.
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF}
@@ -93,12 +97,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         atexit.register(gc.freeze)  # and once more as it ends
     if sys.stderr is None:  # a closed stream is None in Python; nobody reads there
         sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for the rest of the process
+    if argv is None:
+        sys.stderr = Remarks(sys.stderr)
     if sys.stdout is None:
         return _fail("standard output is closed: send it to a file or to /dev/null", 1)
     for stream in (sys.stdout, sys.stderr):
         # Model text holds any character; a terminal with a narrow encoding must not end the command.
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors=NARROW)
     try:
         code = _run(argv)
         sys.stdout.flush()
@@ -123,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemoryError:
         return _fail("out of memory; use a smaller --batch-size, --limit, or a smaller model")
     if code == 130:
-        sys.stderr.write("\ninterrupted; finished work is kept, the same command continues from there\n")
+        sys.stderr.write(f"\n{_interrupted(sys.argv[1:] if argv is None else argv)}\n")
     return code
 
 
@@ -138,6 +144,14 @@ def _run(argv: Sequence[str] | None) -> int:
     except SystemExit as end:  # how completion and a broken pipe end a command
         code = end.code if isinstance(end.code, int | None) else 1
     return code if isinstance(code, int) else 0
+
+
+def _interrupted(words: Sequence[str]) -> str:
+    """What is left of an interrupted command: one that writes a folder of units goes on from there."""
+    kept = any(word in ("-o", "--out") or word.startswith("--out=") for word in words)
+    if list(words[:1]) == ["run"] or list(words[:2]) == ["lens", "train"] or (kept and words[0] in _GOES_ON):
+        return "interrupted; finished work is kept, the same command continues from there"
+    return "interrupted; nothing was kept"
 
 
 @contextlib.contextmanager

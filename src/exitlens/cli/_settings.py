@@ -105,4 +105,6 @@ def _kind(name: str, annotation: Any) -> Any:
 def _shown(default: Any) -> str | bool:
     if isinstance(default, tuple):
         return ",".join(map(str, default)) or False
+    if isinstance(default, float):
+        return f"{default:g}"
     return False if default is None or isinstance(default, bool) else str(default)

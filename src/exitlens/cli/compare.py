@@ -18,7 +18,11 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    add_command(app, "compare", compare_command)
+    add_command(
+        app, "compare", compare_command, "Two or more finished runs side by side",
+        "exitlens compare run-a run-b",
+        "exitlens compare run-a run-b run-c --out side-by-side",
+    )  # fmt: skip
 
 
 def compare_command(

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from exitlens.cli._streams import as_measured
 from exitlens.cli._wrap import Stream, cut, terminal_width, wrap
 from exitlens.report.text import Column, interval_ends, narrow_legend
 
@@ -98,7 +99,10 @@ def print_table(
     units that each row's intervals rest on; where they are too few, the interval is marked, and a line below says so.
     """
     heads = [column if isinstance(column, Column) else Column(column) for column in columns]
-    cells = [[_cell(value, head.format) for value, head in zip(row, heads, strict=True)] for row in rows]
+    # From here on nothing is left that could drive a terminal, or take more room than is measured.
+    heads = [dataclasses.replace(head, name=_shown(head.name)) for head in heads]
+    cells = [[_shown(_cell(value, head.format)) for value, head in zip(row, heads, strict=True)] for row in rows]
+    title, note = (None if text is None else _shown(text) for text in (title, note))
     numeric = [
         any(_is_number(row[i]) for row in rows) and all(row[i] is None or _is_number(row[i]) for row in rows)
         for i in range(len(heads))
@@ -107,8 +111,8 @@ def print_table(
     if sys.stdout.isatty():
         _draw(heads, cells, numeric, title, note)
         return
-    lines = [] if title is None else [safe(title)]
-    lines += _align([[safe(head.name) for head in heads], *cells], numeric)
+    lines = [] if title is None else [title]
+    lines += _align([[head.name for head in heads], *cells], numeric)
     lines += _notes(note, (cell for row in cells for cell in row))
     sys.stdout.write("\n".join(lines) + "\n")
 
@@ -120,6 +124,10 @@ def print_parts(title: str, parts: Iterable[Part]) -> None:
         head = ": ".join(filter(None, (title if place == 0 else "", own)))
         print_table(part.columns, part.rows, title=head, note=part.note, n=part.n)
         echo()
+
+
+def _shown(text: str) -> str:
+    return as_measured(safe(text), sys.stdout)
 
 
 def _mark(names: Sequence[str], cells: Sequence[list[str]], n: Sequence[int | None]) -> None:
@@ -135,7 +143,7 @@ def _mark(names: Sequence[str], cells: Sequence[list[str]], n: Sequence[int | No
 def _notes(note: str | None, cells: Iterable[str]) -> list[str]:
     """The lines below a table."""
     legend = narrow_legend(cell.strip() for cell in cells)
-    return [safe(line) for line in (note, legend) if line]
+    return [line for line in (note, legend) if line]
 
 
 def _draw(
@@ -169,7 +177,7 @@ def _draw(
         table.add_row(*row)
     # The terminal's own colours only: dim text would be too faint on a light ground.
     if title is not None:
-        console.print(Text("\n".join(wrap(safe(title), width)), style="bold"))
+        console.print(Text("\n".join(wrap(title, width)), style="bold"))
     console.print(table)
     if notes:
         console.print(Text("\n".join(line for text in notes for line in wrap(text, width))))
@@ -178,7 +186,7 @@ def _draw(
 def _piece(head: Column, cells: Sequence[str], numeric: bool) -> Piece:
     from exitlens.cli._fit_table import Piece
 
-    return Piece(safe(head.name), list(cells), numeric, head.shrink, head.main)
+    return Piece(head.name, list(cells), numeric, head.shrink, head.main)
 
 
 def _cells(piece: Piece) -> Iterator[Text]:
@@ -222,7 +230,7 @@ def _cell(value: Any, form: str) -> str:
         return format(value, form)
     if isinstance(value, int):
         return format(value, form if form.endswith("d") else "d")
-    return safe(str(value))
+    return str(value)
 
 
 def _scalar(value: Any) -> Any:

@@ -51,7 +51,7 @@ TextArgument = Annotated[str | None, typer.Argument(help="A text to continue, or
 PromptsOption = Annotated[Path | None, option("prompts", help='JSON lines {"prompt": "..."}.')]
 QaOption = Annotated[bool, typer.Option("--qa", help="Put the text as a question after six few-shot examples.")]
 ChatOption = Annotated[bool, typer.Option("--chat", help="Put the text through the model's chat template.")]
-StopOption = Annotated[list[str] | None, typer.Option("--stop", help="End before this text (repeatable).")]
+StopOption = Annotated[list[str] | None, typer.Option("--stop", help="End before this text; repeatable.")]
 WatchOption = Annotated[
     Path | None,
     typer.Option("--watch", metavar="FILE", help="Each token with P(true) by a probe, see docs/probes.md."),
@@ -73,6 +73,7 @@ ExitOption = Annotated[
     str | None,
     typer.Option(
         "--exit",
+        metavar="POLICY",
         callback=checked(read_exit),
         help="Exit early: probability:0.95@15,20, fixed:3/4, ...",
         rich_help_panel=FASTER,
@@ -88,7 +89,7 @@ ExitCacheOption = Annotated[
     ),
 ]
 HeadsOption = Annotated[
-    Path | None, typer.Option("--heads", help="Exit heads of `exits train`.", rich_help_panel=FASTER)
+    Path | None, typer.Option("--heads", metavar="FILE", help="Exit heads of `exits train`.", rich_help_panel=FASTER)
 ]
 ExitLensOption = Annotated[
     str,
@@ -101,6 +102,7 @@ SpeculateOption = Annotated[
     str | None,
     typer.Option(
         "--speculate",
+        metavar="DRAFT",
         callback=checked(read_draft),
         help="Draft and verify, lossless: exit=12, skip=a3/m5, clasp or auto.",
         rich_help_panel=FASTER,
@@ -110,7 +112,11 @@ SpeculateOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    add_command(app, "generate", generate_command)
+    add_command(
+        app, "generate", generate_command, "Continue a text, with any decoder, early exit or draft",
+        'exitlens generate "The capital of France is" --decoder dola:high',
+        'exitlens generate --qa "Do cats lay eggs?" --speculate auto',
+    )  # fmt: skip
 
 
 def generate_command(

@@ -46,9 +46,17 @@ def usage_error(error: Any) -> InputError:
 class Command(TyperCommand):
     """A command whose help has its options under headings."""
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Name arguments as the list below does."""
+        return _usage(self, ctx)
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments, common options, then each heading."""
         _write_sections(self, ctx, formatter)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - the parser's signature
+        """Write the examples."""
+        _write_examples(self, formatter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Refuse an option that is given nothing."""
@@ -58,6 +66,15 @@ class Command(TyperCommand):
 
 class Group(TyperGroup):
     """A group of commands; without one it prints its help on the error stream and ends with exit code 2."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Name arguments as the list below does; a group that is a command too needs none below it."""
+        below = "[COMMAND [ARGS]...]" if self.invoke_without_command else "COMMAND [ARGS]..."
+        return [*_usage(self, ctx), below]
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - the parser's signature
+        """Write the examples."""
+        _write_examples(self, formatter)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write options as a command does, then the commands."""
@@ -85,18 +102,39 @@ def _check_given(command: Any, ctx: Any, args: list[str]) -> None:
 
 
 def add_command(
-    app: typer.Typer, name: str, function: Callable[..., None], cls: type[Command] = Command, **settings: Any
+    app: typer.Typer,
+    name: str,
+    function: Callable[..., None],
+    brief: str,
+    *examples: str,
+    cls: type[Command] = Command,
+    **settings: Any,
 ) -> None:
-    """Make ``function`` the command ``name``."""
-    app.command(name, cls=cls, **settings)(function)
+    """Make ``function`` the command ``name``.
+
+    ``brief``: what a list of commands says of it, in one line; ``examples``: command lines for its help.
+    """
+    app.command(name, cls=cls, short_help=brief, epilog="\n".join(examples) or None, **settings)(function)
 
 
-def new_group(app: typer.Typer, name: str, about: str | None = None) -> typer.Typer:
+def new_group(app: typer.Typer, name: str, brief: str, *examples: str, about: str | None = None) -> typer.Typer:
     """A group of commands below ``app``; ``about`` is its help unless it has a command of its own."""
     told: dict[str, Any] = {} if about is None else {"help": about}
     group = typer.Typer(cls=Group, rich_markup_mode=None, **told)
-    app.add_typer(group, name=name)
+    app.add_typer(group, name=name, short_help=brief, epilog="\n".join(examples) or None)
     return group
+
+
+def _usage(command: Any, ctx: Any) -> list[str]:
+    arguments = [param for param in command.get_params(ctx) if param.param_type_name == "argument"]
+    return [command.options_metavar, *map(_argument, arguments)]
+
+
+def _write_examples(command: Any, formatter: Any) -> None:
+    if command.epilog:
+        with formatter.section("Examples"):
+            for line in command.epilog.split("\n"):
+                formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
 
 
 def _write_sections(command: Any, ctx: Any, formatter: Any) -> None:
@@ -108,6 +146,7 @@ def _write_sections(command: Any, ctx: Any, formatter: Any) -> None:
         is_argument = param.param_type_name == "argument"
         panel = "Arguments" if is_argument else getattr(param, "rich_help_panel", None) or _OPTIONS
         sections.setdefault(panel, []).append(param)
+    sections[_OPTIONS].sort(key=_last)
     for title, params in sections.items():
         if not params:
             continue
@@ -118,6 +157,12 @@ def _write_sections(command: Any, ctx: Any, formatter: Any) -> None:
                 rows = [_record(param, annotations) for param in params]
                 formatter.write_dl([(names, _unbroken(told)) for names, told in rows], col_max=34)
     formatter.buffer[:] = [part.replace(_HYPHEN, "-") for part in formatter.buffer]
+
+
+def _last(param: Any) -> int:
+    """What every command has comes last: 1 to 3; else 0."""
+    common = ("as_json", "quiet", "help")
+    return common.index(param.name) + 1 if param.name in common else 0
 
 
 def _unbroken(text: str) -> str:
@@ -145,6 +190,7 @@ def _record(param: Any, annotations: dict[str, str]) -> tuple[str, str]:
 
 def _argument(param: Any) -> str:
     name = param.metavar or str(param.name).upper().rstrip("_")
+    name += "..." if param.nargs == -1 else ""
     return name if param.required else f"[{name}]"
 
 

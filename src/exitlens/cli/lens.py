@@ -44,13 +44,32 @@ the tables lenses, lenses_pairs, lenses_layers, lenses_summary and lenses_sets, 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = new_group(app, "lens", "Tuned and Jacobian lenses: train, merge, export, see what a file holds.")
-    add_command(group, "train", train_command)
-    add_command(group, "compare", study_command("lenses", COMPARE, _ABOUT))
-    add_command(group, "show", show_command)
-    add_command(group, "list", list_command)
-    add_command(group, "merge", merge_command)
-    add_command(group, "export", export_command)
+    group = new_group(
+        app, "lens", "Tuned and Jacobian lenses: train, compare, merge, export",
+        about="Tuned and Jacobian lenses: train, compare, merge, export, see what a file holds.",
+    )  # fmt: skip
+    add_command(
+        group, "train", train_command, "Fit a tuned or a Jacobian lens on text",
+        "exitlens lens train --text corpus.txt",
+        "exitlens lens train --method jacobian --self-text 200 --name mine",
+    )  # fmt: skip
+    add_command(
+        group, "compare", study_command("lenses", COMPARE, _ABOUT),
+        "Which lens ranks known concepts first, with controls",
+        "exitlens lens compare --lens raw,logit,tuned --limit 20",
+    )  # fmt: skip
+    add_command(
+        group, "show", show_command, "Where a lens comes from, and its KL on held-out text", "exitlens lens show tuned"
+    )
+    add_command(group, "list", list_command, "The lenses in the cache folder")
+    add_command(
+        group, "merge", merge_command, "Several Jacobian lenses of one model as one",
+        "exitlens lens merge a.safetensors b.safetensors --name both",
+    )  # fmt: skip
+    add_command(
+        group, "export", export_command, "A Jacobian lens in the layout that others publish",
+        "exitlens lens export mine --out jlens.safetensors",
+    )  # fmt: skip
 
 
 def show_command(
@@ -100,7 +119,9 @@ def list_command(as_json: JsonOption = False) -> None:
 def merge_command(
     lenses: Annotated[list[str], typer.Argument(help="Jacobian lenses: files or names.", show_default=False)],
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="File to write.")] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Keep it under this name in the cache folder.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Keep it under this name in the cache folder.")
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

@@ -57,7 +57,8 @@ def train_command(
         Path | None, option("out", metavar="FILE", help="File to write [kept as this model's own: --lens METHOD].")
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="Keep it under this name in the cache folder: --lens NAME.")
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Keep it under this name in the cache folder: --lens NAME."),
     ] = None,
     field: TextFieldOption = "text",
     tokens: Annotated[int, typer.Option("--tokens", min=16, help="Tokens of text used at most.")] = 16_384,

@@ -15,7 +15,8 @@ __all__ = ["register"]
 def register(app: typer.Typer) -> None:
     """Add the command."""
     settings = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
-    add_command(app, "lm-eval", lm_eval_command, context_settings=settings, add_help_option=False)
+    brief = "lm-evaluation-harness with these models and decoders"
+    add_command(app, "lm-eval", lm_eval_command, brief, context_settings=settings, add_help_option=False)
 
 
 def lm_eval_command(context: typer.Context) -> None:

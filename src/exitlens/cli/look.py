@@ -41,7 +41,9 @@ PROMPT, SHOWN = "Prompt", "What is shown"
 
 TextArgument = Annotated[str | None, typer.Argument(help="A text, or a question with --choices.")]
 ChoicesOption = Annotated[str | None, typer.Option("--choices", "-c", metavar="LIST", help="Answers to compare.")]
-CorrectOption = Annotated[str | None, typer.Option("--correct", help="The correct choice, marked in the table.")]
+CorrectOption = Annotated[
+    str | None, typer.Option("--correct", metavar="CHOICE", help="The correct choice, marked in the table.")
+]
 OutOption = Annotated[Path | None, option("out", help="Write figures and tables to this folder, or to FILE.html.")]
 SeparatorOption = Annotated[str, typer.Option("--separator", help="What separates choices.", rich_help_panel=PROMPT)]
 PromptsOption = Annotated[
@@ -79,7 +81,11 @@ NoColorOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    add_command(app, "look", look_command)
+    add_command(
+        app, "look", look_command, "What each layer would have said after each token of a text",
+        'exitlens look "The capital of France is"',
+        'exitlens look "How many legs has a cat?" -c two,four --correct four',
+    )  # fmt: skip
 
 
 def look_command(

@@ -33,10 +33,19 @@ AnyModelArgument = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = new_group(app, "models", "The built-in models; check any model.")
-    add_command(group, "list", list_models)
-    add_command(group, "pull", pull_model)
-    add_command(group, "check", check_model)
+    group = new_group(
+        app, "models", "The built-in models; check any model", about="The built-in models; check any model."
+    )
+    add_command(group, "list", list_models, "The built-in models, their licence, and which are here")
+    add_command(
+        group, "pull", pull_model, "Fetch a built-in model and print its path",
+        "exitlens models pull smollm2-135m",
+    )  # fmt: skip
+    add_command(
+        group, "check", check_model, "A model's hash, its last layer against its logits, its speed",
+        "exitlens models check smollm2-135m",
+        "exitlens models check ./my-model --dtype bf16",
+    )  # fmt: skip
 
 
 def list_models(as_json: JsonOption = False) -> None:

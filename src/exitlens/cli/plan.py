@@ -31,7 +31,9 @@ ParamsOption = Annotated[
     str | None, typer.Option("--params", metavar="SIZE", help="Instead of a model: 1B, 8B, 70B, ...")
 ]
 TokensOption = Annotated[str, typer.Option("--tokens", metavar="N", help="Tokens to read: 1e9, 200M, 1.5B.")]
-StatsOption = Annotated[str, typer.Option("--stats", help="Comma-separated, as exitlens read takes them.")]
+StatsOption = Annotated[
+    str, typer.Option("--stats", metavar="LIST", help="Comma-separated, as exitlens read takes them.")
+]
 TopKOption = Annotated[int, typer.Option("--top-k", min=1, help="Tokens that the statistic top_k keeps.")]
 KnownLensOption = Annotated[str, typer.Option("--lens", metavar="LENS", help="logit, raw, tuned or jacobian.")]
 LengthOption = Annotated[int, typer.Option("--length", min=1, help="Tokens of a text, on average.")]
@@ -48,7 +50,10 @@ UtilisationOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    add_command(app, "plan", plan_command)
+    add_command(
+        app, "plan", plan_command, "FLOPs, storage, memory and hours of a reading, beforehand",
+        "exitlens plan --params 8B --tokens 1e9 --card H100",
+    )  # fmt: skip
 
 
 def plan_command(

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-STATS_OPTION: OptionInfo = typer.Option("--stats")
+STATS_OPTION: OptionInfo = typer.Option("--stats", metavar="LIST")
 
 
 TEXTS, WORK = "Texts", "Work"
@@ -87,7 +87,10 @@ def register(app: typer.Typer) -> None:
     """Add the command."""
     names = [name for name in STATS if name != "choices"]  # read anew each time: a script may have registered its own
     STATS_OPTION.help = f"Comma-separated: {', '.join(names)}."
-    add_command(app, "read", read_command)
+    add_command(
+        app, "read", read_command, "Every layer's statistics of any amount of text, as Parquet",
+        "exitlens read --text corpus.jsonl --stats entropy,kl --out reading",
+    )  # fmt: skip
 
 
 def read_command(

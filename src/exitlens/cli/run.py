@@ -54,7 +54,12 @@ Without options it runs on the built-in model and data. Killed and started again
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    add_command(app, "run", settings_command(_settings(), _run, _ABOUT, _more()))
+    add_command(
+        app, "run", settings_command(_settings(), _run, _ABOUT, _more()),
+        "All studies, on the built-in model and data or on yours",
+        "exitlens run",
+        "exitlens run --model gpt2 --data my.csv --only layers,decoding --out run",
+    )  # fmt: skip
 
 
 def _settings() -> dict[str, Own]:

@@ -54,7 +54,10 @@ ScoresOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    add_command(app, "score", score_command)
+    add_command(
+        app, "score", score_command, "BLEU, ROUGE-L and BERTScore of stored answers",
+        "exitlens score greedy.json dola.json --data TruthfulQA.csv",
+    )  # fmt: skip
 
 
 def score_command(

@@ -33,12 +33,16 @@ LIMITS = "Limits"
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    add_command(app, "serve", serve_command)
+    add_command(
+        app, "serve", serve_command, "A page that shows layers live, and OpenAI's interface",
+        "exitlens serve --port 8000",
+        "exitlens serve --run exitlens-run --decoder dola:high",
+    )  # fmt: skip
 
 
 def serve_command(
     host: Annotated[
-        str, typer.Option("--host", help="Address; any but this machine's own needs --token.")
+        str, typer.Option("--host", metavar="ADDRESS", help="Any address but this machine's own needs --token.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 8000,
     token: Annotated[
@@ -49,7 +53,9 @@ def serve_command(
     watch: Annotated[
         Path | None, typer.Option("--watch", metavar="FILE", help="On the page, each token with P(true) by a probe.")
     ] = None,
-    run: Annotated[Path | None, typer.Option("--run", metavar="DIR", help="A run whose report the page opens.")] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", metavar="FOLDER", help="A run whose report the page opens.")
+    ] = None,
     generation_config: GenerationConfigOption = None,
     chat_date: ChatDateOption = None,
     model: ModelOption = DEFAULT_MODEL,

@@ -94,9 +94,21 @@ def register(app: typer.Typer) -> None:
         "Answer questions with each decoder and compare with greedy decoding, question by question.\n\n"
         + _JSON.format("table decoding"),
     )
-    add_command(app, "layers", layers)
-    add_command(app, "entropy", entropy)
-    add_command(app, "decoding", decoding)
+    add_command(
+        app, "layers", layers, "The probability of every choice at every layer",
+        "exitlens layers --limit 20",
+        "exitlens layers --data my.csv --column best=Answer --lens logit,tuned",
+    )  # fmt: skip
+    add_command(
+        app, "entropy", entropy, "Entropy of correct and incorrect answers, layer by layer",
+        "exitlens entropy --limit 40",
+        "exitlens entropy --judges similarity:0.9,labels:verdicts.csv --out run",
+    )  # fmt: skip
+    add_command(
+        app, "decoding", decoding, "Decoders compared with greedy decoding, question by question",
+        "exitlens decoding --limit 40 --decoders vanilla,dola:high,sled",
+        "exitlens decoding --decoders vanilla@1.2,dola:low@1.2 --mc softmax --out run",
+    )  # fmt: skip
     _register_probe(app)
     _register_exits(app)
 
@@ -115,9 +127,16 @@ def _register_probe(app: typer.Typer) -> None:
         adapt=_probe_settings,
         more=[keyword("save", save, None), keyword("context", typer.Context)],
     )
-    group = new_group(app, "probe")
+    group = new_group(
+        app, "probe", "Do hidden states tell true statements from false ones?",
+        "exitlens probe --kinds logistic,mass-mean --limit 300",
+        "exitlens probe --zero-shot --kinds logistic --save probe.safetensors",
+    )  # fmt: skip
     group.callback(invoke_without_command=True)(probe)
-    add_command(group, "predict", predict_command)
+    add_command(
+        group, "predict", predict_command, "P(true) of each text, by a saved probe",
+        "exitlens probe predict claims.txt --probe probe.safetensors",
+    )  # fmt: skip
 
 
 def _probe_settings(given: dict[str, Any], save: Path | None) -> dict[str, Any]:
@@ -150,7 +169,17 @@ def _register_exits(app: typer.Typer) -> None:
         usual={"judges": "", "batch_size": 16},
         more=[keyword("context", typer.Context)],
     )
-    group = new_group(app, "exits")
+    group = new_group(
+        app, "exits", "What early exit would save; train exit heads, adapt a model",
+        "exitlens exits --limit 20",
+        "exitlens exits --heads heads.safetensors --delta 0.05 --out run",
+    )  # fmt: skip
     group.callback(invoke_without_command=True)(exits)
-    add_command(group, "train", train_command)
-    add_command(group, "adapt", adapt_command)
+    add_command(
+        group, "train", train_command, "Fit exit heads on the frozen model",
+        "exitlens exits train --text corpus.txt --out heads.safetensors",
+    )  # fmt: skip
+    add_command(
+        group, "adapt", adapt_command, "Train a LoRA adapter that makes exits agree with the last layer",
+        "exitlens exits adapt --self-text 200 --out adapter",
+    )  # fmt: skip

@@ -117,7 +117,7 @@ class RunConfig(BaseModel):
     out: str = Field("exitlens-run", description="run directory")
     figures: bool = Field(True, description="draw figures; tables are there either way")
     figure_width: Literal["column", "page"] = Field("page", description="of figures: page (7 in) or column (3.3 in)")
-    seed: int = Field(0, ge=0, description="seed of every random choice; equal seeds give equal tables")
+    seed: int = Field(0, ge=0, description="seed of every random choice; equal seeds give equal results")
     batch_size: int = Field(32, ge=1, description="prompts generated together")
 
     max_new_tokens: int = Field(50, ge=1, description="longest answer in tokens")
