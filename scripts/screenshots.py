@@ -69,8 +69,10 @@ def live(browser: Any, address: str) -> None:
         page.fill("#tokens", "12")
         page.fill("#other", "dola:low")
         page.click("#send")
-        page.wait_for_function("document.querySelectorAll('#compared tbody tr').length === 2", timeout=120_000)
-        page.wait_for_timeout(20_000)
+        states = "[...document.querySelectorAll('#compared td:last-child')].map((cell) => cell.textContent)"
+        ended = f"(told => told.length === 2 && !told.some((one) => /written|turn/.test(one)))({states})"
+        page.wait_for_function(ended, timeout=300_000)
+        page.wait_for_timeout(1_000)
         keep(page.screenshot(full_page=True), "live", scheme, phone)
         page.context.close()
 

@@ -216,15 +216,53 @@ def test_hostile_texts_are_text(chromium: Any, address: str) -> None:
     assert [one for one in visit.faults if "status of 400" not in one] == []
 
 
+@pytest.mark.usefixtures("unhurried")
 @pytest.mark.parametrize(("dark", "width"), [(False, 1200), (True, 360)])
-def test_axe_finds_nothing_and_nothing_is_cut_off(chromium: Any, address: str, dark: bool, width: int) -> None:
-    visit = opened(chromium, address, width, color_scheme="dark" if dark else "light", bypass_csp=True)
-    ask(visit, other="sled")
-    comes(visit, "document.querySelectorAll('#compared tbody tr').length === 2")
-    comes(visit, "/Answer 2.*as many/.test(document.querySelector('#said').textContent)")
-    visit.page.wait_for_timeout(300)
-    assert visit.page.evaluate("document.documentElement.scrollWidth") <= width
-    assert visit.axe() == []
+def test_in_every_state_axe_finds_nothing_and_nothing_is_cut_off(
+    chromium: Any, lm: Any, tmp_path: Path, dark: bool, width: int
+) -> None:
+    with RunDirectory.open(tmp_path / "run", {"model": "tiny"}):
+        pass
+    (run_directory(tmp_path / "made", questions=3) / "report.html").rename(tmp_path / "run" / "report.html")
+    scheme = {"color_scheme": "dark" if dark else "light", "bypass_csp": True}
+    with running(create_app(lm, limits=Limits(new_tokens=200), run=tmp_path / "run")) as address:
+        visit = opened(chromium, address, width, **scheme)
+        page = visit.page
+
+        def holds(state: str) -> None:
+            page.wait_for_timeout(100)
+            assert [state, *visit.axe()] == [state]
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, state
+
+        holds("nothing asked")
+        ask(visit, other="sled", tokens=3)
+        comes(visit, "document.querySelectorAll('#compared tbody tr').length === 2")
+        comes(visit, "/Answer 2.*as many/.test(document.querySelector('#said').textContent)")
+        holds("two answers")
+        ask(visit, tokens=180)
+        comes(visit, "document.querySelector('article div')?.shadowRoot?.querySelectorAll('.line li').length > 2")
+        holds("being written")
+        page.get_by_role("button", name="Stop").click()
+        comes(visit, "/stopped/.test(document.querySelector('#said').textContent)")
+        holds("stopped")
+        page.locator("article .line li").nth(2).click()
+        page.locator("article").first.get_by_role("button", name="Fork").click()
+        comes(visit, "document.querySelectorAll('#compared tbody tr').length === 2")
+        holds("forked")
+        ask(visit, decoder="no-such-decoder")
+        page.wait_for_selector("article .notice")
+        holds("refused")
+        ask(visit, tokens=180, decoder="vanilla")
+        comes(visit, "document.querySelector('article div')?.shadowRoot?.querySelectorAll('.line li').length > 2")
+        if not dark:  # the report's own tests look at it in the dark
+            opened_run = Visit(page.context.new_page())
+            opened_run.page.goto(f"{address}/run")
+            opened_run.all_drawn()
+            opened_run.page.wait_for_selector("[data-view=layers-1] .big")
+            assert opened_run.axe() == []
+            opened_run.page.close()
+    comes(visit, "/broken off/.test(document.querySelector('#said').textContent)")
+    holds("broken off")
 
 
 def test_with_a_token_the_browser_asks_for_it(chromium: Any, lm: Any) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from exitlens.report.frames import Results, distinct
 from exitlens.report.view_data import View
 from exitlens.report.view_figures import Figure, Switch, tables_view
+from exitlens.report.words import counted
 from exitlens.studies.answers.judge_names import short_judges
 from exitlens.studies.answers.views import AnswerTable, answers_and_verdicts
 from exitlens.studies.decoding.figures import metric_name
@@ -83,7 +84,7 @@ def run_views(results: Results) -> list[View]:
             {"scores": results.frame("decoding"), "layers": results.frame("decoding_layers")},
             figures,
             title="Decoders side by side",
-            caption=f"{results.model} · {len(found.ids)} questions · compared with {first}",
+            caption=f"{results.model} · {counted(len(found.ids), 'question')} · compared with {first}",
             model=results.model,
             switches=switches,
             arrays=arrays,
