@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from exitlens.report.view_data import View, quantised, view
 from exitlens.report.view_page import frame, page
 from tests.browser.run_tables import HOSTILE
+from tests.damaged_views import DAMAGES, TITLE, damaged
 
 pytestmark = pytest.mark.browser
 
@@ -171,6 +173,32 @@ def test_a_view_of_a_newer_form_says_so(visit: Callable[..., Any], tmp_path: Pat
     made = visit(path)
     made.all_drawn()
     assert "newer exitlens (form 99" in made.page.locator(".fault").text_content()
+    assert made.page.get_by_text("what is there").is_visible()
+    assert made.page.locator(".view h2").text_content() == "a map"
+
+
+def test_damage_is_a_line_whatever_is_damaged(visit: Callable[..., Any], tmp_path: Path) -> None:
+    """The views that Python refuses; heading and whatever is not damaged stay."""
+    made = visit(write(tmp_path / "a.html", a_map()))
+    made.all_drawn()
+    shown = made.page.evaluate(
+        """async (views) => {
+          const found = [];
+          for (const view of views) {
+            const element = document.body.appendChild(document.createElement("div"));
+            await exitlens.mount(element, view).ready;
+            const root = element.shadowRoot;
+            found.push([root.querySelector(".fault")?.textContent ?? "", root.querySelector("h2")?.textContent]);
+            element.remove();
+          }
+          return found;
+        }""",
+        [damaged(what) for what in DAMAGES],
+    )
+    for (what, (_, _, said)), (fault, heading) in zip(DAMAGES.items(), shown, strict=True):
+        assert re.search(said, fault), (what, fault)
+        assert heading == TITLE, what
+    assert made.faults == []
 
 
 def test_without_scripts_the_table_is_shown(visit: Callable[..., Any], tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.damaged_views import DAMAGES, damaged, sound
 
 from exitlens.errors import InputError
 from exitlens.report.view_data import columns_of, embedded, pack, parse_view, quantised, unpack, view
+from exitlens.report.view_figures import Figure, Switch, tables_view
 from exitlens.report.view_kinds import KINDS, VERSION, schema
 
 ROOT = Path(__file__).parents[2]
@@ -112,11 +114,48 @@ def test_unknown_kinds_missing_arrays_and_newer_forms_are_refused() -> None:
         parse_view(json.dumps({**made, "title": 3}))
 
 
-def test_damaged_blocks_are_refused() -> None:
-    block = pack({"a": np.arange(4)})
-    for change in ({"data": "AAAA"}, {"data": "!"}, {"size": 3}, {"size": 1 << 40}, {"texts": 99}):
-        with pytest.raises(InputError, match="damaged"):
-            unpack(block.model_copy(update=change))
+@pytest.mark.parametrize("what", DAMAGES)
+def test_damage_is_a_line_whatever_is_damaged(what: str) -> None:
+    """The component is tested with the same views: tests/browser/test_map.py."""
+    said = DAMAGES[what][2]
+    with pytest.raises(InputError, match=said) as refused:
+        unpack(parse_view(json.dumps(damaged(what))).block)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["map", "exits"])
+def test_what_was_not_damaged_is_read(kind: str) -> None:
+    assert unpack(parse_view(json.dumps(sound(kind))).block)
+
+
+def test_texts_that_are_all_missing_are_texts() -> None:
+    made = view("map", a_map(tokens=texts("a"), entropy=quantised(np.zeros((1, 2, 1))), next=texts(None)), title="t")
+    assert unpack(made.block)["next"].tolist() == [None]
+
+
+def test_infinity_stays_what_it_is() -> None:
+    values = np.array([0.25, np.inf, -np.inf, np.nan])
+    np.testing.assert_array_equal(unpack(pack({"x": quantised(values)}))["x"], values)
+
+
+def test_what_json_does_not_know_is_refused_in_meta() -> None:
+    with pytest.raises(InputError, match="NaN or infinity"):
+        view("map", a_map(), title="t", meta={"chance": float("nan")}).to_json()
+
+
+def test_a_figure_whose_column_a_table_lacks_is_left_out_and_a_note_says_so() -> None:
+    import pandas as pd
+
+    table = pd.DataFrame({"kind": ["a"], "layer": [1], "accuracy": [0.5]})
+    measure = Switch("measure", "Measure", options=(("accuracy", "Accuracy"), ("auroc", "AUROC")))
+    figures = [
+        Figure("line", "whole", "t", "layers", "layer", "$measure", by="kind"),
+        Figure("line", "old", "t", "layers", "layer", "auroc", by="kind"),
+        Figure("line", "elsewhere", "t", "absent", "layer", "auroc"),
+    ]
+    made = tables_view("probes", {"layers": table}, figures, title="t", switches=[measure])
+    assert [each["name"] for each in made.meta["figures"]] == ["whole", "elsewhere"]  # type: ignore[index, union-attr, call-overload]
+    assert made.notes == ["There is no figure “old”: layers.auroc is missing."]
 
 
 def test_columns_keep_what_is_missing() -> None:

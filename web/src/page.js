@@ -63,18 +63,23 @@ function startPage() {
       // mount says it
     }
     const state = states[id];
-    handles.set(
-      id,
-      api.mount(element, view, {
-        theme,
-        state: state && typeof state === "object" ? state : {},
-        onState(now) {
-          states[id] = now;
-          clearTimeout(timer);
-          timer = window.setTimeout(() => writeAddress(states), 200);
-        },
-      }),
-    );
+    const handle = api.mount(element, view, {
+      theme,
+      state: state && typeof state === "object" ? state : {},
+      onState(now) {
+        states[id] = now;
+        clearTimeout(timer);
+        timer = window.setTimeout(() => writeAddress(states), 200);
+      },
+    });
+    handles.set(id, handle);
+    // Where a view cannot be shown, the table or the figures that stand beside it are.
+    const looked = () => {
+      if (!element.shadowRoot?.querySelector(".view > .fault")) return;
+      document.documentElement.classList.add("faulty");
+      element.closest("section")?.querySelector("details.paper")?.setAttribute("open", "");
+    };
+    void handle.ready.then(looked, looked);
   };
   let timer = 0;
   const elements = /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll(".exitlens-view"));

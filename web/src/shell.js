@@ -73,6 +73,9 @@ export function show(element, json, options, kinds) {
     }
   });
 
+  // What a view says of itself is shown whatever becomes of its data.
+  const head = h("header", {}, json?.title && h("div", { class: "titles" }, h("h2", {}, bdi(visible(json.title))), json.caption && h("p", { class: "caption" }, bdi(visible(json.caption)))));
+  frame.append(head);
   const ready = (async () => {
     try {
       const view = await unpack(json);
@@ -88,22 +91,16 @@ export function show(element, json, options, kinds) {
         },
         dark: () => frame.getAttribute("data-theme") === "dark",
       };
-      const title = visible(view.title);
-      frame.setAttribute("aria-label", title);
-      const tools = exportMenu(view.title, () => /** @type {Part} */ (part), () => JSON.stringify(asJson(view, /** @type {Part} */ (part))), announce);
-      frame.append(
-        h("header", {}, h("div", { class: "titles" }, h("h2", {}, bdi(title)), view.caption && h("p", { class: "caption" }, bdi(visible(view.caption)))), tools),
-        ...view.notes.map((note) => h("p", { class: "note" }, bdi(visible(note)))),
-        body,
-        said,
-      );
+      frame.setAttribute("aria-label", visible(view.title));
+      head.append(exportMenu(view.title, () => /** @type {Part} */ (part), () => JSON.stringify(asJson(view, /** @type {Part} */ (part))), announce));
+      frame.append(...view.notes.map((note) => h("p", { class: "note" }, bdi(visible(note)))), body, said);
       part = kinds[view.kind](ctx);
       frame.append(alternative(() => /** @type {Part} */ (part)));
       part.draw();
       sized.observe(frame);
       waiting.splice(0).forEach((event) => part?.push?.(event));
     } catch (error) {
-      fault(frame, error);
+      frame.append(h("p", { class: "fault", role: "alert", text: visible(error instanceof ViewError ? error.message : "This view cannot be shown.") }));
       if (!(error instanceof ViewError)) throw error;
     }
   })();
@@ -139,14 +136,9 @@ function asJson(view, part) {
   return { ...view, arrays: undefined, pages: undefined, tables: part.sheets() };
 }
 
-/** @param {HTMLElement} frame @param {unknown} error */
-function fault(frame, error) {
-  frame.append(h("p", { class: "fault", role: "alert", text: visible(error instanceof ViewError ? error.message : "This view cannot be shown.") }));
-}
-
 /** The data as tables, made when opened. @param {() => Part} part */
 function alternative(part) {
-  const place = h("div", {});
+  const place = h("div");
   const made = h(
     "details",
     { class: "tables", ontoggle: () => {

@@ -44,8 +44,6 @@ export type Arrays = Map<string, Values>;
 export interface Unpacked {
   kind: string;
   title: string;
-  caption: string;
-  model: string;
   notes: string[];
   meta: Record<string, any>;
   arrays: Arrays;

@@ -17,6 +17,7 @@ const damaged = (what) => new ViewError(`This view is damaged (${what}): write i
 
 /** @type {Record<string, any>} */
 const ARRAYS = {
+  __proto__: null, // "constructor" is no type
   b1: Uint8Array, u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, i4: Int32Array,
   f4: Float32Array, f8: Float64Array, q1: Uint8Array, q2: Uint16Array,
   s1: Uint8Array, s2: Uint16Array, s4: Uint32Array,
@@ -24,6 +25,9 @@ const ARRAYS = {
 
 /** Most bytes of a block: more is a mistake or an attack. */
 const MOST = 2 ** 28;
+
+/** A place or length: no fraction, no text, not below 0. @param {unknown} value */
+const whole = (value) => value === Number(value) >>> 0;
 
 /** @param {string} base64 @returns {Uint8Array<ArrayBuffer>} */
 function bytes(base64) {
@@ -35,7 +39,7 @@ function bytes(base64) {
 
 /** @param {string} data @param {number} size */
 async function inflate(data, size) {
-  if (!(size >= 0 && size <= MOST)) throw damaged("size");
+  if (!(size >= 0 && size <= MOST)) throw 0;
   const stream = new Blob([bytes(data)]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
   const reader = stream.getReader();
   const out = new Uint8Array(size);
@@ -43,32 +47,32 @@ async function inflate(data, size) {
   for (;;) {
     const { done, value } = await reader.read();
     if (done) break;
-    if (at + value.length > size) throw damaged("too long");
+    if (at + value.length > size) throw 0;
     out.set(value, at);
     at += value.length;
   }
-  if (at !== size) throw damaged("too short");
+  if (at !== size) throw 0;
   return out;
 }
 
 /**
  * @param {import("./types").Packed} entry
- * @param {Uint8Array<ArrayBuffer>} whole
+ * @param {Uint8Array<ArrayBuffer>} all
  * @param {string[]} texts
  * @returns {Values}
  */
-function array(entry, whole, texts) {
+function array(entry, all, texts) {
   const Kind = ARRAYS[entry.type];
   const shape = entry.shape;
   const length = shape.reduce((a, b) => a * b, 1);
-  if (!Kind || entry.at % Kind.BYTES_PER_ELEMENT || entry.at + length * Kind.BYTES_PER_ELEMENT > whole.length) {
-    throw damaged("array");
-  }
-  const stored = new Kind(whole.buffer, entry.at, length);
+  if (![...shape, entry.at].every(whole)) throw 0;
+  // Throws for what is not in the block, or lies askew.
+  const stored = new Kind(all.buffer, entry.at, length);
   const none = 256 ** Kind.BYTES_PER_ELEMENT - 1;
   const first = entry.type[0];
   if (first === "s") {
-    return { shape, length, type: "text", numbers: stored, at: (i) => (stored[i] === none ? null : texts[stored[i]] ?? null) };
+    if (stored.some((/** @type {number} */ v) => v !== none && !(v < texts.length))) throw 0;
+    return { shape, length, type: "text", numbers: stored, at: (i) => (stored[i] === none ? null : texts[stored[i]]) };
   }
   if (first === "b") {
     return { shape, length, type: "flag", numbers: stored, at: (i) => (stored[i] === none ? null : stored[i] === 1) };
@@ -85,14 +89,14 @@ function array(entry, whole, texts) {
 
 /** @param {import("./types").Block} block @returns {Promise<Map<string, Values>>} */
 async function arrays(block) {
-  let whole, texts;
+  let name = "data";
   try {
-    whole = await inflate(block.data, block.size);
-    texts = JSON.parse(new TextDecoder().decode(whole.subarray(0, block.texts)));
+    const all = await inflate(block.data, block.size);
+    const texts = JSON.parse(new TextDecoder().decode(all.subarray(0, block.texts)));
+    return new Map(Object.entries(block.arrays).map(([each, entry]) => [name = each, array(entry, all, texts)]));
   } catch (error) {
-    throw error instanceof ViewError ? error : damaged("data");
+    throw error instanceof ViewError ? error : damaged(name);
   }
-  return new Map(Object.entries(block.arrays).map(([name, entry]) => [name, array(entry, whole, texts)]));
 }
 
 /**
@@ -104,7 +108,7 @@ async function arrays(block) {
 function check(found, lines) {
   /** @type {Record<string, number>} */
   const sizes = {};
-  const fits = (/** @type {string} */ axis, /** @type {number} */ size) => (sizes[axis] ??= size) === size;
+  const fits = (/** @type {string} */ axis, /** @type {number} */ size) => size === (sizes[axis] ??= size ?? -1);
   for (const [name, values] of found) {
     const [table, column] = name.split(".");
     if (column && !fits(table, values.shape[0])) throw damaged(name);
@@ -125,39 +129,30 @@ function check(found, lines) {
  * @returns {Promise<import("./types").Unpacked>}
  */
 export async function unpack(view) {
-  if (!view || view.format !== "exitlens-view") throw new ViewError("This is not a view of exitlens.");
-  if (!(view.version <= VERSION)) {
+  if (view?.format !== "exitlens-view") throw new ViewError("This is not a view of exitlens.");
+  if (view.version > VERSION) {
     throw new ViewError(
       `This view is of a newer exitlens (form ${view.version}; here ${VERSION}): update exitlens to see it.`,
     );
   }
+  if (!(view.version >= 1)) throw damaged("version");
   if (!Object.hasOwn(FORMS, view.kind)) throw new ViewError(`Unknown kind of view: ${String(view.kind).slice(0, 80)}.`);
   if (typeof DecompressionStream === "undefined") {
     throw new ViewError("This browser is too old: use one from 2023 or later.");
   }
   const found = await arrays(view.block);
   check(found, FORMS[view.kind]);
-  /** @type {Map<number, Promise<Map<string, Values>>>} */
-  const pages = new Map();
-  const packed = view.pages ?? [];
+  /** @type {Promise<Map<string, Values>>[]} */
+  const pages = [];
+  const { format, block, pages: packed = [], ...about } = view;
   return {
-    kind: view.kind,
-    title: view.title ?? "",
-    caption: view.caption ?? "",
-    model: view.model ?? "",
-    notes: view.notes ?? [],
-    meta: view.meta ?? {},
+    title: "",
+    notes: [],
+    meta: {},
+    ...about,
     arrays: found,
     pages: packed.length,
-    page(i) {
-      let made = pages.get(i);
-      if (!made) {
-        if (!packed[i]) return Promise.reject(damaged("page"));
-        made = arrays(packed[i]).then((page) => (check(page, FORMS[`${view.kind}/page`]), page));
-        pages.set(i, made);
-      }
-      return made;
-    },
+    page: (i) => (pages[i] ??= arrays(packed[i]).then((page) => (check(page, FORMS[`${view.kind}/page`]), page))),
   };
 }
 

@@ -17,18 +17,18 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pandas import DataFrame
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, NonNegativeInt, ValidationError
 
 from exitlens.errors import InputError
 from exitlens.parsing import cut
-from exitlens.report.view_kinds import KINDS, VERSION, ArraySpec
+from exitlens.report.view_kinds import KINDS, VERSION, ArraySpec, lacks
 
 __all__ = [
     "Block",
@@ -84,8 +84,8 @@ class Packed(_Model):
     """Where an array lies in its block: type, shape, first byte; for quantised ones the two ends of their range."""
 
     type: Name
-    shape: list[int]
-    at: int
+    shape: list[NonNegativeInt]
+    at: NonNegativeInt
     low: float | None = None
     high: float | None = None
 
@@ -96,8 +96,8 @@ class Block(_Model):
     """
 
     arrays: dict[str, Packed]
-    texts: int
-    size: int
+    texts: NonNegativeInt
+    size: NonNegativeInt
     data: str
 
 
@@ -105,7 +105,7 @@ class View(_Model):
     """One view. ``meta``: small facts of its kind; ``pages``: blocks that are unpacked when they are asked for."""
 
     format: Literal["exitlens-view"]
-    version: int
+    version: int = Field(ge=1)
     kind: str
     title: str
     caption: str = ""
@@ -116,12 +116,21 @@ class View(_Model):
     pages: list[Block] = []
 
     def to_json(self) -> str:
-        """The view as JSON text."""
-        return json.dumps(self.model_dump(exclude_defaults=True), ensure_ascii=False, separators=(",", ":"))
+        """The view as JSON text. Raises InputError where ``meta`` holds NaN or infinity: JSON knows neither."""
+        made = self.model_dump(exclude_defaults=True)
+        try:
+            return json.dumps(made, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        except ValueError:
+            raise InputError(
+                f"the view {cut(repr(self.title))} has NaN or infinity in its meta: leave it out"
+            ) from None
 
 
 def quantised(values: Any, bits: Literal[8, 16] = 16) -> Quantised:
-    """Floats to be stored in ``bits`` bits between the least and the largest; NaN stays NaN."""
+    """Floats to be stored in ``bits`` bits between the least and the largest; NaN stays NaN.
+
+    Values among which one is infinite are kept as float32.
+    """
     return Quantised(np.asarray(values, dtype=np.float64), bits)
 
 
@@ -142,11 +151,12 @@ def columns_of(prefix: str, frame: DataFrame, names: Sequence[str]) -> dict[str,
     return out
 
 
-def pack(arrays: Mapping[str, Values]) -> Block:
+def pack(arrays: Mapping[str, Values], texts: Collection[str] = ()) -> Block:
     """Arrays of numbers, texts (object, None where missing) or yes-or-no as one block.
 
     Args:
         arrays: By name; of any shape. Whole numbers take as few bytes as they need.
+        texts: Names of arrays that are texts even if every value is missing.
 
     Returns:
         The block.
@@ -158,11 +168,11 @@ def pack(arrays: Mapping[str, Values]) -> Block:
     raw: list[bytes] = []
     entries: dict[str, dict[str, Any]] = {}
     for name, values in arrays.items():
-        stored, entry = _stored(name, values, index)
+        stored, entry = _stored(name, values, index, name in texts)
         entries[name] = entry
         raw.append(stored)
-    texts = json.dumps(list(index), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
-    whole = bytearray(texts)
+    listed = json.dumps(list(index), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
+    whole = bytearray(listed)
     for entry, stored in zip(entries.values(), raw, strict=True):
         whole += b"\0" * (-len(whole) % 8)  # typed arrays begin at multiples of their width
         entry["at"] = len(whole)
@@ -171,20 +181,24 @@ def pack(arrays: Mapping[str, Values]) -> Block:
     data = deflater.compress(bytes(whole)) + deflater.flush()
     return Block(
         arrays={name: Packed(**entry) for name, entry in entries.items()},
-        texts=len(texts),
+        texts=len(listed),
         size=len(whole),
         data=base64.b64encode(data).decode("ascii"),
     )
 
 
-def _stored(name: str, values: Values, index: dict[str, int]) -> tuple[bytes, dict[str, Any]]:
+def _stored(name: str, values: Values, index: dict[str, int], text: bool = False) -> tuple[bytes, dict[str, Any]]:
     """Bytes and table entry of one array; texts are added to ``index``."""
+    if isinstance(values, Quantised) and np.isinf(values.values).any():
+        values = values.values.astype(np.float32)  # infinity has no place between least and largest
     array = values.values if isinstance(values, Quantised) else np.asarray(values)
     entry: dict[str, Any] = {"shape": list(array.shape)}
     if isinstance(values, Quantised):
         return _quantise(values, entry)
     kind = array.dtype.kind
-    if kind == "b" or (kind == "O" and all(v is None or isinstance(v, bool | np.bool_) for v in array.flat)):
+    if kind == "b" or (
+        kind == "O" and not text and all(v is None or isinstance(v, bool | np.bool_) for v in array.flat)
+    ):
         entry["type"] = "b1"
         return bytes(255 if v is None else int(v) for v in array.flat), entry
     if kind in "OU" and all(v is None or isinstance(v, str) for v in array.flat):
@@ -287,6 +301,12 @@ def view(
     Raises:
         InputError: An unknown kind, or arrays that the kind does not have like that.
     """
+    if kind not in KINDS:
+        raise InputError(f"unknown kind of view {cut(repr(kind))}: use {', '.join(KINDS)}")
+    texts, paged = (
+        {name for name, spec in specs.items() if spec.type == "text"}
+        for specs in (KINDS[kind].arrays, KINDS[kind].pages)
+    )
     made = View(
         format="exitlens-view",
         version=VERSION,
@@ -296,8 +316,8 @@ def view(
         model=model,
         notes=list(notes),
         meta=dict(meta or {}),
-        block=pack(arrays),
-        pages=[pack(page) for page in pages],
+        block=pack(arrays, texts),
+        pages=[pack(page, paged) for page in pages],
     )
     _check(made)
     return made
@@ -331,6 +351,19 @@ def _check(made: View) -> None:
     _check_block(made.kind, made.block, kind.arrays)
     for page in made.pages:
         _check_block(f"{made.kind}, a page", page, kind.pages)
+    _check_figures(made)
+
+
+def _check_figures(made: View) -> None:
+    """Raise InputError where a figure names a column that its table does not have."""
+    try:
+        figures: Any = made.meta.get("figures") or ()
+        lacking = [lacks(each, made.block.arrays, made.meta.get("switches")) for each in figures]
+    except (TypeError, ValueError, KeyError, AttributeError):
+        raise InputError(f"this view ({made.kind}) is damaged: its figures are not described as figures are") from None
+    if any(lacking):
+        missing = ", ".join(filter(None, lacking))
+        raise InputError(f"the view ({made.kind}) has no array {missing}, which its figures need")
 
 
 def _check_block(what: str, block: Block, specs: Mapping[str, ArraySpec]) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pandas import DataFrame
 
 from exitlens.report.view_data import View, columns_of, view
+from exitlens.report.view_kinds import lacks
 
 __all__ = ["Figure", "Slider", "Switch", "figures_meta", "tables_view"]
 
@@ -139,8 +140,12 @@ def tables_view(
     for name, frame in tables.items():
         if frame is not None and len(frame):
             packed |= columns_of(name, frame, [str(column) for column in frame.columns])
-    meta = figures_meta(figures, switches, slider, **more)
     packed |= arrays or {}
+    meta = figures_meta(figures, switches, slider, **more)
+    # A table of an older run may lack a column: the other figures are drawn, and a note says what is not.
+    lacking = [(each["name"], lacks(each, packed, meta["switches"])) for each in meta["figures"]]
+    meta["figures"] = [each for each, (_, missing) in zip(meta["figures"], lacking, strict=True) if not missing]
+    notes = [*notes, *(f"There is no figure “{name}”: {missing} is missing." for name, missing in lacking if missing)]
     return view(kind, packed, title=title, caption=caption, model=model, notes=notes, meta=meta)
 
 

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-__all__ = ["KINDS", "VERSION", "ArraySpec", "Kind", "schema"]
+__all__ = ["KINDS", "VERSION", "ArraySpec", "Kind", "lacks", "schema"]
 
 VERSION: Final = 1  # of the packed form; goes up when an older component could no longer read it
 
@@ -105,6 +105,30 @@ def schema() -> dict[str, object]:
         if kind.pages:
             kinds[f"{name}/page"] = _lines(kind.pages)
     return {"version": VERSION, "kinds": kinds}
+
+
+def lacks(figure: Mapping[str, Any], arrays: Collection[str], switches: Any = ()) -> str | None:
+    """The first array that a figure needs and that is not there.
+
+    Args:
+        figure: As :class:`~exitlens.report.view_figures.Figure` declares it, as JSON.
+        arrays: Names of the arrays that are there. A table of which there is none has no rows: it needs nothing.
+        switches: The view's switches as JSON. Of the columns that one offers as ``$key``, one must be there.
+
+    Returns:
+        ``table.column``, or None.
+    """
+    table = f"{figure['table']}."
+    if not any(name.startswith(table) for name in arrays):
+        return None
+    offered = {f"${one['key']}": [value for value, _ in one.get("options") or ()] for one in switches or ()}
+    columns = [figure["x"], figure.get("by"), *(name.removeprefix("=") for name in figure.get("where") or ())]
+    columns += [name for name, _ in figure["lines"]] if figure.get("lines") else [figure["y"]]
+    for name in filter(None, columns):
+        any_of = offered.get(name) or [name]
+        if not any(table + each in arrays for each in any_of):
+            return f"{table}{any_of[0]}"
+    return None
 
 
 def _lines(specs: Mapping[str, ArraySpec]) -> list[str]:

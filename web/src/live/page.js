@@ -62,7 +62,7 @@ async function start() {
     decoders = about.decoders;
     get("model").textContent = about.model;
     document.title = `${about.model}, live in exitlens`;
-    get("about").textContent = `${about.layers} layers, each asked what it would write next.` + (about.probe ? ` Probe: ${about.probe}.` : "");
+    get("about").textContent = `${about["layers"]} layers, each asked what it would write next.` + (about.probe ? ` Probe: ${about.probe}.` : "");
     if (about.run !== null) {
       const link = make("a", `Open the run ${about.run}`);
       link.href = "/run";

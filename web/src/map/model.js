@@ -92,7 +92,7 @@ export function packedModel(view) {
         let high = 0;
         for (let j = 0; j < L; j++) for (let p = 0; p < P; p++) {
           const v = value(metric, l, j, p);
-          if (v > high) high = v;
+          if (v > high && v < 1 / 0) high = v;
         }
         found = [0, metric === "p" || metric === "margin" ? 1 : high || 1];
         ranges.set(key, found);

@@ -35,7 +35,7 @@ export function makePanel(model, o) {
       if (!at) return;
       const { layer, position } = at;
       const lens = o.lens();
-      where.replaceChildren(`After `, bdi(tokenText(model.token(position)), "token"), ` (${position}), layer ${model.layers[layer]}`);
+      where.replaceChildren("After ", bdi(tokenText(model.token(position)), "token"), ` (${position}), layer ${model.layers[layer]}`);
       const pins = o.pins();
       rows.forEach((row, k) => {
         const raw = /** @type {string} */ (model.top(lens, layer, position, k));
@@ -46,15 +46,13 @@ export function makePanel(model, o) {
         row.token.textContent = tokenText(raw);
         row.share.textContent = valueText("p", p);
         row.bar.style.transform = `scaleX(${Math.min(Math.max(p, 0), 1)})`;
-        const on = pins.includes(raw);
-        row.button.setAttribute("aria-pressed", String(on));
+        row.button.setAttribute("aria-pressed", `${pins.includes(raw)}`);
       });
       const facts = ["entropy", "kl", "margin"].filter(model.has).flatMap((metric) => [h("dt", { text: METRICS[metric].label }), h("dd", { text: valueText(metric, model.value(metric, lens, layer, position)) })]);
       const next = model.next(position);
       if (next !== null) facts.push(h("dt", {}, "Next in the text: ", bdi(tokenText(next), "token")), h("dd", { text: `rank ${valueText("rank", model.value("rank", lens, layer, position))}` }));
       numbers.replaceChildren(...facts);
-      const made = o.actions?.(at);
-      actions.replaceChildren(...(made ? [made] : []));
+      actions.replaceChildren(o.actions?.(at) ?? "");
     },
   };
 }

@@ -63,9 +63,9 @@ export function choicesView(ctx) {
   const items = h("ul", { class: "list" });
   const count = h("p", { class: "small", role: "status" });
   const search = h("input", { type: "search", placeholder: "Search questions", "aria-label": "Search questions", oninput: () => ctx.set({ search: search.value }) });
-  const filter = h("div", {});
-  const heading = h("div", {});
-  const body = h("div", {});
+  const filter = h("div");
+  const heading = h("div");
+  const body = h("div");
   const single = questions.length < 2;
   ctx.body.append(h("div", { class: single ? "" : "browser" }, single ? "" : h("div", {}, search, filter, count, items), h("div", {}, heading, body)));
   const figures = figuresView({ ...ctx, body }, { tables: () => tables });

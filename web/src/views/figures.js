@@ -106,7 +106,14 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
     if (row) here.push({ x: row[f.x], y: row[f.y], label: filled(meta.slider.mark, row) });
     return lineChart({ ...base, height: f.height, x: filled(f.xLabel ?? f.x, items[0]), y: filled(f.yLabel ?? name(f.y), items[0]), whole: f.x === "layer", range: f.range, domain: f.domain, log: f.log, series: series(f), refs: [...refs, ...flat], marks: here, at: f.pick ? state[f.pick] : null });
   };
-  const shown = () => /** @type {Figure[]} */ (meta.figures ?? []).filter((f) => of(f).length);
+  /** @type {Figure[]} */
+  const declared = meta.figures ?? [];
+  /** The column that a figure needs and its table lacks. @param {Figure} f */
+  const lacking = (f) => {
+    const row = table(f.table)[0];
+    return row && [f.x, f.by ?? f.x, ...(f.lines?.map(([column]) => column) ?? [name(f.y)]), ...(f.where ?? [])].find((column) => !(column.replace("=", "") in row));
+  };
+  const shown = () => declared.filter((f) => of(f).length && !lacking(f));
 
   const pick = (/** @type {Figure} */ f, /** @type {import("../types").Hit} */ hit) => {
     const row = hit.key;
@@ -146,11 +153,11 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
   for (const s of meta.switches ?? []) switches.push(s.where ? s : { ...s, options: s.options ?? valuesOf(s) });
 
   const slider = h("input", { type: "range", oninput: () => ctx.set({ step: Number(slider.value) }) });
-  const marked = h("span", {});
+  const marked = h("span");
   const sliderLabel = meta.slider && h("label", { class: "choice" }, h("span", { text: meta.slider.label }), slider, marked);
   const tools = h("div", { class: "tools" });
   const place = h("div", { class: "columns" });
-  const under = h("div", {});
+  const under = h("div");
   ctx.body.append(tools, place, under);
   return {
     draw() {
@@ -174,7 +181,7 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
       place.replaceChildren(...charts.map((chart) => chart.figure));
       arrange(place);
       charts.forEach((chart) => chart.draw());
-      under.replaceChildren(...facts(), ...list(), ...below());
+      under.replaceChildren(...declared.filter(lacking).map((f) => h("p", { class: "fault", text: `Figure ${f.name} lacks ${f.table}.${lacking(f)}.` })), ...facts(), ...list(), ...below());
     },
     sheets: () => Object.entries(tables()).filter(([, all]) => all.length).map(([label, all]) => {
       const columns = Object.keys(all[0]);

@@ -95,8 +95,7 @@ def choices_view(
         if tops is not None:
             page |= {name: values[:, :, start : start + PAGE] for name, values in tops.items()}
         pages.append(page)
-    last = len(lenses) * len(layers) - 1
-    shares = wide["share"].to_numpy()[:, last if len(lenses) == 1 else len(layers) - 1]
+    shares = wide["share"].to_numpy()[:, len(layers) - 1]  # at the last layer, through the first lens
     arrays: dict[str, Values] = {
         "lenses": np.array(lenses, dtype=object),
         "layers": layers,
