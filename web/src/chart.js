@@ -69,10 +69,11 @@ export function lineChart(o) {
   /** @type {import("./types").Shape[]} */
   const items = [];
   for (const v of o.log ? decades(y1) : ticks(y0, y1, Math.floor(height / 42))) {
+    if (o.down && v % 1) continue; // ranks
     items.push(line(`M${left} ${r(py(v))}H${width - right}`, "grid"), label(left - 6, py(v) + 4, tick(v), 11, "muted", "end"));
   }
   for (const v of ticks(x0, x1, Math.max(2, Math.floor(width / 70)))) {
-    if (o.whole && !Number.isInteger(v)) continue;
+    if (o.whole && v % 1) continue;
     items.push(label(px(v), height - bottom + 16, tick(v), 11, "muted", "middle"));
   }
   items.push(label(left - 40, 11, o.y + (o.log ? " (log scale)" : ""), 11, "muted"), label(width - right, height - 5, o.x, 11, "muted", "end"));
