@@ -21,7 +21,7 @@ import torch
 import exitlens
 from exitlens import stats
 from exitlens.data import read_data
-from exitlens.models import tokens
+from exitlens.models.text import tokens
 
 _FINE = torch.ones(1, dtype=torch.bool)
 

@@ -13,8 +13,8 @@ import torch
 import transformers
 from torch import Tensor
 
+from exitlens.models.checkpoint.pretrained import kv_cache
 from exitlens.models.layered import Layered
-from exitlens.models.pretrained import kv_cache
 
 Work = Callable[[], Any]
 TURNS = 5

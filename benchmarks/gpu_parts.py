@@ -17,9 +17,9 @@ from torch import Tensor
 from exitlens.decoding import generate
 from exitlens.exits.policies import ExitPolicy
 from exitlens.exits.session import ExitPrefix, Tally
-from exitlens.lenses import _triton as fused
 from exitlens.lenses import readout
 from exitlens.lenses.jacobian.text import FitSettings, rows_jacobian
+from exitlens.lenses.kernels import triton as fused
 from exitlens.lenses.read_texts import read_windows
 from exitlens.models.forward import passes, plan_windows
 from exitlens.models.layered import Layered

@@ -132,7 +132,7 @@ def _ours(lm: Any, ids: list[list[int]], precision: str, layers: Any) -> Any:
 
 def _without_numba(lm: Any, ids: list[list[int]], precision: str, layers: Any) -> Any:
     """Ours as it is where numba is not installed."""
-    from exitlens.lenses import _compiled
+    from exitlens.lenses.kernels import compiled as _compiled
 
     before, _compiled.LEAST = _compiled.LEAST, 1 << 62
     try:

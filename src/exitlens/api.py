@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from exitlens.lazy import LazyMethod
-from exitlens.models import loading
+from exitlens.models.checkpoint import loading
 from exitlens.models.layered import Layered
 
 if TYPE_CHECKING:

@@ -216,7 +216,9 @@ def test_the_package_runs_as_a_module() -> None:
 def test_a_run_says_what_its_statements_do_not_allow_before_it_loads_a_model(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("exitlens.models.loading.load", lambda *_args, **_more: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "exitlens.models.checkpoint.loading.load", lambda *_args, **_more: pytest.fail("a model was loaded")
+    )
     options = ["--kinds", "mass-mean", "--limit-statements", "8", "--out", str(tmp_path / "run")]
     assert cli.main(["run", "--only", "entropy,probes", *options]) == 2
     assert "leave-one-topic-out needs 20 with 4 of each label" in capsys.readouterr().err

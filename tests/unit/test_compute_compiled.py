@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("numba", reason="numba is not installed")
 
 from exitlens.compute import compiled
-from exitlens.lenses import _compiled as of_lenses
+from exitlens.lenses.kernels import compiled as of_lenses
 from exitlens.models.native import compiled_blocks
 from exitlens.probes.kinds import _mlp_compiled as networks
 

@@ -16,9 +16,9 @@ from tests.unit.lens_model import SmallModel, states
 pytest.importorskip("numba", reason="numba is not installed")
 
 from exitlens.errors import InputError, ModelError
-from exitlens.lenses import _compiled as compiled
 from exitlens.lenses import readout, register_statistic
 from exitlens.lenses import statistics as records
+from exitlens.lenses.kernels import compiled
 from exitlens.lenses.statistics import Column, Needs, Statistic
 from exitlens.models.protocol import LogitTransform
 
@@ -271,7 +271,8 @@ sys.path.insert(0, {root!r})
 {before}
 import torch
 import exitlens
-from exitlens.lenses import _compiled, readout
+from exitlens.lenses import readout
+from exitlens.lenses.kernels import compiled as _compiled
 assert sys.modules.get("numba") is None
 from tests.unit.lens_model import SmallModel, states
 model = SmallModel(vocab=203, d=24)

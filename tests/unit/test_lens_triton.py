@@ -14,8 +14,8 @@ pytest.importorskip("triton", reason="Triton is not installed (it comes with GPU
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("no CUDA device; TRITON_INTERPRET=1 runs this on the CPU", allow_module_level=True)
 
-from exitlens.lenses import _triton as kernel
 from exitlens.lenses import read_hidden, readout
+from exitlens.lenses.kernels import triton as kernel
 from exitlens.models.protocol import LogitTransform
 
 

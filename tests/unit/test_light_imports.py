@@ -36,7 +36,7 @@ sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 """
 
 _IMPORT = """
-from exitlens.lenses._compiled import KERNELS
+from exitlens.lenses.kernels.compiled import KERNELS
 from exitlens.models.native import compiled_blocks
 from exitlens.probes.kinds import _mlp_compiled
 
@@ -57,7 +57,7 @@ from exitlens.exits.policies import ExitPolicy
 from exitlens.exits.session import ExitPrefix
 from exitlens.lenses import read
 from exitlens.models.forward import passes
-from exitlens.models.loading import wrap
+from exitlens.models.checkpoint.loading import wrap
 from exitlens.probes import fit
 
 torch.manual_seed(0)

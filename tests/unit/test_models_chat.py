@@ -16,8 +16,9 @@ from tests.commands import call, done
 
 import exitlens
 from exitlens.errors import InputError
-from exitlens.models import chat, chat_bounds, wrap
-from exitlens.models.chat import rendered
+from exitlens.models import wrap
+from exitlens.models.text import chat, chat_bounds
+from exitlens.models.text.chat import rendered
 
 LLAMA = (
     "{%- if not date_string is defined %}{%- if strftime_now is defined %}"

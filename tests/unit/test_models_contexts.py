@@ -13,7 +13,7 @@ import exitlens
 from exitlens.errors import ContextError
 from exitlens.models import wrap
 from exitlens.models.encoder import load_encoder
-from exitlens.models.generation_settings import settings_not_applied
+from exitlens.models.text.generation_settings import settings_not_applied
 
 from .. import tiny
 

@@ -17,8 +17,8 @@ from transformers import modeling_gguf_pytorch_utils as reading
 
 import exitlens
 from exitlens.errors import CorruptModel
-from exitlens.models import gguf as ours
-from exitlens.models import identity, pretrained
+from exitlens.models.checkpoint import gguf as ours
+from exitlens.models.checkpoint import identity, pretrained
 
 from .. import tiny
 

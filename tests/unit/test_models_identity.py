@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import exitlens
-from exitlens.models import identity, unpacked, wrap
+from exitlens.models import wrap
+from exitlens.models.checkpoint import identity, unpacked
 from exitlens.models.hub import catalog
 from exitlens.storage.cache_folder import cache_dir
 

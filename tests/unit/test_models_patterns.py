@@ -15,9 +15,10 @@ from tokenizers import Regex, normalizers, pre_tokenizers
 
 import exitlens
 from exitlens.errors import InputError, UnsupportedModel
-from exitlens.models import patterns, wrap
+from exitlens.models import wrap
 from exitlens.models.layered import Layered
-from exitlens.models.patterns import check_patterns
+from exitlens.models.text import patterns
+from exitlens.models.text.patterns import check_patterns
 
 # GPT-2's, GPT-4's and one with a repeated group that is harmless.
 GOOD = [

@@ -12,7 +12,7 @@ import exitlens
 from exitlens.errors import InputError
 from exitlens.models import wrap
 from exitlens.models.native.runner import native
-from exitlens.models.tokens import appended
+from exitlens.models.text.tokens import appended
 
 from .. import tiny
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import exitlens
 from exitlens.errors import CorruptModel, ExitlensError, UnsupportedModel
+from exitlens.models.checkpoint.weights import Checkpoint, check_sizes
 from exitlens.models.encoder import load_encoder
-from exitlens.models.weights import Checkpoint, check_sizes
 
 from .. import tiny
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from exitlens import models
 from exitlens.compute.cards import CARDS, card_named
 from exitlens.errors import InputError, ModelError
-from exitlens.models.shape import SHAPES, shape_of, stated_shape
+from exitlens.models.checkpoint.shape import SHAPES, shape_of, stated_shape
 from exitlens.parsing import counted
 from exitlens.studies.corpus.sizing import Speed, card_speed, flops_of_pass, size_reading
 

@@ -21,8 +21,8 @@ from exitlens.exits.shortlist import ExitReader
 from exitlens.exits.speculation import speculate
 from exitlens.lenses import fit_jacobian_lens, read, train_tuned_lens
 from exitlens.lenses.attribution import Target, attribute_ids
+from exitlens.models.checkpoint.loading import wrap
 from exitlens.models.forward import passes
-from exitlens.models.loading import wrap
 from exitlens.models.native.runner import runner_of
 from exitlens.probes import fit
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from exitlens.errors import InputError, ProbeError, RunError
-from exitlens.models import unpacked
+from exitlens.models.checkpoint import unpacked
 from exitlens.storage import atomic, joined_tables
 from exitlens.storage.atomic import (
     aside,

@@ -21,7 +21,7 @@ from exitlens.cli.options import (
 
 if TYPE_CHECKING:
     from exitlens.compute.cards import Card
-    from exitlens.models.shape import ModelShape
+    from exitlens.models.checkpoint.shape import ModelShape
     from exitlens.studies.corpus.sizing import Sizing, Speed
 
 __all__ = ["register"]
@@ -84,7 +84,7 @@ def plan_command(
     """
     from exitlens.errors import InputError
     from exitlens.layer_range import parse_layers
-    from exitlens.models.shape import shape_of, stated_shape
+    from exitlens.models.checkpoint.shape import shape_of, stated_shape
     from exitlens.parsing import counted
     from exitlens.studies.corpus.columns import check_stats
     from exitlens.studies.corpus.sizing import UTILISATION, card_speed, size_reading

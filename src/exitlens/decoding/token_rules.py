@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from exitlens.errors import InputError
-from exitlens.models.generation_settings import settings_not_applied
 from exitlens.models.protocol import LayeredModel
+from exitlens.models.text.generation_settings import settings_not_applied
 
 __all__ = ["TokenRules", "rules_of"]
 

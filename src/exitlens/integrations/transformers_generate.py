@@ -15,9 +15,9 @@ from torch import Tensor
 
 from exitlens.decoding import BoundDecoder, Decoder, parse_decoder
 from exitlens.errors import InputError
+from exitlens.models.checkpoint.loading import wrap
 from exitlens.models.layered import Layered
 from exitlens.models.layout.hooks import record_blocks, undisturbed
-from exitlens.models.loading import wrap
 from exitlens.models.protocol import LayeredModel
 
 __all__ = ["transformers_generate"]
@@ -161,7 +161,7 @@ class _Made:
     def output(self, sequences: Tensor, model_kwargs: dict[str, Any]) -> Any:
         if not self.asked:
             return sequences
-        from exitlens.models.pretrained import generate_output
+        from exitlens.models.checkpoint.pretrained import generate_output
 
         names = ("cache", "past_key_values", "cache_params")  # by version of transformers, and by kind of model
         cache = next((model_kwargs[name] for name in names if model_kwargs.get(name) is not None), None)

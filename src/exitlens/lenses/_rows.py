@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from exitlens.lenses._unembed import LogitBlock
+from exitlens.lenses.kernels.unembed import LogitBlock
 
 __all__ = ["AcrossLayers", "PairTile", "Rows", "Term"]
 

@@ -26,7 +26,7 @@ from exitlens.lenses.lens import Lens
 from exitlens.lenses.read_hidden import readout
 from exitlens.models.forward import passes
 from exitlens.models.protocol import LayeredModel
-from exitlens.models.tokens import reached
+from exitlens.models.text.tokens import reached
 
 __all__ = [
     "ConceptRead",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from exitlens.lenses.speed import ReadingSpeed, reading_speed
-from exitlens.models.loading import wrap
-from exitlens.models.pretrained import random_llama
+from exitlens.models.checkpoint.loading import wrap
+from exitlens.models.checkpoint.pretrained import random_llama
 
 __all__ = ["MachineSpeed", "machine_speed"]
 

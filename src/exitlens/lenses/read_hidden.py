@@ -12,11 +12,11 @@ from torch import Tensor
 
 from exitlens.compute.hardware import product_dtype
 from exitlens.errors import InputError, LayerError
-from exitlens.lenses import _compiled
 from exitlens.lenses._rows import AcrossLayers, Rows, Term
 from exitlens.lenses._spread import joined, places
-from exitlens.lenses._triton import FusedBlock, usable
-from exitlens.lenses._unembed import LogitBlock, ReadoutPlan, Unembedding
+from exitlens.lenses.kernels import compiled as _compiled
+from exitlens.lenses.kernels.triton import FusedBlock, usable
+from exitlens.lenses.kernels.unembed import LogitBlock, ReadoutPlan, Unembedding
 from exitlens.lenses.lens import Lens, as_lens, check_hidden, non_finite_error
 from exitlens.lenses.statistics import TOP_K, Column, Statistic, known
 from exitlens.models.protocol import LayeredModel

@@ -10,7 +10,7 @@ import torch
 
 from exitlens.compute.hardware import product_dtype
 from exitlens.compute.matmul import faster_float32
-from exitlens.lenses._unembed import Unembedding
+from exitlens.lenses.kernels.unembed import Unembedding
 from exitlens.lenses.read_hidden import readout
 from exitlens.models.protocol import LayeredModel
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from exitlens.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from exitlens.models.checkpoint.loading import load as load
+    from exitlens.models.checkpoint.loading import wrap as wrap
     from exitlens.models.layered import Layered as Layered
-    from exitlens.models.loading import load as load
-    from exitlens.models.loading import wrap as wrap
     from exitlens.models.protocol import LayeredModel as LayeredModel
     from exitlens.models.protocol import LogitTransform as LogitTransform
     from exitlens.models.protocol import Parity as Parity
@@ -21,8 +21,8 @@ _HOME = {
     "LogitTransform": "protocol",
     "Parity": "protocol",
     "Pass": "protocol",
-    "load": "loading",
-    "wrap": "loading",
+    "load": "checkpoint.loading",
+    "wrap": "checkpoint.loading",
 }
 
 __all__ = list(_HOME)

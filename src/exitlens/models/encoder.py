@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from exitlens.compute import hardware
 from exitlens.errors import InputError, UnsupportedModel, layer_range_error
+from exitlens.models.checkpoint.pretrained import pretrained_encoder
 from exitlens.models.forward import padded
 from exitlens.models.hub import catalog
 from exitlens.models.hub.catalog import DEFAULT_ENCODER
 from exitlens.models.hub.online import hub_name
-from exitlens.models.pretrained import pretrained_encoder
 from exitlens.models.protocol import Embedded
 
 __all__ = ["LoadedEncoder", "load_encoder"]

@@ -14,7 +14,7 @@ from exitlens.compute.matmul import linear, plain_linear
 from exitlens.display import Shown
 from exitlens.errors import InputError, UnsupportedModel, layer_range_error
 from exitlens.layer_range import Layers, resolve_layers
-from exitlens.models import chat, checks, tokens
+from exitlens.models import checks
 from exitlens.models.head_matrix import HeadMatrix
 from exitlens.models.layout.final_path import FinalPath
 from exitlens.models.layout.find import Layout, find_layout, part_of, unwrapped
@@ -22,6 +22,7 @@ from exitlens.models.layout.hooks import eval_mode, first_tensor, record_blocks,
 from exitlens.models.length_rope import length_ropes, start_anew
 from exitlens.models.protocol import LogitTransform, Parity, Pass
 from exitlens.models.replay import Replay, movable
+from exitlens.models.text import chat, tokens
 from exitlens.parsing import cut
 
 __all__ = ["Layered"]
@@ -341,7 +342,7 @@ class Layered(Shown):
     def encode_chat(self, text: str) -> list[int]:
         """Token ids of ``text`` as a user's turn in the tokenizer's chat template, ready for the reply.
 
-        Raises :class:`InputError` as :func:`exitlens.models.chat.rendered`, and for a text that is no Unicode.
+        Raises :class:`InputError` as :func:`exitlens.models.text.chat.rendered`, and for a text that is no Unicode.
         """
         tokens.check_text(text)
         ids: list[int] = chat.rendered(self, [{"role": "user", "content": text}], add_generation_prompt=True)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from exitlens.errors import UnsupportedModel
+from exitlens.models.checkpoint.reasons import one_line
 from exitlens.models.layered import Layered
 from exitlens.models.layout.final_path import replaced
 from exitlens.models.layout.hooks import eval_mode, here, undisturbed
@@ -34,7 +35,6 @@ from exitlens.models.layout.residual import at
 from exitlens.models.length_rope import start_anew
 from exitlens.models.native.backward import Backward, TextBackward, backward_of
 from exitlens.models.protocol import LayeredModel
-from exitlens.models.reasons import one_line
 
 __all__ = ["Gradient", "Method", "Pullback", "Pulls", "gradient_by", "gradient_of", "out_of_memory"]
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from exitlens.errors import InputError
-from exitlens.models.chat import rendered
 from exitlens.models.protocol import LayeredModel
-from exitlens.models.tokens import encoded
+from exitlens.models.text.chat import rendered
+from exitlens.models.text.tokens import encoded
 from exitlens.server.replies import Refusal
 from exitlens.server.schema import ChatRequest, CompletionRequest
 

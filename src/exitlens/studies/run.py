@@ -14,8 +14,8 @@ from exitlens.arguments import wrong_kind
 from exitlens.decoding.token_rules import rules_of
 from exitlens.display import Shown
 from exitlens.errors import RunError
-from exitlens.models.generation_settings import settings_not_applied
 from exitlens.models.protocol import LayeredModel
+from exitlens.models.text.generation_settings import settings_not_applied
 from exitlens.parsing import cut
 from exitlens.report.figure_style import FigureWidth
 from exitlens.report.frames import Results

@@ -15,8 +15,8 @@ from exitlens.decoding import Sampling, generate
 from exitlens.decoding.score import ContinuationScorer
 from exitlens.errors import InputError, MissingExtra
 from exitlens.models import load
-from exitlens.models.chat import rendered
 from exitlens.models.forward import shared_prefix
+from exitlens.models.text.chat import rendered
 from exitlens.parsing import check_day
 from exitlens.studies.exits.files import load_adapted
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from exitlens.compute.cards import Card
 from exitlens.errors import InputError
 from exitlens.lenses.statistics import known
-from exitlens.models.shape import ModelShape
+from exitlens.models.checkpoint.shape import ModelShape
 
 __all__ = ["Memory", "Sizing", "Speed", "card_speed", "size_reading"]
 

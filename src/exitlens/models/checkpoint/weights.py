@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from exitlens.errors import CorruptModel
-from exitlens.models.reasons import one_line
+from exitlens.models.checkpoint.reasons import one_line
 
 __all__ = ["Checkpoint", "check_kinds", "check_sizes", "check_total", "fitted", "headers", "weight_files"]
 

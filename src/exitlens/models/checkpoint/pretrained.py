@@ -19,14 +19,14 @@ import torch
 from torch import nn
 
 from exitlens.errors import CorruptModel, ModelNotFound, UnsupportedModel
-from exitlens.models import unpacked, weights
-from exitlens.models.faults import Trial
-from exitlens.models.gguf import fix_pre_tokenizer, parsed_once
+from exitlens.models.checkpoint import unpacked, weights
+from exitlens.models.checkpoint.faults import Trial
+from exitlens.models.checkpoint.gguf import fix_pre_tokenizer, parsed_once
+from exitlens.models.checkpoint.identity import file_hash, folder_hash, is_plain
+from exitlens.models.checkpoint.reasons import one_line
+from exitlens.models.checkpoint.refusals import TOKENIZER_FILES, reading
 from exitlens.models.hub.online import hub_answers
-from exitlens.models.identity import file_hash, folder_hash, is_plain
-from exitlens.models.patterns import silent
-from exitlens.models.reasons import one_line
-from exitlens.models.refusals import TOKENIZER_FILES, reading
+from exitlens.models.text.patterns import silent
 
 __all__ = [
     "Raw",

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from exitlens.errors import CorruptModel, ExitlensError, UnsupportedModel
-from exitlens.models.faults import Trial, fault
-from exitlens.models.patterns import panicked
-from exitlens.models.reasons import damaged_json, one_line
+from exitlens.models.checkpoint.faults import Trial, fault
+from exitlens.models.checkpoint.reasons import damaged_json, one_line
+from exitlens.models.text.patterns import panicked
 
 __all__ = ["TOKENIZER_FILES", "reading"]
 

@@ -8,9 +8,9 @@ import numpy as np
 from numba import njit
 
 from exitlens.compute.tiles import STEP, reset_tiles, set_tiles, tile_settings
-from exitlens.lenses._amx import BLOCK, HELD, beside, block, fetch
-from exitlens.lenses._lanes import LANES, add, any_above, fma, load, maximum, multiply, splat, store, total
-from exitlens.lenses._sums import Reference, Sums, carry, kernel, look, settle, take, transform
+from exitlens.lenses.kernels.amx import BLOCK, HELD, beside, block, fetch
+from exitlens.lenses.kernels.lanes import LANES, add, any_above, fma, load, maximum, multiply, splat, store, total
+from exitlens.lenses.kernels.sums import Reference, Sums, carry, kernel, look, settle, take, transform
 
 __all__ = ["BLOCK", "HELD", "TILE", "Reference", "Sums", "at_ids", "from_tile", "fused", "tile_settings"]
 
@@ -47,7 +47,7 @@ def _grow(state: Any, row: Any, c: Any, c_b: Any, ref: Any, lane: Any, other: An
 def _take_held(
     held: Any, z: Any, at: Any, first_id: Any, row: Any, state: Any, ref: Any, lane: Any, other: Any, how: Any
 ) -> None:
-    """As :func:`take` of a whole tile, from sums relative to the largest logits before it (:func:`._amx.beside`)."""
+    """As :func:`take` of a whole tile, from sums relative to the largest logits before it (:func:`.amx.beside`)."""
     big, big_b = load(held, 8 * LANES), load(held, 9 * LANES)
     c, c_b = load(state.shift, row), load(state.shift, row + LANES)
     room = splat(_ROOM)
@@ -95,7 +95,7 @@ def fused(
 
     ``weight [vocab·width]`` bf16; ``tiles``: the numbers of those to do. ``right``: first the rows that others are
     compared with, as many as ``grown`` has, then the others, packed for the tile registers
-    (:func:`._compiled._packed`), ``repeats_ref`` and ``repeats`` parts each, which add up to a row. Row r of the others
+    (:func:`.compiled._packed`), ``repeats_ref`` and ``repeats`` parts each, which add up to a row. Row r of the others
     meets row r mod ``lanes`` of those. Weights are taken ``chunk`` × 32 columns at a time, which stay in the first
     cache while all rows pass by; ``out [2·blocks·1024]`` holds the sums so far.
 

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from exitlens.errors import InputError
-from exitlens.models.patterns import in_time, panicked
-from exitlens.models.reasons import one_line
+from exitlens.models.checkpoint.reasons import one_line
+from exitlens.models.text.patterns import in_time, panicked
 from exitlens.parsing import cut
 
 __all__ = ["appended", "check_ids", "check_text", "encoded", "reached", "tokenizer_notes"]

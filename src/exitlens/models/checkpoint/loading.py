@@ -15,16 +15,16 @@ from exitlens.arguments import as_path
 from exitlens.compute import hardware
 from exitlens.errors import ExitlensError, InputError, ModelError, ModelNotFound, UnsupportedModel
 from exitlens.lazy import many_objects
-from exitlens.models import adapters, pretrained
-from exitlens.models.generation_settings import settings_not_applied
+from exitlens.models.checkpoint import adapters, pretrained
+from exitlens.models.checkpoint.identity import folder_hash, model_hash
+from exitlens.models.checkpoint.pretrained import Raw
+from exitlens.models.checkpoint.reasons import one_line
 from exitlens.models.hub import catalog
 from exitlens.models.hub.online import hub_name, local
-from exitlens.models.identity import folder_hash, model_hash
 from exitlens.models.layered import Layered
-from exitlens.models.patterns import check_patterns, panicked
-from exitlens.models.pretrained import Raw
-from exitlens.models.reasons import one_line
-from exitlens.models.tokens import tokenizer_notes
+from exitlens.models.text.generation_settings import settings_not_applied
+from exitlens.models.text.patterns import check_patterns, panicked
+from exitlens.models.text.tokens import tokenizer_notes
 from exitlens.parsing import check_day
 
 __all__ = ["load", "wrap"]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from exitlens.lenses._unembed import LogitBlock, ReadoutPlan, Unembedding
+from exitlens.lenses.kernels.unembed import LogitBlock, ReadoutPlan, Unembedding
 
 try:
     import triton
@@ -40,7 +40,7 @@ def usable(device: torch.device, product: torch.dtype, wants: ReadoutPlan) -> bo
 
 
 class FusedBlock(LogitBlock):
-    """As :class:`~._unembed.LogitBlock`, with no logits kept: :meth:`at` computes single logits anew.
+    """As :class:`~.unembed.LogitBlock`, with no logits kept: :meth:`at` computes single logits anew.
 
     With a bf16 product nothing is rescored: the sums are float32 and only the inputs are rounded. The rows that KL
     compares with are multiplied in float32 all the same.
@@ -75,7 +75,7 @@ class FusedBlock(LogitBlock):
 def sums(x: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None, **tuning: Any) -> dict[str, Tensor]:
     """``{max, total, first, second, best}`` ``[rows]`` for ``x [rows, d]`` and ``weight [vocab, d]`` of one type.
 
-    ``x`` and ``bias`` carry the last transformation's factor already (:meth:`._unembed.Unembedding.rows_of`). Sums are
+    ``x`` and ``bias`` carry the last transformation's factor already (:meth:`.unembed.Unembedding.rows_of`). Sums are
     relative to ``max`` and float64; ``best`` is the lowest id among the largest logits. ``tuning``: tiles, warps and
     stages other than those chosen above.
     """

@@ -12,10 +12,10 @@ from types import FrameType
 from typing import Any, Protocol
 
 from exitlens.errors import InputError
-from exitlens.models.chat_bounds import TooMuch, bounded_size
-from exitlens.models.patterns import panicked
-from exitlens.models.reasons import one_line
-from exitlens.models.tokens import encoded
+from exitlens.models.checkpoint.reasons import one_line
+from exitlens.models.text.chat_bounds import TooMuch, bounded_size
+from exitlens.models.text.patterns import panicked
+from exitlens.models.text.tokens import encoded
 
 __all__ = ["rendered"]
 

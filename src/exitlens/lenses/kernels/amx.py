@@ -22,7 +22,7 @@ from numba.extending import intrinsic
 
 from exitlens.compute.tiles import STEP, call, prefetch
 from exitlens.compute.vectors import LANES, Vectors, constant
-from exitlens.lenses._lanes import LOG2E, MAGIC, POWERS
+from exitlens.lenses.kernels.lanes import LOG2E, MAGIC, POWERS
 
 __all__ = ["BLOCK", "HELD", "LOWEST", "beside", "block", "fetch"]
 
@@ -84,7 +84,7 @@ class _Product:
 
 
 class _Reading:
-    """Sums over a block's logits, two tokens of 32 rows at a time; see :func:`._sums._over`, which does the same."""
+    """Sums over a block's logits, two tokens of 32 rows at a time; see :func:`.sums._over`, which does the same."""
 
     def __init__(self, lanes: Vectors, arguments: tuple[Any, ...]) -> None:
         _, at, _, row, _, count, first, other, self._how, _ = arguments
@@ -133,7 +133,7 @@ class _Reading:
                 lanes.store(e[k], places[k])
 
     def _exp(self, d: list[Any]) -> list[Any]:
-        """As :func:`._lanes.four_exp`."""
+        """As :func:`.lanes.four_exp`."""
         lanes, builder = self._lanes, self._builder
         log2e, magic = constant(float(LOG2E)), constant(float(MAGIC))
         n = [lanes.fma(x, log2e, magic) for x in d]
@@ -211,7 +211,7 @@ def beside(
     """As :func:`block`, while sums of another block, the logits ``z[begin + 32 t + r]``, are left in ``held``.
 
     They are relative to ``shift[row…]`` as it is: ten vectors, total, first, second, cross and largest of rows 0–15 and
-    16–31. ``likely``, ``count``, ``lane``, ``other`` and ``how`` as for :func:`._sums._over`.
+    16–31. ``likely``, ``count``, ``lane``, ``other`` and ``how`` as for :func:`.sums._over`.
     """
     whole = types.intp
     signature = types.none(

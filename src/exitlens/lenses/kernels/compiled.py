@@ -1,4 +1,4 @@
-"""The block of rows on a processor by compiled kernels (:mod:`._kernels`), where numba is installed.
+"""The block of rows on a processor by compiled kernels (:mod:`.entry`), where numba is installed.
 
 Logits are never kept: sums, and the largest of each row, are read while a tile lies in the cache; single logits are
 computed anew. Two ways to make a tile:
@@ -29,16 +29,16 @@ from exitlens.compute import compiled
 from exitlens.compute.matmul import faster_float32
 from exitlens.compute.threads import alone, side_by_side, threads_here
 from exitlens.errors import InputError
-from exitlens.lenses._unembed import RESCORED, LogitBlock, ReadoutPlan, Unembedding
+from exitlens.lenses.kernels.unembed import RESCORED, LogitBlock, ReadoutPlan, Unembedding
 
 if TYPE_CHECKING:
-    from exitlens.lenses._kernels import Sums
+    from exitlens.lenses.kernels.entry import Sums
 
 __all__ = ["KERNELS", "CompiledBlock", "problem", "usable"]
 
 KERNELS = (
-    "exitlens.lenses._kernels", "exitlens.lenses._sums", "exitlens.lenses._amx", "exitlens.lenses._lanes",
-    "exitlens.compute.vectors", "exitlens.compute.tiles",
+    "exitlens.lenses.kernels.entry", "exitlens.lenses.kernels.sums", "exitlens.lenses.kernels.amx",
+    "exitlens.lenses.kernels.lanes", "exitlens.compute.vectors", "exitlens.compute.tiles",
 )  # fmt: skip
 LEAST = 1 << 22  # logits: fewer are read before numba is imported
 MOST_TOP = 64  # longer lists are found faster from all logits at once
@@ -65,7 +65,7 @@ def problem() -> str | None:
 
 
 class CompiledBlock(LogitBlock):
-    """As :class:`~._unembed.LogitBlock`, with no logits kept: :meth:`at` computes single logits anew."""
+    """As :class:`~.unembed.LogitBlock`, with no logits kept: :meth:`at` computes single logits anew."""
 
     top_ids: Tensor
     top_values: Tensor

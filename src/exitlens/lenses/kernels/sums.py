@@ -21,8 +21,8 @@ import numpy as np
 from numba import config, njit
 from numpy.typing import NDArray
 
-from exitlens.lenses._amx import LOWEST
-from exitlens.lenses._lanes import (
+from exitlens.lenses.kernels.amx import LOWEST
+from exitlens.lenses.kernels.lanes import (
     LANES,
     add,
     any_above,

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from exitlens.errors import ExitlensError
-from exitlens.models.identity import file_hash
+from exitlens.models.checkpoint.identity import file_hash
 from exitlens.storage.atomic import aside, read_json, sweep, write_json
 from exitlens.storage.cache_folder import cache_dir
 

@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from exitlens.errors import CorruptModel, InputError, MissingExtra, ModelNotFound, UnsupportedModel
-from exitlens.models.reasons import one_line
+from exitlens.models.checkpoint.reasons import one_line
 
 __all__ = ["Adapter", "adapter_in", "attach", "without_adapter"]
 

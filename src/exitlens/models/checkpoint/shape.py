@@ -122,7 +122,7 @@ def shape_of(name: str, *, revision: str | None = None, trust_remote_code: bool 
         near = difflib.get_close_matches(name, SHAPES, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known by name: {', '.join(SHAPES)}"
         raise ModelNotFound(f"no model named {cut(name)!r}: {hint}; else give a folder, a .gguf file or a Hub id")
-    from exitlens.models.pretrained import snapshot
+    from exitlens.models.checkpoint.pretrained import snapshot
 
     repo, tag = hub_name(name, revision, "model")
     return _of_folder(snapshot(repo, name, tag, remote=trust_remote_code, config_only=True), name, trust_remote_code)
@@ -130,7 +130,7 @@ def shape_of(name: str, *, revision: str | None = None, trust_remote_code: bool 
 
 def _of_folder(folder: Path, label: str, remote: bool) -> ModelShape:
     """Counted on a model of the configuration whose tensors have shapes and no values."""
-    from exitlens.models.pretrained import empty_model
+    from exitlens.models.checkpoint.pretrained import empty_model
 
     model = empty_model(folder, label, remote=remote)
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
@@ -180,7 +180,7 @@ def _count(module: Any) -> int:
 
 def _of_gguf(path: Path, label: str) -> ModelShape:
     """From the header alone: names and shapes of the tensors, and the architecture's numbers."""
-    from exitlens.models.gguf import check_gguf
+    from exitlens.models.checkpoint.gguf import check_gguf
 
     if path.suffix != ".gguf":
         raise ModelNotFound(f"{cut(label)!r} is a file but not .gguf: give a .gguf file or a folder with a config.json")

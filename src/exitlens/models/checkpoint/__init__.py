@@ -1,0 +1,1 @@
+"""What lies on disk: a model folder, a GGUF file, an adapter, read, checked, and refused in one line."""
