@@ -24,13 +24,15 @@ const style = {
 let names = {};
 
 async function bundle(entry) {
+  // widget.js stands behind view.js in one module: it must not have names at the top that are view.js's too.
+  const alone = entry !== "src/widget.js";
   const { outputFiles, mangleCache } = await build({
     mangleCache: names,
     absWorkingDir: new URL(".", import.meta.url).pathname,
     entryPoints: [entry],
     bundle: true,
     minifySyntax: true,
-    format: "esm",
+    format: alone ? "esm" : "iife",
     target: "es2022",
     charset: "utf8",
     legalComments: "none",
@@ -42,7 +44,8 @@ async function bundle(entry) {
   });
   names = mangleCache;
   const { code } = await minify(outputFiles[0].text, {
-    module: true,
+    module: alone,
+    toplevel: alone,
     ecma: 2020,
     // The second line is what makes the zipped text smaller, found by trying.
     compress: {
@@ -55,7 +58,7 @@ async function bundle(entry) {
 }
 
 const check = process.argv.includes("--check");
-for (const [name, entry] of [["view.js", "src/index.js"], ["page.js", "src/page.js"], ["live.js", "src/live/index.js"], ["live_page.js", "src/live/page.js"]]) {
+for (const [name, entry] of [["view.js", "src/index.js"], ["page.js", "src/page.js"], ["widget.js", "src/widget.js"], ["live.js", "src/live/index.js"], ["live_page.js", "src/live/page.js"]]) {
   const made = await bundle(entry);
   const zipped = gzipSync(made, { level: 9 }).length;
   const budget = name === "view.js" ? ` (at most ${MOST} and ${MOST_GZIP})` : "";

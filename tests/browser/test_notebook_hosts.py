@@ -25,6 +25,13 @@ from exitlens.report.widget import ViewWidget
 drawing = Drawing(Shape([a_map(title="in a notebook")], "<table><tr><td>static</td></tr></table>"), "a map")
 """
 
+CHOICES = """
+from tests.browser.run_tables import run_tables
+from exitlens.report.frames import Results
+from exitlens.studies.layers.views import run_views
+ViewWidget.of(run_views(Results(run_tables()))[0])
+"""
+
 
 def needs(*names: str) -> None:
     missing = [name for name in names if find_spec(name) is None]
@@ -66,6 +73,11 @@ def test_an_executed_notebook_stands_as_html_without_a_kernel(visit: Callable[..
     subprocess.run(command, check=True, env=environment(), cwd=tmp_path, capture_output=True, timeout=240)
     made = visit(tmp_path / "n.html")
     drawn_in(made.page)
+    # The widget's frame too: without a kernel it is what there is.
+    framed = made.page.locator("iframe")
+    assert framed.count() == 2
+    framed.last.scroll_into_view_if_needed()
+    framed.last.content_frame.locator(".where").wait_for(timeout=20_000)
 
 
 def test_marimo_exports_the_map(visit: Callable[..., Any], tmp_path: Path) -> None:
@@ -102,7 +114,7 @@ def lab(tmp_path: Path) -> Iterator[str]:
 
 
 def test_jupyterlab_shows_frame_and_widget_live(chromium: Any, lab: str, tmp_path: Path) -> None:
-    notebook(tmp_path / "n.ipynb", CELL + "drawing", "w = ViewWidget.of(a_map(title='a widget'))\nw")
+    notebook(tmp_path / "n.ipynb", CELL + "drawing", "w = ViewWidget.of(a_map(title='a widget'))\nw", CHOICES)
     page = chromium.new_context(viewport={"width": 1400, "height": 1000}).new_page()
     page.goto(f"{lab}/lab/tree/n.ipynb")
     page.locator(".jp-Notebook").wait_for(timeout=60_000)
@@ -114,4 +126,15 @@ def test_jupyterlab_shows_frame_and_widget_live(chromium: Any, lab: str, tmp_pat
     widget = page.locator(".jp-OutputArea .where")
     widget.first.wait_for(timeout=60_000)
     assert "layer 4" in widget.first.text_content()
+    # What a reader types into a view is no command of the notebook (d d: the cell is gone, a: one more).
+    search = page.locator(".jp-OutputArea input[type=search]")
+    search.click()
+    page.keyboard.type("add b")
+    assert search.input_value() == "add b"
+    assert page.locator(".jp-Notebook .jp-Cell").count() == 3
+    # Where the widgets live, the frames beside them are not shown.
+    framed = page.locator(".jp-OutputArea iframe")
+    assert [framed.nth(i).bounding_box() is None for i in range(framed.count())] == [False, True, True]
+    page.evaluate("document.body.dataset.jpThemeLight = 'false'")
+    page.locator(".jp-OutputArea .view[data-theme=dark]").last.wait_for(timeout=10_000)
     page.context.close()

@@ -25,38 +25,4 @@ export function mount(element, view, options = {}) {
 // Scripts that stand beside this one in a page find it here.
 Object.assign(globalThis, { exitlens: { mount } });
 
-/** The hook of anywidget: a notebook's widget whose traits are `view` and `state`. */
-const widget = {
-  /** @param {{model: any, el: HTMLElement}} given */
-  render({ model, el }) {
-    const element = document.createElement("div");
-    el.append(element);
-    let own = false;
-    const draw = () =>
-      mount(element, model.get("view"), {
-        state: model.get("state"),
-        theme: model.get("theme"),
-        onState(state) {
-          own = true;
-          model.set("state", state);
-          model.save_changes();
-          own = false;
-        },
-      });
-    let handle = draw();
-    const anew = () => {
-      handle.destroy();
-      handle = draw();
-    };
-    const restored = () => own || handle.setState(model.get("state"));
-    model.on("change:view", anew);
-    model.on("change:state", restored);
-    return () => {
-      model.off("change:view", anew);
-      model.off("change:state", restored);
-      handle.destroy();
-    };
-  },
-};
-export default widget;
 export { mapPart, show };

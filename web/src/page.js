@@ -47,6 +47,7 @@ function tellHeight() {
 }
 
 function startPage() {
+  const framed = "framed" in document.documentElement.dataset;
   let theme = hostTheme();
   const states = readAddress();
   /** @type {Map<string, import("./types").Handle>} */
@@ -80,6 +81,8 @@ function startPage() {
       element.closest("section")?.querySelector("details.paper")?.setAttribute("open", "");
     };
     void handle.ready.then(looked, looked);
+    // What was kept free for the view is given back, where the frame follows the view's height.
+    if (framed) handle.ready.then(() => (element.style.minHeight = ""));
   };
   let timer = 0;
   const elements = /** @type {NodeListOf<HTMLElement>} */ (document.querySelectorAll(".exitlens-view"));
@@ -96,7 +99,7 @@ function startPage() {
   );
   elements.forEach((element) => near.observe(element));
   document.documentElement.classList.add("scripted");
-  if ("framed" in document.documentElement.dataset) tellHeight();
+  if (framed) tellHeight();
   document.querySelectorAll("details.paper").forEach((made) => made.removeAttribute("open"));
   /** @type {Element[]} */
   let opened = [];

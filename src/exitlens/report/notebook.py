@@ -24,8 +24,19 @@ from exitlens.report.view_trace import trace_view
 from exitlens.report.words import counted
 from exitlens.storage.atomic import write_bytes
 
-__all__ = ["Drawing", "Shape", "drawing_of", "mimebundle", "register_drawing", "shown", "side_by_side", "table_html"]
+__all__ = [
+    "MOST_ROWS",
+    "Drawing",
+    "Shape",
+    "drawing_of",
+    "mimebundle",
+    "register_drawing",
+    "shown",
+    "side_by_side",
+    "table_html",
+]
 
+_SPACE = "padding:.2em .6em"
 MOST_PROMPT = 200  # characters of a prompt, its last ones
 MOST_ROWS, MOST_COLUMNS = 12, 16  # of a table that stands in a notebook
 _NUMBER = re.compile(r"[-−+]?[\d.,]+(e[-−+]?\d+)?|–?")
@@ -123,18 +134,23 @@ def mimebundle(result: object) -> dict[str, Any]:
 def table_html(heads: Sequence[object], rows: Sequence[Sequence[object]], caption: str = "") -> str:
     """A plain table, everything in it escaped: texts from the left, columns of numbers from the right.
 
-    Notebooks and viewers align cells in ways of their own, and some drop styles: it is said twice.
+    Notebooks and viewers align cells in ways of their own (and marimo gives them no space), and some drop styles: the
+    sides are said twice.
     """
     sides = ["right" if _numbers(row[i] for row in rows) else "left" for i in range(len(heads))]
 
     def cells(tag: str, values: Sequence[object]) -> str:
         return "".join(
-            f'<{tag} align="{side}" style="text-align:{side}"><bdi>{html.escape(visible(value))}</bdi></{tag}>'
+            f'<{tag} align="{side}" style="text-align:{side};{_SPACE}"><bdi>{html.escape(visible(value))}</bdi></{tag}>'
             for value, side in zip(values, sides, strict=True)
         )
 
     body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    title = f'<caption style="text-align:left">{html.escape(visible(caption))}</caption>' if caption else ""
+    title = (
+        f'<caption style="text-align:left;padding:.2em .6em">{html.escape(visible(caption))}</caption>'
+        if caption
+        else ""
+    )
     head = f"<thead><tr>{cells('th', heads)}</tr></thead>" if any(heads) else ""
     return f"<table>{title}{head}<tbody>{body}</tbody></table>"
 

@@ -6,6 +6,7 @@ import base64
 import functools
 import hashlib
 import html
+import json
 import math
 import re
 from collections.abc import Sequence
@@ -18,7 +19,17 @@ from markupsafe import Markup
 from exitlens.report.text import visible
 from exitlens.report.view_data import View, embedded
 
-__all__ = ["OLD_BROWSER", "component", "frame", "old_browser", "page", "policy", "script_of", "starter"]
+__all__ = [
+    "OLD_BROWSER",
+    "component",
+    "frame",
+    "old_browser",
+    "page",
+    "policy",
+    "script_of",
+    "starter",
+    "widget_module",
+]
 
 # What says in a notebook's page that it is dark or light, whatever the system prefers: JupyterLab and nbconvert, VS
 # Code, Colab, Sphinx's furo, marimo.
@@ -40,6 +51,9 @@ _LISTEN: Final = (
     "f.style.setProperty('--exitlens',Math.ceil(Math.min(e.data.exitlens,2e4)/12)*12+'px')};"
     "if(!f.heard){f.heard=1;window.addEventListener('message',l)}f.contentWindow.postMessage('exitlens','*')"
 )
+
+
+_NO_FRAME: Final = "<p><em>The interactive view is shown where the notebook is run or trusted.</em></p>"
 
 
 def old_browser(rest: str) -> str:
@@ -66,6 +80,12 @@ def starter() -> str:
     return _asset("page.js")
 
 
+@functools.cache
+def widget_module() -> str:
+    """The component as anywidget takes it: an ES module whose default export draws a widget."""
+    return f"{component()}\n{_asset('widget.js')}\nexport default globalThis.exitlens.widget({json.dumps([*_HOSTS.values()])});\n"
+
+
 def _asset(name: str) -> str:
     return resources.files("exitlens.report").joinpath("assets", name).read_text(encoding="utf-8")
 
@@ -80,12 +100,12 @@ def policy(*scripts: str) -> str:
     )
 
 
-def script_of(made: View, name: str) -> Markup:
-    """The view as a JSON script element with the id ``name``, and the place where it is drawn."""
-    height = _height(made)
+def script_of(made: View, name: str, *, framed: bool = False) -> Markup:
+    """The view as a JSON script element with the id ``name``, and the place where it is drawn, of about its height."""
+    height = _height(made) if framed else _height(made) // 2
     return Markup(
         f'<script type="application/json" id="{html.escape(name)}">{embedded(made)}</script>'
-        f'<div class="exitlens-view" data-view="{html.escape(name)}" style="min-height:{height // 2}px"></div>'
+        f'<div class="exitlens-view" data-view="{html.escape(name)}" style="min-height:{height}px"></div>'
     )
 
 
@@ -120,7 +140,7 @@ def page(views: Sequence[View], *, title: str = "", static: str = "", framed: bo
         .render(
             title=visible(title or views[0].title),
             policy=policy(*scripts),
-            views=[script_of(made, f"view-{i}") for i, made in enumerate(views, start=1)],
+            views=[script_of(made, f"view-{i}", framed=framed) for i, made in enumerate(views, start=1)],
             static=Markup(static),
             framed=framed,
             scripts=[Markup(each) for each in scripts[:2]],
@@ -147,7 +167,7 @@ def frame(views: Sequence[View], *, static: str = "", height: int | None = None)
     )
     listen = f' onload="{_LISTEN}"' if height is None else ""
     return (
-        f'<style>.exitlens-{tag}{{display:none}}{themes}</style><div class="exitlens-{tag}">{static}</div>'
+        f'<style>.exitlens-{tag}{{display:none}}{themes}</style><div class="exitlens-{tag}">{static}{_NO_FRAME}</div>'
         f'<iframe class="exitlens-f{tag}" title="{title}" sandbox="allow-scripts allow-downloads" '
         f'allow="clipboard-write" loading="lazy"{listen} '
         f'style="width:100%;height:var(--exitlens,{tall}px);border:0;color-scheme:normal" srcdoc="{_attribute(made)}">'

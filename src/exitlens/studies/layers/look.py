@@ -24,7 +24,8 @@ from exitlens.lenses.trace import Trace
 from exitlens.models.forward import common_prefix
 from exitlens.models.protocol import LayeredModel
 from exitlens.parsing import cut
-from exitlens.report.notebook import Shape, register_drawing, table_html
+from exitlens.report.frames import spread
+from exitlens.report.notebook import MOST_ROWS, Shape, register_drawing, table_html
 from exitlens.report.text import number_text, token_text
 from exitlens.report.view_data import View
 from exitlens.report.view_page import page
@@ -249,21 +250,36 @@ def _views(found: Look) -> list[View]:
     """The choices where there are any, the map where every token was read."""
     views = []
     if len(found.layers):
-        caption = f"{found.lens} lens · by {found.rule}"
-        views.append(choices_view(found.layers, found.top, title=found.record.question, caption=caption))
+        # The view has the question for itself above its figures.
+        how = {"first-token": "by their first tokens", "sequence": "by all of their tokens"}[found.rule]
+        caption = f"{found.lens} lens · choices compared {how}"
+        views.append(choices_view(found.layers, found.top, title="Choices by layer", caption=caption))
     if found.trace is not None:
         views.append(trace_view(found.trace, title=found.record.question))
     return views
 
 
 def _shape(found: Look) -> Shape:
+    told = f"{found.record.question}: {found.lens} lens"
+    return Shape(_views(found), _shares(found, told) if len(found.layers) else _best(found, told))
+
+
+def _shares(found: Look, told: str) -> str:
+    """The share of every choice at some layers."""
+    wide = found.layers.pivot(index="layer", columns="choice", values="share")[[*dict.fromkeys(found.layers["choice"])]]
+    layers = list(reversed(spread(list(wide.index), MOST_ROWS)))
+    rows = [[int(layer), *(number_text(float(share)) for share in wide.loc[layer])] for layer in layers]
+    return table_html(["layer", *wide.columns], rows, f"{told}, share of each choice among the choices")
+
+
+def _best(found: Look, told: str) -> str:
+    """The top-1 token at every layer."""
     best = found.top[found.top["rank"] == 0].sort_values("layer", ascending=False)
     rows = [
         [int(layer), token_text(token), number_text(float(p), 3)]
         for layer, token, p in zip(best["layer"], best["token"], best["probability"], strict=True)
     ]
-    heads = ["layer", "top-1 next token", "probability"]
-    return Shape(_views(found), table_html(heads, rows, f"{found.record.question}: {found.lens} lens"))
+    return table_html(["layer", "top-1 next token", "probability"], rows, told)
 
 
 register_drawing(Look, _shape)
