@@ -83,7 +83,8 @@ def starter() -> str:
 @functools.cache
 def widget_module() -> str:
     """The component as anywidget takes it: an ES module whose default export draws a widget."""
-    return f"{component()}\n{_asset('widget.js')}\nexport default globalThis.exitlens.widget({json.dumps([*_HOSTS.values()])});\n"
+    pages = json.dumps([_HOSTS["dark"], _HOSTS["light"]])
+    return f"{component()}\n{_asset('widget.js')}\nexport default globalThis.exitlens.widget({pages});\n"
 
 
 def _asset(name: str) -> str:
