@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from tests.browser.run_tables import run_directory, run_tables
+from tests.browser.run_tables import run_directory
 
 pytestmark = pytest.mark.browser
 KINDS = {
@@ -108,54 +107,6 @@ def test_forced_colours_and_reduced_motion_are_followed(visit: Callable[..., Any
     )
     assert len(found) >= 5
     assert all(legible and not moving for legible, moving in found)
-
-
-def test_what_is_exported_is_what_the_tables_hold(visit: Callable[..., Any], report: Path) -> None:
-    made = visit(report)
-    made.all_drawn()
-    tables = run_tables()
-
-    def sheet(view: str, name: str) -> dict[str, list[Any]]:
-        found = made.page.evaluate(f"exitlens.handles.get('{view}').sheets().find((s) => s.name === '{name}')")
-        return {column: [row[i] for row in found["rows"]] for i, column in enumerate(found["columns"])}
-
-    for view, name, table, columns in (
-        ("exits-1", "policies", "exits", ("threshold", "agreement", "agreement_low", "layers_saved", "flops_saved")),
-        ("entropy-1", "layers", "entropy_layers", ("correct", "incorrect_high", "difference_low", "auroc", "p_holm")),
-        ("probes-1", "transfer", "probe_transfer", ("auroc", "auroc_low", "n")),
-        ("decoding-1", "scores", "decoding", ("mean", "low", "high")),
-        ("layers-2", "means", "attribution_means", ("contribution", "low", "high", "block")),
-    ):
-        found = sheet(view, name)
-        for column in columns:
-            assert found[column] == tables[table][column].tolist(), (view, column)
-    choices = sheet("layers-1", "choices")
-    mine = tables["layers"][tables["layers"]["question_id"] == "q0"]
-    order = mine.assign(lens=mine["lens"].map({name: i for i, name in enumerate(mine["lens"].unique())}))
-    order = order.sort_values(["lens", "layer"], kind="stable")
-    np.testing.assert_array_equal(np.float32(choices["probability"]), order["probability"].to_numpy())
-    np.testing.assert_array_equal(np.float32(choices["share"]), order["share"].to_numpy())
-    csv = made.page.evaluate("exitlens.handles.get('exits-1').csv(0)")
-    line = csv.splitlines()[1].split(",")
-    assert [float(line[csv.splitlines()[0].split(",").index(c)]) for c in ("threshold", "layers_saved")] == [
-        0.25,
-        0.125,
-    ]
-
-
-def test_a_drawing_in_a_file_says_the_numbers_of_the_table(visit: Callable[..., Any], report: Path) -> None:
-    import xml.etree.ElementTree as ET
-
-    made = visit(report)
-    made.all_drawn()
-    text = made.page.evaluate("exitlens.handles.get('exits-1').svg(1, true)")
-    drawn = ET.fromstring(text)
-    assert drawn.attrib["width"].endswith("mm")
-    words = [node.text for node in drawn.iter() if node.tag.endswith("text")]
-    table = run_tables()["exits_layers"]
-    shares = table[(table["policy"] == "probability") & (table["threshold"] == 0.5)]["share"]
-    for share in shares:
-        assert f"{100 * share:.1f}".removesuffix(".0") + "%" in words
 
 
 def test_a_question_on_a_later_page_is_found_and_the_address_shows_it_again(

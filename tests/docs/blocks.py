@@ -17,7 +17,9 @@ __all__ = ["PAGES", "ROOT", "Block", "blocks", "commands", "fill", "tiny_builtin
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-_FENCE = re.compile(r"^```(\w*)[ \t]*\n(.*?)^```", re.S | re.M)
+# Also indented, as in a list, and with anything after the language.
+_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([\w{}:-]*)[^\n`]*\n(.*?)^[ \t]*\1", re.S | re.M)
+_OURS = re.compile(r"(exitlens|python|pip|make|lm_eval)\b(?![:/=])")
 
 
 @dataclass(frozen=True)
@@ -34,19 +36,30 @@ def blocks(page: Path) -> list[Block]:
     """The fenced blocks of one page, in order."""
     whole = page.read_text(encoding="utf-8")
     return [
-        Block(page, whole.count("\n", 0, match.start()) + 1, match[1], match[2]) for match in _FENCE.finditer(whole)
+        Block(page, whole.count("\n", 0, match.start()) + 1, match[2], match[3]) for match in _FENCE.finditer(whole)
     ]
 
 
 def commands(page: Path) -> list[tuple[int, list[str]]]:
-    """Line and words of each shell command of a page; lines that go on with a backslash are one."""
+    """Line and words of each shell command of a page; lines that go on with a backslash are one.
+
+    In blocks of a shell every line is a command, in a ``console`` every line after a prompt. Blocks of no language hold
+    outputs and scripts of other programs: there, the lines that begin with a program of ours.
+    """
     found = []
     for block in blocks(page):
-        if block.language not in ("", "bash", "sh"):
+        if block.language not in ("", "bash", "sh", "console", "text"):
             continue
-        for offset, line in enumerate(block.text.replace("\\\n", " ").splitlines()):
-            if re.match(r"(exitlens|python|pip|make|lm_eval) ?", line):
-                found.append((block.line + 1 + offset, shlex.split(line, comments=True)))
+        line = block.line
+        for text in block.text.replace("\\\n", "\0").splitlines():
+            line += 1
+            words = text.replace("\0", " ").strip()
+            shell = block.language in ("bash", "sh")
+            if block.language == "console":
+                words = words.removeprefix("$ ") if words.startswith("$ ") else ""
+            if words and not words.startswith("#") and (shell or _OURS.match(words)):
+                found.append((line, shlex.split(words, comments=True)))
+            line += text.count("\0")
     return found
 
 

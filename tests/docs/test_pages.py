@@ -2,13 +2,15 @@
 
 Commands run as they stand, in a folder with the files that they name, but on a random model of the built-in one's depth
 with a vocabulary of 320 tokens, so that a page takes seconds. What cannot run here is in ``_ELSEWHERE``, each with the
-reason.
+reason; nothing else is left out, and the options of those are looked up.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,8 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
+from typer.main import get_command
 
+from exitlens import cli
+from exitlens.server import create_app
 from tests.docs.blocks import PAGES, ROOT, blocks, commands, fill, tiny_builtin
+from tests.serving import running
 
 pytestmark = [pytest.mark.model, pytest.mark.encoder, pytest.mark.slow]
 
@@ -27,6 +34,22 @@ _ELSEWHERE = {
     ("make",): "the build itself: .ci/run and a fresh clone run it",
     ("pip", "install"): "installing is the build's business",
     ("exitlens", "serve"): "does not end; tests/end_to_end starts it",
+    (
+        "exitlens",
+        "read",
+        "--text",
+        "corpus.jsonl",
+        "--out",
+        "out",
+        "--engine",
+        "ray",
+    ): "tests/end_to_end/test_cluster.py",
+    ("exitlens", "run", "--status", "out"): "of the run before it; tests/end_to_end/test_cluster.py",
+    ("exitlens", "read", "--text", "s3://bucket/texts.jsonl"): "needs a bucket; tests/unit/test_object_storage.py",
+    ("exitlens", "run", "--out", "s3://bucket/run"): "needs a bucket; tests/unit/test_object_storage.py",
+    ("exitlens", "probe", "--data", "statements.csv", "--states", "s3://bucket/states"): "needs a bucket",
+    ("exitlens", "compare", "s3://bucket/run"): "needs a bucket",
+    ("tasks=$(python",): "a shell's variable for the line after it",
     ("exitlens", "lm-eval"): "its task files come from a hub; tests/unit/test_lm_eval*.py run it",
     ("lm_eval",): "as exitlens lm-eval",
     (
@@ -89,6 +112,47 @@ def _page_id(page: Path) -> str:
     return page.stem
 
 
+def _unknown(words: list[str]) -> list[str]:
+    """Options of a command that it does not have; ``lm-eval`` hands its own on to the harness."""
+    if words[0] != "exitlens" or words[1:2] == ["lm-eval"]:
+        return []
+    command: Any = get_command(cli.build())
+    known = {"--help", "--version"}
+    for word in words[1:]:
+        if word.startswith("-") or word not in getattr(command, "commands", {}):
+            break
+        command = command.commands[word]
+    known |= {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
+    return [word for word in words if word.startswith("--") and word.partition("=")[0] not in known]
+
+
+def test_an_option_that_does_not_exist_is_found() -> None:
+    assert _unknown(["exitlens", "lens", "train", "--text", "FILE", "--stepps", "3"]) == ["--stepps"]
+    assert _unknown(["exitlens", "serve", "--port", "8000"]) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_page_id)
+def test_commands_in_sentences_and_scripts_have_the_options_that_they_name(page: Path) -> None:
+    """Those that no block holds: in code between words, and in scripts of other programs."""
+    whole = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for text in re.findall(r"(?:`|^ +)(exitlens [^`\n]*)", whole, re.M):
+        words = text.split("#")[0].replace("…", " ").split()
+        assert _unknown(words) == [], text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_page_id)
+def test_no_block_is_overlooked(page: Path) -> None:
+    """A parser of Markdown finds as many blocks as this file does, and knows what to do with each."""
+    parsed = [
+        each for each in MarkdownIt().parse(page.read_text(encoding="utf-8")) if each.content and not each.children
+    ]
+    fences = [each for each in parsed if each.type in ("fence", "code_block")]
+    found = blocks(page)
+    assert [each.info.split(" ")[0] for each in fences] == [each.language for each in found]
+    directives = {each.language for each in found if each.language.startswith("{")}
+    assert {each.language for each in found} - directives <= {"", "text", "bash", "console", "python", "js", "json"}
+
+
 @pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=_page_id)
 @pytest.mark.timeout(900)
 def test_commands_run(
@@ -103,6 +167,10 @@ def test_commands_run(
     skipped = [*_ELSEWHERE, *([] if os.environ.get("EXITLENS_MINUTES") == "1" else _MINUTES)]
     for line, words in commands(page):
         if any(tuple(words[: len(head)]) == head for head in skipped):
+            failed += [f"{page.name}:{line}: no option {name} in {' '.join(words)}" for name in _unknown(words)]
+            continue
+        if words[0] not in ("exitlens", "python"):
+            failed.append(f"{page.name}:{line}: {' '.join(words)}: not run, and not among those that run elsewhere")
             continue
         if words[0] == "python":
             script = ROOT / words[1]
@@ -173,7 +241,7 @@ def registries() -> Iterator[None]:
         STUDIES.remove(name)
 
 
-_PYTHON = [p for p in PAGES if p.stem != "serve" and any(b.language == "python" for b in blocks(p))]  # needs a server
+_PYTHON = [p for p in PAGES if any(b.language == "python" for b in blocks(p))]
 
 
 @pytest.mark.parametrize("page", _PYTHON, ids=_page_id)
@@ -184,8 +252,20 @@ def test_python_blocks_run(page: Path, prepared: Path, monkeypatch: pytest.Monke
     import exitlens
 
     monkeypatch.chdir(prepared)
-    names = _names(page, exitlens.load("smollm2-135m"))
-    for block in blocks(page):
-        if block.language == "python":
-            code = compile("\n" * block.line + block.text, str(page), "exec")
-            exec(code, names)  # noqa: S102 - our own documentation
+    lm = exitlens.load("smollm2-135m")
+    names = _names(page, lm)
+    with contextlib.ExitStack() as stack:
+        lm.tokenizer.chat_template = "{% for each in messages %}{{ each.content }}{% endfor %}"  # the stand-in has none
+        address = stack.enter_context(running(create_app(lm))) if page.stem == "serve" else ""
+        for block in blocks(page):
+            if block.language == "python":
+                text = block.text.replace("http://127.0.0.1:8000", address) if address else block.text
+                code = compile("\n" * block.line + text, str(page), "exec")
+                exec(code, names)  # noqa: S102 - our own documentation
+
+
+def test_json_blocks_are_json() -> None:
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "json":
+                json.loads(block.text)
