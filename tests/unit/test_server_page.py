@@ -183,6 +183,28 @@ def test_without_a_token_another_host_name_gets_nothing(lm: Any) -> None:
         assert made.post("/live", json={"prompt": "x"}, headers={"Host": "rebound.example"}).status_code == 403
 
 
+@pytest.mark.parametrize("site", ["http://evil.example", "null", "http://127.0.0.1.evil.example", "https://evil@[::1"])
+def test_without_a_token_a_page_of_another_site_gets_nothing(lm: Any, site: str) -> None:
+    with client(lm) as made:
+        for path, asked in (("/live", {"prompt": "x"}), ("/v1/completions", {"model": "tiny", "prompt": "x"})):
+            refused = made.post(path, json={**asked, "max_tokens": 1}, headers={"Origin": site})
+            assert refused.status_code == 403
+            assert "open the page itself" in refused.json()["error"]["message"]
+        own = made.post("/live", json={"prompt": "x", "max_tokens": 1}, headers={"Origin": "http://localhost:8000"})
+        assert own.status_code == 200
+
+
+def test_a_report_that_is_a_link_out_of_its_run_is_not_shown(lm: Any, tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "run", {"model": "tiny"}):
+        pass
+    (tmp_path / "secret").write_text("a secret")
+    (tmp_path / "run" / "report.html").symlink_to(tmp_path / "secret")
+    with client(lm, run=tmp_path / "run") as made:
+        refused = made.get("/run")
+    assert refused.status_code == 404
+    assert "a link to a file outside of it" in refused.json()["error"]["message"]
+
+
 def test_a_reading_that_fails_ends_the_stream_with_a_line(lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any, **__: Any) -> Any:
         raise ZeroDivisionError

@@ -84,7 +84,7 @@ class Gate:
     """The outermost layer: who may ask, under which name, and how much.
 
     Without a token only requests that name this machine itself as their host pass, so that a page in a browser cannot
-    reach the server through a name of its own (DNS rebinding).
+    reach the server through a name of its own (DNS rebinding), and none that a browser sends for a page of elsewhere.
     """
 
     def __init__(self, app: App, token: str | None, limits: Limits) -> None:
@@ -121,6 +121,10 @@ class Gate:
             host = b"".join(value for name, value in headers if name.lower() == b"host").decode("latin-1")
             if not names_this_machine(host):
                 raise Refusal(403, f"host {host[:80]!r} is not this machine: ask for 127.0.0.1 or localhost")
+            # Browsers name the site that asks; programs name none.
+            for site in (value.decode("latin-1") for name, value in headers if name.lower() == b"origin"):
+                if not names_this_machine(site.partition("://")[2]):
+                    raise Refusal(403, f"the site {site[:80]!r} asked for this: open the page itself")
             return
         kind, _, token = (given[0] if given else b"").partition(b" ")
         # A browser cannot send a bearer's token when it opens a page, but it can ask for a password. It then adds it to

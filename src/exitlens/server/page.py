@@ -132,6 +132,9 @@ def _report(folder: Path) -> str:
         directory = RunDirectory.read(folder)
         file = directory.path / "report.html"
         if file.is_file():
+            # A run that somebody else packed may hold a link to any file of this machine.
+            if not file.resolve().is_relative_to(directory.path.resolve()):
+                raise InputError("its report is a link to a file outside of it")
             return file.read_text(encoding="utf-8")
         return render(Results(directory.tables(), directory.manifest), chapters(), {})
     except (ExitlensError, OSError, UnicodeDecodeError) as error:
