@@ -6,6 +6,7 @@ number where a list belongs, a tensor where texts do, one text where several do.
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 from collections.abc import Iterable
@@ -14,7 +15,17 @@ from typing import Any
 from exitlens.errors import InputError
 from exitlens.parsing import cut
 
-__all__ = ["as_count", "as_id_rows", "as_names", "as_numbers", "as_path", "as_texts", "is_whole", "wrong_kind"]
+__all__ = [
+    "as_count",
+    "as_id_rows",
+    "as_names",
+    "as_numbers",
+    "as_path",
+    "as_penalty",
+    "as_texts",
+    "is_whole",
+    "wrong_kind",
+]
 
 
 def wrong_kind(what: str, value: object, remedy: str) -> InputError:
@@ -41,6 +52,19 @@ def as_count(value: Any, what: str, *, least: int = 1) -> int:
     if found < least:
         raise InputError(f"{what}={found} is out of range: at least {least}")
     return found
+
+
+def as_penalty(value: Any) -> float:
+    """A repetition penalty: a number above 0, 1 is none. Raises :class:`InputError`."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise wrong_kind("repetition_penalty", value, "give a number above 0")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not 0 < number < math.inf:
+        raise InputError(f"repetition_penalty {cut(str(value))} is out of range: a number above 0 (1 is none)")
+    return number
 
 
 def as_path(value: Any, what: str, remedy: str) -> str:

@@ -15,6 +15,7 @@ from exitlens import cli, progress
 from exitlens.cli import console
 from exitlens.cli._streams import NARROW
 from exitlens.cli._wrap import cut, wrap
+from exitlens.errors import InputError
 
 SENTENCE = (
     "Layer 30 ranks it first in 35% [22, 50] of 40 questions, 0.52 [−0.12, 0.57]† nats: read answers from layer 30."
@@ -193,3 +194,19 @@ def test_progress_keeps_its_numbers_at_every_width(width: int) -> None:
     done, left = (progress._bar_line("a", done, 4, 1.0, 2.0, "")(79, True).count("━") for done in (4, 1))
     assert (done, left) == (24, 6)
     assert progress._bar_line("a", 7, None, 2.0, None, "")(79, True) == "a 7  2/s"
+
+
+@pytest.mark.parametrize("sent", [b"two words\r\n", b"\xef\xbb\xbftwo words", b"two words"])
+def test_a_hyphen_is_what_standard_input_holds(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(sent)))
+    assert console.given_text("-") == "two words"
+    assert console.given_text("- a list") == "- a list"
+
+
+def test_a_standard_input_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\xff")))
+    with pytest.raises(InputError, match="not UTF-8 \\(byte 0xff\\)"):
+        console.given_text("-")
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(InputError, match="standard input cannot be read"):
+        console.given_text("-")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from exitlens.cli._streams import as_measured
 from exitlens.cli._wrap import Stream, cut, terminal_width, wrap
+from exitlens.errors import InputError
 from exitlens.report.text import Column, interval_ends, narrow_legend
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Column",
     "echo",
+    "given_text",
     "plain",
     "print_findings",
     "print_json",
@@ -52,6 +54,19 @@ def _written_out(match: re.Match[str]) -> str:
 def echo(text: str = "") -> None:
     """A line of results on the output stream; control characters are written out. A terminal's lines end in words."""
     sys.stdout.write(_lines(safe(text), sys.stdout) + "\n")
+
+
+def given_text(text: str) -> str:
+    """``text``; for ``-`` what standard input holds, without the line break at its end. Raises InputError."""
+    if text != "-":
+        return text
+    try:
+        found = sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 (byte 0x{error.object[error.start]:02x}): send UTF-8") from None
+    except (AttributeError, OSError, ValueError):
+        raise InputError("standard input cannot be read, and the text is '-': give a text, or send one") from None
+    return found.removesuffix("\n").removesuffix("\r")
 
 
 def say(text: str, quiet: bool = False) -> None:

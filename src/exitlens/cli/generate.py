@@ -11,7 +11,7 @@ import typer
 
 from exitlens.cli._generate_exits import check_options, prepare, read_draft, read_exit
 from exitlens.cli._load import load_model
-from exitlens.cli.console import echo, print_json, safe, say
+from exitlens.cli.console import echo, given_text, print_json, safe, say
 from exitlens.cli.help import add_command
 from exitlens.cli.options import (
     CHECKS,
@@ -47,7 +47,9 @@ __all__ = ["register"]
 SAMPLING, FASTER = "Sampling", "Fewer blocks a token"
 
 
-TextArgument = Annotated[str | None, typer.Argument(help="A text to continue, or a question with --qa.")]
+TextArgument = Annotated[
+    str | None, typer.Argument(help="A text to continue, or a question with --qa; - reads it from standard input.")
+]
 PromptsOption = Annotated[Path | None, option("prompts", help='JSON lines {"prompt": "..."}.')]
 QaOption = Annotated[bool, typer.Option("--qa", help="Put the text as a question after six few-shot examples.")]
 ChatOption = Annotated[bool, typer.Option("--chat", help="Put the text through the model's chat template.")]
@@ -210,7 +212,12 @@ def _texts(prompt: str | None, prompts: Path | None, qa: bool, chat: bool) -> li
         raise InputError('give one text, or --prompts FILE: exitlens generate "The capital of France is"')
     if qa and chat:
         raise InputError("--qa and --chat exclude each other: leave one out")
-    return [p.prompt for p in read_prompts(prompts)] if prompts is not None else [str(prompt)]
+    if prompts is not None:
+        return [p.prompt for p in read_prompts(prompts)]
+    text = given_text(str(prompt))
+    if not text:
+        raise InputError("the text is empty: there is nothing to continue")
+    return [text]
 
 
 def _check_company(

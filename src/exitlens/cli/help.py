@@ -27,6 +27,14 @@ USAGE_ERRORS: type[Exception] = next(
 ELSEWHERE = "(help: "
 """In a heading: its options are only named, the command that it names has their help."""
 
+# What the parser says, which is written for programmers, and what is said here.
+_THEIRS = (
+    (r"Input should be a valid integer(,.*)?$", "give a whole number"),
+    (r"Input should be a valid number(,.*)?$", "give a number"),
+    (r"Input should be greater than or equal to (\S+)", r"give \1 or more"),
+    (r"Input should be less than or equal to (\S+)", r"give \1 or less"),
+    (r"Got unexpected extra arguments? ?(?:\(s\) )?\((.*)\)", r"'\1' is one argument too many: put a text in quotes"),
+)
 _OPTIONS = "Options"
 _HYPHEN = "\ue000"  # a hyphen while lines are broken: no option's name or value is cut in two
 
@@ -34,6 +42,8 @@ _HYPHEN = "\ue000"  # a hyphen while lines are broken: no option's name or value
 def usage_error(error: Any) -> InputError:
     """What the option parser refused, as one line that names the remedy."""
     message = " ".join(error.format_message().split()).rstrip(".").replace(": Value error, ", ": ")
+    for theirs, ours in _THEIRS:
+        message = re.sub(theirs, ours, message)
     reasons = getattr(error.__cause__ or error.__context__, "errors", None)
     if callable(reasons):  # typer reads values by pydantic, whose errors hold what was given
         given = str(reasons()[0].get("input"))[:80]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from exitlens.cli._load import check_depth, load_model
-from exitlens.cli.console import Column, echo, print_json, print_table, say
+from exitlens.cli.console import Column, echo, given_text, print_json, print_table, say
 from exitlens.cli.help import add_command
 from exitlens.cli.options import (
     DEFAULT_MODEL,
@@ -39,7 +39,9 @@ __all__ = ["register"]
 PROMPT, SHOWN = "Prompt", "What is shown"
 
 
-TextArgument = Annotated[str | None, typer.Argument(help="A text, or a question with --choices.")]
+TextArgument = Annotated[
+    str | None, typer.Argument(help="A text, or a question with --choices; - reads it from standard input.")
+]
 ChoicesOption = Annotated[str | None, typer.Option("--choices", "-c", metavar="LIST", help="Answers to compare.")]
 CorrectOption = Annotated[
     str | None, typer.Option("--correct", metavar="CHOICE", help="The correct choice, marked in the table.")
@@ -114,10 +116,10 @@ def look_command(
 ) -> None:
     """What every layer would have said: after each token of a text, or the probability of each choice.
 
-    Without choices a map is printed: a row a layer, a column a token, in each cell the layer's top-1 next token, the
-    darker the more confident. --json prints a list, an object a prompt: prompt, question, lens, rule, layers (rows),
-    top (rows), map (rows or null); docs/tables.md describes the columns. With --by component an object is model,
-    question, prompt, logits (rows), components (rows).
+    Without choices a map is printed: a row a layer, a column a token, in each cell the layer's top-1 next token on a
+    bar as long as it is probable. --json prints a list, an object a prompt: prompt, question, lens, rule, layers
+    (rows), top (rows), map (rows or null); docs/tables.md describes the columns. With --by component an object is
+    model, question, prompt, logits (rows), components (rows).
     """
     from exitlens.cli._look_components import check_by, look_components
     from exitlens.lenses.lens_words import check_lens_word
@@ -128,6 +130,10 @@ def look_command(
     given = (("--layers", layers != "all"), ("--lens", lens != "logit"), ("--rule", rule != "auto"))
     unused = [name for name, used in (*given, ("--map", as_map is not None), ("--top", top != 3)) if used]
     components = check_by(by, records, unused=unused)
+    if out is not None:
+        from exitlens.storage.atomic import check_writable
+
+        check_writable(out if out.suffix == ".html" else out / "look.parquet")
 
     from exitlens.lenses.lens_names import open_lens
     from exitlens.studies.layers.look import look
@@ -171,7 +177,7 @@ def _records(
     records = prompt_records(str(prompts)) if prompts is not None else []
     if prompt is not None:
         listed = [choice.strip() for choice in choices or ()]
-        records = [question_record(prompt, listed, correct, plain=not listed if plain is None else plain)]
+        records = [question_record(given_text(prompt), listed, correct, plain=not listed if plain is None else plain)]
     for record in records:
         if record.choices:
             check_choices(record.choices)
@@ -202,7 +208,7 @@ def _print_map(frame: DataFrame, lens: str, no_color: bool) -> None:
     columns = shutil.get_terminal_size((100, 24)).columns
     # What the map shows of texts is made visible by it; the escapes in it are its own colours.
     sys.stdout.write(token_map(frame, width=max(columns, 24), colour=colour) + "\n")
-    shown = "on a bar as long as it is probable" if colour else "with a darker mark where more probable"
+    shown = "on a bar as long as it is probable" if colour else "with a fuller mark where more probable"
     echo(f"rows: layers, {lens} lens; under each token of the text the top-1 next token, {shown}")
     echo()
 

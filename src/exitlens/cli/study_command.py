@@ -88,8 +88,11 @@ def run_one(
 
     ``keep`` copies single files of the run directory elsewhere; ``options``: what the user wrote for each setting.
     """
+    from exitlens.storage.atomic import check_writable
     from exitlens.studies.config import check_words, load_config
 
+    for target in (keep or {}).values():
+        check_writable(target)
     with ExitStack() as stack:
         folder = out if out is not None else stack.enter_context(tempfile.TemporaryDirectory(prefix="exitlens-"))
         # Whoever asks for one study gets all of its data; the built-in job's limits are those of `exitlens run`.

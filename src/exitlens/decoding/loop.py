@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from exitlens.arguments import as_count, as_numbers, as_texts, wrong_kind
+from exitlens.arguments import as_count, as_numbers, as_penalty, as_texts, wrong_kind
 from exitlens.decoding.contrast import BoundDecoder, Decoder
 from exitlens.decoding.generation import Generation, ids_in
 from exitlens.decoding.sampling import Sampling, penalise, row_generator
@@ -199,8 +199,7 @@ class BatchRun:
         trace: bool = False,
     ) -> None:
         max_new_tokens = as_count(max_new_tokens, "max_new_tokens")
-        if not repetition_penalty > 0:
-            raise InputError(f"repetition_penalty {repetition_penalty} is out of range: above 0 (1 is none)")
+        repetition_penalty = as_penalty(repetition_penalty)
         self.rules = rules_of(lm, generation_config)
         if self.rules is not None and repetition_penalty == 1.0:
             repetition_penalty = self.rules.penalty

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from exitlens.errors import ConfigError
@@ -19,11 +20,14 @@ def parse_judge(text: str) -> tuple[str, str]:
     head, _, rest = text.partition(":")
     if head == "similarity":
         try:
-            float(rest or "0.85")
+            threshold = float(rest or "0.85")
         except ValueError:
+            threshold = math.nan
+        if not -1 <= threshold <= 1:  # a similarity is an F1 of cosines
             raise ConfigError(
-                f"threshold {cut(repr(rest))} of judge {cut(repr(text))} is not a number: write similarity:0.85"
-            ) from None
+                f"threshold {cut(repr(rest))} of judge {cut(repr(text))} is no number from -1 to 1: write "
+                "similarity:0.85"
+            )
         return head, rest or "0.85"
     if head == "margin":
         return head, metric_name(rest or "rouge")

@@ -200,7 +200,9 @@ class RunConfig(BaseModel):
     def _known_studies(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for name in value:
             if name not in HOMES:
-                raise ValueError(f"no study is named {name!r}{_nearest(name, HOMES)}; choose from {', '.join(HOMES)}")
+                near = difflib.get_close_matches(name, HOMES, n=1)
+                hint = f"did you mean '{near[0]}'? There are" if near else "choose from"
+                raise ValueError(f"no study is named '{cut(name)}': {hint} {', '.join(HOMES)}")
         if not value:
             raise ValueError(f"no study is asked for; choose from {', '.join(HOMES)}")
         return tuple(name for name in HOMES if name in value)
@@ -277,11 +279,14 @@ def load_config(
             raise
         name, message = _first(error.__cause__)
         typed = (overrides or {}).get(name) is not None
-        told = f"setting '{name}'"
-        if typed:  # what the user wrote is the option, and it is not the file's fault
-            where = "the command line"
-            told = f"option {options[name]}" if options and name in options else told
-        raise ConfigError(f"{told} = {cut(repr(values.get(name)))} (from {where}): {message}") from error.__cause__
+        if typed and options and name in options:  # what the user wrote is the option, and it is not the file's fault
+            value = values.get(name)
+            shown = cut(",".join(map(str, value)) if isinstance(value, list) else str(value))
+            named = message.startswith(options[name])  # where it says the option and the value itself
+            raise ConfigError(message if named else f"{options[name]} is '{shown}': {message}") from error.__cause__
+        where = "the command line" if typed else where
+        shown = cut(repr(values.get(name)))
+        raise ConfigError(f"setting '{name}' = {shown} (from {where}): {message}") from error.__cause__
 
 
 def _first(error: ValidationError) -> tuple[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from exitlens.arguments import as_penalty
 from exitlens.decoding.contrast.parse import parse_decoder
 from exitlens.errors import InputError
 
@@ -27,12 +29,12 @@ class DecoderSpec:
                 penalty = float(own)
             except ValueError:
                 penalty = float("nan")
-            if not penalty > 0:
+            if not 0 < penalty < math.inf:
                 raise InputError(
                     f"repetition penalty '{own}' in decoder '{text}' is not a number above 0: write {name}@1.2"
                 )
         parse_decoder(name)
-        return cls(text.strip(), name, penalty)
+        return cls(text.strip(), name, as_penalty(penalty))
 
     @property
     def plain(self) -> bool:
