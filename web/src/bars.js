@@ -28,7 +28,7 @@ export function barChart(o) {
     const y = i * row + 4;
     const long = (finite(bar.value) ? bar.value : 0) * scale;
     const text = shorten(visible(bar.label), Math.floor((named - 8) / 7.2));
-    items.push(label(named - 2, y + 13, text, 12, "ink", "end"), box(long < 0 ? zero + long : zero, y + 2, Math.max(Math.abs(long), 1), row - 8, `s${(bar.colour ?? 0) % 5}`));
+    items.push(label(named - 2, y + 13, text, 12, "ink", "end"), box(long < 0 ? zero + long : zero, y + 2, Math.max(Math.abs(long), 1), row - 8, `s${(bar.colour ?? 0) % 7}`));
     if (bar.low !== undefined && bar.high !== undefined && finite(bar.low) && finite(bar.high)) {
       items.push(line(`M${zero + bar.low * scale} ${y + 9}H${zero + bar.high * scale}`, "ink", 1.2));
     }

@@ -107,7 +107,7 @@ export function lineChart(o) {
   const hits = [];
   o.series.forEach((each, i) => {
     const k = each.colour ?? i;
-    const colour = `s${k % 5}`;
+    const colour = `s${k % 7}`;
     const points = each.points.filter((p) => finite(p.x) && finite(p.y));
     const banded = points.filter((p) => finite(p.low) && finite(p.high));
     if (banded.length > 1) {
@@ -136,7 +136,7 @@ export function lineChart(o) {
 
 /** A mark of its own for each series, so that colour is never alone. @param {number} k @param {number} x @param {number} y @param {number} size @returns {import("./types").Shape} */
 export function marker(k, x, y, size) {
-  const fill = `s${k % 5}`;
+  const fill = `s${k % 7}`;
   const a = size * 1.25;
   if (k % 4 === 1) return box(x - size, y - size, 2 * size, 2 * size, fill);
   if (k % 4 === 2) return { tag: "path", d: `M${r(x)} ${r(y - a)}L${r(x + a)} ${r(y + size)}H${r(x - a)}Z`, fill };
@@ -262,7 +262,7 @@ export function legend(series) {
       const svg = s("svg", { width: 22, height: 10, viewBox: "0 0 22 10", "aria-hidden": "true" });
       paint(svg, {
         width: 22, height: 10,
-        items: [line("M0 5H22", `s${k % 5}`, 1.8, dashOf(each, k)), marker(k, 11, 5, 2.6)],
+        items: [line("M0 5H22", `s${k % 7}`, 1.8, dashOf(each, k)), marker(k, 11, 5, 2.6)],
       });
       return h("li", {}, svg, h("bdi", { text: each.name }));
     }),

@@ -8,12 +8,14 @@ export const PALETTE = {
   grid: ["#dfe3e8", "#2d343c"],
   line: ["#7c8691", "#75808c"],
   wash: ["#f3f5f8", "#1f262d"],
-  // Okabe and Ito (2008), darkened or lightened to 3 : 1 against the paper
+  // Okabe and Ito (2008), darkened or lightened to 3 : 1 against the paper; two more for questions of seven choices
   s0: ["#0072b2", "#4ea8de"],
   s1: ["#c65300", "#f0843c"],
   s2: ["#00805d", "#35c39a"],
   s3: ["#a04a7b", "#d58fb6"],
   s4: ["#946500", "#e0ab3a"],
+  s5: ["#59646f", "#b6c0ca"],
+  s6: ["#8f1d1d", "#ff9d90"],
 };
 
 // viridis (Smith and van der Walt 2015) at seven places: even in lightness, read alike with every common colour vision.

@@ -13,7 +13,7 @@ test("text reads at 4.5 : 1 and marks at 3 : 1, light and dark", () => {
   for (const mode of [0, 1]) {
     const paper = PALETTE.paper[mode];
     for (const name of ["ink", "muted"]) assert.ok(contrast(PALETTE[name][mode], paper) >= 4.5, `${name} ${mode}`);
-    for (const name of ["line", "s0", "s1", "s2", "s3", "s4"]) {
+    for (const name of ["line", "s0", "s1", "s2", "s3", "s4", "s5", "s6"]) {
       assert.ok(contrast(PALETTE[name][mode], paper) >= 3, `${name} ${mode} ${contrast(PALETTE[name][mode], paper)}`);
     }
   }
