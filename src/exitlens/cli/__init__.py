@@ -21,7 +21,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from exitlens.cli._streams import NARROW, Remarks
-from exitlens.cli.console import safe
+from exitlens.cli.console import in_lines, safe
 from exitlens.cli.help import USAGE_ERRORS, Group, usage_error
 from exitlens.errors import ExitlensError, UnitsFailed
 
@@ -163,7 +163,7 @@ def _plain_warnings() -> Iterator[None]:
         message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
     ) -> str:
         if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1]):
-            return f"warning: {safe(str(message))}\n"
+            return in_lines(f"warning: {safe(str(message))}", sys.stderr) + "\n"
         return usual(message, category, filename, lineno, line)
 
     warnings.formatwarning = written
@@ -177,7 +177,7 @@ def _fail(message: str, code: int = 2) -> int:
     if os.environ.get("EXITLENS_DEBUG") and sys.exc_info()[0] is not None:
         _raise_again()
     with contextlib.suppress(BrokenPipeError):
-        sys.stderr.write(f"error: {safe(message)}\n")
+        sys.stderr.write(in_lines(f"error: {safe(message)}", sys.stderr) + "\n")
     return code
 
 

@@ -15,7 +15,7 @@ __all__ = ["Fitted", "Piece", "fit"]
 
 GAP = 3  # cells between two columns
 LABEL = 28  # cells up to which a label column is never narrowed
-WORDS = 14  # cells down to which other columns of words may be
+WORDS = 14  # cells down to which other columns of words may be, where no word of theirs is longer
 
 # A number as text, with its interval and the mark behind it, or what stands for a missing one.
 _NUMBER = re.compile(rf"(?:[<≥] ?)?[+−-]?(?:\d[\d.,]*|∞)(?:e[+−-]?\d+)?%?(?: \[[^\[\]]*\])?{TOO_NARROW}? *|–")
@@ -52,7 +52,10 @@ class Piece:
         inside = _widest(self.cells)
         if self.numeric:
             return max(heading, inside)
-        return max(heading, min(inside, LABEL if self.label else WORDS))
+        if self.label:
+            return max(heading, min(inside, LABEL))
+        longest = 0 if self.shrink else max((_widest(atoms(cell)) for cell in self.cells), default=0)
+        return max(heading, min(inside, max(WORDS, min(longest, LABEL))))
 
     @property
     def without_interval(self) -> Piece | None:

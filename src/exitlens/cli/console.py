@@ -25,6 +25,7 @@ __all__ = [
     "Column",
     "echo",
     "given_text",
+    "in_lines",
     "plain",
     "print_findings",
     "print_json",
@@ -53,7 +54,7 @@ def _written_out(match: re.Match[str]) -> str:
 
 def echo(text: str = "") -> None:
     """A line of results on the output stream; control characters are written out. A terminal's lines end in words."""
-    sys.stdout.write(_lines(safe(text), sys.stdout) + "\n")
+    sys.stdout.write(in_lines(safe(text), sys.stdout) + "\n")
 
 
 def given_text(text: str) -> str:
@@ -72,11 +73,11 @@ def given_text(text: str) -> str:
 def say(text: str, quiet: bool = False) -> None:
     """A remark on the error stream, unless ``quiet``."""
     if not quiet:
-        sys.stderr.write(_lines(safe(text), sys.stderr) + "\n")
+        sys.stderr.write(in_lines(safe(text), sys.stderr) + "\n")
         sys.stderr.flush()
 
 
-def _lines(text: str, stream: Stream) -> str:
+def in_lines(text: str, stream: Stream) -> str:
     """``text`` as it is, or in a terminal, where it is longer than a line, broken between words."""
     if not stream.isatty():
         return text

@@ -255,8 +255,9 @@ def _write(
         for line in answer.text.strip("\n").split("\n"):
             echo(line)
     if "blocks_a_token" in facts:
+        exits = ", ".join(f"{count} at {layer}" for layer, count in facts["exits"].items()) or "none"
         say(f"{facts['blocks_a_token']:.1f} of {n_layers} blocks a token, {facts['unembeddings_a_token']:.1f} "
-            f"unembeddings; answer tokens by exit: {facts['exits']}", quiet)  # fmt: skip
+            f"unembeddings; answer tokens by exit layer: {exits}", quiet)  # fmt: skip
     elif "acceptance" in facts:
         say(f"drafts ({facts['speculate']}) accepted: {facts['acceptance']:.0%}", quiet)
 

@@ -42,6 +42,9 @@ _HYPHEN = "\ue000"  # a hyphen while lines are broken: no option's name or value
 def usage_error(error: Any) -> InputError:
     """What the option parser refused, as one line that names the remedy."""
     message = " ".join(error.format_message().split()).rstrip(".").replace(": Value error, ", ": ")
+    message = re.sub(
+        r"issing argument '(\w+)", lambda found: found.group().replace(found[1], found[1].upper()), message
+    )
     for theirs, ours in _THEIRS:
         message = re.sub(theirs, ours, message)
     reasons = getattr(error.__cause__ or error.__context__, "errors", None)

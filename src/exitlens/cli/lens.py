@@ -113,6 +113,9 @@ def list_command(as_json: JsonOption = False) -> None:
         return
     columns: list[str | Column] = ["name", "kind", "model", "layers", Column("KL before", ".3f"),
                Column("KL after", ".3f"), Column("text", shrink=True)]  # fmt: skip
+    if not rows:
+        echo(f"no lens is kept in {folder} yet: exitlens lens train makes one")
+        return
     print_table(columns, [list(row.values()) for row in rows], note=f"kept in {folder}")
 
 

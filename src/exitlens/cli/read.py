@@ -192,6 +192,7 @@ def _remark(found: CorpusRead, quiet: bool) -> None:
 
 def _print(found: CorpusRead, model: str, lens: str, seconds: float, as_json: bool) -> None:
     rows = found.by_layer.astype(object).where(found.by_layer.notna(), None)
+    from exitlens.report.words import counted
     from exitlens.storage.mirror import named
 
     shards = named(found.path / "shards" / "*.parquet")
@@ -205,14 +206,15 @@ def _print(found: CorpusRead, model: str, lens: str, seconds: float, as_json: bo
     shown = rows.drop(columns="tokens")
     columns = [Column(name.replace("_", " "), "d" if name == "layer" else ".4f") for name in shown.columns]
     speed = (
-        f"{found.fresh_tokens} tokens read now, {found.fresh_tokens / max(seconds, 1e-9):.3g}/s"
+        f"{counted(found.fresh_tokens, 'token')} read now, {found.fresh_tokens / max(seconds, 1e-9):.3g} a second"
         if found.fresh_tokens
         else "all read before"
     )
+    size = f"{counted(found.tokens, 'token')} of {counted(found.survey.texts, 'text')}"
     print_table(
         columns,
         shown.to_numpy().tolist(),
-        title=f"Means over {found.tokens} tokens of {found.survey.texts} texts: {model}, lens {lens}",
+        title=f"Means over {size}: {model}, lens {lens}",
         note=speed + ("" if found.saturation is None else f"; mean saturation layer {found.saturation:.2f}"),
     )
-    echo(f"{found.shards} files: {shards}")
+    echo(f"{counted(found.shards, 'file')}: {shards}")

@@ -83,6 +83,10 @@ def score_command(
     (decoder, corpus_bleu, rouge, bertscore: against the best answer alone, as in the original study) and judgements
     (judge, decoder, correct, decided).
     """
+    if out is not None:
+        from exitlens.storage.atomic import check_writable
+
+        check_writable(out)
     from exitlens.data import read_data
     from exitlens.scoring.names import parse_judge
 

@@ -76,7 +76,7 @@ def train_command(
     --json prints heads (the file), model, source, before and after.
     """
     _one_text(text, self_text)
-    _may_write(out.parent)
+    _may_write(out)
     wanted = None if layers is None else check_depth(model, layers, first=1, what="exit layer")
 
     from exitlens.exits.policies import ExitPolicy
@@ -125,7 +125,7 @@ def adapt_command(
     --json prints adapter (the folder), model, source, kl, kl_bound, kept_step, curve, before and after.
     """
     _one_text(text, self_text)
-    _may_write(out)
+    _may_write(out / "exitlens.json")
     wanted = None if layers is None else check_depth(model, layers, first=1, what="exit layer")
 
     from exitlens.exits.adapter import adapt
@@ -190,11 +190,11 @@ def _default_exits(n: int) -> list[int]:
     return sorted({min(n - 1, max(1, round(n * share))) for share in (0.5, 0.67, 0.8, 0.9, 0.97)})
 
 
-def _may_write(folder: Path) -> None:
-    """Make the folder and try it, so that no training is lost to one that cannot be written to."""
+def _may_write(file: Path) -> None:
+    """Make the folder and try it, so that no training is lost to a file that cannot be written."""
     from exitlens.storage.atomic import check_writable
 
-    check_writable(folder / "exitlens.json")
+    check_writable(file)
 
 
 def _one_text(text: Path | None, own: int) -> None:
