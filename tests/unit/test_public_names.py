@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,13 @@ def test_what_the_docs_promise_is_public() -> None:
         "probes_study", "decoding_study", "exits_study",
     }  # fmt: skip
     assert promised <= set(exitlens.__all__)
+
+
+def test_every_name_is_in_the_reference() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"auto(?:function|class|data|exception):: exitlens\.(?:\w+\.)*(\w+)", page))
+    assert "automodule:: exitlens.errors" in page
+    assert set(exitlens.__all__) - documented == {"__version__", "ExitlensError"}
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
