@@ -144,7 +144,23 @@ def curve(
     unit: str = "",
     main: bool = False,
 ) -> Curve:
-    """A curve of the rows that have both a place ``x`` and a ``value``, from left to right."""
+    """A curve of the rows that have both a place ``x`` and a ``value``, from left to right.
+
+    Args:
+        name: What it shows.
+        items: Rows of a table.
+        x: Column of the place.
+        value: Column of the value.
+        of: What it is of: judge, lens, policy.
+        low: Column of the interval's lower end; by default ``value_low``.
+        high: Column of its upper end; by default ``value_high``.
+        axis: What the places are.
+        unit: Of the values.
+        main: Whether it is the study's main curve.
+
+    Returns:
+        The curve.
+    """
     kept = [row for row in items if is_number(row.get(x)) and is_number(row.get(value))]
     kept.sort(key=lambda row: to_float(row[x]))
     columns = (x, value, low or f"{value}_low", high or f"{value}_high")

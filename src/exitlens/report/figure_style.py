@@ -190,6 +190,16 @@ def panels(count: int, columns: int, height: float, *, extra: float = 0.6, **sha
     """A figure of ``count`` panels in at most ``columns`` columns, each row ``height`` inches; unused ones removed.
 
     In a column's width there is one column of panels less.
+
+    Args:
+        count: Number of panels.
+        columns: Most of them beside each other.
+        height: Of a row [inches].
+        extra: Room for title and legend [inches].
+        shared: What ``Figure.subplots`` takes, as ``sharex``.
+
+    Returns:
+        The figure and its ``count`` panels.
     """
     count = max(count, 1)
     columns = min(max(columns - narrow(), 1), count)
@@ -360,7 +370,16 @@ def _lay_out(figure: Figure) -> None:
 def save(figure: Figure, folder: str | os.PathLike[str], name: str) -> dict[str, Path]:
     """Write ``name.svg``, ``name.pdf`` and ``name.png`` into the folder, each under its name only when whole.
 
-    Returns the paths by format. Raises :class:`exitlens.errors.RunError` when the folder cannot be written.
+    Args:
+        figure: The figure.
+        folder: Made where it is missing.
+        name: Of the files, without an ending.
+
+    Returns:
+        The paths by format.
+
+    Raises:
+        RunError: The folder cannot be written.
     """
     paths = {form: Path(folder) / f"{name}.{form}" for form in ("svg", "pdf", "png")}
     for form, path in paths.items():

@@ -85,7 +85,16 @@ def write_report(
 
 
 def render(results: Results, chapters: Mapping[str, Chapter], figures: Mapping[str, str]) -> str:
-    """The report as HTML text."""
+    """The report as HTML text.
+
+    Args:
+        results: Tables and manifest.
+        chapters: The chapters by study, in the order of the sections.
+        figures: SVG text by file name.
+
+    Returns:
+        The document; the same arguments give the same text.
+    """
     manifest = results.manifest
     stages = {name: _mapping(stage) for name, stage in _mapping(manifest.get("stages")).items()}
     homes = {name: _home(name, chapters) for name in [*stages, *figures]}

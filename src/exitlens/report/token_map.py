@@ -56,8 +56,15 @@ def token_map(
 ) -> str:
     """Token × layer: the top token of every layer at every position, over a bar of its probability; last layer on top.
 
-    Columns of ``frame``: position, layer, token, probability, and optionally context (the token that was read there).
-    Without colour a shade ``░▒▓█`` follows each token. Positions that do not fit go into further blocks.
+    Args:
+        frame: Columns position, layer, token, probability, and optionally context (the token that was read there).
+        width: Of the terminal [characters]. Positions that do not fit go into further blocks.
+        colour: Whether bars are coloured; else a shade ``░▒▓█`` follows each token.
+        cell: Width of a cell [characters].
+        most_layers: Layers at most, evenly spread; by default all.
+
+    Returns:
+        Lines with control sequences for colours, if there are colours.
     """
     items = rows(frame)
     shown = layers_of(items) if most_layers is None else evenly(layers_of(items), most_layers)

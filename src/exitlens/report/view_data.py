@@ -137,7 +137,13 @@ def quantised(values: Any, bits: Literal[8, 16] = 16) -> Quantised:
 def columns_of(prefix: str, frame: DataFrame, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Columns of a table as arrays named ``prefix.column``; a column that the frame does not have is left out.
 
-    Missing values stay missing: NaN in numbers, None in texts and in yes-or-no.
+    Args:
+        prefix: Name of the table in the view.
+        frame: The table.
+        names: Its columns that are wanted.
+
+    Returns:
+        Arrays ``[rows]``. Missing values stay missing: NaN in numbers, None in texts and in yes-or-no.
     """
     out: dict[str, NDArray[Any]] = {}
     for name in names:

@@ -91,7 +91,17 @@ class Slider:
 def figures_meta(
     figures: Sequence[Figure], switches: Sequence[Switch] = (), slider: Slider | None = None, **more: Any
 ) -> dict[str, Any]:
-    """``meta`` of a view with these figures; ``more`` goes in as it is."""
+    """``meta`` of a view with these figures.
+
+    Args:
+        figures: In their order.
+        switches: Choices for the reader, in their order.
+        slider: Goes through the rows of a table.
+        more: Further facts of the kind, as JSON knows them.
+
+    Returns:
+        A mapping of what JSON knows; fields that say nothing are left out.
+    """
     made: dict[str, Any] = {
         "figures": [_plain(figure) for figure in figures],
         "switches": [_plain(switch) for switch in switches],

@@ -26,6 +26,15 @@ def token_logprobs(lm: LayeredModel, ids: Sequence[int], first: int, top: int) -
 
     The model's own distribution, before a decoder, a penalty or a temperature. A token that is among the likeliest
     has the very number that stands there, so that a client may compare them.
+
+    Args:
+        lm: The model.
+        ids: Prompt and answer.
+        first: Place of the first token wanted.
+        top: How many of the likeliest at each place.
+
+    Returns:
+        One entry a token [nats]; the text's first token has no log-probability.
     """
     shown = _Names(lm)
     if len(ids) < 2:

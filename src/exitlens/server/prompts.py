@@ -22,9 +22,20 @@ _OURS |= {"messages", "chat_template", "tokenizer_kwargs", "padding", "truncatio
 
 
 def completion_ids(lm: LayeredModel, request: CompletionRequest, most: int) -> list[list[int]]:
-    """Token ids of each prompt. Raises :class:`Refusal` for ids out of the vocabulary and for what cannot fit.
+    """Token ids of each prompt.
 
     The text of a completion is the caller's own prompt: special tokens written in it are special tokens.
+
+    Args:
+        lm: The model.
+        request: Its prompts are texts or ids.
+        most: Tokens of a prompt at most.
+
+    Returns:
+        Ids, a list a prompt.
+
+    Raises:
+        Refusal: Ids out of the vocabulary, and what cannot fit.
     """
     found: list[list[int]] = []
     for prompt in request.prompts:
@@ -41,7 +52,16 @@ def completion_ids(lm: LayeredModel, request: CompletionRequest, most: int) -> l
 def chat_ids(lm: LayeredModel, request: ChatRequest, most: int) -> list[int]:
     """Token ids of a conversation by the model's chat template, ready for the reply, or for the rest of the last turn.
 
-    Raises :class:`Refusal` for a model without a template, for what its template refuses, and for what cannot fit.
+    Args:
+        lm: The model.
+        request: The turns, and settings of the template.
+        most: Tokens of the prompt at most.
+
+    Returns:
+        The ids.
+
+    Raises:
+        Refusal: A model without a template, what its template refuses, and what cannot fit.
     """
     if not getattr(lm.tokenizer, "chat_template", None):
         raise Refusal(400, f"{lm.name} has no chat template: use /v1/completions", param="messages")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -15,8 +14,6 @@ from exitlens.stats.effects import permutation_p
 from exitlens.stats.means import studentised
 
 __all__ = ["POOLED_WARNING", "TokenMeans", "group_token_mean"]
-
-Estimator = Literal["per-group", "pooled-weights"]
 
 POOLED_WARNING = (
     "estimator 'pooled-weights' divides each group's sum by the tokens of all answers: the smaller group looks lower "

@@ -21,7 +21,7 @@ from exitlens.models.layout.affine import frozen_norm, half, linear_weight
 from exitlens.models.layout.final_path import scale_between
 from exitlens.models.layout.find import Layout
 from exitlens.models.layout.hooks import eval_mode, here
-from exitlens.models.layout.residual import at, floats
+from exitlens.models.layout.residual import at
 from exitlens.models.layout.watch import Call
 
 __all__ = ["Heads", "find_heads"]
@@ -234,8 +234,3 @@ def _concatenated(z: Tensor, other: Tensor, count: int) -> bool:
     common = (want * got).sum(-1, keepdim=True) / (want * want).sum(-1, keepdim=True).clamp_min(1e-300)
     bound = 3e-2 if half(z.dtype) else 1e-4
     return bool((got - common * want).abs().max() <= bound * got.abs().max().clamp_min(1e-12))
-
-
-def first_path(value: Any) -> tuple[Any, ...]:
-    """The way to the first tensor in what a module is given."""
-    return next(path for path, _ in floats(value))

@@ -36,7 +36,6 @@ class Layout:
     """Where a model keeps its parts. ``tail`` leads from the last block's output to the unembedding's input."""
 
     blocks: tuple[nn.Module, ...]
-    blocks_name: str
     embed: nn.Module
     stream: Stream
     tail: FinalPath | Injection
@@ -124,7 +123,6 @@ def _layout(
 ) -> Layout:
     return Layout(
         blocks=tuple(call.module for call in blocks.calls),
-        blocks_name=blocks.name,
         embed=embed,
         stream=blocks.stream,
         tail=tail,

@@ -61,6 +61,14 @@ def number_table(runs: Sequence[Run], matched: Sequence[Matched[Number]], *, see
     Where both runs have it of the same questions, the difference is the mean over the questions that they share, with
     the interval and test of :func:`exitlens.stats.paired_difference`. Elsewhere it is that of two independent estimates
     (:func:`exitlens.stats.independent_difference`). p is corrected over all rows.
+
+    Args:
+        runs: The runs, the first of which is compared with.
+        matched: Which number of each run is which.
+        seed: Of the bootstrap.
+
+    Returns:
+        A row for each number and run that has it.
     """
     rows: list[dict[str, Any]] = []
     for one in matched:

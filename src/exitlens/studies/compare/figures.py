@@ -45,7 +45,13 @@ def significant(row: Row) -> bool:
 def differences(numbers: DataFrame, *, names: Sequence[str], note: str = "") -> Figure:
     """Difference of every run to the first, a line a number; filled: a significant one.
 
-    ``numbers``: rows of ``compare_numbers`` of one unit. ``names``: all runs, in their order.
+    Args:
+        numbers: Rows of ``compare_numbers`` of one unit.
+        names: All runs, in their order.
+        note: A line below the title.
+
+    Returns:
+        The figure.
     """
     items = [row for row in rows(numbers) if is_number(row.get("difference")) and is_number(row.get("difference_low"))]
     lines = groups(({**row, "_line": (row["number"], row.get("_of"))} for row in items), "_line")
@@ -104,7 +110,13 @@ def _line_label(number: str, of: str) -> str:
 def curves(lines: DataFrame, *, names: Sequence[str], note: str = "") -> Figure:
     """One curve of every run, a panel each for what it is of (judge, lens, policy), with bands of 95% CI.
 
-    ``lines``: rows of ``compare_curves`` of one curve. ``names``: all runs, in their order.
+    Args:
+        lines: Rows of ``compare_curves`` of one curve.
+        names: All runs, in their order.
+        note: A line below the title.
+
+    Returns:
+        The figure.
     """
     items = rows(lines)
     parts = groups(items, "of")

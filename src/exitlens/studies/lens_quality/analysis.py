@@ -38,8 +38,15 @@ def pass_table(
 ) -> pd.DataFrame:
     """Table ``lenses``: pass@k, chance, the shuffled control and the gain over it, by set and lens.
 
-    ``share``: of :func:`shares`. ``chance``: by ``prompt_id``, a column for each k. ``controls``: names of lenses that
-    must not read anything.
+    Args:
+        share: Rows of :func:`shares`.
+        chance: What guessing reaches, by ``prompt_id``, a column for each k.
+        ks: Numbers of ranks within which a concept counts as read.
+        controls: Names of lenses that must not read anything.
+        seed: Of the bootstrap.
+
+    Returns:
+        A row for each set, lens and k, with 95% intervals over prompts.
     """
     rows: list[dict[str, Any]] = []
     for name, here in _sets(share):
@@ -70,7 +77,17 @@ def pass_table(
 
 
 def pairs_table(share: pd.DataFrame, lenses: Sequence[str], ks: Sequence[int], *, seed: int = 0) -> pd.DataFrame:
-    """Table ``lenses_pairs``: pass@k of each lens against each one before it, paired by prompt."""
+    """Table ``lenses_pairs``: pass@k of each lens against each one before it, paired by prompt.
+
+    Args:
+        share: Rows of :func:`shares`.
+        lenses: Names, in the order in which they are compared.
+        ks: Numbers of ranks within which a concept counts as read.
+        seed: Of the bootstrap.
+
+    Returns:
+        A row for each set, k and pair of lenses: the difference with its 95% interval and p.
+    """
     rows: list[dict[str, Any]] = []
     columns = [f"own {k}" for k in ks]
     for name, here in _sets(share):
@@ -94,7 +111,16 @@ def pairs_table(share: pd.DataFrame, lenses: Sequence[str], ks: Sequence[int], *
 
 
 def layers_table(reads: pd.DataFrame, k: int, *, seed: int = 0) -> pd.DataFrame:
-    """Table ``lenses_layers``: share of concepts, KL, agreement and rank of the model's own answer, by layer."""
+    """Table ``lenses_layers``: share of concepts, KL, agreement and rank of the model's own answer, by layer.
+
+    Args:
+        reads: A row a prompt, lens and layer: ``share``, ``kl`` [nats], ``agreement`` [0 or 1], ``answer_rank``.
+        k: Number of ranks within which a concept counts as read.
+        seed: Of the bootstrap.
+
+    Returns:
+        A row for each lens and layer, with 95% intervals over prompts; ranks as geometric means.
+    """
     frames = []
     for lens, mine in reads.groupby("lens", sort=False):
         columns: dict[str, Any] = {}

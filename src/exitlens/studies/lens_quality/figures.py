@@ -38,7 +38,13 @@ _CURVES = (
 def by_set(lenses: DataFrame, *, k: int, note: str = "") -> Figure:
     """Pass@k of every lens on every set with intervals; hollow: the concepts of other prompts; a bar: chance.
 
-    ``lenses`` columns: set, lens, control, k, n, passed and shuffled with intervals, chance.
+    Args:
+        lenses: Table ``lenses``: set, lens, control, k, n, passed and shuffled with intervals, chance.
+        k: Which of its numbers of ranks.
+        note: A line below the title.
+
+    Returns:
+        The figure.
     """
     items = rows(lenses, k=k)
     sets, names = distinct(items, "set"), distinct(items, "lens")

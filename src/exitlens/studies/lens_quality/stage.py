@@ -42,6 +42,14 @@ def with_decoys(reads: Sequence[ConceptRead], seed: int = 0, most: int = DECOYS)
     """Each prompt with the concepts of at most ``most`` other prompts of its set, drawn by the seed.
 
     Concepts that share a token with the prompt's own are left out: "opposite" belongs to many prompts of one set.
+
+    Args:
+        reads: Prompts with their own concepts; those without any are left out.
+        seed: Of the draw, which differs from prompt to prompt.
+        most: Other prompts of each.
+
+    Returns:
+        A record for each prompt that has concepts, in their order.
     """
     sets: dict[str, list[int]] = {}
     for i, read in enumerate(reads):
