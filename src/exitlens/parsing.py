@@ -23,6 +23,7 @@ __all__ = [
     "parse_first",
     "parse_json",
     "parse_toml",
+    "plainly",
     "read_bytes",
 ]
 
@@ -212,3 +213,22 @@ def _whole(value: Any) -> Any:
     if isinstance(value, dict):
         return {_whole(key): _whole(part) for key, part in value.items()}
     return value
+
+
+# What pydantic says of a value, which is written for programmers, and what is said here.
+_THEIRS = (
+    (r"Input should be a valid integer(,.*)?$", "give a whole number"),
+    (r"Input should be a valid number(,.*)?$", "give a number"),
+    (r"Input should be greater than or equal to (\S+)", r"give \1 or more"),
+    (r"Input should be less than or equal to (\S+)", r"give \1 or less"),
+    (r"Input should be greater than (\S+)", r"give more than \1"),
+    (r"Input should be less than (\S+)", r"give less than \1"),
+    (r"Input should be a finite number", "give a finite number"),
+)
+
+
+def plainly(message: str) -> str:
+    """What pydantic says of a value, as what is to be given instead."""
+    for theirs, ours in _THEIRS:
+        message = re.sub(theirs, ours, message)
+    return message

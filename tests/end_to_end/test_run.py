@@ -174,7 +174,7 @@ def test_damaged_units_are_redone_and_a_second_run_gives_the_same_bytes(work: Pa
         (["--probed-layers", "77"], "layer 77 is out of range"),
         (["--layers", "0,99", "--fresh"], "layer 99 is out of range"),
         (["--data", "gone.csv"], "gone.csv"),
-        (["--limit", "0"], "'--limit': Input should be greater than or equal to 1"),
+        (["--limit", "0"], "'--limit': give 1 or more"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_and_loses_nothing(

@@ -66,7 +66,7 @@ _WRONG: dict[str, tuple[Callable[[Any], object], str]] = {
     "data": (lambda _: exitlens.read_data(None), r"None \(NoneType\) was given as the data: give a built-in name"),
     "settings": (lambda _: exitlens.run("run.toml"), r"'run\.toml' \(str\) was given as the settings: .*RunConfig"),
     "a setting": (lambda _: exitlens.RunConfig(modle="x"), r"^unknown setting 'modle': did you mean 'model'\?$"),
-    "a setting's value": (lambda _: exitlens.RunConfig(limit=-3), r"^setting 'limit' = -3: input should be greater"),
+    "a setting's value": (lambda _: exitlens.RunConfig(limit=-3), r"^setting 'limit' = -3: give 1 or more"),
     "own decoder": (lambda _: exitlens.register_decoder("mine", 3), r"3 \(int\) was given as decoder 'mine'"),
     "own statistic": (lambda _: exitlens.register_statistic(3), r"3 \(int\) was given as a statistic"),
     "temperature": (

@@ -151,7 +151,7 @@ def _interrupted(words: Sequence[str]) -> str:
     kept = any(word in ("-o", "--out") or word.startswith("--out=") for word in words)
     if list(words[:1]) == ["run"] or list(words[:2]) == ["lens", "train"] or (kept and words[0] in _GOES_ON):
         return "interrupted; finished work is kept, the same command continues from there"
-    return "interrupted; nothing was kept"
+    return "interrupted"
 
 
 @contextlib.contextmanager

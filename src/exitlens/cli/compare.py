@@ -47,7 +47,8 @@ def compare_command(
     from exitlens.studies.compare.chapter import CHAPTERS
     from exitlens.studies.compare.comparison import compare_runs
 
-    say(f"comparing {len(runs)} runs" + ("" if out is None else ", then writing the report"), quiet)
+    if len(runs) > 1:
+        say(f"comparing {len(runs)} runs" + ("" if out is None else ", then writing the report"), quiet)
     command = shlex.join(["exitlens", *sys.argv[1:]])
     found = compare_runs(runs, out, seed=seed, figures=figures, width=figure_width, command=command)
     if as_json:

@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from exitlens.errors import InputError
+from exitlens.parsing import plainly
 
 __all__ = ["ELSEWHERE", "USAGE_ERRORS", "Command", "Group", "add_command", "new_group", "usage_error"]
 
@@ -27,14 +28,7 @@ USAGE_ERRORS: type[Exception] = next(
 ELSEWHERE = "(help: "
 """In a heading: its options are only named, the command that it names has their help."""
 
-# What the parser says, which is written for programmers, and what is said here.
-_THEIRS = (
-    (r"Input should be a valid integer(,.*)?$", "give a whole number"),
-    (r"Input should be a valid number(,.*)?$", "give a number"),
-    (r"Input should be greater than or equal to (\S+)", r"give \1 or more"),
-    (r"Input should be less than or equal to (\S+)", r"give \1 or less"),
-    (r"Got unexpected extra arguments? ?(?:\(s\) )?\((.*)\)", r"'\1' is one argument too many: put a text in quotes"),
-)
+_TOO_MANY = re.compile(r"Got unexpected extra arguments? ?(?:\(s\) )?\((.*)\)")
 _OPTIONS = "Options"
 _HYPHEN = "\ue000"  # a hyphen while lines are broken: no option's name or value is cut in two
 
@@ -45,8 +39,7 @@ def usage_error(error: Any) -> InputError:
     message = re.sub(
         r"issing argument '(\w+)", lambda found: found.group().replace(found[1], found[1].upper()), message
     )
-    for theirs, ours in _THEIRS:
-        message = re.sub(theirs, ours, message)
+    message = _TOO_MANY.sub(r"'\1' is one argument too many: put a text in quotes", plainly(message))
     reasons = getattr(error.__cause__ or error.__context__, "errors", None)
     if callable(reasons):  # typer reads values by pydantic, whose errors hold what was given
         given = str(reasons()[0].get("input"))[:80]

@@ -8,6 +8,7 @@ import typer
 
 from exitlens.cli.console import echo
 from exitlens.cli.help import add_command
+from exitlens.parsing import cut
 
 __all__ = ["register"]
 
@@ -37,6 +38,10 @@ def lm_eval_command(context: typer.Context) -> None:
             echo(line)
         echo("Needs the harness: pip install 'exitlens[lm-eval]'. With it, --help is the harness's own.")
         return
+    from exitlens.errors import InputError
     from exitlens.integrations.lm_eval import main
 
-    main(context.args)
+    try:
+        main(context.args)
+    except ValueError as error:  # how the harness refuses tasks and arguments
+        raise InputError(f"lm-evaluation-harness: {cut(error, 300)}; exitlens lm-eval --help") from error

@@ -149,7 +149,7 @@ GenerationConfigOption = Annotated[Literal["model"] | None, option("generation_c
 DataOption = Annotated[str, option("data", help="Questions: built-in name, file, folder or Hub id.")]
 ColumnOption = Annotated[list[str] | None, option("column")]
 LimitOption = Annotated[int | None, option("limit", min=1)]
-SeedOption = Annotated[int, option("seed", min=0)]
+SeedOption = Annotated[int, option("seed", min=0, max=2**63 - 1)]  # what torch and numpy both take
 BatchSizeOption = Annotated[int, option("batch_size", min=1)]
 MaxNewTokensOption = Annotated[int, option("max_new_tokens", min=1)]
 PenaltyOption = Annotated[float, option("repetition_penalty", help="1 is none.")]

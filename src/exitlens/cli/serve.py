@@ -62,14 +62,19 @@ def serve_command(
     quiet: QuietOption = False,
     max_prompt_tokens: Annotated[
         int | None,
-        typer.Option("--max-prompt-tokens", help="Longest prompt [the model's context].", rich_help_panel=LIMITS),
+        typer.Option(
+            "--max-prompt-tokens", min=1, help="Longest prompt [the model's context].", rich_help_panel=LIMITS
+        ),
     ] = None,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", help="Longest answer.", rich_help_panel=LIMITS)] = 1024,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, help="Longest answer.", rich_help_panel=LIMITS)
+    ] = 1024,
     max_requests: Annotated[
-        int, typer.Option("--max-requests", help="Requests that run or wait at a time.", rich_help_panel=LIMITS)
+        int, typer.Option("--max-requests", min=1, help="Requests that run or wait at a time.", rich_help_panel=LIMITS)
     ] = 8,
-    max_body: Annotated[int, typer.Option("--max-body", help="Largest request, in bytes.", rich_help_panel=LIMITS)] = 1
-    << 20,
+    max_body: Annotated[
+        int, typer.Option("--max-body", min=1, help="Largest request, in bytes.", rich_help_panel=LIMITS)
+    ] = 1 << 20,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "auto",
     revision: RevisionOption = None,

@@ -21,7 +21,7 @@ from exitlens.data.records import ReadAt
 from exitlens.errors import ConfigError, InputError
 from exitlens.layer_range import parse_layers
 from exitlens.lenses.lens_words import check_lens_word
-from exitlens.parsing import check_plain, cut, parse_toml, read_bytes
+from exitlens.parsing import check_plain, cut, parse_toml, plainly, read_bytes
 from exitlens.probes.kinds import check_kind
 from exitlens.probes.names import check_protocol_name
 from exitlens.runs.cluster.address import parse_engine
@@ -117,7 +117,7 @@ class RunConfig(BaseModel):
     out: str = Field("exitlens-run", description="run directory")
     figures: bool = Field(True, description="draw figures; tables are there either way")
     figure_width: Literal["column", "page"] = Field("page", description="of figures: page (7 in) or column (3.3 in)")
-    seed: int = Field(0, ge=0, description="seed of every random choice; equal seeds give equal results")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of every random choice; equal seeds give equal results")
     batch_size: int = Field(32, ge=1, description="prompts generated together")
 
     max_new_tokens: int = Field(50, ge=1, description="longest answer in tokens")
@@ -292,7 +292,7 @@ def load_config(
 def _first(error: ValidationError) -> tuple[str, str]:
     """The first setting that is wrong, and what is wrong with it."""
     first = error.errors()[0]
-    message = str(first["msg"]).removeprefix("Value error, ")
+    message = plainly(str(first["msg"]).removeprefix("Value error, "))
     return str(first["loc"][0]) if first["loc"] else "?", message[:1].lower() + message[1:]
 
 
