@@ -165,6 +165,33 @@ def test_a_text_of_200_tokens_and_40_layers_is_at_most_300_kb() -> None:
     assert size <= 300_000, f"{size} bytes"
 
 
+def test_any_text_of_a_trace_can_be_shown(lm: Any) -> None:
+    texts = ["What is true?", "Another text."]
+    both = lm.read(texts, stats=("entropy", "saturation"))
+    assert "first of 2 texts; trace.text(1).show()" in framed(both._repr_html_())
+    second, alone = both.text(1), lm.read(texts[1:], stats=("entropy", "saturation"))
+    assert (second.tokens, second.lengths, len(second)) == (alone.tokens, alone.lengths, 1)
+    for name in both.values:
+        np.testing.assert_allclose(second[name], alone[name], atol=1e-4)
+    (made,) = views_in(framed(second._repr_html_()))
+    assert unpack(made.block)["tokens"].tolist() == list(alone.tokens[0])
+    with pytest.raises(InputError, match="text 2 is not in this trace"):
+        both.text(2)
+
+
+def test_a_look_at_a_question_keeps_the_shares_for_viewers_without_frames() -> None:
+    roomy = model("llama")
+    roomy.config.max_position_embeddings = 1024  # for the few-shot prompt in letters
+    lm = exitlens.wrap(roomy, tokenizer(), name="m")
+    found = lm.look("What is true?", ["yes", "no"])
+    static = found._repr_html_().partition("<iframe")[0]
+    assert "share of each choice" in static
+    last = found.layers[(found.layers["layer"] == lm.n_layers) & (found.layers["choice"] == "yes")]
+    assert f"{float(last['share'].iloc[0]):.3f}" in static
+    (made,) = views_in(framed(found._repr_html_()))
+    assert made.title == "Choices by layer"
+
+
 def test_what_cannot_be_shown_says_so(lm: Any) -> None:
     trace = lm.read("What is true?", stats=("saturation",))
     with pytest.raises(InputError, match="nothing that a map shows"):

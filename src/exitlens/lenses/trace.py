@@ -103,6 +103,22 @@ class Trace(Shown):
         k = self.layers.index(layer)
         return {name: array[:, k] for name, array in self.values.items() if array.shape[1] == len(self.layers)}
 
+    def text(self, number: int) -> Trace:
+        """The same trace of one of its texts alone, from 0.
+
+        Raises:
+            InputError: No such text.
+        """
+        if not 0 <= number < len(self):
+            raise InputError(f"text {number} is not in this trace: it holds {len(self)} (0 to {len(self) - 1})")
+        here, end = slice(number, number + 1), self.lengths[number]
+        return replace(
+            self,
+            values={name: array[here, :, :end].copy() for name, array in self.values.items()},
+            token_ids=self.token_ids[here],
+            tokens=self.tokens[here],
+        )
+
     def since(self, position: int) -> Trace:
         """The same trace without the positions before ``position``."""
         return replace(

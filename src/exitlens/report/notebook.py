@@ -164,7 +164,7 @@ def _numbers(values: Iterable[object]) -> bool:
 def _trace(trace: Trace) -> Shape:
     if not len(trace):
         raise InputError("this trace holds no text: there is nothing to show")
-    many = f"text 0 of {len(trace)}; exitlens.report.view_trace.trace_view(trace, i) makes the view of another"
+    many = f"This is the first of {len(trace)} texts; trace.text(1).show() shows the second."
     made = trace_view(trace)
     if len(trace) > 1:
         made = made.model_copy(update={"notes": [*made.notes, many]})
