@@ -1,15 +1,12 @@
 // Lines with intervals over layers, positions or thresholds: the drawing, and pointer and keys on it.
 
 import { h, s } from "./dom.js";
-import { box, label, line, paint } from "./scene.js";
+import { dashOf, key, label, line, marker, paint, r } from "./scene.js";
 import { finite, interval } from "./text.js";
 
 /** @typedef {import("./types").Scene} Scene */
 /** @typedef {import("./types").Series} Series */
 /** @typedef {import("./types").Hit} Hit */
-
-/** @param {Series} series @param {number} k */
-const dashOf = (series, k) => [undefined, "6 3", "2 2.5", "8 3 2 3"][series.dashed ? 1 : k % 4];
 
 /** Round steps over a range. @param {number} low @param {number} high @param {number} most */
 export function ticks(low, high, most = 6) {
@@ -105,6 +102,8 @@ export function lineChart(o) {
   for (const ref of refs) items.push(line(`M${left} ${r(py(ref.y))}H${width - right}`, "line", 1, "3 3"));
   /** @type {Hit[]} */
   const hits = [];
+  /** What no band may cover. @type {import("./types").Shape[]} */
+  const above = [];
   o.series.forEach((each, i) => {
     const k = each.colour ?? i;
     const colour = `s${k % 7}`;
@@ -113,16 +112,19 @@ export function lineChart(o) {
     if (banded.length > 1) {
       const up = banded.map((p) => `${r(px(p.x))} ${r(py(p.high ?? 0))}`);
       const down = banded.map((p) => `${r(px(p.x))} ${r(py(p.low ?? 0))}`).reverse();
-      items.push({ tag: "path", d: `M${up.join("L")}L${down.join("L")}Z`, fill: colour, alpha: 0.16 });
+      const d = `M${up.join("L")}L${down.join("L")}Z`;
+      items.push({ tag: "path", d, fill: colour, alpha: 0.16 });
+      above.push(line(d, colour, 0.4)); // on paper one band covers another, and its edge stays
     }
-    if (points.length > 1) items.push(line(path(each.points, px, py), colour, 1.8, dashOf(each, k)));
-    for (const p of points.length <= 60 ? points : []) items.push(marker(k, px(p.x), py(p.y), points.length > 40 ? 1.6 : 2.6));
+    if (points.length > 1) above.push(line(path(each.points, px, py), colour, 1.8, dashOf(each, k)));
+    for (const p of points.length <= 60 ? points : []) above.push(marker(k, px(p.x), py(p.y), points.length > 40 ? 1.6 : 2.6));
     for (const p of points) {
       taken.push([px(p.x), py(p.y), px(p.x), py(p.y), 1]);
       // Written when it is looked at: a drawing that follows the pointer has a thousand places.
       hits.push({ x: px(p.x), y: py(p.y), key: p.key ?? p.x, get label() { return p.label ?? `${o.x} ${tick(p.x)}, ${each.name}: ${interval(p.y, p.low, p.high)}`; } });
     }
   });
+  items.push(...above);
   const dots = (o.marks ?? []).map((m) => /** @type {[number, number, string]} */ ([px(m.x), py(m.y), m.label]));
   for (const [x, y] of dots) {
     taken.push([x - 5, y - 5, x + 5, y + 5, 50]);
@@ -131,21 +133,8 @@ export function lineChart(o) {
   for (const [x, y, text] of dots) name(text, "ink", y, [15, -7, 28], [[x + 8, "start"], [x - 8, "end"]]);
   for (const ref of refs) name(ref.label, "muted", py(ref.y), [-4, 12], [[width - right, "end"], [left + 4, "start"], [(width + left) / 2, "end"]]);
   hits.sort((a, b) => a.x - b.x || a.y - b.y);
-  return { name: o.name, label: o.label, width, height, items, hits };
+  return { name: o.name, label: o.label, width, height, items, hits, series: o.series };
 }
-
-/** A mark of its own for each series, so that colour is never alone. @param {number} k @param {number} x @param {number} y @param {number} size @returns {import("./types").Shape} */
-export function marker(k, x, y, size) {
-  const fill = `s${k % 7}`;
-  const a = size * 1.25;
-  if (k % 4 === 1) return box(x - size, y - size, 2 * size, 2 * size, fill);
-  if (k % 4 === 2) return { tag: "path", d: `M${r(x)} ${r(y - a)}L${r(x + a)} ${r(y + size)}H${r(x - a)}Z`, fill };
-  if (k % 4 === 3) return { tag: "path", d: `M${r(x)} ${r(y - a)}L${r(x + a)} ${r(y)}L${r(x)} ${r(y + a)}L${r(x - a)} ${r(y)}Z`, fill };
-  return { tag: "circle", x, y, r: size, fill };
-}
-
-/** @param {number} v */
-const r = (v) => Math.round(v * 10) / 10;
 
 /** A line that is broken where there is no value. @param {Series["points"]} points @param {(v: number) => number} px @param {(v: number) => number} py */
 function path(points, px, py) {
@@ -260,10 +249,7 @@ export function legend(series) {
     ...series.map((each, i) => {
       const k = each.colour ?? i;
       const svg = s("svg", { width: 22, height: 10, viewBox: "0 0 22 10", "aria-hidden": "true" });
-      paint(svg, {
-        width: 22, height: 10,
-        items: [line("M0 5H22", `s${k % 7}`, 1.8, dashOf(each, k)), marker(k, 11, 5, 2.6)],
-      });
+      paint(svg, { width: 22, height: 10, items: key(each, k, 0, 5) });
       return h("li", {}, svg, h("bdi", { text: each.name }));
     }),
   );

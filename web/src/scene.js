@@ -58,6 +58,25 @@ export const line = (d, stroke, wide, dash) => ({ tag: "path", d, stroke, wide, 
  */
 export const box = (x, y, w, h, fill) => ({ tag: "rect", x, y, w, h, fill });
 
+/** @param {number} v */
+export const r = (v) => Math.round(v * 10) / 10;
+
+/** @param {import("./types").Series} series @param {number} k */
+export const dashOf = (series, k) => [undefined, "6 3", "2 2.5", "8 3 2 3"][series.dashed ? 1 : k % 4];
+
+/** A mark of its own for each series, so that colour is never alone. @param {number} k @param {number} x @param {number} y @param {number} size @returns {Shape} */
+export function marker(k, x, y, size) {
+  const fill = `s${k % 7}`;
+  const a = size * 1.25;
+  if (k % 4 === 1) return box(x - size, y - size, 2 * size, 2 * size, fill);
+  if (k % 4 === 2) return { tag: "path", d: `M${r(x)} ${r(y - a)}L${r(x + a)} ${r(y + size)}H${r(x - a)}Z`, fill };
+  if (k % 4 === 3) return { tag: "path", d: `M${r(x)} ${r(y - a)}L${r(x + a)} ${r(y)}L${r(x)} ${r(y + a)}L${r(x - a)} ${r(y)}Z`, fill };
+  return { tag: "circle", x, y, r: size, fill };
+}
+
+/** A line of a series with its mark, as legends show it. @param {import("./types").Series} series @param {number} k @param {number} x @param {number} y @returns {Shape[]} */
+export const key = (series, k, x, y) => [line(`M${x} ${y}h22`, `s${k % 7}`, 1.8, dashOf(series, k)), marker(k, x + 11, y, 2.6)];
+
 /** @param {number | undefined} value */
 function n(value) {
   return value === undefined ? undefined : Math.round(value * 100) / 100;
@@ -85,16 +104,29 @@ function escape(value) {
 
 /**
  * The scene as the text of a file: light colours, no style sheet, texts as texts. For print the size is in
- * millimetres (a column of 180 mm). Nothing is transparent, so that every converter to PDF reads it alike.
+ * millimetres (a column of 180 mm) and nothing is transparent, so that every converter to PDF reads it alike.
  * @param {Scene} scene
  * @param {boolean} print
  */
 export function toSvg(scene, print) {
-  const scale = print ? Math.min(180 / scene.width, 0.3) : 1;
+  // Alone, a drawing says itself what the page says around it: a title above, names of lines and remarks below.
+  const notes = (scene.notes ?? []).filter(Boolean);
+  const width = Math.max(scene.width, 8 * scene.label.length, ...notes.map((note) => 6.5 * note.length));
+  const items = [label(6, -8, scene.label, 13, "ink", undefined, true), ...scene.items];
+  let [x, y] = [width, scene.height];
+  scene.series?.forEach((each, i) => {
+    const wide = 40 + 6.5 * each.name.length;
+    if (x + wide > width) [x, y] = [6, y + 16];
+    items.push(...key(each, each.colour ?? i, x, y - 4), label(x + 27, y, each.name, 11));
+    x += wide;
+  });
+  for (const note of notes) items.push(label(6, (y += 16), note, 11, "muted"));
+  const height = y + 32;
+  const scale = print ? Math.min(180 / width, 0.3) : 1;
   const unit = print ? "mm" : "";
-  const shapes = scene.items.map((item) => {
+  const shapes = items.map((item) => {
     const given = attributes(item, resolve);
-    if (item.alpha !== undefined) {
+    if (print && item.alpha !== undefined) {
       given.fill = hex(mix(WHITE, rgb(given.fill), item.alpha)); // as it looks on paper
       delete given["fill-opacity"];
     }
@@ -103,8 +135,8 @@ export function toSvg(scene, print) {
     return `<${item.tag} ${listed.map(([name, value]) => `${name}="${escape(value)}"`).join(" ")}${inside}`;
   });
   return (
-    `<svg xmlns="http://www.w3.org/2000/svg" width="${n(scene.width * scale)}${unit}" height="${n(scene.height * scale)}${unit}" ` +
-    `viewBox="0 0 ${scene.width} ${scene.height}" font-family="DejaVu Sans, Arial, sans-serif" role="img">\n` +
-    `<title>${escape(scene.label)}</title>\n<rect width="100%" height="100%" fill="#ffffff"/>\n${shapes.join("\n")}\n</svg>\n`
+    `<svg xmlns="http://www.w3.org/2000/svg" width="${n(width * scale)}${unit}" height="${n(height * scale)}${unit}" ` +
+    `viewBox="0 -24 ${n(width)} ${height}" font-family="DejaVu Sans, Arial, sans-serif" role="img">\n` +
+    `<title>${escape(scene.label)}</title>\n<rect y="-24" width="100%" height="100%" fill="#ffffff"/>\n${shapes.join("\n")}\n</svg>\n`
   );
 }

@@ -94,7 +94,8 @@ export function show(element, json, options, kinds) {
       frame.setAttribute("aria-label", visible(view.title));
       head.append(exportMenu(view.title, () => /** @type {Part} */ (part), () => JSON.stringify(asJson(view, /** @type {Part} */ (part))), announce));
       frame.append(...view.notes.map((note) => h("p", { class: "note" }, bdi(visible(note)))), body, said);
-      part = kinds[view.kind](ctx);
+      const made = kinds[view.kind](ctx);
+      part = { ...made, scenes: () => made.scenes().map((each) => ({ ...each, notes: [...(each.notes ?? []), visible(json.title), visible(json.caption)] })) };
       frame.append(alternative(() => /** @type {Part} */ (part)));
       part.draw();
       sized.observe(frame);

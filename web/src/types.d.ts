@@ -71,6 +71,9 @@ export interface Scene {
   items: Shape[];
   /** Places that pointer and arrow keys stop at. */
   hits: Hit[];
+  /** Lines whose names a drawing in a file says, and what it says below. */
+  series?: Series[];
+  notes?: string[];
 }
 
 export interface Shape {

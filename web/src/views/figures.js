@@ -77,8 +77,8 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
     if (f.diagonal) made.push({ name: f.diagonal, colour: 4, dashed: true, points: [{ x: 0, y: 0 }, { x: 1, y: 1 }] });
     return made;
   };
-  /** @param {Figure} f @param {number} width @returns {import("../types").Scene} */
-  const scene = (f, width) => {
+  /** @param {Figure} f @param {number} width @param {boolean} dark @returns {import("../types").Scene} */
+  const scene = (f, width, dark = false) => {
     const items = of(f);
     const base = { name: f.name, label: filled(f.title, items[0]), width };
     if (f.type === "bar") {
@@ -94,7 +94,7 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
       const row = (/** @type {number} */ i, /** @type {number} */ j) => at.get(`${one[i]}\0${other[j]}`);
       const most = Math.max(...items.map((each) => Math.abs(each[f.y])).filter(finite), 1e-9);
       return matrix({
-        ...base, rows: one.map(String), columns: other.map(String), dark: ctx.dark(), low: f.range?.[0] ?? 0, high: f.signed ? most : (f.range?.[1] ?? most), signed: f.signed,
+        ...base, rows: one.map(String), columns: other.map(String), dark, low: f.range?.[0] ?? 0, high: f.signed ? most : (f.range?.[1] ?? most), signed: f.signed,
         value: (i, j) => row(i, j)?.[f.y] ?? NaN,
         text: (i, j) => `${visible(one[i])}, ${visible(other[j])}: ${told(row(i, j) ?? {}, f.y)}`,
       });
@@ -174,7 +174,7 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
       const charts = shown().map((f) => {
         const first = of(f)[0];
         const lines = f.type === "line" ? series(f) : [];
-        const made = chartFigure((width) => scene(f, width), { name: filled(f.title, first), series: lines.length > 1 ? lines : [], onpick: (hit) => pick(f, hit) });
+        const made = chartFigure((width) => scene(f, width, ctx.dark()), { name: filled(f.title, first), series: lines.length > 1 ? lines : [], onpick: (hit) => pick(f, hit) });
         if (f.note) made.figure.append(h("p", { class: "small", text: filled(f.note, first) }));
         return made;
       });
@@ -187,6 +187,6 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
       const columns = Object.keys(all[0]);
       return { name: label, columns, rows: all.map((row) => columns.map((column) => row[column])) };
     }),
-    scenes: () => shown().map((f) => scene(f, 640)),
+    scenes: () => shown().map((f) => ({ ...scene(f, 640), notes: [filled(f.note ?? "", of(f)[0])] })),
   };
 }
