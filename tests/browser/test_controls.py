@@ -91,7 +91,7 @@ def test_metric_lens_and_pinned_tokens(visit: Callable[..., Visit], tmp_path: Pa
         made.page.wait_for_timeout(60)
         drawn.add(made.page.evaluate(pixels))
     assert len(drawn) == 5, "each metric colours the cells in its own way"
-    assert "rank of “·pin”" in made.page.locator(".scale").text_content()
+    assert "rank of “·pin”" in made.page.locator(".scale").first.text_content()
     # The curves of the pinned token over layers (at the last position) and over positions (at the last layer).
     for title, wanted in (("Rank by layer", ranks[0, :, 7, 0]), ("Rank by position", ranks[0, 4, :, 0])):
         plot = made.page.locator("figure", has_text=title).locator(".plot")
@@ -110,7 +110,7 @@ def test_metric_lens_and_pinned_tokens(visit: Callable[..., Visit], tmp_path: Pa
     made.page.locator(".grid").click(position={"x": 60, "y": 40})
     assert "After t0 (0), layer 4" in made.page.locator(".where").text_content()
     made.page.locator(".top button").first.click()
-    assert "·z" in made.page.locator(".followed").text_content()
+    assert "·z" in made.page.locator(".scale").last.text_content()
     assert made.faults == []
 
 

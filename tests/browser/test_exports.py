@@ -149,7 +149,7 @@ def lines(drawing: ET.Element) -> list[np.ndarray]:
     scales = [np.polyfit([*ticks[axis]], [*ticks[axis].values()], 1) for axis in ("middle", "end")]
     found = []
     for each in tagged(drawing, "path"):
-        if each.get("stroke-width") == "1.8":
+        if each.get("stroke-width") == "1.8" and "h22" not in each.attrib["d"]:  # not those of the legend
             pairs = np.array(
                 [[float(v) for v in pair.split()] for pair in re.findall(r"[-\d.]+ [-\d.]+", each.attrib["d"])]
             )
@@ -211,6 +211,14 @@ def test_lines_of_a_file_are_where_the_table_says(drawn: Visit, report: Path, wh
             ]
             assert near, (column, found, wanted)
         assert ("mm" in drawing.attrib["width"]) == print_
+
+
+def test_a_file_is_light_whatever_the_page_is(drawn: Visit, visit: Callable[..., Visit], report: Path) -> None:
+    dark = visit(report, dark=True)
+    dark.all_drawn()
+    for view in SHEETS:
+        light, other = ({k: ET.tostring(v) for k, v in svgs(page, view).items()} for page in (drawn, dark))
+        assert light == other, view
 
 
 def test_curves_of_runs_are_where_the_table_says(compared: Visit) -> None:
@@ -310,7 +318,7 @@ def test_the_menu_copies_csv_and_saves_json_and_svg(chromium: Any, report: Path)
     at = sheet["columns"].index("agreement")
     assert [row[at] for row in sheet["rows"]] == table["agreement"].tolist()
     assert saved.value.suggested_filename.endswith(".json")
-    for name, ending in (("Download SVG", ".svg"), ("Download SVG for print or PDF", "-print.svg")):
+    for name, ending in (("Download SVG", ".svg"), ("Download SVG for print", "-print.svg")):
         with made.page.expect_download() as saved:
             press(name)
         assert saved.value.suggested_filename.endswith(ending)

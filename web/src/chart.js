@@ -46,11 +46,11 @@ const tick = (value) => String(Math.round(value * 1e9) / 1e9).replace("-", "−"
 
 /** @param {ChartOptions} o @returns {Scene} */
 export function lineChart(o) {
-  const { width, height = 220 } = o;
+  const { width, height = 220, refs = [], marks = [] } = o;
   const all = o.series.flatMap((line) => line.points).filter((p) => finite(p.x) && finite(p.y));
-  const xs = all.map((p) => p.x).concat((o.marks ?? []).map((m) => m.x));
+  const xs = all.map((p) => p.x).concat(marks.map((m) => m.x));
   const ys = all.flatMap((p) => [p.y, p.low ?? p.y, p.high ?? p.y]).filter(finite);
-  ys.push(...(o.refs ?? []).map((r) => r.y), ...(o.marks ?? []).map((m) => m.y));
+  ys.push(...refs.map((r) => r.y), ...marks.map((m) => m.y));
   const [x0, x1] = o.domain ?? spread(xs);
   const [y0, y1] = o.range ?? padded(ys);
   const left = 46;
@@ -98,7 +98,6 @@ export function lineChart(o) {
   if (o.at !== undefined && o.at !== null && finite(o.at)) {
     items.push(line(`M${r(px(o.at))} ${top}V${height - bottom}`, "line"));
   }
-  const refs = o.refs ?? [];
   for (const ref of refs) items.push(line(`M${left} ${r(py(ref.y))}H${width - right}`, "line", 1, "3 3"));
   /** @type {Hit[]} */
   const hits = [];
@@ -125,7 +124,7 @@ export function lineChart(o) {
     }
   });
   items.push(...above);
-  const dots = (o.marks ?? []).map((m) => /** @type {[number, number, string]} */ ([px(m.x), py(m.y), m.label]));
+  const dots = marks.map((m) => /** @type {[number, number, string]} */ ([px(m.x), py(m.y), m.label]));
   for (const [x, y] of dots) {
     taken.push([x - 5, y - 5, x + 5, y + 5, 50]);
     items.push({ tag: "circle", x, y, r: 4.5, stroke: "ink", wide: 1.5, fill: "paper" });

@@ -18,8 +18,8 @@ export const PALETTE = {
   s6: ["#8f1d1d", "#ff9d90"],
 };
 
-// viridis (Smith and van der Walt 2015) at seven places: even in lightness, read alike with every common colour vision.
-const VIRIDIS = ["#440154", "#443983", "#31688e", "#21918c", "#35b779", "#90d743", "#fde725"];
+// viridis (Smith and van der Walt 2015) at five places: even in lightness, read alike with every common colour vision.
+const VIRIDIS = ["#440154", "#3b528b", "#21918c", "#5ec962", "#fde725"];
 const DIVERGING = ["#b44a00", "#eab690", "#a6cbe2", "#045b91"];
 
 /** @param {string} hex @returns {number[]} */

@@ -69,7 +69,7 @@ export function exportMenu(title, part, json, announce) {
       }),
       item("Download JSON", () => download(`${slug(title)}.json`, json(), "application/json")),
       item("Download SVG", () => svgs(false)),
-      item("Download SVG for print or PDF", () => svgs(true)),
+      item("Download SVG for print", () => svgs(true)),
     ),
   );
   return menu;

@@ -24,11 +24,11 @@ function attributes(item, paint) {
     out["stroke-dasharray"] = item.dash;
   }
   if (item.alpha !== undefined) out["fill-opacity"] = item.alpha;
-  if (item.tag === "rect") Object.assign(out, { x: n(item.x), y: n(item.y), width: n(item.w), height: n(item.h), rx: item.r });
+  if (item.tag === "rect") Object.assign(out, { x: n(item.x), y: n(item.y), width: n(item.w), height: n(item.h) });
   else if (item.tag === "path") out.d = item.d;
   else if (item.tag === "circle") Object.assign(out, { cx: n(item.x), cy: n(item.y), r: item.r });
   else {
-    Object.assign(out, { x: n(item.x), y: n(item.y), "font-size": item.size ?? 12, "text-anchor": item.anchor });
+    Object.assign(out, { x: n(item.x), y: n(item.y), "font-size": item.size, "text-anchor": item.anchor });
     if (item.bold) out["font-weight"] = 600;
     if (item.stroke) out["paint-order"] = "stroke"; // a halo: legible over lines
     if (item.turn) out.transform = `rotate(${item.turn} ${n(item.x)} ${n(item.y)})`;
@@ -78,8 +78,8 @@ export function marker(k, x, y, size) {
 export const key = (series, k, x, y) => [line(`M${x} ${y}h22`, `s${k % 7}`, 1.8, dashOf(series, k)), marker(k, x + 11, y, 2.6)];
 
 /** @param {number | undefined} value */
-function n(value) {
-  return value === undefined ? undefined : Math.round(value * 100) / 100;
+function n(value = 0) {
+  return Math.round(value * 100) / 100;
 }
 
 /** Draws a scene into an svg element that is there already. @param {Element} svg @param {Pick<Scene, "width" | "height" | "items">} scene */
@@ -110,11 +110,11 @@ function escape(value) {
  */
 export function toSvg(scene, print) {
   // Alone, a drawing says itself what the page says around it: a title above, names of lines and remarks below.
-  const notes = (scene.notes ?? []).filter(Boolean);
+  const { notes = [], series = [] } = scene;
   const width = Math.max(scene.width, 8 * scene.label.length, ...notes.map((note) => 6.5 * note.length));
   const items = [label(6, -8, scene.label, 13, "ink", undefined, true), ...scene.items];
   let [x, y] = [width, scene.height];
-  scene.series?.forEach((each, i) => {
+  series.forEach((each, i) => {
     const wide = 40 + 6.5 * each.name.length;
     if (x + wide > width) [x, y] = [6, y + 16];
     items.push(...key(each, each.colour ?? i, x, y - 4), label(x + 27, y, each.name, 11));
@@ -136,7 +136,7 @@ export function toSvg(scene, print) {
   });
   return (
     `<svg xmlns="http://www.w3.org/2000/svg" width="${n(width * scale)}${unit}" height="${n(height * scale)}${unit}" ` +
-    `viewBox="0 -24 ${n(width)} ${height}" font-family="DejaVu Sans, Arial, sans-serif" role="img">\n` +
+    `viewBox="0 -24 ${n(width)} ${height}" font-family="DejaVu Sans, sans-serif">\n` +
     `<title>${escape(scene.label)}</title>\n<rect y="-24" width="100%" height="100%" fill="#ffffff"/>\n${shapes.join("\n")}\n</svg>\n`
   );
 }

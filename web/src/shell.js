@@ -95,7 +95,7 @@ export function show(element, json, options, kinds) {
       head.append(exportMenu(view.title, () => /** @type {Part} */ (part), () => JSON.stringify(asJson(view, /** @type {Part} */ (part))), announce));
       frame.append(...view.notes.map((note) => h("p", { class: "note" }, bdi(visible(note)))), body, said);
       const made = kinds[view.kind](ctx);
-      part = { ...made, scenes: () => made.scenes().map((each) => ({ ...each, notes: [...(each.notes ?? []), visible(json.title), visible(json.caption)] })) };
+      part = { ...made, scenes: () => made.scenes().map((each) => ({ ...each, notes: [each.note, json.title, json.caption].map(visible).filter(Boolean) })) };
       frame.append(alternative(() => /** @type {Part} */ (part)));
       part.draw();
       sized.observe(frame);

@@ -1,6 +1,6 @@
 // Texts and numbers as a reader sees them: nothing invisible, nothing that turns the order of its neighbours.
 
-const HIDDEN = /[\u0000-\u001f\u007f-\u009f\u200b\u2060\ufeff\u202a-\u202e\u2066-\u2069\u2028\u2029\ud800-\udfff\ue000-\uf8ff]/gu;
+const HIDDEN = /[\u0000-\u001f\u007f-\u009f\u200b\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\ue000-\uf8ff]/gu;
 
 /** @type {(value: unknown) => boolean} */
 export const finite = Number.isFinite;

@@ -73,6 +73,7 @@ export interface Scene {
   hits: Hit[];
   /** Lines whose names a drawing in a file says, and what it says below. */
   series?: Series[];
+  note?: string;
   notes?: string[];
 }
 

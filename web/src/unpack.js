@@ -138,7 +138,7 @@ export async function unpack(view) {
   if (!(view.version >= 1)) throw damaged("version");
   if (!Object.hasOwn(FORMS, view.kind)) throw new ViewError(`Unknown kind of view: ${String(view.kind).slice(0, 80)}.`);
   if (typeof DecompressionStream === "undefined") {
-    throw new ViewError("This browser is too old: use one from 2023 or later.");
+    throw new ViewError("This browser is too old: update it.");
   }
   const found = await arrays(view.block);
   check(found, FORMS[view.kind]);

@@ -93,3 +93,19 @@ test("a bar says its interval, and its bar begins at zero", () => {
   const made = barChart({ name: "b", label: "", width: 400, bars: [{ label: "logit", value: 0.03, low: 0.02, high: 0.05 }, { label: "raw", value: NaN }] });
   assert.deepEqual(made.hits.map((hit) => hit.label), ["logit: 0.030 [0.020, 0.050]", "raw: –"]);
 });
+
+test("a drawing in a file says itself what the page says around it, and no band hides a line", () => {
+  const points = (low) => [0, 1, 2].map((x) => ({ x, y: low + x, low: low + x - 1, high: low + x + 1 }));
+  const scene = lineChart({ name: "a", label: "A title", width: 300, x: "layer", y: "nats", series: [{ name: "first <line>", points: points(0) }, { name: "second", points: points(0.2) }] });
+  for (const print of [false, true]) {
+    const text = toSvg({ ...scene, notes: ["n = 3; bands: 95% intervals.", "a model"] }, print);
+    for (const word of ["A title", "first &#60;line&#62;", "second", "n = 3; bands: 95% intervals.", "a model"]) assert.ok(text.includes(`>${word}</text>`), word);
+    const shapes = text.split("\n");
+    const bands = shapes.map((shape, i) => (shape.includes("Z") && !shape.includes('fill="none"') ? i : -1)).filter((i) => i >= 0);
+    const lines = shapes.map((shape, i) => (shape.includes('stroke-width="1.8"') ? i : -1)).filter((i) => i >= 0);
+    assert.ok(bands.length === 2 && lines.length >= 2 && Math.max(...bands) < Math.min(...lines));
+    assert.equal(text.includes("fill-opacity"), !print);
+    const [, top, width, height] = text.match(/viewBox="0 (\S+) (\S+) (\S+)"/).map(Number);
+    for (const [, x, y] of text.matchAll(/<text fill="[^"]*" x="([^"]*)" y="([^"]*)"/g)) assert.ok(x >= 0 && x <= width && y > top && y < top + height, `${x} ${y}`);
+  }
+});

@@ -74,7 +74,7 @@ export function makeCurves(model, o) {
     name: each.title(),
     onpick: (hit) => (each.layers ? o.go(hit.key, place().position) : o.go(place().layer, hit.key)),
   }));
-  const names = h("div", { class: "followed" });
+  const names = h("div", { class: "scale" });
   const columns = h("div", { class: "columns" }, ...made.map((each) => each.figure));
   const element = h("div", {}, names, columns);
   let before = "";

@@ -16,7 +16,7 @@ export const METRICS = {
   entropy: { label: "Entropy", unit: "nats", hint: "entropy of the layer's distribution" },
   kl: { label: "KL", unit: "nats", hint: "divergence of the last layer from this one" },
   margin: { label: "Margin", unit: "", hint: "probability of the top-1 token minus that of the second" },
-  rank: { label: "Rank", unit: "", hint: "rank of the pinned token; without one, of the text's next token" },
+  rank: { label: "Rank", unit: "", hint: "rank of the pinned token, else of the text's next token" },
 };
 
 /**
@@ -74,7 +74,7 @@ export function packedModel(view) {
   };
   return {
     lenses: listed(lenses),
-    layers: Array.from(layers.numbers),
+    layers: listed(layers),
     positions: () => P,
     token: (p) => tokens.at(p) ?? "",
     next: (p) => get("next")?.at(p) ?? null,

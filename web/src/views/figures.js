@@ -136,12 +136,12 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
     const at = state[o.key];
     if (at === undefined) return [h("p", { class: "hint", text: o.hint })];
     const axis = /** @type {import("../types").Values} */ (arrays.get(o.axis));
-    const j = Array.from(axis.numbers).indexOf(at);
+    const j = listed(axis).indexOf(at);
     const flags = arrays.get(o.flags);
     const flagged = arrays.get(o.flagAxis);
-    const k = flagged ? listed(flagged).indexOf(now(o.flagKey)) : -1;
+    const k = listed(flagged).indexOf(now(o.flagKey));
     const all = table(o.table)
-      .map((row, i) => ({ row, value: values.numbers[i * axis.length + j], flag: flags && flagged && k >= 0 ? flags.at(i * flagged.length + k) : null }))
+      .map((row, i) => ({ row, value: values.numbers[i * axis.length + j], flag: flags && k >= 0 ? flags.at(i * /** @type {import("../types").Values} */ (flagged).length + k) : null }))
       .filter((each) => finite(each.value)).sort((a, b) => b.value - a.value);
     return [
       h("h3", { text: filled(o.title, matching(o.from, o.where).find((row) => row[o.key] === at)) }),
@@ -187,6 +187,6 @@ export function figuresView(ctx, { below = () => [], tables: living = () => ({})
       const columns = Object.keys(all[0]);
       return { name: label, columns, rows: all.map((row) => columns.map((column) => row[column])) };
     }),
-    scenes: () => shown().map((f) => ({ ...scene(f, 640), notes: [filled(f.note ?? "", of(f)[0])] })),
+    scenes: () => shown().map((f) => ({ ...scene(f, 640), note: filled(f.note ?? "", of(f)[0]) })),
   };
 }
