@@ -36,7 +36,7 @@ SHEETS = {
     "lenses-1": {"passed": "lenses", "layers": "lenses_layers"},
 }
 # What stands beside the tables: of whole texts, and means over them.
-BESIDE = {"answers", "texts", "steps", "head_means"}
+BESIDE = {"answers", "texts", "steps", "partings", "verdicts", "entropies", "head_means"}
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +91,28 @@ def test_every_number_of_a_views_tables_is_exported(drawn: Visit, report: Path, 
         if name == "heads":  # of questions that have their text beside them
             table = table.drop(columns="question_id")
         same(found[name], table)
+
+
+def test_what_stands_behind_a_point_or_a_parting_is_exported(drawn: Visit, report: Path) -> None:
+    """Verdicts of every judge, the entropy of every answer at every layer, the divergence of every candidate layer."""
+
+    def table(name: str) -> pd.DataFrame:
+        return pd.read_parquet(report.parent / "tables" / f"{name}.parquet")
+
+    keys = ["question_id", "decoder", "judge"]
+    judged = table("judgements").set_index(keys)["correct"]
+    decoding, entropy = (sheets(drawn, view) for view in ("decoding-1", "entropy-1"))
+    verdicts = decoding["verdicts"].set_index(keys)["correct"]
+    assert {key: bool(judged[key]) for key in judged.index} == verdicts.to_dict()
+    greedy = entropy["verdicts"].set_index(keys)["correct"].to_dict()
+    assert greedy == {key: value for key, value in verdicts.items() if key[1] == judged.index[0][1]}
+    keys = ["question_id", "decoder", "layer"]
+    assert (
+        decoding["partings"].set_index(keys)["divergence"].to_dict()
+        == table("decoding_partings").set_index(keys)["divergence"].to_dict()
+    )
+    means = table("entropy_tokens").groupby(["question_id", "layer"])["entropy"].mean().astype(np.float32)
+    assert entropy["entropies"].set_index(["question_id", "layer"])["entropy"].to_dict() == means.to_dict()
 
 
 def test_numbers_and_curves_of_runs_side_by_side_are_exported(compared: Visit) -> None:

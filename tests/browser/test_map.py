@@ -188,7 +188,7 @@ def test_damage_is_a_line_whatever_is_damaged(visit: Callable[..., Any], tmp_pat
             const element = document.body.appendChild(document.createElement("div"));
             await exitlens.mount(element, view).ready;
             const root = element.shadowRoot;
-            found.push([root.querySelector(".fault")?.textContent ?? "", root.querySelector("h2")?.textContent]);
+            found.push([root.querySelector(".fault, .note")?.textContent ?? "", root.querySelector("h2")?.textContent]);
             element.remove();
           }
           return found;

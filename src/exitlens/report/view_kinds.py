@@ -82,10 +82,11 @@ KINDS: Final[Mapping[str, Kind]] = {
             "answers.id": ArraySpec("text", ("answers",)),
             "answers.question": ArraySpec("text", ("answers",)),
             "answers.text": ArraySpec("text", ("answers", "decoder")),
-            "answers.correct": ArraySpec("flag", ("answers", "decoder", "judge"), optional=True),
+            # A row for each answer, decoder and judge; one for each step at which decoders part and candidate layer.
+            "verdicts.correct": ArraySpec("flag", ("verdicts",), optional=True),
             "judges": ArraySpec("text", ("judge",), optional=True),
             "candidates": ArraySpec("number", ("candidate",), optional=True),
-            "steps.divergence": ArraySpec("number", ("steps", "candidate"), optional=True),
+            "partings.divergence": ArraySpec("number", ("partings",), optional=True),
         }
     ),
     # Figures over tables: which columns they need stands with the figures (report/view_figures.py).

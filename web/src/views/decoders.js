@@ -30,7 +30,7 @@ export function decodersView(ctx) {
   const text = (/** @type {number} */ i, /** @type {number} */ k) => arrays.get("answers.text")?.at(i * names.length + k) ?? "";
   const verdict = (/** @type {number} */ i, /** @type {number} */ k) => {
     const j = Math.max(judges.indexOf(ctx.state.judge), 0);
-    return arrays.get("answers.correct")?.at((i * names.length + k) * judges.length + j) ?? null;
+    return arrays.get("verdicts.correct")?.at((i * names.length + k) * judges.length + j) ?? null;
   };
   /** @type {[string, string, (i: number) => boolean][]} */
   const filters = [
@@ -42,7 +42,7 @@ export function decodersView(ctx) {
   /** Where the two part, and how far each candidate layer was from the last there. @param {number} i */
   const stepsOf = (i) => {
     const at = steps.findIndex((row) => row.answer === i && row.decoder === names[d()]);
-    const values = arrays.get("steps.divergence");
+    const values = arrays.get("partings.divergence");
     if (at < 0 || !values) return "";
     const row = steps[at];
     const far = candidates.map((layer, c) => [layer, values.numbers[at * candidates.length + c]]).filter(([, value]) => finite(value));

@@ -25,6 +25,21 @@ class AnswerTable:
     texts: NDArray[Any]
     verdicts: NDArray[Any]
 
+    def verdict_rows(self, decoders: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+        """Verdicts as a table of a view, a row for each question, decoder and judge, in this order.
+
+        Args:
+            decoders: The first of the decoders; by default all.
+
+        Returns:
+            Arrays ``verdicts.question_id``, ``.decoder``, ``.judge`` and ``.correct``.
+        """
+        some = list(decoders) or self.decoders
+        rows = [(key, decoder, judge) for key in self.ids for decoder in some for judge in self.judges]
+        columns = [self.column(each) for each in zip(*rows, strict=True)]
+        named = dict(zip(("verdicts.question_id", "verdicts.decoder", "verdicts.judge"), columns, strict=True))
+        return named | {"verdicts.correct": self.verdicts[:, : len(some)].reshape(-1)}
+
     @staticmethod
     def column(values: Sequence[str]) -> NDArray[Any]:
         """Texts as a column of a view."""

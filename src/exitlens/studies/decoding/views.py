@@ -37,7 +37,10 @@ def _partings(results: Results, found: AnswerTable) -> dict[str, Any]:
         "steps.position": np.asarray([row["position"] for row in first], dtype=np.int64),
         "steps.token": found.column([str(row["token"]) for row in first]),
         "steps.chosen": np.asarray([rows.loc[rows["chosen"], "layer"].iloc[0] for _, rows in steps], dtype=np.int64),
-        "steps.divergence": divergence,
+        "partings.question_id": found.column([str(row["question_id"]) for row in first for _ in candidates]),
+        "partings.decoder": found.column([str(row["decoder"]) for row in first for _ in candidates]),
+        "partings.layer": np.tile(np.asarray(candidates, dtype=np.int64), len(steps)),
+        "partings.divergence": divergence.reshape(-1),
     }
 
 
@@ -53,7 +56,7 @@ def run_views(results: Results) -> list[View]:
         "answers.text": found.texts,
     }
     if found.judges:
-        arrays |= {"judges": found.column(found.judges), "answers.correct": found.verdicts}
+        arrays |= {"judges": found.column(found.judges), **found.verdict_rows()}
     first, *others = found.decoders
     arrays |= _partings(results, found)
     metrics = [str(name) for name in distinct(results.rows("decoding"), "metric")]

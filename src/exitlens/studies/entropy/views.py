@@ -59,7 +59,7 @@ def run_views(results: Results) -> list[View]:
 
 
 def _answers(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Mean entropy of each answer at each layer ``[answers, layer]``, with question, answer and verdicts."""
+    """Mean entropy of each answer at each layer, a row for both, with question, answer and verdicts."""
     tokens = results.frame("entropy_tokens")
     found = answers_and_verdicts(results)
     if tokens is None or found is None:
@@ -71,14 +71,16 @@ def _answers(results: Results) -> tuple[dict[str, Any], dict[str, Any]]:
         "answers.id": found.column(found.ids),
         "answers.question": found.column(found.questions),
         "answers.answer": found.texts[:, 0],
-        "answers.entropy": entropy,
+        "entropies.question_id": found.column([key for key in found.ids for _ in table.columns]),
+        "entropies.layer": np.tile(table.columns.to_numpy(), len(found.ids)),
+        "entropies.entropy": entropy.reshape(-1),
         "layer": table.columns.to_numpy(),
     }
     if found.judges:
-        arrays |= {"judges": found.column(found.judges), "answers.correct": found.verdicts[:, 0]}
+        arrays |= {"judges": found.column(found.judges), **found.verdict_rows(found.decoders[:1])}
     listed = {
-        "table": "answers", "values": "answers.entropy", "axis": "layer", "key": "layer", "unit": "entropy (nats)",
-        "flags": "answers.correct", "flagAxis": "judges", "flagKey": "judge", "columns": ["question", "answer"],
+        "table": "answers", "values": "entropies.entropy", "axis": "layer", "key": "layer", "unit": "entropy (nats)",
+        "flags": "verdicts.correct", "flagAxis": "judges", "flagKey": "judge", "columns": ["question", "answer"],
         "from": "layers", "where": list(_BY), "hint": "Press a point to list its answers.",
         "title": "Layer {layer}: AUROC {auroc}, difference {difference} nats, p (Holm) {p_holm}. Its answers, highest "
         "entropy first:",
