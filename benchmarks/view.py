@@ -1,6 +1,7 @@
 """How fast the views are in a real browser, and how large: prints the table of docs/views.md.
 
     python benchmarks/view.py
+    python benchmarks/view.py --report exitlens-run/report.html   # of a run with the layer study
 
 Headless Chromium (`apt-get install chromium`), offline, on made-up data of the sizes that are promised. A frame ends
 when the browser has laid it out and painted it, not when our code returns. First paint runs from the call of `mount` to
@@ -12,10 +13,12 @@ none is longer than 16.7 ms.
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import shutil
 import statistics
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +126,43 @@ def spread(values: list[float]) -> str:
     return f"{statistics.median(values):.1f} ms (95%: {np.percentile(values, 95):.1f} ms)"
 
 
+def report_rows(browser: Any, path: Path) -> list[tuple[str, str, str]]:
+    """A report opened until its first question is shown, its questions searched and filtered, in a new window each."""
+    times: dict[str, list[float]] = {"opened": [], "searched": [], "filtered": []}
+    listed = 0
+    for _ in range(REPEATS):
+        tab = browser.new_context(offline=True, viewport={"width": 1200, "height": 800}).new_page()
+        view = tab.locator("[data-view=layers-1]")
+        start = time.perf_counter()
+        tab.goto(path.resolve().as_uri(), wait_until="commit")
+        view.locator(".big").wait_for()
+        times["opened"].append(1000 * (time.perf_counter() - start))
+        said = view.get_by_role("status").filter(has_text=" of ")
+        listed = int(str(said.text_content()).split(" of ")[1].split()[0])
+        for name, act in (
+            ("searched", lambda view=view: view.get_by_role("searchbox").fill("qqq")),
+            ("filtered", lambda view=view: view.get_by_role("button", name="Incorrect", exact=True).click()),
+        ):
+            start = time.perf_counter()
+            act()
+            said.filter(has_text=f"{listed} questions").wait_for()
+            times[name].append(1000 * (time.perf_counter() - start))
+            view.get_by_role("searchbox").fill("")
+        tab.context.close()
+    return [
+        (f"report of {listed} questions", "5 MB", f"{path.stat().st_size:,} bytes"),
+        ("opened until the first question is shown", "2 s", spread(times["opened"])),
+        ("questions searched", "–", spread(times["searched"])),
+        ("questions filtered", "–", spread(times["filtered"])),
+    ]
+
+
 def main() -> None:
     from playwright.sync_api import sync_playwright
 
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--report", type=Path, help="measure this report of a run only")
+    report = parser.parse_args().report
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         raise SystemExit("no browser was found: apt-get install chromium")
@@ -133,6 +170,9 @@ def main() -> None:
     rows = [("bundle", "60 kB, 20 kB gzip", f"{len(script):,} bytes, {len(gzip.compress(script, 9)):,} gzip")]
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        if report is not None:
+            told(report_rows(browser, report))
+            return
 
         def visit(positions: int) -> tuple[Any, int]:
             path = Path(folder) / f"{positions}.html"
@@ -158,6 +198,11 @@ def main() -> None:
             ("from frame to frame while scrolling, 40 × 4,096", "16.7 ms: 60 a second", spread(tab.evaluate(SCROLL)))
         )
         browser.close()
+    told(rows)
+
+
+def told(rows: list[tuple[str, str, str]]) -> None:
+    """The rows as a table."""
     print("| what | promised | measured |\n|---|---|---|")
     for row in rows:
         print(f"| {' | '.join(row)} |")
