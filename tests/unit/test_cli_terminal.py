@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from rich.cells import cell_len
 
@@ -16,6 +17,7 @@ from exitlens.cli import console
 from exitlens.cli._streams import NARROW
 from exitlens.cli._wrap import cut, wrap
 from exitlens.errors import InputError
+from exitlens.report.token_map import token_map
 
 SENTENCE = (
     "Layer 30 ranks it first in 35% [22, 50] of 40 questions, 0.52 [−0.12, 0.57]† nats: read answers from layer 30."
@@ -210,3 +212,51 @@ def test_a_standard_input_that_is_no_text_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(InputError, match="standard input cannot be read"):
         console.given_text("-")
+
+
+def test_what_rounds_to_zero_has_no_minus(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = [console.Column("a", ".3f"), console.Column("b", "+.3f"), console.Column("c", ".3g")]
+    console.print_table(columns, [[-0.0004, -0.0004, -0.0004], [-0.0, -0.0006, -1e-30]])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows == [["0.000", "+0.000", "-0.0004"], ["0.000", "-0.001", "-1e-30"]]
+
+
+def luminance(color: str) -> float:
+    parts = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a: str, b: str) -> float:
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def xterm(number: int) -> str:
+    """The colour of an index of the 6 x 6 x 6 cube, which themes leave as it is."""
+    steps = (0, 95, 135, 175, 215, 255)
+    assert 16 <= number < 232
+    cube = number - 16
+    return "#" + "".join(f"{steps[place]:02x}" for place in (cube // 36, cube // 6 % 6, cube % 6))
+
+
+def test_the_map_reads_on_dark_and_light_terminals() -> None:
+    frame = pd.DataFrame(
+        [{"position": p, "layer": layer, "token": "abcd", "context": "read", "probability": share}
+         for p, share in enumerate((1.0, 0.5, 0.1)) for layer in (0, 1)]
+    )  # fmt: skip
+    lines = token_map(frame, width=60).splitlines()
+    text, ground = map(int, re.findall(r"\x1b\[38;5;(\d+);48;5;(\d+)m", lines[1])[0])
+    assert contrast(xterm(text), xterm(ground)) >= 4.5
+    for theme in (
+        "#000000",
+        "#ffffff",
+        "#002b36",
+        "#fdf6e3",
+        "#1e1e1e",
+    ):  # two of them Solarized
+        assert contrast(xterm(ground), theme) >= 3, theme
+    bars = [len(bar) for bar in re.findall(r"48;5;\d+m([^\x1b]*)", lines[1])]
+    assert bars == [9, 4, 1], "as long as the token is probable"
+    assert lines[0].startswith("\x1b[1mlayer "), "what was read stands out from what the layers say"
+    assert "\x1b" not in token_map(frame, width=60, colour=False)

@@ -243,7 +243,10 @@ def _cell(value: Any, form: str) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return format(value, form)
+        text = format(value, form)
+        if text.startswith("-") and not re.search("[1-9]", text):  # what rounds to 0 has no sign
+            return ("+" if "+" in form else "") + text[1:]
+        return text
     if isinstance(value, int):
         return format(value, form if form.endswith("d") else "d")
     return str(value)

@@ -208,7 +208,7 @@ def _print_map(frame: DataFrame, lens: str, no_color: bool) -> None:
     columns = shutil.get_terminal_size((100, 24)).columns
     # What the map shows of texts is made visible by it; the escapes in it are its own colours.
     sys.stdout.write(token_map(frame, width=max(columns, 24), colour=colour) + "\n")
-    shown = "on a bar as long as it is probable" if colour else "with a fuller mark where more probable"
+    shown = "on a bar as long as it is probable" if colour else "░▒▓█ from 20, 40, 60, 80% probability"
     echo(f"rows: layers, {lens} lens; under each token of the text the top-1 next token, {shown}")
     echo()
 

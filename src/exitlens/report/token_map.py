@@ -19,6 +19,7 @@ _SHADES = " ░▒▓█"
 _RIGHT_TO_LEFT = ("R", "AL", "AN", "RLE", "RLO", "RLI")
 # Black on a blue of middle lightness: 5 : 1 within, 4 : 1 against white and against the usual near-black.
 _GROUND = "\x1b[38;5;16;48;5;31m"
+_BOLD = "\x1b[1m"  # what was read, above what the layers say of it
 
 
 def _fit(text: str, width: int) -> str:
@@ -80,7 +81,8 @@ def token_map(
             _one_way(token_text(name)) if name is not None else str(place)
             for name, place in zip(named, part, strict=True)
         ]
-        lines = ["layer " + " ".join(_fit(head, cell) for head in heads)]
+        head = ("layer " + " ".join(_fit(head, cell) for head in heads)).rstrip()
+        lines = [f"{_BOLD}{head}\x1b[0m" if colour else head]
         for layer in reversed(shown):
             cells = []
             for place in part:
