@@ -1,4 +1,4 @@
-"""Notebooks in a real browser: what nbconvert and marimo export stands without a kernel; JupyterLab shows it live."""
+"""Notebooks in a real browser: exports of nbconvert and marimo without a kernel; JupyterLab and marimo live."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -80,11 +81,15 @@ def test_an_executed_notebook_stands_as_html_without_a_kernel(visit: Callable[..
     framed.last.content_frame.locator(".where").wait_for(timeout=20_000)
 
 
-def test_marimo_exports_the_map(visit: Callable[..., Any], tmp_path: Path) -> None:
-    needs("marimo")
+def marimo_notebook(path: Path) -> Path:
     body = "\n".join(f"    {line}" for line in (CELL + "drawing").strip().splitlines())
-    text = f"import marimo\n\napp = marimo.App()\n\n\n@app.cell\ndef _():\n{body}\n    return\n"
-    (tmp_path / "m.py").write_text(text)
+    path.write_text(f"import marimo\n\napp = marimo.App()\n\n\n@app.cell\ndef _():\n{body}\n    return\n")
+    return path
+
+
+def test_marimo_exports_the_map(tmp_path: Path) -> None:
+    needs("marimo")
+    marimo_notebook(tmp_path / "m.py")
     command = [sys.executable, "-m", "marimo", "export", "html", "m.py", "-o", "m.html"]
     subprocess.run(command, check=True, env=environment(), cwd=tmp_path, capture_output=True, timeout=240)
     # marimo's own page comes from its CDN; what we hand it is in the file whole.
@@ -92,25 +97,44 @@ def test_marimo_exports_the_map(visit: Callable[..., Any], tmp_path: Path) -> No
     assert "srcdoc" in (tmp_path / "m.html").read_text(encoding="utf-8")
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Iterator[str]:
-    needs("jupyterlab", "ipykernel")
+@contextmanager
+def serving(folder: Path, path: str, *arguments: str) -> Iterator[str]:
+    """The address of a notebook server that answers at ``path``; ``{port}`` in an argument is its port."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
-    options = [f"--port={port}", "--no-browser", "--IdentityProvider.token=", "--ServerApp.password=", "--allow-root"]
-    command = [sys.executable, "-m", "jupyterlab", *options, f"--ServerApp.root_dir={tmp_path}"]
+        port = str(taken.getsockname()[1])
+    command = [sys.executable, "-m", *(each.replace("{port}", port) for each in arguments)]
     with subprocess.Popen(
-        command, env=environment(), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, env=environment(), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as server:
         for _ in range(120):
             try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=2).close()
+                urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2).close()
                 break
             except OSError:
                 time.sleep(0.5)
         yield f"http://127.0.0.1:{port}"
         server.terminate()
+
+
+def test_marimo_shows_the_map_live(chromium: Any, tmp_path: Path) -> None:
+    needs("marimo")
+    marimo_notebook(tmp_path / "m.py")
+    options = ("--headless", "--no-token", "--host", "127.0.0.1", "--port", "{port}")
+    with serving(tmp_path, "/health", "marimo", "run", "m.py", *options) as address:
+        page = chromium.new_context(viewport={"width": 1400, "height": 1000}).new_page()
+        page.goto(address)
+        page.locator("iframe").first.wait_for(timeout=60_000)
+        drawn_in(page)
+        page.context.close()
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[str]:
+    needs("jupyterlab", "ipykernel")
+    options = ("--port={port}", "--no-browser", "--IdentityProvider.token=", "--ServerApp.password=", "--allow-root")
+    with serving(tmp_path, "/api", "jupyterlab", *options, f"--ServerApp.root_dir={tmp_path}") as address:
+        yield address
 
 
 def test_jupyterlab_shows_frame_and_widget_live(chromium: Any, lab: str, tmp_path: Path) -> None:
