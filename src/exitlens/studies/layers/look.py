@@ -260,7 +260,7 @@ def _views(found: Look) -> list[View]:
 
 
 def _shape(found: Look) -> Shape:
-    told = f"{found.record.question}: {found.lens} lens"
+    told = f"{found.record.question} ({found.lens} lens)"
     return Shape(_views(found), _shares(found, told) if len(found.layers) else _best(found, told))
 
 
