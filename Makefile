@@ -52,7 +52,7 @@ docs: $(STAMP_TEST) ## the documentation site, in build/site; any warning fails
 wheel: $(STAMP_TEST) ## build the wheel and install it in an empty environment
 	rm -rf dist build/wheel-env
 	$(BIN)/python -m build -q
-	if [ -e .git ]; then $(BIN)/python scripts/package_files.py dist; fi
+	if [ -e .git ] && command -v git >/dev/null; then $(BIN)/python scripts/package_files.py dist; fi
 	"$(PYTHON)" -m venv build/wheel-env
 	build/wheel-env/bin/python -m pip install --disable-pip-version-check -q -c constraints.txt dist/*.whl
 	cd build && wheel-env/bin/exitlens look "The capital of France is" --layers last -q

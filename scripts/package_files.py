@@ -25,9 +25,9 @@ def missing(dist: Path) -> list[str]:
         Lines, none if both are whole.
     """
     [wheel], [source] = dist.glob("*.whl"), dist.glob("*.tar.gz")
-    known = subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()
+    # Whoever owns the checkout: git refuses another user's.
+    listing = ["git", "-c", f"safe.directory={ROOT}", "ls-files"]
+    known = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     with zipfile.ZipFile(wheel) as archive:
         packed = set(archive.namelist())
     with tarfile.open(source) as archive:
