@@ -124,6 +124,29 @@ def test_a_question_on_a_later_page_is_found_and_the_address_shows_it_again(
     assert "question 43" in again.page.locator("[data-view=layers-1] .big").text_content()
 
 
+def test_who_works_with_keys_stays_where_they_were(visit: Callable[..., Any], report: Path) -> None:
+    made = visit(report)
+    made.all_drawn()
+
+    def pressed(view: str, place: str, key: str) -> Any:
+        made.page.locator(f"[data-view={view}] {place}").focus()
+        made.page.keyboard.press(key)
+        return made.page.evaluate(f"document.querySelector('[data-view={view}]').shadowRoot.activeElement?.textContent")
+
+    assert pressed("probes-1", ".tools button >> nth=1", "Enter") == "AUROC"
+    assert "question 3" in pressed("layers-1", ".list button >> nth=3", "Enter")
+    assert pressed("entropy-1", ".plot >> nth=0", "End") is not None
+    made.page.keyboard.press("Enter")
+    assert made.page.evaluate("document.querySelector('[data-view=entropy-1]').shadowRoot.activeElement !== null")
+    # A slider goes on with every press.
+    pressed("exits-1", "input[type=range]", "Home")
+    steps = [made.page.evaluate("exitlens.handles.get('exits-1').state().step")]
+    for _ in range(2):
+        made.page.keyboard.press("ArrowRight")
+        steps.append(made.page.evaluate("exitlens.handles.get('exits-1').state().step"))
+    assert steps == [0, 1, 2]
+
+
 def test_a_point_of_the_entropy_curve_lists_its_answers(visit: Callable[..., Any], report: Path) -> None:
     made = visit(report)
     made.all_drawn()

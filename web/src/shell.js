@@ -86,7 +86,11 @@ export function show(element, json, options, kinds) {
         view, body, state, options, announce,
         set(patch) {
           Object.assign(state, patch);
+          // What has the focus may be drawn anew: who works with keys stays there.
+          const places = () => /** @type {NodeListOf<HTMLElement>} */ (root.querySelectorAll("button,input,select,.plot"));
+          const at = [...places()].indexOf(/** @type {HTMLElement} */ (root.activeElement));
           part?.draw();
+          if (!root.activeElement) places()[at]?.focus();
           options.onState?.({ ...state });
         },
         dark: () => frame.getAttribute("data-theme") === "dark",

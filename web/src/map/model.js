@@ -15,7 +15,7 @@ export const METRICS = {
   p: { label: "Probability", unit: "", hint: "probability of the layer's top-1 token" },
   entropy: { label: "Entropy", unit: "nats", hint: "entropy of the layer's distribution" },
   kl: { label: "KL", unit: "nats", hint: "divergence of the last layer from this one" },
-  margin: { label: "Margin", unit: "", hint: "probability of the top-1 token minus that of the second" },
+  margin: { label: "Margin", unit: "", hint: "probability of the top-1 token minus the second's" },
   rank: { label: "Rank", unit: "", hint: "rank of the pinned token, else of the text's next token" },
 };
 
