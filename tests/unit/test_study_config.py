@@ -88,3 +88,9 @@ def test_the_spelling_of_a_models_name_is_no_identity() -> None:
     one, other = RunConfig(model="./a/model"), RunConfig(model="/elsewhere/model", base="x", revision="main")
     assert one.identity() == other.identity()
     assert RunConfig(seed=1).identity() != one.identity()
+
+
+def test_the_layer_study_takes_all_questions_where_its_bound_is_0() -> None:
+    assert RunConfig(look_limit=0).look_limit == 0
+    with pytest.raises(ConfigError, match="look_limit"):
+        RunConfig(look_limit=-1)

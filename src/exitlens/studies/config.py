@@ -149,7 +149,7 @@ class RunConfig(BaseModel):
     lens: tuple[str, ...] = Field(("logit", "raw"), description="lenses of the layer study")
     layers: LayerText = Field("all", description="layers of the layer study")
     rule: Literal["auto", "first-token", "sequence"] = Field("auto", description="what stands for a choice")
-    look_limit: int | None = Field(50, ge=1, description="questions of the layer study at most; none: all")
+    look_limit: int | None = Field(50, ge=0, description="questions of the layer study at most; 0: all")
     picks: int = Field(
         2, ge=0, description="answers shown layer by layer: at most so many correct and so many incorrect ones"
     )

@@ -112,7 +112,7 @@ class LayersStudy(Study):
     def run(self, ctx: Context) -> None:
         """Tables ``layers``, ``layers_top``, ``layers_picks``, ``layers_accuracy``, and those of attribution."""
         config, lm = ctx.config, ctx.engine.lm
-        records, notes = look_records(lm, ctx.inputs.questions, rule=config.rule, most=config.look_limit)
+        records, notes = look_records(lm, ctx.inputs.questions, rule=config.rule, most=config.look_limit or None)
         if config.prompts is not None:
             records += prompt_records(config.prompts)
         for note in notes:
