@@ -105,6 +105,7 @@ class Work:
                 each(self)
 
     def contents(self) -> list[tuple[str, bytes]]:
+        self.units.catch_up()  # as whoever reads them does: what a killed process was writing goes
         return sorted((path.name, path.read_bytes()) for path in self.units.folder.iterdir())
 
 

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from exitlens.storage.atomic import sha256_file, write_json
+from exitlens.storage.atomic import sha256_file, sweep, write_json
 from exitlens.storage.mirror import brought, catch_up, delete, portable, present
 
 __all__ = ["Seal", "Sealed"]
@@ -89,10 +89,11 @@ class Sealed:
     def catch_up(self, *, files: bool = True) -> None:
         """Bring what workers on other machines wrote here, where the folder stands for an address.
 
-        ``files``: the units' files too, not their seals alone.
+        What workers that were killed left aside goes. ``files``: the units' files too, not their seals alone.
         """
         for folder in {self.seals, self.folder} if files else {self.seals}:
             catch_up(folder)
+            sweep(folder)
 
     def write(
         self,
