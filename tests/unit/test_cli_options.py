@@ -18,12 +18,13 @@ from typer.main import get_command
 
 import exitlens.models
 from exitlens import cli
-from exitlens.cli._load import check_depth, known_depth
 from exitlens.cli.help import ELSEWHERE
 from exitlens.compute.hardware import DTYPES, pick_dtype
 from exitlens.compute.names import DTYPE_ALIASES
-from exitlens.errors import LayerError
+from exitlens.errors import ExitlensError, LayerError
+from exitlens.models.checkpoint.shape import check_depth, known_depth
 from exitlens.studies.config import RunConfig, load_config
+from exitlens.studies.run import run
 
 
 def commands() -> Iterator[tuple[str, Any]]:
@@ -229,7 +230,28 @@ def test_the_depth_that_a_folder_states_is_used_before_loading(tmp_path: Path) -
     for text in ("{", "[]", '{"n_layer": "12"}', '{"n_layer": 0}'):
         (tmp_path / "config.json").write_text(text)
         assert known_depth(str(tmp_path)) is None
-    assert known_depth("smollm2-135m") is None
+    assert known_depth("smollm2-135m") == 30
+    assert known_depth("org/name") is None
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"only": ("layers",), "layers": "13"},
+        {"only": ("probes",), "probed_layers": "1/2,13"},
+        {"only": ("probes",), "probe_layers": "1-13"},
+        {"only": ("exits",), "exit_layers": "0"},
+    ],
+)
+def test_a_run_refuses_layers_before_anything_is_loaded_or_made(tmp_path: Path, given: dict[str, Any]) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"n_layer": 12}))  # no weights: nothing here could be loaded
+    with pytest.raises(LayerError, match=r"layer (13|0) is out of range"):
+        run(RunConfig(model=str(tmp_path), out=str(tmp_path / "run"), **given))
+    assert not (tmp_path / "run").exists()
+    # What another study would read is not looked at.
+    with pytest.raises(ExitlensError) as refused:
+        run(RunConfig(model=str(tmp_path), out=str(tmp_path / "run"), **{**given, "only": ("entropy",)}))
+    assert not isinstance(refused.value, LayerError)
 
 
 @pytest.mark.parametrize("alias", DTYPE_ALIASES)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exitlens.cli._load import check_depth, load_model
+from exitlens.cli._load import load_model
 from exitlens.cli.console import Column, echo, given_text, print_json, print_table, say
 from exitlens.cli.help import add_command
 from exitlens.cli.options import (
@@ -27,6 +27,7 @@ from exitlens.cli.options import (
     TrustOption,
     option,
 )
+from exitlens.models.checkpoint.shape import check_depth
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.models import OptionInfo
 
-from exitlens.cli._load import check_depth
 from exitlens.cli.console import Column, echo, print_json, print_table, say
 from exitlens.cli.help import add_command
 from exitlens.cli.options import (
@@ -30,6 +29,7 @@ from exitlens.cli.options import (
     option,
 )
 from exitlens.lenses import STATS
+from exitlens.models.checkpoint.shape import check_depth
 from exitlens.progress import StageProgress
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from exitlens.cli._load import check_depth, load_model
+from exitlens.cli._load import load_model
 from exitlens.cli.console import Column, echo, print_json, print_table
 from exitlens.cli.options import (
     CHECKS,
@@ -26,6 +26,7 @@ from exitlens.cli.options import (
     option,
 )
 from exitlens.layer_range import LayerRange
+from exitlens.models.checkpoint.shape import check_depth
 from exitlens.progress import counted, progress
 
 if TYPE_CHECKING:

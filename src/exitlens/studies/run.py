@@ -14,6 +14,7 @@ from exitlens.arguments import wrong_kind
 from exitlens.decoding.token_rules import rules_of
 from exitlens.display import Shown
 from exitlens.errors import RunError
+from exitlens.models.checkpoint.shape import check_depth
 from exitlens.models.protocol import LayeredModel
 from exitlens.models.text.generation_settings import settings_not_applied
 from exitlens.parsing import cut
@@ -98,6 +99,8 @@ def run(
     if not isinstance(config, RunConfig):
         raise wrong_kind("the settings", config, "give an exitlens.RunConfig(...)")
     check_words(config)
+    if lm is None:
+        _check_layers(config)
     chosen = [STUDIES[name] for name in config.only]
     needs = {need for study in chosen for need in study.needs_of(config)}
     inputs = load_inputs(config, needs)
@@ -134,6 +137,21 @@ def run(
         directory.note(finished=now())
         say("drawing figures and writing the report" if config.figures else "writing the report")
         return publish(directory, figures=config.figures, width=config.figure_width)
+
+
+# The settings that name layers, the studies that they belong to, and the lowest layer that they may name.
+_LAYERS = {
+    "layers": (("layers", "lenses"), 0), "probed_layers": (("probes",), 0), "probe_layers": (("probes",), 0),
+    "exit_layers": (("exits",), 1),
+}  # fmt: skip
+
+
+def _check_layers(config: RunConfig) -> None:
+    """Raise LayerError for a layer that the model cannot have, where its depth is known without loading it."""
+    for name, (studies, first) in _LAYERS.items():
+        layers: str | None = getattr(config, name)
+        if layers is not None and set(studies) & set(config.only):
+            check_depth(config.model, layers, first=first, what="exit layer" if name == "exit_layers" else "layer")
 
 
 def publish(directory: RunDirectory, *, figures: bool = True, width: FigureWidth = "page") -> Finished:

@@ -7,6 +7,7 @@ shape of the Llama 3 model of that size; other sizes are refused, since a width 
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +15,15 @@ from types import MappingProxyType
 from typing import Any
 
 from exitlens.errors import CorruptModel, InputError, ModelNotFound, UnsupportedModel
+from exitlens.layer_range import LayerRange, parse_layers
+from exitlens.models.hub.catalog import CATALOG
 from exitlens.parsing import cut
 
-__all__ = ["SHAPES", "ModelShape", "shape_of", "stated_shape"]
+__all__ = ["SHAPES", "ModelShape", "check_depth", "known_depth", "shape_of", "stated_shape"]
 
 
+# What a configuration calls the number of blocks, in the families that do not use the first name.
+_DEPTH = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 
 
@@ -126,6 +131,38 @@ def shape_of(name: str, *, revision: str | None = None, trust_remote_code: bool 
 
     repo, tag = hub_name(name, revision, "model")
     return _of_folder(snapshot(repo, name, tag, remote=trust_remote_code, config_only=True), name, trust_remote_code)
+
+
+def check_depth(model: str, layers: str, *, first: int = 0, what: str = "layer") -> LayerRange:
+    """Layers as text, refused before anything is loaded where the model's depth is known and they are out of it.
+
+    Args:
+        model: A built-in model's name, a folder, a file or a Hub id.
+        layers: In the grammar of :mod:`exitlens.layer_range`.
+        first: The lowest layer that may be meant.
+        what: What a layer is here, for the message.
+
+    Raises:
+        InputError: Text that is not in that grammar.
+        LayerError: A layer that the model does not have.
+    """
+    wanted = parse_layers(layers)
+    depth = known_depth(model)
+    if depth is not None:
+        wanted.resolve(depth, first=first, what=what, owner=model)
+    return wanted
+
+
+def known_depth(model: str) -> int | None:
+    """The number of blocks of a built-in model, or that a folder's ``config.json`` states; None where neither tells."""
+    try:
+        config = json.loads((Path(model).expanduser() / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return SHAPES[model].blocks if model in CATALOG and model in SHAPES else None
+    if not isinstance(config, dict):
+        return None
+    found = next((config[key] for key in _DEPTH if isinstance(config.get(key), int)), None)
+    return found if found is not None and found > 0 else None
 
 
 def _of_folder(folder: Path, label: str, remote: bool) -> ModelShape:
