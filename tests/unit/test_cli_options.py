@@ -234,6 +234,16 @@ def test_the_depth_that_a_folder_states_is_used_before_loading(tmp_path: Path) -
     assert known_depth("org/name") is None
 
 
+@pytest.mark.parametrize("command", [["generate", "Hi"], ["serve"]])
+def test_a_decoder_of_layers_that_a_model_lacks_is_refused_before_loading(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"n_layer": 12}))
+    for decoder, refused in (("static:13", True), ("dola:3/40", True), ("dola:3/4", False)):
+        assert cli.main([*command, "--model", str(tmp_path), "--decoder", decoder]) == 2  # there are no weights
+        assert ("out of range" in capsys.readouterr().err) == refused
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -241,11 +251,12 @@ def test_the_depth_that_a_folder_states_is_used_before_loading(tmp_path: Path) -
         {"only": ("probes",), "probed_layers": "1/2,13"},
         {"only": ("probes",), "probe_layers": "1-13"},
         {"only": ("exits",), "exit_layers": "0"},
+        {"only": ("decoding",), "decoders": ("vanilla", "static:13@1.2")},
     ],
 )
 def test_a_run_refuses_layers_before_anything_is_loaded_or_made(tmp_path: Path, given: dict[str, Any]) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"n_layer": 12}))  # no weights: nothing here could be loaded
-    with pytest.raises(LayerError, match=r"layer (13|0) is out of range"):
+    with pytest.raises(LayerError, match="out of range"):
         run(RunConfig(model=str(tmp_path), out=str(tmp_path / "run"), **given))
     assert not (tmp_path / "run").exists()
     # What another study would read is not looked at.

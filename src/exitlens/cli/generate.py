@@ -159,10 +159,12 @@ def generate_command(
     generation_config, chat_date; with --exit or --speculate also what was run; with --watch p_true, one a token.
     """
     from exitlens.data.prompts import QA_PROMPT, qa_prompt
+    from exitlens.decoding.contrast.parse import check_decoder
     from exitlens.studies.answers.decoder_spec import DecoderSpec
 
     texts = _texts(prompt, prompts, qa, chat)
     spec = DecoderSpec.parse(decoder, repetition_penalty)
+    check_decoder(spec.decoder, model)
     stops = [*(stop or ()), *(QA_PROMPT.stop if qa else ())]
     options: dict[str, Any] = {
         "decoder": spec.decoder, "max_new_tokens": max_new_tokens, "stop": stops, "repetition_penalty": spec.penalty,

@@ -87,9 +87,9 @@ def serve_command(
     are JSON in OpenAI's form. SIGTERM ends it in order, with exit code 0.
     """
     from exitlens.cli._generate_watch import open_watcher
-    from exitlens.decoding import parse_decoder
+    from exitlens.decoding.contrast.parse import check_decoder
 
-    parse_decoder(decoder)
+    check_decoder(decoder, model)
 
     from exitlens.server import Limits, check_address
 

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from exitlens.arguments import wrong_kind
+from exitlens.decoding.contrast.parse import check_decoder
 from exitlens.decoding.token_rules import rules_of
 from exitlens.display import Shown
 from exitlens.errors import RunError
@@ -27,6 +28,7 @@ from exitlens.runs.engine import Report
 from exitlens.runs.status import StatusFile
 from exitlens.storage.mirror import check_target
 from exitlens.storage.object_store import address_of
+from exitlens.studies.answers.decoder_spec import DecoderSpec
 from exitlens.studies.config import RunConfig, check_words
 from exitlens.studies.context import Context
 from exitlens.studies.engines import ModelSource, opened_engine
@@ -147,11 +149,14 @@ _LAYERS = {
 
 
 def _check_layers(config: RunConfig) -> None:
-    """Raise LayerError for a layer that the model cannot have, where its depth is known without loading it."""
+    """Raise LayerError for a layer that the model does not have, where its depth is known without loading it."""
     for name, (studies, first) in _LAYERS.items():
         layers: str | None = getattr(config, name)
         if layers is not None and set(studies) & set(config.only):
             check_depth(config.model, layers, first=first, what="exit layer" if name == "exit_layers" else "layer")
+    if "decoding" in config.only:
+        for text in config.decoders:
+            check_decoder(DecoderSpec.parse(text).decoder, config.model)
 
 
 def publish(directory: RunDirectory, *, figures: bool = True, width: FigureWidth = "page") -> Finished:

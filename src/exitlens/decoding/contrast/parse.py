@@ -28,11 +28,12 @@ from exitlens.decoding.contrast.dola import DoLa
 from exitlens.decoding.contrast.end import END
 from exitlens.decoding.contrast.sled import SLED
 from exitlens.errors import InputError
+from exitlens.models.checkpoint.shape import known_depth
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["decoder_names", "decoder_options", "parse_decoder", "register_decoder"]
+__all__ = ["check_decoder", "decoder_names", "decoder_options", "parse_decoder", "register_decoder"]
 
 # A decoder's class, or the function of a user's own decoder made into one.
 _Maker = type[ContrastDecoder] | partial["_FunctionDecoder"]
@@ -119,6 +120,16 @@ class _FunctionDecoder(ContrastDecoder):
     def __call__(self, final: Tensor, early: Tensor, n_layers: int) -> Scores:  # noqa: ARG002 (the protocol's)
         """What the function says."""
         return Scores(self.function(final, early.to(final.dtype)))
+
+
+def check_decoder(decoder: str, model: str) -> None:
+    """Refuse a decoder whose layers ``model`` does not have, where its depth is known before it is loaded.
+
+    Raises InputError as :func:`parse_decoder`, and LayerError.
+    """
+    parsed, depth = parse_decoder(decoder), known_depth(model)
+    if depth is not None:
+        parsed.layers(depth, False)  # tied embeddings only leave candidates out
 
 
 def parse_decoder(text: str | Decoder) -> Decoder:
