@@ -224,7 +224,7 @@ def test_the_client_sees_refusals_as_its_own_errors(client: OpenAI) -> None:
 
 
 class _Slow:
-    """The same model, a little while at each token."""
+    """The same model, a little while at each token, and as many of them as it is asked for."""
 
     def __init__(self, lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         self.tokens = 0
@@ -238,6 +238,7 @@ class _Slow:
             return plain(*args, **options)
 
         monkeypatch.setattr(runner, "logits", logits)
+        monkeypatch.setattr(type(lm), "eos_ids", ())  # else the answer has eight tokens, and is soon over
 
 
 @pytest.mark.parametrize("stream", [True, False])
