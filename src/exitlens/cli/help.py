@@ -29,6 +29,7 @@ ELSEWHERE = "(help: "
 """In a heading: its options are only named, the command that it names has their help."""
 
 _TOO_MANY = re.compile(r"Got unexpected extra arguments? ?(?:\(s\) )?\((.*)\)")
+_SCREEN, _SCREEN_WIDE = 54, 44  # lines of a help at most, in 80 columns and in 100
 _OPTIONS = "Options"
 _HYPHEN = "\ue000"  # a hyphen while lines are broken: no option's name or value is cut in two
 
@@ -137,9 +138,13 @@ def _usage(command: Any, ctx: Any) -> list[str]:
 
 
 def _write_examples(command: Any, formatter: Any) -> None:
-    if command.epilog:
+    """As many of a command's examples as its screen has room for; the documentation has them all."""
+    wide = formatter.width >= 90
+    room = (_SCREEN_WIDE if wide else _SCREEN) - formatter.getvalue().count("\n") - 2  # a blank line, the heading
+    examples = (command.epilog or "").split("\n")[: max(0, room)] if command.epilog else []
+    if examples:
         with formatter.section("Examples"):
-            for line in command.epilog.split("\n"):
+            for line in examples:
                 formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
 
 
